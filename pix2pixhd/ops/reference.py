@@ -1,0 +1,43 @@
+"""The operators in plain PyTorch: the oracle of the tests, the rival in the benchmarks, the fallback of the package.
+
+Nothing here is clever on purpose. Each function is the textbook formula, written the way people write it in
+training scripts, so that what the fused operators compute and save can be read off by comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _weighted_sum(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    if not terms:
+        return torch.zeros(())
+    total = terms[0] * weights[0]
+    for term, weight in zip(terms[1:], weights[1:], strict=True):
+        total = total + term * weight
+    return total
+
+
+def multi_l1_loss(inputs: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """``Σ_k weights[k] · mean|inputs[k] − targets[k]|`` as a loop over ``F.l1_loss``."""
+    return _weighted_sum([F.l1_loss(x, y) for x, y in zip(inputs, targets, strict=True)], weights)
+
+
+def lsgan_loss(preds: Sequence[Tensor], targets: Sequence[float], weights: Sequence[float]) -> Tensor:
+    """``Σ_k weights[k] · mean((preds[k] − targets[k])²)`` as a loop over ``F.mse_loss`` with filled labels."""
+    terms = [F.mse_loss(x, torch.full_like(x, t)) for x, t in zip(preds, targets, strict=True)]
+    return _weighted_sum(terms, weights)
+
+
+def hinge_loss(preds: Sequence[Tensor], signs: Sequence[float], weights: Sequence[float]) -> Tensor:
+    """``Σ_k weights[k] · mean(max(0, 1 − signs[k]·preds[k]))``."""
+    return _weighted_sum([F.relu(1.0 - s * x).mean() for x, s in zip(preds, signs, strict=True)], weights)
+
+
+def mean_loss(preds: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """``Σ_k weights[k] · mean(preds[k])``."""
+    return _weighted_sum([x.mean() for x in preds], weights)
