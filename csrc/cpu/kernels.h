@@ -1,0 +1,50 @@
+// CPU kernels on one chunk of one tensor: raw pointers and sizes in, no framework types.
+#pragma once
+
+#include <cstdint>
+
+#include "../multi_tensor.h"
+
+namespace pix2pixhd::cpu {
+
+// A chunk is the unit of work and of summation. Its size is fixed, so that partial sums, and with them every bit of the
+// result, do not depend on the number of threads. A multiple of kSignTile; 128 KiB of float32 keeps the fixed cost of a
+// chunk under 1 % and lets a discriminator's smallest feature map still be shared between threads.
+constexpr int64_t kChunk = int64_t{1} << 15;
+
+struct Kernels {
+  const char* name;
+
+  // Returns the sum over i of |input[i] - target[i]|, accumulated in double.
+  // signs: [2 * ceil(n / 32)] words, (positive, negative) planes of 32 elements each; null when nobody wants a gradient.
+  double (*l1_forward)(const void* input, DType input_type, const void* target, DType target_type, int64_t n,
+                       uint32_t* signs);
+
+  // grad[i] = coefficient * sign[i]; a zero sign gives 0 * coefficient, so a NaN or Inf upstream shows as in PyTorch.
+  void (*l1_backward)(void* grad, DType type, int64_t n, const uint32_t* signs, double coefficient);
+
+  // Returns the sum over i of f(input[i]; constant), accumulated in double.
+  double (*pointwise_forward)(const void* input, DType type, int64_t n, Pointwise kind, double constant);
+
+  // grad[i] = coefficient * f'(input[i]; constant).
+  void (*pointwise_backward)(void* grad, const void* input, DType type, int64_t n, Pointwise kind, double constant,
+                             double coefficient);
+};
+
+extern const Kernels kBaseline;
+#if defined(__x86_64__)
+extern const Kernels kAvx2;
+extern const Kernels kAvx512;
+#endif
+
+// The best table that this processor runs, or the one named by PIX2PIXHD_CPU_ISA (baseline, avx2, avx512) when the
+// processor has it. Decided once, at the first call.
+const Kernels& kernels();
+
+// Comma-separated names of the tables that this processor can run, the best last.
+const char* supported_instruction_sets();
+
+// Uses the named table from now on ("auto" for the best one). False when this processor cannot run it or it is unknown.
+bool select_kernels(const char* name);
+
+}  // namespace pix2pixhd::cpu

@@ -1,0 +1,7 @@
+#include "vec_avx2.h"
+// The vectors come first: the kernels are written over them.
+#include "kernels_impl.h"
+
+namespace pix2pixhd::cpu {
+const Kernels kAvx2 = {"avx2", l1_forward, l1_backward, pointwise_forward, pointwise_backward};
+}  // namespace pix2pixhd::cpu

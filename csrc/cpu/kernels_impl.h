@@ -1,0 +1,205 @@
+// The kernels, written once over a vector type `Vec` and compiled once per instruction set. A translation unit includes
+// the instruction set's vectors (vec_*.h) first, then this file. Everything lives in an unnamed namespace and uses no
+// inline function of the standard library: a function shared between translation units could be merged by the linker
+// into the variant that an older processor cannot run.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+#include "scalar.h"
+
+namespace pix2pixhd::cpu {
+namespace {
+
+// Two types meet in the wider of the two: float, unless one is double.
+template <typename A, typename B>
+struct Wider {
+  using type = float;
+};
+template <typename B>
+struct Wider<double, B> {
+  using type = double;
+};
+template <typename A>
+struct Wider<A, double> {
+  using type = double;
+};
+template <>
+struct Wider<double, double> {
+  using type = double;
+};
+
+template <typename A, typename B, bool kSigns>
+double l1_forward_typed(const A* input, const B* target, int64_t n, uint32_t* signs) {
+  using C = typename Wider<A, B>::type;
+  using V = Vec<C>;
+  typename V::Sum sum = V::zero_sum();
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    uint32_t positive = 0;
+    uint32_t negative = 0;
+    for (int lane = 0; lane < 32; lane += V::kLanes) {
+      const auto difference = V::subtract(V::load(input + i + lane), V::load(target + i + lane));
+      V::add_absolute(sum, difference, lane);
+      if constexpr (kSigns) {
+        positive |= V::positive(difference) << lane;
+        negative |= V::negative(difference) << lane;
+      }
+    }
+    if constexpr (kSigns) {
+      signs[i / 16] = positive;
+      signs[i / 16 + 1] = negative;
+    }
+  }
+  double total = V::total(sum);
+  if (i < n) {
+    uint32_t positive = 0;
+    uint32_t negative = 0;
+    for (int64_t lane = 0; i + lane < n; ++lane) {
+      const C difference = C(widen(input[i + lane])) - C(widen(target[i + lane]));
+      total += difference < 0 ? -double(difference) : double(difference);
+      positive |= uint32_t(difference > 0) << lane;
+      negative |= uint32_t(difference < 0) << lane;
+    }
+    if constexpr (kSigns) {
+      signs[i / 16] = positive;
+      signs[i / 16 + 1] = negative;
+    }
+  }
+  return total;
+}
+
+template <typename T>
+void l1_backward_typed(T* grad, int64_t n, const uint32_t* signs, double coefficient) {
+  const T plus = narrow<T>(coefficient);
+  const T minus = narrow<T>(-coefficient);
+  const T zero = narrow<T>(0.0 * coefficient);
+  const SignExpander<T> expand(plus, minus, zero);
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) expand(grad + i, signs[i / 16], signs[i / 16 + 1]);
+  for (int64_t lane = 0; i + lane < n; ++lane) {
+    const bool positive = (signs[i / 16] >> lane) & 1u;
+    const bool negative = (signs[i / 16 + 1] >> lane) & 1u;
+    grad[i + lane] = positive ? plus : negative ? minus : zero;
+  }
+}
+
+template <Pointwise kKind, typename T>
+double pointwise_forward_typed(const T* input, int64_t n, double constant) {
+  using C = typename Wider<T, T>::type;
+  const C c = static_cast<C>(constant);
+  constexpr int kSums = 16;  // independent sums, added in a fixed order: what lets the compiler vectorise
+  double sums[kSums] = {};
+  auto value = [c](T x) -> double {
+    if constexpr (kKind == Pointwise::kSquaredError) {
+      const double difference = C(widen(x)) - c;
+      return difference * difference;
+    } else if constexpr (kKind == Pointwise::kHinge) {
+      const C margin = C(1) - c * C(widen(x));
+      return margin <= 0 ? 0.0 : double(margin);  // NaN stays
+    } else {
+      return double(c) * double(widen(x));
+    }
+  };
+  int64_t i = 0;
+  for (; i + kSums <= n; i += kSums) {
+    for (int lane = 0; lane < kSums; ++lane) sums[lane] += value(input[i + lane]);
+  }
+  for (int lane = 0; i + lane < n; ++lane) sums[lane] += value(input[i + lane]);
+  for (int width = kSums / 2; width > 0; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
+  }
+  return sums[0];
+}
+
+template <Pointwise kKind, typename T>
+void pointwise_backward_typed(T* grad, const T* input, int64_t n, double constant, double coefficient) {
+  using C = typename Wider<T, T>::type;
+  const C c = static_cast<C>(constant);
+  const C factor = static_cast<C>(coefficient);
+  for (int64_t i = 0; i < n; ++i) {
+    const C x = widen(input[i]);
+    if constexpr (kKind == Pointwise::kSquaredError) {
+      grad[i] = narrow<T>(C(2) * factor * (x - c));
+    } else if constexpr (kKind == Pointwise::kHinge) {
+      grad[i] = narrow<T>(C(1) - c * x <= 0 ? C(0) : -c * factor);  // NaN passes the gradient, as F.relu does
+    } else {
+      grad[i] = narrow<T>(c * factor);
+    }
+  }
+}
+
+// From run-time types to the functions above.
+
+template <typename F>
+auto with_type(DType type, F&& f) {
+  switch (type) {
+    case DType::kFloat64:
+      return f(double{});
+    case DType::kFloat16:
+      return f(Half{});
+    case DType::kBFloat16:
+      return f(BFloat16{});
+    default:
+      return f(float{});
+  }
+}
+
+double l1_forward(const void* input, DType input_type, const void* target, DType target_type, int64_t n,
+                  uint32_t* signs) {
+  return with_type(input_type, [&](auto a) {
+    return with_type(target_type, [&](auto b) {
+      const auto* x = static_cast<const decltype(a)*>(input);
+      const auto* y = static_cast<const decltype(b)*>(target);
+      return signs != nullptr ? l1_forward_typed<decltype(a), decltype(b), true>(x, y, n, signs)
+                              : l1_forward_typed<decltype(a), decltype(b), false>(x, y, n, signs);
+    });
+  });
+}
+
+void l1_backward(void* grad, DType type, int64_t n, const uint32_t* signs, double coefficient) {
+  with_type(type, [&](auto t) { l1_backward_typed(static_cast<decltype(t)*>(grad), n, signs, coefficient); });
+}
+
+template <Pointwise kKind>
+double pointwise_forward_kind(const void* input, DType type, int64_t n, double constant) {
+  return with_type(type, [&](auto t) {
+    return pointwise_forward_typed<kKind>(static_cast<const decltype(t)*>(input), n, constant);
+  });
+}
+
+template <Pointwise kKind>
+void pointwise_backward_kind(void* grad, const void* input, DType type, int64_t n, double constant,
+                             double coefficient) {
+  with_type(type, [&](auto t) {
+    pointwise_backward_typed<kKind>(static_cast<decltype(t)*>(grad), static_cast<const decltype(t)*>(input), n,
+                                    constant, coefficient);
+  });
+}
+
+double pointwise_forward(const void* input, DType type, int64_t n, Pointwise kind, double constant) {
+  switch (kind) {
+    case Pointwise::kSquaredError:
+      return pointwise_forward_kind<Pointwise::kSquaredError>(input, type, n, constant);
+    case Pointwise::kHinge:
+      return pointwise_forward_kind<Pointwise::kHinge>(input, type, n, constant);
+    default:
+      return pointwise_forward_kind<Pointwise::kLinear>(input, type, n, constant);
+  }
+}
+
+void pointwise_backward(void* grad, const void* input, DType type, int64_t n, Pointwise kind, double constant,
+                        double coefficient) {
+  switch (kind) {
+    case Pointwise::kSquaredError:
+      return pointwise_backward_kind<Pointwise::kSquaredError>(grad, input, type, n, constant, coefficient);
+    case Pointwise::kHinge:
+      return pointwise_backward_kind<Pointwise::kHinge>(grad, input, type, n, constant, coefficient);
+    default:
+      return pointwise_backward_kind<Pointwise::kLinear>(grad, input, type, n, constant, coefficient);
+  }
+}
+
+}  // namespace
+}  // namespace pix2pixhd::cpu

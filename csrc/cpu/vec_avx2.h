@@ -1,0 +1,127 @@
+// 256-bit vectors: AVX2 with F16C.
+#pragma once
+
+#include <immintrin.h>
+
+#include "scalar.h"
+
+namespace pix2pixhd::cpu {
+namespace {
+
+template <typename C>
+struct Vec;
+
+template <>
+struct Vec<float> {
+  static constexpr int kLanes = 8;
+  struct Sum {
+    __m256d part[4];
+  };
+  static Sum zero_sum() { return {{_mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd()}}; }
+  static __m128i load_bits(const void* x) { return _mm_loadu_si128(static_cast<const __m128i*>(x)); }
+  static __m256 load(const float* x) { return _mm256_loadu_ps(x); }
+  static __m256 load(const Half* x) { return _mm256_cvtph_ps(load_bits(x)); }
+  static __m256 load(const BFloat16* x) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_bits(x)), 16));
+  }
+  static __m256 subtract(__m256 a, __m256 b) { return _mm256_sub_ps(a, b); }
+  static void add_absolute(Sum& sum, __m256 x, int lane) {
+    const __m256 absolute = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
+    const int part = (lane >> 2) & 2;
+    sum.part[part] = _mm256_add_pd(sum.part[part], _mm256_cvtps_pd(_mm256_castps256_ps128(absolute)));
+    sum.part[part + 1] = _mm256_add_pd(sum.part[part + 1], _mm256_cvtps_pd(_mm256_extractf128_ps(absolute, 1)));
+  }
+  static uint32_t positive(__m256 x) { return _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ)); }
+  static uint32_t negative(__m256 x) { return _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ)); }
+  static double total(const Sum& sum) {
+    const __m256d four =
+        _mm256_add_pd(_mm256_add_pd(sum.part[0], sum.part[1]), _mm256_add_pd(sum.part[2], sum.part[3]));
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+  }
+};
+
+template <>
+struct Vec<double> {
+  static constexpr int kLanes = 4;
+  using Sum = Vec<float>::Sum;
+  static Sum zero_sum() { return Vec<float>::zero_sum(); }
+  static __m128i load_bits(const void* x) { return _mm_loadl_epi64(static_cast<const __m128i*>(x)); }
+  static __m256d load(const double* x) { return _mm256_loadu_pd(x); }
+  static __m256d load(const float* x) { return _mm256_cvtps_pd(_mm_loadu_ps(x)); }
+  static __m256d load(const Half* x) { return _mm256_cvtps_pd(_mm_cvtph_ps(load_bits(x))); }
+  static __m256d load(const BFloat16* x) {
+    return _mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(load_bits(x)), 16)));
+  }
+  static __m256d subtract(__m256d a, __m256d b) { return _mm256_sub_pd(a, b); }
+  static void add_absolute(Sum& sum, __m256d x, int lane) {
+    const int part = (lane >> 2) & 3;
+    sum.part[part] = _mm256_add_pd(sum.part[part], _mm256_andnot_pd(_mm256_set1_pd(-0.0), x));
+  }
+  static uint32_t positive(__m256d x) { return _mm256_movemask_pd(_mm256_cmp_pd(x, _mm256_setzero_pd(), _CMP_GT_OQ)); }
+  static uint32_t negative(__m256d x) { return _mm256_movemask_pd(_mm256_cmp_pd(x, _mm256_setzero_pd(), _CMP_LT_OQ)); }
+  static double total(const Sum& sum) { return Vec<float>::total(sum); }
+};
+
+// Bit i of a word becomes a mask over lane i: broadcast, keep the lane's own bit, compare with it.
+inline __m256i lane_mask32(uint32_t bits) {
+  const __m256i own = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), own), own);
+}
+inline __m256i lane_mask64(uint32_t bits) {
+  const __m256i own = _mm256_setr_epi64x(1, 2, 4, 8);
+  return _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(static_cast<long long>(bits)), own), own);
+}
+inline __m256i lane_mask16(uint32_t bits) {
+  const __m256i own = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384,
+                                        static_cast<short>(0x8000));
+  return _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_set1_epi16(static_cast<short>(bits)), own), own);
+}
+
+template <typename T>
+struct SignExpander {
+  static_assert(sizeof(T) == 2);
+  __m256i plus, minus, zero;
+  SignExpander(T p, T m, T z)
+      : plus(_mm256_set1_epi16(static_cast<short>(p.bits))),
+        minus(_mm256_set1_epi16(static_cast<short>(m.bits))),
+        zero(_mm256_set1_epi16(static_cast<short>(z.bits))) {}
+  void operator()(T* out, uint32_t positive, uint32_t negative) const {
+    for (int lane = 0; lane < 32; lane += 16) {
+      const __m256i value = _mm256_blendv_epi8(_mm256_blendv_epi8(zero, plus, lane_mask16(positive >> lane)), minus,
+                                               lane_mask16(negative >> lane));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + lane), value);
+    }
+  }
+};
+
+template <>
+struct SignExpander<float> {
+  __m256 plus, minus, zero;
+  SignExpander(float p, float m, float z)
+      : plus(_mm256_set1_ps(p)), minus(_mm256_set1_ps(m)), zero(_mm256_set1_ps(z)) {}
+  void operator()(float* out, uint32_t positive, uint32_t negative) const {
+    for (int lane = 0; lane < 32; lane += 8) {
+      const __m256 above = _mm256_castsi256_ps(lane_mask32(positive >> lane));
+      const __m256 below = _mm256_castsi256_ps(lane_mask32(negative >> lane));
+      _mm256_storeu_ps(out + lane, _mm256_blendv_ps(_mm256_blendv_ps(zero, plus, above), minus, below));
+    }
+  }
+};
+
+template <>
+struct SignExpander<double> {
+  __m256d plus, minus, zero;
+  SignExpander(double p, double m, double z)
+      : plus(_mm256_set1_pd(p)), minus(_mm256_set1_pd(m)), zero(_mm256_set1_pd(z)) {}
+  void operator()(double* out, uint32_t positive, uint32_t negative) const {
+    for (int lane = 0; lane < 32; lane += 4) {
+      const __m256d above = _mm256_castsi256_pd(lane_mask64(positive >> lane));
+      const __m256d below = _mm256_castsi256_pd(lane_mask64(negative >> lane));
+      _mm256_storeu_pd(out + lane, _mm256_blendv_pd(_mm256_blendv_pd(zero, plus, above), minus, below));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace pix2pixhd::cpu

@@ -1,0 +1,106 @@
+// 512-bit vectors: AVX-512 F, BW, DQ, VL. Comparisons give the sign planes directly.
+#pragma once
+
+#include <immintrin.h>
+
+#include "scalar.h"
+
+namespace pix2pixhd::cpu {
+namespace {
+
+template <typename C>
+struct Vec;
+
+template <>
+struct Vec<float> {
+  static constexpr int kLanes = 16;
+  struct Sum {
+    __m512d part[4];
+  };
+  static Sum zero_sum() { return {{_mm512_setzero_pd(), _mm512_setzero_pd(), _mm512_setzero_pd(), _mm512_setzero_pd()}}; }
+  static __m256i load_bits(const void* x) { return _mm256_loadu_si256(static_cast<const __m256i*>(x)); }
+  static __m512 load(const float* x) { return _mm512_loadu_ps(x); }
+  static __m512 load(const Half* x) { return _mm512_cvtph_ps(load_bits(x)); }
+  static __m512 load(const BFloat16* x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_bits(x)), 16));
+  }
+  static __m512 subtract(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
+  static void add_absolute(Sum& sum, __m512 x, int lane) {
+    const __m512 absolute = _mm512_abs_ps(x);
+    const int part = (lane >> 3) & 2;
+    sum.part[part] = _mm512_add_pd(sum.part[part], _mm512_cvtps_pd(_mm512_castps512_ps256(absolute)));
+    sum.part[part + 1] = _mm512_add_pd(sum.part[part + 1], _mm512_cvtps_pd(_mm512_extractf32x8_ps(absolute, 1)));
+  }
+  static uint32_t positive(__m512 x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ); }
+  static uint32_t negative(__m512 x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ); }
+  static double total(const Sum& sum) {
+    return _mm512_reduce_add_pd(
+        _mm512_add_pd(_mm512_add_pd(sum.part[0], sum.part[1]), _mm512_add_pd(sum.part[2], sum.part[3])));
+  }
+};
+
+template <>
+struct Vec<double> {
+  static constexpr int kLanes = 8;
+  using Sum = Vec<float>::Sum;
+  static Sum zero_sum() { return Vec<float>::zero_sum(); }
+  static __m128i load_bits(const void* x) { return _mm_loadu_si128(static_cast<const __m128i*>(x)); }
+  static __m512d load(const double* x) { return _mm512_loadu_pd(x); }
+  static __m512d load(const float* x) { return _mm512_cvtps_pd(_mm256_loadu_ps(x)); }
+  static __m512d load(const Half* x) { return _mm512_cvtps_pd(_mm256_cvtph_ps(load_bits(x))); }
+  static __m512d load(const BFloat16* x) {
+    return _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_bits(x)), 16)));
+  }
+  static __m512d subtract(__m512d a, __m512d b) { return _mm512_sub_pd(a, b); }
+  static void add_absolute(Sum& sum, __m512d x, int lane) {
+    const int part = (lane >> 3) & 3;
+    sum.part[part] = _mm512_add_pd(sum.part[part], _mm512_abs_pd(x));
+  }
+  static uint32_t positive(__m512d x) { return _mm512_cmp_pd_mask(x, _mm512_setzero_pd(), _CMP_GT_OQ); }
+  static uint32_t negative(__m512d x) { return _mm512_cmp_pd_mask(x, _mm512_setzero_pd(), _CMP_LT_OQ); }
+  static double total(const Sum& sum) { return Vec<float>::total(sum); }
+};
+
+template <typename T>
+struct SignExpander {
+  static_assert(sizeof(T) == 2);
+  __m512i plus, minus, zero;
+  SignExpander(T p, T m, T z)
+      : plus(_mm512_set1_epi16(static_cast<short>(p.bits))),
+        minus(_mm512_set1_epi16(static_cast<short>(m.bits))),
+        zero(_mm512_set1_epi16(static_cast<short>(z.bits))) {}
+  void operator()(T* out, uint32_t positive, uint32_t negative) const {
+    _mm512_storeu_si512(out, _mm512_mask_mov_epi16(_mm512_mask_mov_epi16(zero, positive, plus), negative, minus));
+  }
+};
+
+template <>
+struct SignExpander<float> {
+  __m512 plus, minus, zero;
+  SignExpander(float p, float m, float z)
+      : plus(_mm512_set1_ps(p)), minus(_mm512_set1_ps(m)), zero(_mm512_set1_ps(z)) {}
+  void operator()(float* out, uint32_t positive, uint32_t negative) const {
+    for (int lane = 0; lane < 32; lane += 16) {
+      const auto above = static_cast<__mmask16>(positive >> lane);
+      const auto below = static_cast<__mmask16>(negative >> lane);
+      _mm512_storeu_ps(out + lane, _mm512_mask_mov_ps(_mm512_mask_mov_ps(zero, above, plus), below, minus));
+    }
+  }
+};
+
+template <>
+struct SignExpander<double> {
+  __m512d plus, minus, zero;
+  SignExpander(double p, double m, double z)
+      : plus(_mm512_set1_pd(p)), minus(_mm512_set1_pd(m)), zero(_mm512_set1_pd(z)) {}
+  void operator()(double* out, uint32_t positive, uint32_t negative) const {
+    for (int lane = 0; lane < 32; lane += 8) {
+      const auto above = static_cast<__mmask8>(positive >> lane);
+      const auto below = static_cast<__mmask8>(negative >> lane);
+      _mm512_storeu_pd(out + lane, _mm512_mask_mov_pd(_mm512_mask_mov_pd(zero, above, plus), below, minus));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace pix2pixhd::cpu

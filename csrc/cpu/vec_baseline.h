@@ -1,0 +1,39 @@
+// Vectors of one: for processors without AVX2 and for other architectures.
+#pragma once
+
+#include "scalar.h"
+
+namespace pix2pixhd::cpu {
+namespace {
+
+template <typename C>
+struct Vec {
+  static constexpr int kLanes = 1;
+  struct Sum {
+    double part[4];
+  };
+  static Sum zero_sum() { return {}; }
+  template <typename T>
+  static C load(const T* x) {
+    return C(widen(*x));
+  }
+  static C subtract(C a, C b) { return a - b; }
+  static void add_absolute(Sum& sum, C x, int lane) { sum.part[lane & 3] += x < 0 ? -double(x) : double(x); }
+  static uint32_t positive(C x) { return x > 0; }
+  static uint32_t negative(C x) { return x < 0; }
+  static double total(const Sum& sum) { return (sum.part[0] + sum.part[1]) + (sum.part[2] + sum.part[3]); }
+};
+
+template <typename T>
+struct SignExpander {
+  T value[4];  // by (negative, positive)
+  SignExpander(T plus, T minus, T zero) : value{zero, plus, minus, zero} {}
+  void operator()(T* out, uint32_t positive, uint32_t negative) const {
+    for (int lane = 0; lane < 32; ++lane) {
+      out[lane] = value[((positive >> lane) & 1u) | (((negative >> lane) & 1u) << 1)];
+    }
+  }
+};
+
+}  // namespace
+}  // namespace pix2pixhd::cpu

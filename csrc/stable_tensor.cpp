@@ -1,0 +1,204 @@
+#include "stable_tensor.h"
+
+#include <algorithm>
+#include <array>
+#include <numeric>
+
+namespace pix2pixhd {
+namespace {
+
+std::vector<int64_t> contiguous_strides(const int64_t* sizes, int64_t ndim) {
+  std::vector<int64_t> strides(ndim);
+  int64_t running = 1;
+  for (int64_t d = ndim - 1; d >= 0; --d) {
+    strides[d] = running;
+    running *= std::max<int64_t>(sizes[d], 1);
+  }
+  return strides;
+}
+
+Tensor copy_into_layout(const Tensor& tensor, const Shape& layout) {
+  Tensor copy = empty_strided({layout.sizes, layout.sizes + layout.ndim}, {layout.strides, layout.strides + layout.ndim},
+                              scalar_type_of(dtype_of(tensor, "tensor", 0)), Device(tensor));
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
+
+void check_same_device(const Tensor& tensor, Device device, const char* argument, size_t index) {
+  const Device own(tensor);
+  STD_TORCH_CHECK(own.type == device.type && own.index == device.index, "pix2pixhd: ", argument, "[", index,
+                  "] is on another device than input[0]; move all tensors to one device");
+}
+
+}  // namespace
+
+Shape::Shape(const Tensor& tensor)
+    : sizes(tensor.sizes().data()), strides(tensor.strides().data()), ndim(tensor.dim()) {}
+
+int64_t Shape::numel() const {
+  return std::accumulate(sizes, sizes + ndim, int64_t{1}, [](int64_t a, int64_t b) { return a * b; });
+}
+
+bool Shape::is_dense() const {
+  std::vector<std::pair<int64_t, int64_t>> dims;  // (stride, size)
+  for (int64_t d = 0; d < ndim; ++d) {
+    if (sizes[d] == 0) return true;
+    if (sizes[d] > 1) dims.emplace_back(strides[d], sizes[d]);
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+bool Shape::same_layout(const Shape& other) const {
+  for (int64_t d = 0; d < ndim; ++d) {
+    if (sizes[d] > 1 && strides[d] != other.strides[d]) return false;
+  }
+  return true;
+}
+
+bool Shape::same_sizes(const Shape& other) const {
+  return ndim == other.ndim && std::equal(sizes, sizes + ndim, other.sizes);
+}
+
+std::string Shape::str() const {
+  std::string text = "[";
+  for (int64_t d = 0; d < ndim; ++d) text += (d > 0 ? ", " : "") + std::to_string(sizes[d]);
+  return text + "]";
+}
+
+DType dtype_from_scalar_type(int64_t scalar_type) {
+  switch (static_cast<ScalarType>(scalar_type)) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    default:
+      STD_TORCH_CHECK(false, "pix2pixhd: expected float32, float64, float16 or bfloat16, got scalar type ", scalar_type);
+  }
+  return DType::kFloat32;
+}
+
+DType dtype_of(const Tensor& tensor, const char* argument, size_t index) {
+  const ScalarType type = tensor.scalar_type();
+  const bool supported = type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+                         type == ScalarType::BFloat16;
+  STD_TORCH_CHECK(supported, "pix2pixhd: ", argument, "[", index,
+                  "] must be float32, float64, float16 or bfloat16; convert it, for example with .float()");
+  return dtype_from_scalar_type(static_cast<int64_t>(type));
+}
+
+int32_t scalar_type_of(DType dtype) {
+  constexpr std::array<ScalarType, 4> types = {ScalarType::Float, ScalarType::Double, ScalarType::Half,
+                                               ScalarType::BFloat16};
+  return static_cast<int32_t>(types[static_cast<size_t>(dtype)]);
+}
+
+int64_t element_size(DType dtype) {
+  constexpr std::array<int64_t, 4> sizes = {4, 8, 2, 2};
+  return sizes[static_cast<size_t>(dtype)];
+}
+
+Device::Device(const Tensor& tensor) {
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &index));
+}
+
+Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, int32_t scalar_type,
+                     Device device) {
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                  scalar_type, device.type, device.index, &handle));
+  return Tensor(handle);
+}
+
+std::vector<DensePair> dense_pairs(const std::vector<Tensor>& input, const std::vector<Tensor>& target,
+                                   const std::vector<double>& weight) {
+  STD_TORCH_CHECK(!input.empty(), "pix2pixhd: input is an empty list; pass at least one tensor");
+  STD_TORCH_CHECK(input.size() == target.size() && input.size() == weight.size(),
+                  "pix2pixhd: input, target and weight must have the same length, got ", input.size(), ", ",
+                  target.size(), " and ", weight.size());
+  const Device device(input[0]);
+  std::vector<DensePair> pairs;
+  pairs.reserve(input.size());
+  for (size_t k = 0; k < input.size(); ++k) {
+    check_same_device(input[k], device, "input", k);
+    check_same_device(target[k], device, "target", k);
+    const Shape x(input[k]);
+    const Shape y(target[k]);
+    STD_TORCH_CHECK(x.same_sizes(y), "pix2pixhd: input[", k, "] and target[", k, "] must have the same shape, got ",
+                    x.str(), " and ", y.str());
+    DensePair pair{input[k], target[k], x.numel(), dtype_of(input[k], "input", k), dtype_of(target[k], "target", k)};
+    if (pair.numel > 0) {
+      if (!x.is_dense()) {
+        pair.input = torch::stable::contiguous(input[k]);
+        pair.target = torch::stable::contiguous(target[k]);
+      } else if (!x.same_layout(y)) {
+        pair.target = copy_into_layout(target[k], x);
+      }
+    }
+    pairs.push_back(std::move(pair));
+  }
+  return pairs;
+}
+
+std::vector<Tensor> dense_list(const std::vector<Tensor>& input, const std::vector<double>& constant,
+                               const std::vector<double>& weight) {
+  STD_TORCH_CHECK(!input.empty(), "pix2pixhd: input is an empty list; pass at least one tensor");
+  STD_TORCH_CHECK(input.size() == constant.size() && input.size() == weight.size(),
+                  "pix2pixhd: input, constant and weight must have the same length, got ", input.size(), ", ",
+                  constant.size(), " and ", weight.size());
+  const Device device(input[0]);
+  std::vector<Tensor> dense;
+  dense.reserve(input.size());
+  for (size_t k = 0; k < input.size(); ++k) {
+    check_same_device(input[k], device, "input", k);
+    dtype_of(input[k], "input", k);
+    dense.push_back(Shape(input[k]).is_dense() ? input[k] : torch::stable::contiguous(input[k]));
+  }
+  return dense;
+}
+
+std::vector<int64_t> sign_offsets(const std::vector<int64_t>& numels) {
+  std::vector<int64_t> offsets(numels.size() + 1, 0);
+  for (size_t k = 0; k < numels.size(); ++k) offsets[k + 1] = offsets[k] + sign_words(numels[k]);
+  return offsets;
+}
+
+std::vector<Tensor> empty_gradients(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                                    const std::vector<int64_t>& ndims, const std::vector<int64_t>& dtypes,
+                                    const std::vector<double>& weight, Device device) {
+  const int64_t total = std::accumulate(ndims.begin(), ndims.end(), int64_t{0});
+  STD_TORCH_CHECK(ndims.size() == dtypes.size() && ndims.size() == weight.size() &&
+                      static_cast<int64_t>(sizes.size()) == total && sizes.size() == strides.size(),
+                  "pix2pixhd: sizes and strides must hold ", total, " numbers, as ndims says, and ndims, dtypes and ",
+                  "weight one per tensor");
+  std::vector<Tensor> gradients;
+  gradients.reserve(ndims.size());
+  size_t begin = 0;
+  for (size_t k = 0; k < ndims.size(); ++k) {
+    const Shape shape(sizes.data() + begin, strides.data() + begin, ndims[k]);
+    const std::vector<int64_t> size(shape.sizes, shape.sizes + shape.ndim);
+    const std::vector<int64_t> stride = shape.is_dense() ? std::vector<int64_t>(shape.strides, shape.strides + shape.ndim)
+                                                         : contiguous_strides(shape.sizes, shape.ndim);
+    gradients.push_back(empty_strided(size, stride, static_cast<int32_t>(dtypes[k]), device));
+    begin += ndims[k];
+  }
+  return gradients;
+}
+
+void check_signs(const Tensor& signs, const std::vector<int64_t>& offsets) {
+  STD_TORCH_CHECK(signs.scalar_type() == ScalarType::Int && signs.is_contiguous() && signs.numel() == offsets.back(),
+                  "pix2pixhd: signs must be the contiguous int32 tensor of ", offsets.back(),
+                  " words that the forward returned with pack_signs=True");
+}
+
+}  // namespace pix2pixhd

@@ -1,0 +1,84 @@
+// The few things that both op files need of a tensor, over the stable ABI.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "multi_tensor.h"
+
+namespace pix2pixhd {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+struct Shape {
+  const int64_t* sizes;
+  const int64_t* strides;
+  int64_t ndim;
+
+  explicit Shape(const Tensor& tensor);
+  Shape(const int64_t* sizes_, const int64_t* strides_, int64_t ndim_)
+      : sizes(sizes_), strides(strides_), ndim(ndim_) {}
+  int64_t numel() const;
+  // One block of memory, every element once, in any order of dimensions.
+  bool is_dense() const;
+  // The same element at the same place: strides compared where they matter, in dimensions longer than 1.
+  bool same_layout(const Shape& other) const;
+  bool same_sizes(const Shape& other) const;
+  std::string str() const;
+};
+
+DType dtype_of(const Tensor& tensor, const char* argument, size_t index);
+DType dtype_from_scalar_type(int64_t scalar_type);
+int32_t scalar_type_of(DType dtype);
+int64_t element_size(DType dtype);
+
+struct Device {
+  int32_t type;
+  int32_t index;
+  explicit Device(const Tensor& tensor);
+};
+
+Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, int32_t scalar_type,
+                     Device device);
+inline Tensor empty_1d(int64_t size, int32_t scalar_type, Device device) {
+  return empty_strided({size}, {1}, scalar_type, device);
+}
+inline Tensor empty_scalar(int32_t scalar_type, Device device) { return empty_strided({}, {}, scalar_type, device); }
+
+// A pair as the kernels read it: two dense tensors of one layout. Copies are made only of what cannot be read in place.
+struct DensePair {
+  Tensor input;
+  Tensor target;
+  int64_t numel;
+  DType input_type;
+  DType target_type;
+};
+
+// Checks lists of equal length, tensors of equal shape, supported types, one device.
+std::vector<DensePair> dense_pairs(const std::vector<Tensor>& input, const std::vector<Tensor>& target,
+                                   const std::vector<double>& weight);
+// The same for one list; a tensor that is not dense is made contiguous.
+std::vector<Tensor> dense_list(const std::vector<Tensor>& input, const std::vector<double>& constant,
+                               const std::vector<double>& weight);
+
+// Where each tensor's signs begin in the packed buffer, in 32-bit words, and the whole length as the last entry.
+std::vector<int64_t> sign_offsets(const std::vector<int64_t>& numels);
+
+// Fresh gradients for inputs of these sizes, strides and types (all flattened): dense strides are kept, others become
+// contiguous, as the forward reads them.
+std::vector<Tensor> empty_gradients(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                                    const std::vector<int64_t>& ndims, const std::vector<int64_t>& dtypes,
+                                    const std::vector<double>& weight, Device device);
+
+void check_signs(const Tensor& signs, const std::vector<int64_t>& offsets);
+
+}  // namespace pix2pixhd
