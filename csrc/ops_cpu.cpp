@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -99,6 +100,9 @@ std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tenso
     partial[i] = kernels.l1_forward(inputs[chunk.tensor] + chunk.begin * element_size(pair.input_type), pair.input_type,
                                     targets[chunk.tensor] + chunk.begin * element_size(pair.target_type),
                                     pair.target_type, chunk.size, own_signs);
+    if (own_signs != nullptr && chunk.begin + chunk.size == pair.numel) {  // the padding of the last tile
+      std::fill(own_signs + (chunk.size + 31) / 32 * 2, words + offsets[chunk.tensor + 1], 0u);
+    }
   });
   return {scalar_loss(weighted_means(chunks, partial, numels, weight), wide, device), signs};
 }
@@ -132,12 +136,6 @@ std::vector<Tensor> multi_l1_backward(Tensor grad, Tensor signs, std::vector<dou
   return gradients;
 }
 
-Pointwise pointwise_kind(int64_t kind) {
-  STD_TORCH_CHECK(kind >= 0 && kind < kPointwiseKinds, "pix2pixhd: kind must be 0 (squared error), 1 (hinge) or 2 ",
-                  "(linear), got ", kind);
-  return static_cast<Pointwise>(kind);
-}
-
 Tensor multi_pointwise(std::vector<Tensor> input, std::vector<double> constant, std::vector<double> weight,
                        int64_t kind) {
   const Pointwise loss_kind = pointwise_kind(kind);
@@ -166,16 +164,12 @@ std::vector<Tensor> multi_pointwise_backward(Tensor grad, std::vector<Tensor> in
                                              std::vector<double> weight, int64_t kind) {
   const Pointwise loss_kind = pointwise_kind(kind);
   const std::vector<Tensor> dense = dense_list(input, constant, weight);
-  std::vector<Tensor> gradients;
+  std::vector<Tensor> gradients = empty_like_list(dense);
   std::vector<int64_t> numels;
   std::vector<DType> types;
   for (const Tensor& tensor : dense) {
-    const Shape shape(tensor);
     numels.push_back(tensor.numel());
     types.push_back(dtype_of(tensor, "input", numels.size() - 1));
-    gradients.push_back(empty_strided({shape.sizes, shape.sizes + shape.ndim},
-                                      {shape.strides, shape.strides + shape.ndim}, scalar_type_of(types.back()),
-                                      Device(tensor)));
   }
   const double scale = upstream(grad);
   const std::vector<Chunk> chunks = split(numels);

@@ -167,6 +167,23 @@ std::vector<Tensor> dense_list(const std::vector<Tensor>& input, const std::vect
   return dense;
 }
 
+std::vector<Tensor> empty_like_list(const std::vector<Tensor>& dense) {
+  std::vector<Tensor> fresh;
+  fresh.reserve(dense.size());
+  for (const Tensor& tensor : dense) {
+    const Shape shape(tensor);
+    fresh.push_back(empty_strided({shape.sizes, shape.sizes + shape.ndim}, {shape.strides, shape.strides + shape.ndim},
+                                  static_cast<int32_t>(tensor.scalar_type()), Device(tensor)));
+  }
+  return fresh;
+}
+
+Pointwise pointwise_kind(int64_t kind) {
+  STD_TORCH_CHECK(kind >= 0 && kind < kPointwiseKinds, "pix2pixhd: kind must be 0 (squared error), 1 (hinge) or 2 ",
+                  "(linear), got ", kind);
+  return static_cast<Pointwise>(kind);
+}
+
 std::vector<int64_t> sign_offsets(const std::vector<int64_t>& numels) {
   std::vector<int64_t> offsets(numels.size() + 1, 0);
   for (size_t k = 0; k < numels.size(); ++k) offsets[k + 1] = offsets[k] + sign_words(numels[k]);

@@ -70,6 +70,11 @@ std::vector<DensePair> dense_pairs(const std::vector<Tensor>& input, const std::
 std::vector<Tensor> dense_list(const std::vector<Tensor>& input, const std::vector<double>& constant,
                                const std::vector<double>& weight);
 
+// Fresh tensors of the same sizes, strides and types.
+std::vector<Tensor> empty_like_list(const std::vector<Tensor>& dense);
+
+Pointwise pointwise_kind(int64_t kind);
+
 // Where each tensor's signs begin in the packed buffer, in 32-bit words, and the whole length as the last entry.
 std::vector<int64_t> sign_offsets(const std::vector<int64_t>& numels);
 

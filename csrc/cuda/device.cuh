@@ -1,0 +1,136 @@
+// Device helpers of all kernels: element types, vector accesses, ordered reductions.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "kernels.h"
+
+namespace pix2pixhd::cuda {
+
+constexpr unsigned kFullWarp = 0xffffffffu;
+constexpr int kWarps = kThreads / 32;
+
+__device__ inline float widen(float x) { return x; }
+__device__ inline double widen(double x) { return x; }
+__device__ inline float widen(__half x) { return __half2float(x); }
+__device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <typename T>
+__device__ T narrow(double x);
+template <>
+__device__ inline float narrow<float>(double x) {
+  return static_cast<float>(x);
+}
+template <>
+__device__ inline double narrow<double>(double x) {
+  return x;
+}
+template <>
+__device__ inline __half narrow<__half>(double x) {
+  return __float2half_rn(static_cast<float>(x));
+}
+template <>
+__device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(double x) {
+  return __float2bfloat16_rn(static_cast<float>(x));
+}
+
+// Two types meet in the wider of the two: float, unless one is double.
+template <typename A, typename B>
+struct Wider {
+  using type = float;
+};
+template <typename B>
+struct Wider<double, B> {
+  using type = double;
+};
+template <typename A>
+struct Wider<A, double> {
+  using type = double;
+};
+template <>
+struct Wider<double, double> {
+  using type = double;
+};
+
+// Elements that one thread handles at a time: 16 bytes of the input's type, 32 of double.
+template <typename T>
+constexpr int kVector = sizeof(T) == 2 ? 8 : 4;
+
+template <typename T, int N>
+struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
+  T value[N];
+};
+
+// N elements from x[begin] on, zeros past the end. One or two vector loads where alignment and end allow.
+template <typename T, int N>
+__device__ inline Pack<T, N> load(const T* x, int64_t begin, int64_t end, bool aligned) {
+  if (aligned && begin + N <= end) return *reinterpret_cast<const Pack<T, N>*>(x + begin);
+  Pack<T, N> pack;
+#pragma unroll
+  for (int i = 0; i < N; ++i) pack.value[i] = begin + i < end ? x[begin + i] : narrow<T>(0.0);
+  return pack;
+}
+
+template <typename T, int N>
+__device__ inline void store(T* x, int64_t begin, int64_t end, bool aligned, const Pack<T, N>& pack) {
+  if (aligned && begin + N <= end) {
+    *reinterpret_cast<Pack<T, N>*>(x + begin) = pack;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if (begin + i < end) x[begin + i] = pack.value[i];
+  }
+}
+
+// The tensor whose blocks hold this one; the same for the whole block.
+__device__ inline int find_tensor(const LaunchArgs& args, int block) {
+  int low = 0;
+  int high = args.count;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (args.block_begin[middle] <= block) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+// Sum over the block in a fixed order; valid in thread 0.
+__device__ inline double block_sum(double value) {
+  __shared__ double warp_sum[kWarps];
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(kFullWarp, value, offset);
+  if (threadIdx.x % 32 == 0) warp_sum[threadIdx.x / 32] = value;
+  __syncthreads();
+  double total = 0.0;
+  if (threadIdx.x == 0) {
+    for (int warp = 0; warp < kWarps; ++warp) total += warp_sum[warp];
+  }
+  return total;
+}
+
+__device__ inline double read(DeviceScalar scalar) {
+  return scalar.wide ? *static_cast<const double*>(scalar.data) : *static_cast<const float*>(scalar.data);
+}
+
+template <typename F>
+int with_type(DType type, F&& f) {
+  switch (type) {
+    case DType::kFloat64:
+      return f(double{});
+    case DType::kFloat16:
+      return f(__half{});
+    case DType::kBFloat16:
+      return f(__nv_bfloat16{});
+    default:
+      return f(float{});
+  }
+}
+
+inline cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream); }
+
+}  // namespace pix2pixhd::cuda

@@ -1,0 +1,44 @@
+#include "launch_plan.h"
+
+#include <utility>
+
+namespace pix2pixhd::cuda {
+namespace {
+
+constexpr int64_t kMaxBlocks = 0x7fffffff;  // limit of gridDim.x
+
+bool same_types(const DType a[2], const DType b[2]) { return a[0] == b[0] && a[1] == b[1]; }
+
+}  // namespace
+
+Plan make_plan(const std::vector<PlanEntry>& entries) {
+  Plan plan{{}, 0};
+  std::vector<bool> placed(entries.size(), false);
+  for (size_t first = 0; first < entries.size(); ++first) {
+    if (placed[first]) continue;
+    // One group: every later entry of these types.
+    Launch* open = nullptr;
+    for (size_t k = first; k < entries.size(); ++k) {
+      if (placed[k] || !same_types(entries[k].type, entries[first].type)) continue;
+      placed[k] = true;
+      const int64_t blocks = (entries[k].tensor.numel + kBlockChunk - 1) / kBlockChunk;
+      if (blocks == 0) continue;
+      if (open == nullptr || open->args.count == kMaxTensors ||
+          open->args.block_begin[open->args.count] + blocks > kMaxBlocks) {
+        plan.launches.push_back({});
+        open = &plan.launches.back();
+        open->type[0] = entries[first].type[0];
+        open->type[1] = entries[first].type[1];
+        open->args.first_partial = plan.partials;
+      }
+      LaunchArgs& args = open->args;
+      args.tensor[args.count] = entries[k].tensor;
+      args.block_begin[args.count + 1] = static_cast<int32_t>(args.block_begin[args.count] + blocks);
+      ++args.count;
+      plan.partials += blocks;
+    }
+  }
+  return plan;
+}
+
+}  // namespace pix2pixhd::cuda

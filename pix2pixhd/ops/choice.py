@@ -1,0 +1,90 @@
+"""Which implementation runs: the fused operators or plain PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pix2pixhd.ops import library
+
+NAMES = ("auto", "fused", "reference")
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{source} must be one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+_current: str = _checked(os.environ.get("PIX2PIXHD_BACKEND", "auto") or "auto", "PIX2PIXHD_BACKEND")
+_warned: set[str] = set()
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Chooses the implementation of every loss inside a ``with`` block.
+
+    The choice holds for the whole process, like ``torch.backends`` flags, and starts from the environment variable
+    ``PIX2PIXHD_BACKEND``.
+
+    Args:
+        name: ``"auto"`` takes the fused operators where they can run and plain PyTorch elsewhere, with one warning that
+            says why. ``"fused"`` takes the fused operators or raises. ``"reference"`` takes plain PyTorch.
+
+    Raises:
+        ValueError: If ``name`` is none of the three.
+
+    Example:
+        >>> import pix2pixhd, torch
+        >>> from pix2pixhd.functional import multi_l1_loss
+        >>> with pix2pixhd.backend("reference"):
+        ...     loss = multi_l1_loss([torch.ones(2)], [torch.zeros(2)])
+    """
+    global _current
+    previous = _current
+    _current = _checked(name, "backend")
+    try:
+        yield
+    finally:
+        _current = previous
+
+
+def _unavailable(device: torch.device) -> str:
+    """Why the fused operators cannot run on this device; empty when they can."""
+    if device.type == "cpu":
+        return library.cpu().reason
+    if device.type == "cuda":
+        return library.cuda().reason
+    return f"there are no fused kernels for {device.type} tensors"
+
+
+def use_fused(tensor: Tensor) -> bool:
+    """Whether the fused operators run for this tensor's device under the current choice."""
+    if _current == "reference":
+        return False
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return False  # torch.func composes the plain formulas: vmap, jvp and Hessians work
+    reason = _AVAILABLE.get(tensor.device.type)
+    if reason is None:
+        reason = _AVAILABLE[tensor.device.type] = _unavailable(tensor.device)
+    if not reason:
+        return True
+    if _current == "fused":
+        raise RuntimeError(f"backend('fused') was asked for, but {reason}")
+    if tensor.device.type not in _warned:
+        _warned.add(tensor.device.type)
+        warnings.warn(
+            f"pix2pixhd: the losses on {tensor.device.type} run in plain PyTorch, slower and with more memory: {reason}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return False
+
+
+# By device type; None until asked.
+_AVAILABLE: dict[str, str] = {}

@@ -1,0 +1,69 @@
+"""Loading of the compiled operators, with every reason kept when one does not load."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import pathlib
+from types import ModuleType
+
+import torch
+
+_PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One compiled part of the package.
+
+    Attributes:
+        name: ``"cpu"`` or ``"cuda"``.
+        loaded: Whether its operators can be called.
+        reason: Why it is not loaded, and what to do; empty when it is.
+    """
+
+    name: str
+    loaded: bool
+    reason: str = ""
+
+
+_REBUILD = "rebuild with `pip install --force-reinstall --no-deps --no-cache-dir` of this package; `pix2pixhd doctor` tells more"
+
+
+def _load(name: str, stem: str) -> Part:
+    path = _PACKAGE / f"{stem}.so"
+    if not path.exists():
+        return Part(name, False, f"{path.name} was not built; {_REBUILD}")
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return Part(name, False, f"{path.name} does not load under torch {torch.__version__}: {error}; {_REBUILD}")
+    return Part(name, True)
+
+
+@functools.cache
+def cpu() -> Part:
+    """Loads the CPU operators (and all schemas) once."""
+    return _load("cpu", "_ops")
+
+
+@functools.cache
+def cuda() -> Part:
+    """Loads the CUDA operators once; needs the CPU part for the schemas and a CUDA build of torch."""
+    if not cpu().loaded:
+        return Part("cuda", False, cpu().reason)
+    if torch.version.cuda is None:
+        return Part("cuda", False, f"torch {torch.__version__} is a build without CUDA")
+    if not (_PACKAGE / "_ops_cuda.so").exists():
+        why = "the package was built without CUDA kernels (no nvcc was found, or PIX2PIXHD_CUDA=0)"
+        return Part("cuda", False, f"{why}; install a CUDA toolkit for CUDA {torch.version.cuda} and {_REBUILD}")
+    return _load("cuda", "_ops_cuda")
+
+
+def build_facts() -> ModuleType | None:
+    """The module ``pix2pixhd._C`` with the facts of the build, or None where nothing was built or it does not import."""
+    try:
+        return importlib.import_module("pix2pixhd._C")
+    except ImportError:
+        return None

@@ -1,0 +1,292 @@
+"""Builds the extension: three shared libraries, one parallel ninja graph.
+
+* ``pix2pixhd/_C``       pybind11 module with the facts of the build; needs no torch, so that it can tell what went wrong;
+* ``pix2pixhd/_ops``     CPU kernels and the operators' schemas, on the LibTorch stable ABI (runs under any torch >= 2.10);
+* ``pix2pixhd/_ops_cuda``  CUDA kernels, when torch is a CUDA build and nvcc is found.
+
+Environment variables:
+    PIX2PIXHD_CUDA        auto (default), 0 (never) or 1 (required: fail when it cannot be built)
+    TORCH_CUDA_ARCH_LIST  as PyTorch reads it, e.g. "8.0;9.0+PTX"; default: the visible GPUs, else 8.0, 9.0 and PTX
+    CUDA_HOME, CXX, CXXFLAGS, MAX_JOBS  as usual
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = pathlib.Path(__file__).resolve().parent
+TARGET_VERSION = "0x020a000000000000"  # torch 2.10: the oldest that the built operators run on
+DEFAULT_ARCHS = "8.0;9.0+PTX"
+
+CXX_FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-DNDEBUG"]
+# -ffp-contract=off: the same rounding whatever the instruction set. -Wno-maybe-uninitialized: GCC 12 warns of its own
+# AVX-512 header.
+KERNEL_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wno-maybe-uninitialized"]
+AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"]
+AVX512_FLAGS = [*AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
+
+
+class BuildError(SystemExit):
+    """Ends the build with one message instead of a traceback."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"\npix2pixhd: {message}\n")
+
+
+def say(message: str) -> None:
+    print(f"pix2pixhd: {message}", file=sys.stderr, flush=True)
+
+
+def import_torch():
+    try:
+        import torch
+    except ImportError as error:
+        raise BuildError(
+            f"torch >= 2.10 is needed to build, and it does not import here ({error}). Install it first, or let pip do "
+            "so in a build environment of its own: leave --no-build-isolation away."
+        ) from error
+    version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+    if version < (2, 10):
+        raise BuildError(f"torch >= 2.10 is needed to build, found {torch.__version__}. Run: pip install -U torch")
+    return torch
+
+
+@dataclasses.dataclass
+class Cuda:
+    """A CUDA toolkit: its compiler, its version and the architectures to build for."""
+
+    nvcc: str
+    version: str
+    archs: list[str]
+
+    @property
+    def gencode(self) -> list[str]:
+        flags = []
+        for arch in self.archs:
+            number = arch.removesuffix("+PTX").replace(".", "")
+            flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+            if arch.endswith("+PTX"):
+                flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+        return flags
+
+
+def cuda_archs(torch) -> list[str]:
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    if not asked and torch.cuda.is_available():
+        found = sorted({torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})
+        asked = ";".join(f"{major}.{minor}" for major, minor in found) + "+PTX"
+    archs = re.split(r"[;, ]+", (asked or DEFAULT_ARCHS).strip("; ,"))
+    for arch in archs:
+        if not re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", arch):
+            raise BuildError(
+                f"TORCH_CUDA_ARCH_LIST must be numbers such as '8.0;9.0+PTX', got {arch!r} in {asked!r}."
+            )
+    return archs
+
+
+def find_nvcc() -> str | None:
+    """nvcc of CUDA_HOME, else of the PATH (where it may be a wrapper script: it is only ever called, never located)."""
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        home = os.environ.get(variable)
+        if home:
+            nvcc = pathlib.Path(home, "bin", "nvcc")
+            if nvcc.exists():
+                return str(nvcc)
+            say(f"{variable}={home} has no bin/nvcc; looking on the PATH")
+    return shutil.which("nvcc") or next(
+        (str(path) for path in [pathlib.Path("/usr/local/cuda/bin/nvcc")] if path.exists()), None
+    )
+
+
+def find_cuda(torch) -> Cuda | None:
+    """The toolkit to build with, or None with the reason said; raises when PIX2PIXHD_CUDA=1 cannot be met."""
+    wish = os.environ.get("PIX2PIXHD_CUDA", "auto")
+    if wish not in ("auto", "0", "1"):
+        raise BuildError(f"PIX2PIXHD_CUDA must be auto, 0 or 1, got {wish!r}.")
+    if wish == "0":
+        say("building without CUDA kernels: PIX2PIXHD_CUDA=0")
+        return None
+
+    def without(reason: str, remedy: str) -> None:
+        if wish == "1":
+            raise BuildError(f"PIX2PIXHD_CUDA=1, but {reason}. {remedy}")
+        say(f"building without CUDA kernels: {reason}. {remedy}")
+
+    if torch.version.cuda is None:
+        return without(f"torch {torch.__version__} is a build without CUDA", "For a GPU, install a CUDA build of torch.")
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return without(
+            "no nvcc was found", f"For a GPU, install the CUDA {torch.version.cuda} toolkit or set CUDA_HOME."
+        )
+    try:
+        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        return without(f"{nvcc} --version fails ({error})", "Set CUDA_HOME to a working toolkit.")
+    match = re.search(r"release (\d+)\.(\d+)", text)
+    if match is None:
+        return without(f"{nvcc} --version names no release", "Set CUDA_HOME to a working toolkit.")
+    if int(match[1]) > int(torch.version.cuda.split(".")[0]):
+        return without(
+            f"nvcc is of CUDA {match[1]}.{match[2]} and torch of CUDA {torch.version.cuda}; a newer runtime than torch's "
+            "may not start on this driver",
+            f"Point CUDA_HOME at a CUDA {torch.version.cuda} toolkit.",
+        )
+    cuda = Cuda(nvcc, f"{match[1]}.{match[2]}", cuda_archs(torch))
+    say(f"building CUDA kernels with nvcc {cuda.version} for {';'.join(cuda.archs)} (torch's CUDA: {torch.version.cuda})")
+    return cuda
+
+
+class Graph:
+    """A ninja file in the making. All paths of sources are relative, so that messages name no path of this machine."""
+
+    def __init__(self, folder: pathlib.Path, cxx: list[str], cuda: Cuda | None) -> None:
+        try:
+            from ninja import ninja_syntax
+        except ImportError as error:
+            raise BuildError("the package `ninja` is needed to build. Run: pip install ninja") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.file = (folder / "build.ninja").open("w")
+        self.ninja = ninja_syntax.Writer(self.file)
+        compiler = " ".join(shlex.quote(part) for part in cxx)
+        extra = os.environ.get("CXXFLAGS", "")
+        self.ninja.rule("cxx", f"{compiler} -MMD -MF $out.d $flags {extra} -c $in -o $out", depfile="$out.d", deps="gcc")
+        self.ninja.rule("link", f"{compiler} -shared $in -o $out $libs")
+        if cuda is not None:
+            nvcc = shlex.quote(cuda.nvcc)
+            host = f"-ccbin {shlex.quote(cxx[0])}"
+            self.ninja.rule("nvcc", f"{nvcc} {host} -MMD -MF $out.d $flags -c $in -o $out", depfile="$out.d", deps="gcc")
+            # nvcc links its static runtime: nothing of the toolkit is needed where the library runs.
+            self.ninja.rule("nvlink", f"{nvcc} {host} -shared $in -o $out $libs")
+
+    def compile(self, source: str, flags: list[str], rule: str = "cxx") -> str:
+        target = str(self.folder / (source.replace("/", "_") + ".o"))
+        self.ninja.build(target, rule, source, variables={"flags": " ".join(shlex.quote(flag) for flag in flags)})
+        return target
+
+    def link(self, target: str, objects: list[str], libs: list[str], rule: str = "link") -> None:
+        self.ninja.build(target, rule, objects, variables={"libs": " ".join(shlex.quote(lib) for lib in libs)})
+
+    def run(self) -> None:
+        self.file.close()
+        import ninja
+
+        command = [str(pathlib.Path(ninja.BIN_DIR, "ninja")), "-f", str(self.folder / "build.ninja")]
+        jobs = os.environ.get("MAX_JOBS")
+        if jobs:
+            command += ["-j", jobs]
+        if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
+            raise BuildError("the extension did not compile; the compiler's own message stands above.")
+
+
+def find_cxx() -> list[str]:
+    cxx = shlex.split(os.environ.get("CXX", "")) or next(([name] for name in ("g++", "c++", "clang++") if shutil.which(name)), [])
+    if not cxx or shutil.which(cxx[0]) is None:
+        raise BuildError(
+            f"no C++ compiler was found ({cxx[0] if cxx else 'g++, c++, clang++'}). Install one (Debian and Ubuntu: "
+            "apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install) or set CXX."
+        )
+    return cxx
+
+
+def compiler_version(cxx: list[str]) -> str:
+    return subprocess.run([*cxx, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+class BuildExtension(build_ext):
+    def get_ext_filename(self, fullname: str) -> str:
+        # The operators need no Python, hence no tag of its ABI in their name. setuptools asks with and without package.
+        if fullname.split(".")[-1] in ("_ops", "_ops_cuda"):
+            return f"{fullname.replace('.', os.sep)}.so"
+        return super().get_ext_filename(fullname)
+
+    def run(self) -> None:
+        torch = import_torch()
+        self.cuda = find_cuda(torch)
+        if self.cuda is None:
+            self.extensions = [e for e in self.extensions if e.name != "pix2pixhd._ops_cuda"]
+            stale = pathlib.Path(self.get_ext_fullpath("pix2pixhd._ops_cuda"))
+            if stale.exists():  # of an earlier editable install
+                stale.unlink()
+        self.torch = torch
+        super().run()
+
+    def build_extensions(self) -> None:
+        cxx = find_cxx()
+        graph = Graph(pathlib.Path(self.build_temp).resolve(), cxx, self.cuda)
+        target = {e.name.split(".")[-1]: self._target(e.name) for e in self.extensions}
+        shared = [f"-I{path}" for path in self._torch_includes()] + [f"-DTORCH_TARGET_VERSION={TARGET_VERSION}"]
+        torch_lib = str(pathlib.Path(self.torch.__file__).parent / "lib")
+
+        x86 = platform.machine().lower() in ("x86_64", "amd64")
+        sets = {"baseline": [], **({"avx2": AVX2_FLAGS, "avx512": AVX512_FLAGS} if x86 else {})}
+        kernels = [
+            graph.compile(f"csrc/cpu/kernels_{name}.cpp", [*CXX_FLAGS, *KERNEL_FLAGS, *flags])
+            for name, flags in sets.items()
+        ]
+        plain = [graph.compile(f"csrc/cpu/{name}.cpp", CXX_FLAGS) for name in ("dispatch", "huge_pages")]
+        tensor = graph.compile("csrc/stable_tensor.cpp", [*CXX_FLAGS, *shared])
+        ops = graph.compile("csrc/ops_cpu.cpp", [*CXX_FLAGS, *shared])
+        torch_libs = [f"-L{torch_lib}", "-ltorch_cpu", "-ltorch"]
+        graph.link(target["_ops"], [ops, tensor, *plain, *kernels], torch_libs)
+
+        if self.cuda is not None:
+            flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", *self.cuda.gencode]
+            cuda_kernels = [
+                graph.compile(str(path.relative_to(ROOT)), flags, "nvcc") for path in sorted(ROOT.glob("csrc/cuda/*.cu"))
+            ]
+            plan = graph.compile("csrc/cuda/launch_plan.cpp", CXX_FLAGS)
+            cuda_ops = graph.compile("csrc/ops_cuda.cpp", [*CXX_FLAGS, *shared, "-DUSE_CUDA"])
+            libs = [f"-L{torch_lib}", "-ltorch_cuda", "-ltorch_cpu", "-ltorch"]
+            graph.link(target["_ops_cuda"], [cuda_ops, tensor, plan, *cuda_kernels], libs, "nvlink")
+
+        facts = {
+            "PIX2PIXHD_VERSION": self.distribution.get_version(),
+            "PIX2PIXHD_TORCH": self.torch.__version__,
+            "PIX2PIXHD_COMPILER": compiler_version(cxx),
+            "PIX2PIXHD_INSTRUCTION_SETS": ",".join(sets),
+            "PIX2PIXHD_CUDA": self.cuda.version if self.cuda else "",
+            "PIX2PIXHD_CUDA_ARCHS": ";".join(self.cuda.archs) if self.cuda else "",
+        }
+        defines = [f'-D{name}="{value}"' for name, value in facts.items()]
+        info = graph.compile("csrc/build_facts.cpp", [*CXX_FLAGS, *self._python_includes(), *defines])
+        graph.link(target["_C"], [info], ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else [])
+        graph.run()
+
+    def _target(self, name: str) -> str:
+        path = pathlib.Path(self.get_ext_fullpath(name)).resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return str(path)
+
+    def _torch_includes(self) -> list[str]:
+        return [str(pathlib.Path(self.torch.__file__).parent / "include")]
+
+    def _python_includes(self) -> list[str]:
+        try:
+            import pybind11
+        except ImportError as error:
+            raise BuildError("the package `pybind11` is needed to build. Run: pip install pybind11") from error
+        return [f"-I{pybind11.get_include()}", *(f"-I{path}" for path in self.include_dirs)]
+
+
+if sys.platform == "win32":
+    say("Windows: no extension is built, the losses run in plain PyTorch")
+
+setup(
+    ext_modules=[]
+    if sys.platform == "win32"
+    else [Extension(f"pix2pixhd.{name}", sources=[]) for name in ("_C", "_ops", "_ops_cuda")],
+    cmdclass={"build_ext": BuildExtension},
+)
