@@ -1,0 +1,18 @@
+"""Generators and discriminators of pix2pixHD under the parameter names of NVIDIA's checkpoints."""
+
+from pix2pixhd.models.discriminators import MultiscaleDiscriminator, NLayerDiscriminator
+from pix2pixhd.models.factory import define_D, define_G
+from pix2pixhd.models.generators import GlobalGenerator, LocalEnhancer
+from pix2pixhd.models.layers import ResnetBlock, get_norm_layer, init_weights
+
+__all__ = [
+    "GlobalGenerator",
+    "LocalEnhancer",
+    "MultiscaleDiscriminator",
+    "NLayerDiscriminator",
+    "ResnetBlock",
+    "define_D",
+    "define_G",
+    "get_norm_layer",
+    "init_weights",
+]

@@ -1,0 +1,133 @@
+"""The ``pix2pixhd`` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+import pix2pixhd
+from pix2pixhd.data.errors import InputError
+
+__all__ = ["main"]
+
+_TRAIN_EXTRAS = {"lightning", "jsonargparse", "torchmetrics", "tensorboard", "rich", "tqdm", "pytorch_lightning"}
+_COMMANDS = {
+    "train": "train a generator: --config FILE.yaml, --resume, and any option of the file",
+    "generate": "turn label maps or pictures into pictures with a trained generator",
+    "demo": "train on photographs that scikit-image ships and write a sheet of results",
+    "doctor": "say what was built, what loads, and what the fused losses save here",
+    "bench": "measure the fused losses against plain PyTorch and torch.compile",
+}
+
+
+# Each command imports what it needs: `pix2pixhd doctor` must work, and start fast, without Lightning.
+
+
+def _train(argv: Sequence[str]) -> int:
+    from pix2pixhd.training.config import parse_train
+    from pix2pixhd.training.run import train
+
+    config, resume = parse_train(argv)
+    train(config, resume=resume)
+    print(f"done: checkpoints, samples and logs are in {config.run.output}")
+    return 0
+
+
+def _generate(argv: Sequence[str]) -> int:
+    from pix2pixhd.training.generate_cli import main as generate
+
+    return generate(argv)
+
+
+def _demo(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="pix2pixhd demo", description="Trains on photographs, without a download.")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/demo"), help="folder for the results")
+    parser.add_argument("--max-minutes", type=float, default=4.0, help="upper bound of the whole demo's duration")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    from pix2pixhd.training.demo import run_demo
+
+    run_demo(options.out, options.max_minutes, options.seed)
+    return 0
+
+
+def _doctor(argv: Sequence[str]) -> int:
+    from pix2pixhd.doctor import main as doctor
+
+    return int(doctor(argv) or 0)
+
+
+def _bench(argv: Sequence[str]) -> int:
+    from pix2pixhd.bench.cli import main as bench
+
+    return int(bench(argv) or 0)
+
+
+_RUN: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "generate": _generate,
+    "demo": _demo,
+    "doctor": _doctor,
+    "bench": _bench,
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    listed = "\n".join(f"  {name:<10}{purpose}" for name, purpose in _COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="pix2pixhd",
+        description=f"{pix2pixhd.__doc__}\n\ncommands:\n{listed}",
+        epilog="`pix2pixhd COMMAND --help` tells more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"pix2pixhd {pix2pixhd.__version__}")
+    parser.add_argument("command", choices=list(_COMMANDS), metavar="COMMAND", help="one of the commands above")
+    return parser
+
+
+def _missing(error: ModuleNotFoundError) -> str | None:
+    """What to install, when it is an extra that is missing."""
+    package = (error.name or "").split(".")[0]
+    if package == "skimage":
+        return "this command needs scikit-image: pip install 'pix2pixhd-fused[train,demo]'"
+    if package in _TRAIN_EXTRAS:
+        return f"this command needs {package}: pip install 'pix2pixhd-fused[train]'"
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Errors that the user can put right end with one message on stderr and exit code 2; set ``PIX2PIXHD_TRACEBACK=1`` for
+    the traceback.
+
+    Args:
+        argv: The arguments; those of the process when None.
+
+    Returns:
+        The exit code: 0, or 2 for input that cannot be used.
+
+    Example:
+        >>> main(["train", "--config", "missing.yaml"])
+        2
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(arguments[:1])
+    try:
+        return _RUN[options.command](arguments[1:])
+    except (InputError, ModuleNotFoundError) as error:
+        message = _missing(error) if isinstance(error, ModuleNotFoundError) else str(error)
+        if message is None or os.environ.get("PIX2PIXHD_TRACEBACK", "") not in ("", "0"):
+            raise
+        print(f"pix2pixhd {options.command}: error: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""The check before training: every file is read once, and all that is wrong is told in one message."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from pix2pixhd.data.errors import InputError
+from pix2pixhd.data.folders import Pair
+from pix2pixhd.data.images import read_index_map, read_picture
+from pix2pixhd.data.options import DataOptions
+from pix2pixhd.data.transforms import output_size
+
+__all__ = ["check_pairs"]
+
+_SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class _Finding:
+    problems: list[str]
+    size: tuple[int, int] | None = None  # what the networks would see
+
+
+def _check_label_ids(pair: Pair, ids: np.ndarray, label_nc: int) -> list[str]:
+    low, high = int(ids.min()), int(ids.max())
+    if low >= 0 and high < label_nc:
+        return []
+    worst = high if high >= label_nc else low
+    return [
+        f"{pair.input}: label id {worst} is outside data.label_nc={label_nc}, which allows 0 to {label_nc - 1}; "
+        f"{f'set data.label_nc to at least {worst + 1} or ' if worst > 0 else ''}change the id in the file"
+    ]
+
+
+def _check_pair(pair: Pair, options: DataOptions, multiple: int, crops: bool) -> _Finding:
+    problems: list[str] = []
+    try:
+        if options.label_nc:
+            source = read_index_map(pair.input)
+            problems += _check_label_ids(pair, np.asarray(source), options.label_nc)
+        else:
+            source = read_picture(pair.input, options.input_nc)
+    except InputError as error:
+        return _Finding([str(error)])
+    readers = [(pair.instance, lambda path: read_index_map(path, "instance map")), (pair.image, read_picture)]
+    for path, read in readers:
+        if path is None:
+            continue
+        try:
+            size = read(path).size
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if size != source.size:
+            problems.append(
+                f"{path} is {size[0]}x{size[1]} (width x height), but {pair.input} is {source.width}x{source.height}; "
+                "the files of one picture must have one size: resize or replace one of them"
+            )
+    if not crops:
+        return _Finding(problems)
+    try:
+        seen = output_size(source.size, options, multiple)
+    except InputError as error:
+        return _Finding([*problems, f"{pair.input}: {error}"])
+    if seen[0] % multiple or seen[1] % multiple or min(seen) < 2 * multiple:
+        problems.append(
+            f"{pair.input}: would be trained at {seen[0]}x{seen[1]} (width x height), but this generator needs multiples of "
+            f"{multiple}, at least {2 * multiple}; change data.loadSize or data.fineSize, or take data.resize_or_crop: none, "
+            "which rounds sizes"
+        )
+    return _Finding(problems, seen)
+
+
+def _check_batches(pairs: Sequence[Pair], findings: Iterable[_Finding], options: DataOptions) -> list[str]:
+    sizes: dict[tuple[int, int], Pair] = {}
+    for pair, finding in zip(pairs, findings, strict=True):
+        if finding.size is not None:
+            sizes.setdefault(finding.size, pair)
+    if options.batchSize == 1 or len(sizes) < 2:
+        return []
+    told = ", ".join(f"{pair.input} at {w}x{h}" for (w, h), pair in list(sizes.items())[:2])
+    return [
+        f"data.batchSize={options.batchSize} needs pictures of one size, got {told}; set batchSize to 1 or take a "
+        "resize_or_crop with a crop"
+    ]
+
+
+def check_pairs(pairs: Sequence[Pair], options: DataOptions, multiple: int, training: bool = True) -> None:
+    """Reads every file once, in parallel threads, and raises one error that tells what is wrong and what to do.
+
+    Args:
+        pairs: The files, from ``find_pairs``.
+        options: The ``data`` section.
+        multiple: What the generator needs of height and width.
+        training: Whether sizes after scaling and cropping are checked too; validation and generation pad them.
+
+    Raises:
+        InputError: For unreadable files, label ids outside ``label_nc``, sizes that differ within a pair, sizes that the
+            generator or the batch cannot take. The message names file, value and remedy, the first few of them when
+            there are many.
+
+    Example:
+        >>> check_pairs(find_pairs(options, "train"), options, multiple=16)  # doctest: +SKIP
+    """
+    # Decoding happens outside Python's global lock, so threads do.
+    with concurrent.futures.ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 1)) as pool:
+        findings = list(pool.map(lambda pair: _check_pair(pair, options, multiple, training), pairs))
+    problems = [problem for finding in findings for problem in finding.problems]
+    problems = problems or _check_batches(pairs, findings, options)
+    if len(problems) == 1:
+        raise InputError(problems[0])
+    if problems:
+        more = f"\n  … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        listed = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
+        raise InputError(f"{len(problems)} problems in the data:{listed}{more}")

@@ -1,0 +1,136 @@
+"""The data set of paired pictures and the order it is read in."""
+
+from __future__ import annotations
+
+import pathlib
+import random
+from collections.abc import Iterator, Sequence
+from typing import TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from typing_extensions import NotRequired
+
+from pix2pixhd.data.folders import Pair
+from pix2pixhd.data.images import picture_to_tensor, read_index_map, read_picture
+from pix2pixhd.data.options import DataOptions
+from pix2pixhd.data.transforms import Geometry, draw_geometry, scaled_size
+
+__all__ = ["EpochSampler", "PairedDataset", "Sample"]
+
+
+class Sample(TypedDict):
+    """One picture, or a batch of them with a leading dimension.
+
+    Attributes:
+        input: Label ids ``[H, W]`` int32, or a picture ``[C, H, W]`` float32 in [−1, 1].
+        instance: Instance ids ``[H, W]`` int32.
+        image: The real picture ``[C, H, W]`` float32 in [−1, 1].
+        name: The picture's name.
+    """
+
+    input: Tensor
+    instance: NotRequired[Tensor]
+    image: NotRequired[Tensor]
+    name: str
+
+
+def _ids(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image, dtype=np.int32))
+
+
+class PairedDataset(Dataset[Sample]):
+    """Label maps or input pictures with their instance maps and real pictures.
+
+    Augmentation of item ``k`` depends on ``seed`` and ``k`` alone, not on worker processes or on what was read before.
+    Indices go beyond the number of pictures: item ``epoch · len + i`` is picture ``i`` as augmented in that epoch.
+
+    Args:
+        pairs: The files, from ``find_pairs`` or ``find_inputs``.
+        options: The ``data`` section.
+        multiple: What the generator needs; used by the mode ``none``.
+        augment: Whether to crop and flip at random, for training. Without, pictures are scaled as ``resize_or_crop`` says
+            and neither cropped nor flipped.
+        seed: Seed of the augmentation.
+
+    Example:
+        >>> dataset = PairedDataset(find_pairs(options, "train"), options, multiple=16, augment=True)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, pairs: Sequence[Pair], options: DataOptions, multiple: int, augment: bool, seed: int = 0
+    ) -> None:
+        self.pairs = list(pairs)
+        self.options = options
+        self.multiple = multiple
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def _geometry(self, size: tuple[int, int], key: int) -> Geometry:
+        if self.augment:
+            # A string seed is hashed whole; the sum of two integers would give neighbours the same draws.
+            return draw_geometry(size, self.options, self.multiple, random.Random(f"{self.seed}:{key}"))
+        return Geometry(scaled_size(size, self.options, self.multiple))
+
+    def __getitem__(self, key: int) -> Sample:
+        """The picture ``key % len(self)`` as augmented in epoch ``key // len(self)``."""
+        pair = self.pairs[key % len(self.pairs)]
+        source = self._read_input(pair.input)
+        geometry = self._geometry(source.size, key)
+        if self.options.label_nc:
+            sample = Sample(input=_ids(geometry.apply(source, smooth=False)), name=pair.name)
+        else:
+            sample = Sample(input=picture_to_tensor(geometry.apply(source, smooth=True)), name=pair.name)
+        if pair.instance is not None:
+            sample["instance"] = _ids(geometry.apply(read_index_map(pair.instance, "instance map"), smooth=False))
+        if pair.image is not None:
+            real = read_picture(pair.image, self.options.output_nc)
+            sample["image"] = picture_to_tensor(geometry.apply(real, smooth=True))
+        return sample
+
+    def _read_input(self, path: pathlib.Path) -> Image.Image:
+        if self.options.label_nc:
+            return read_index_map(path)
+        return read_picture(path, self.options.input_nc)
+
+
+class EpochSampler(Sampler[int]):
+    """A new order per epoch that depends on seed and epoch alone; tells the data set the epoch through the index.
+
+    Args:
+        length: Number of pictures.
+        shuffle: Whether to shuffle.
+        seed: Seed of the order.
+
+    Example:
+        >>> sampler = EpochSampler(4, shuffle=False)
+        >>> sampler.set_epoch(2)
+        >>> list(sampler)
+        [8, 9, 10, 11]
+    """
+
+    def __init__(self, length: int, shuffle: bool, seed: int = 0) -> None:
+        self.length = length
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch; Lightning calls this before each one."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        """Yields the indices of this epoch."""
+        order = list(range(self.length))
+        if self.shuffle:
+            random.Random(f"{self.seed}:{self.epoch}").shuffle(order)
+        return iter([self.epoch * self.length + i for i in order])

@@ -1,0 +1,80 @@
+"""From label and instance maps to what the networks take: one-hot channels and an edge channel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["encode_input", "instance_edges", "one_hot"]
+
+
+def one_hot(label: Tensor, label_nc: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """One channel per class: 1 where the label map has the class, else 0.
+
+    One comparison on the device, without a copy to the host (``torch.nn.functional.one_hot`` makes one to check ids; here
+    they are checked before training).
+
+    Args:
+        label: Integer ids ``[N, H, W]`` in 0 … ``label_nc − 1``; a pixel with another id gets zeros only.
+        label_nc: Number of classes.
+        dtype: Type of the result.
+
+    Returns:
+        ``[N, label_nc, H, W]``.
+
+    Example:
+        >>> one_hot(torch.tensor([[[0, 2]]]), 3)[0, :, 0]
+        tensor([[1., 0.],
+                [0., 0.],
+                [0., 1.]])
+    """
+    # int32, because an id that a narrow type cannot hold would wrap in the comparison.
+    classes = torch.arange(label_nc, device=label.device, dtype=torch.int32).view(1, -1, 1, 1)
+    return (label.unsqueeze(1) == classes).to(dtype)
+
+
+def instance_edges(instance: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Boundary map: 1 where a pixel's id differs from any of its four neighbours' (arXiv 1711.11585, section 3.3).
+
+    Args:
+        instance: Integer ids ``[N, H, W]``.
+        dtype: Type of the result.
+
+    Returns:
+        ``[N, 1, H, W]``.
+
+    Example:
+        >>> instance_edges(torch.tensor([[[7, 7, 9, 9]]]))[0, 0]
+        tensor([[0., 1., 1., 0.]])
+    """
+    edges = torch.zeros_like(instance, dtype=torch.bool)
+    across = instance[:, :, 1:] != instance[:, :, :-1]
+    edges[:, :, 1:] |= across
+    edges[:, :, :-1] |= across
+    down = instance[:, 1:, :] != instance[:, :-1, :]
+    edges[:, 1:, :] |= down
+    edges[:, :-1, :] |= down
+    return edges.unsqueeze(1).to(dtype)
+
+
+def encode_input(input: Tensor, instance: Tensor | None, label_nc: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The networks' input of a batch: one-hot labels or pictures, and the edge map where there are instances.
+
+    Args:
+        input: Ids ``[N, H, W]`` when ``label_nc`` is not 0, else pictures ``[N, C, H, W]`` in [−1, 1].
+        instance: Instance ids ``[N, H, W]``; None for no edge channel.
+        label_nc: Number of classes; 0 for pictures.
+        dtype: Type of the result.
+
+    Returns:
+        ``[N, C, H, W]`` with ``DataOptions.input_channels`` channels.
+
+    Example:
+        >>> ids = torch.zeros(1, 8, 8, dtype=torch.int32)
+        >>> encode_input(ids, ids, label_nc=4).shape
+        torch.Size([1, 5, 8, 8])
+    """
+    encoded = one_hot(input, label_nc, dtype) if label_nc else input.to(dtype)
+    if instance is None:
+        return encoded
+    return torch.cat([encoded, instance_edges(instance, dtype)], dim=1)

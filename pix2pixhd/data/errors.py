@@ -1,0 +1,19 @@
+"""The one exception for input that a user can put right."""
+
+from __future__ import annotations
+
+__all__ = ["InputError"]
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used: a file, a folder, an option, a checkpoint.
+
+    The message names the thing, what was expected, what came and the way out. The ``pix2pixhd`` command prints it
+    without a traceback and ends with exit code 2.
+
+    Example:
+        >>> raise InputError("train_label/a.png: label id 40 is outside label_nc=35; raise data.label_nc to 41")
+        Traceback (most recent call last):
+        ...
+        pix2pixhd.data.errors.InputError: train_label/a.png: label id 40 is outside label_nc=35; raise data.label_nc to 41
+    """

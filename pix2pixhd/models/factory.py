@@ -1,0 +1,106 @@
+"""Networks from NVIDIA's options: ``define_G`` and ``define_D`` with the arguments of the original's ``networks.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from torch import nn
+
+from pix2pixhd.models.discriminators import MultiscaleDiscriminator
+from pix2pixhd.models.generators import GlobalGenerator, LocalEnhancer
+from pix2pixhd.models.layers import get_norm_layer
+
+__all__ = ["define_D", "define_G"]
+
+_Network = TypeVar("_Network", bound=nn.Module)
+
+
+def define_G(
+    input_nc: int,
+    output_nc: int,
+    ngf: int,
+    netG: str,
+    n_downsample_global: int = 3,
+    n_blocks_global: int = 9,
+    n_local_enhancers: int = 1,
+    n_blocks_local: int = 3,
+    norm: str = "instance",
+    gpu_ids: Sequence[int] = (),
+) -> GlobalGenerator | LocalEnhancer:
+    """A generator by the names of NVIDIA's options.
+
+    Args:
+        input_nc: Channels of the input.
+        output_nc: Channels of the generated picture.
+        ngf: Channels of the first convolution.
+        netG: ``"global"`` or ``"local"``.
+        n_downsample_global: How often the global part halves its input.
+        n_blocks_global: Residual blocks of the global part.
+        n_local_enhancers: Number of enhancers (``"local"``).
+        n_blocks_local: Residual blocks of each enhancer (``"local"``).
+        norm: ``"instance"`` or ``"batch"``.
+        gpu_ids: The first one is where the network goes; the CPU when empty.
+
+    Raises:
+        ValueError: For an unknown ``netG`` or ``norm`` and for counts that are too small.
+
+    Example:
+        >>> generator = define_G(36, 3, 8, "global", n_downsample_global=2, n_blocks_global=1)
+    """
+    norm_layer = get_norm_layer(norm)
+    generator: GlobalGenerator | LocalEnhancer
+    if netG == "global":
+        generator = GlobalGenerator(input_nc, output_nc, ngf, n_downsample_global, n_blocks_global, norm_layer)
+    elif netG == "local":
+        generator = LocalEnhancer(
+            input_nc,
+            output_nc,
+            ngf,
+            n_downsample_global,
+            n_blocks_global,
+            n_local_enhancers,
+            n_blocks_local,
+            norm_layer,
+        )
+    else:
+        raise ValueError(f"netG must be 'global' or 'local', got {netG!r}")
+    return _placed(generator, gpu_ids)
+
+
+def define_D(
+    input_nc: int,
+    ndf: int,
+    n_layers_D: int,
+    norm: str = "instance",
+    use_sigmoid: bool = False,
+    num_D: int = 1,
+    getIntermFeat: bool = False,
+    gpu_ids: Sequence[int] = (),
+) -> MultiscaleDiscriminator:
+    """A multi-scale discriminator by the names of NVIDIA's options.
+
+    Args:
+        input_nc: Channels of condition and picture together.
+        ndf: Channels of the first convolution.
+        n_layers_D: Number of layers between the first and the prediction.
+        norm: ``"instance"`` or ``"batch"``.
+        use_sigmoid: Whether predictions are probabilities.
+        num_D: Number of scales.
+        getIntermFeat: Whether features are returned, for feature matching.
+        gpu_ids: The first one is where the network goes; the CPU when empty.
+
+    Raises:
+        ValueError: For an unknown ``norm`` and for counts below 1.
+
+    Example:
+        >>> discriminator = define_D(39, 8, 3, num_D=2, getIntermFeat=True)
+    """
+    discriminator = MultiscaleDiscriminator(
+        input_nc, ndf, n_layers_D, get_norm_layer(norm), use_sigmoid, num_D, getIntermFeat
+    )
+    return _placed(discriminator, gpu_ids)
+
+
+def _placed(network: _Network, gpu_ids: Sequence[int]) -> _Network:
+    return network.to(f"cuda:{gpu_ids[0]}") if gpu_ids else network

@@ -1,0 +1,109 @@
+"""What a run shows while it trains."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from pix2pixhd.data import InputError, PairedDataset, Sample, save_picture
+from pix2pixhd.data.images import tensor_to_picture
+from pix2pixhd.training.module import Pix2PixHD
+from pix2pixhd.training.pictures import colorize, sheet
+
+__all__ = ["LossBar", "SampleSheets", "sample_row"]
+
+
+def sample_row(module: Pix2PixHD, sample: Sample) -> list[Tensor]:
+    """Label, generated and real picture of one sample, each ``[3, H, W]`` in [−1, 1]."""
+    batch: Any = default_collate([sample])
+    on_device = {key: value.to(module.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    training = module.netG.training
+    module.netG.eval()
+    with torch.no_grad():
+        generated = module(module.encode(on_device))[0]
+    module.netG.train(training)
+    label_nc = module.data_options.label_nc
+    source = colorize(sample["input"], label_nc, sample.get("instance")) if label_nc else sample["input"]
+    return [source, generated.clamp(-1, 1), sample["image"]]
+
+
+class SampleSheets(pl.Callback):
+    """Writes a sheet (label | generated | real) every so many steps, as a PNG and to the loggers that take pictures.
+
+    Args:
+        dataset: Where the samples come from; the same ones on every sheet.
+        folder: Where the sheets go, as ``step_000100.png``.
+        every: Steps between two sheets; 0 for none.
+        count: Samples per sheet.
+
+    Example:
+        >>> sheets = SampleSheets(data.val or data.train, pathlib.Path("runs/a/samples"), 100, 4)  # doctest: +SKIP
+    """
+
+    def __init__(self, dataset: PairedDataset, folder: pathlib.Path, every: int, count: int) -> None:
+        plain = PairedDataset(dataset.pairs, dataset.options, dataset.multiple, augment=False)
+        step = max(len(plain) // count, 1)
+        self.samples = [plain[i] for i in range(0, len(plain), step)][:count]
+        first = self.samples[0]["image"].shape
+        self.samples = [sample for sample in self.samples if sample["image"].shape == first]
+        self.folder = folder
+        self.every = every
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes a sheet when its time has come."""
+        step = trainer.fit_loop.total_batch_idx + 1
+        if self.every and step % self.every == 0 and trainer.is_global_zero:
+            self._write(trainer, pl_module, step)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the last sheet."""
+        step = trainer.fit_loop.total_batch_idx + 1
+        if self.every and step % self.every and trainer.is_global_zero:
+            self._write(trainer, pl_module, step)
+
+    def _write(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
+        assert isinstance(module, Pix2PixHD)
+        grid = sheet([sample_row(module, sample) for sample in self.samples])
+        try:
+            save_picture(grid, self.folder / f"step_{step:06d}.png")
+        except InputError as error:
+            # A full disk must not cost the run its training.
+            pl.utilities.rank_zero_warn(f"no sample pictures: {error}")
+        for logger in trainer.loggers:
+            if isinstance(logger, pl.loggers.TensorBoardLogger):
+                picture = torch.from_numpy(_as_array(grid))
+                logger.experiment.add_image("label | generated | real", picture, step, dataformats="HWC")
+
+
+def _as_array(grid: Tensor) -> Any:
+    import numpy as np
+
+    return np.array(tensor_to_picture(grid))
+
+
+class LossBar(TQDMProgressBar):
+    """Lightning's progress bar with the loss terms, brought up to date every ``refresh_rate`` steps.
+
+    Every refresh copies the terms to the host, so it is not done at every step.
+    """
+
+    def __init__(self, refresh_rate: int = 10) -> None:
+        super().__init__(refresh_rate=refresh_rate)
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """The loss terms, without the logger's version number."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {
+            name: f"{value:.3f}" if isinstance(value, float) else value
+            for name, value in metrics.items()
+            if isinstance(value, (int, float))
+        }

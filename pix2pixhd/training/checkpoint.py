@@ -1,0 +1,173 @@
+"""Checkpoints that describe themselves, and NVIDIA's, which do not."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import pickle
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pix2pixhd.data import DataOptions, InputError
+from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions
+
+__all__ = ["Checkpoint", "Generator", "load_generator", "read_checkpoint"]
+
+_FORMAT = 1
+_Section = TypeVar("_Section", DataOptions, ModelOptions, LossOptions, OptimizerOptions)
+
+# Written by PyTorch before 0.4, whose instance norm carried statistics that it never used. NVIDIA's published weights
+# are that old.
+_UNUSED_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        path: The file.
+        weights: All weights by name, ``netG.…`` and ``netD.…``.
+        model: The networks' options.
+        data: The data's encoding.
+        loss: Weights of the loss terms it was trained with.
+        optimizer: Settings of the optimisers it was trained with.
+    """
+
+    path: pathlib.Path
+    weights: dict[str, Tensor]
+    model: ModelOptions
+    data: DataOptions
+    loss: LossOptions
+    optimizer: OptimizerOptions
+
+
+@dataclasses.dataclass
+class Generator:
+    """A trained generator and what it needs to know.
+
+    Attributes:
+        network: The generator, in evaluation mode.
+        model: Its options.
+        data: How its input is encoded.
+    """
+
+    network: nn.Module
+    model: ModelOptions
+    data: DataOptions
+
+
+def _read(path: pathlib.Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such checkpoint")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    # A damaged file fails in many ways, all of them an Exception: zip, pickle, struct, EOF.
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: not a checkpoint, or one with more than weights in it ({reason}); only files that load with "
+            "weights_only=True are accepted"
+        ) from None
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: the checkpoint cannot be read ({reason}); the file is damaged, take another") from None
+
+
+def _section(path: pathlib.Path, kind: type[_Section], values: Mapping[str, Any]) -> _Section:
+    known = {field.name for field in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise InputError(f"{path}: unknown options {unknown}; the checkpoint was written by a newer version, upgrade")
+    return kind(**values)
+
+
+def read_checkpoint(path: str | pathlib.Path) -> Checkpoint:
+    """Reads a checkpoint of this package, weights and options only, never code.
+
+    Args:
+        path: A ``.ckpt`` file.
+
+    Raises:
+        InputError: If the file is missing, damaged, or not one of this package's.
+
+    Example:
+        >>> read_checkpoint("runs/cityscapes/checkpoints/last.ckpt").data.label_nc  # doctest: +SKIP
+        35
+    """
+    path = pathlib.Path(path)
+    content = _read(path)
+    options = content.get("hyper_parameters") if isinstance(content, dict) else None
+    if not isinstance(options, dict) or "format" not in options or "state_dict" not in content:
+        raise InputError(f"{path}: not a checkpoint of pix2pixhd: it says nothing about the networks")
+    if options["format"] != _FORMAT:
+        raise InputError(f"{path}: written in format {options['format']}, this version reads {_FORMAT}; upgrade pix2pixhd")
+    return Checkpoint(
+        path,
+        content["state_dict"],
+        _section(path, ModelOptions, options["model"]),
+        _section(path, DataOptions, options["data"]),
+        _section(path, LossOptions, options["loss"]),
+        _section(path, OptimizerOptions, options["optimizer"]),
+    )
+
+
+def load_strictly(network: nn.Module, weights: Mapping[str, Tensor], path: pathlib.Path) -> None:
+    """Loads all weights or none.
+
+    Raises:
+        InputError: For missing keys, extra keys and other shapes.
+    """
+    own = network.state_dict()
+    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    other = [
+        f"{name} is {list(weights[name].shape)} instead of {list(own[name].shape)}"
+        for name in own
+        if name in weights and own[name].shape != weights[name].shape
+    ]
+    problems = []
+    for what, names in (("missing", missing), ("not known to this network", extra), ("of another shape", other)):
+        if names:
+            problems.append(f"{len(names)} {what} ({', '.join(names[:2])}{', …' if len(names) > 2 else ''})")
+    if problems:
+        raise InputError(
+            f"{path}: the weights do not fit the network: {'; '.join(problems)}; give the options it was trained with"
+        )
+    network.load_state_dict(weights)
+
+
+def load_generator(
+    path: str | pathlib.Path, model: ModelOptions | None = None, data: DataOptions | None = None
+) -> Generator:
+    """A generator from a checkpoint of this package, or from NVIDIA's ``latest_net_G.pth``.
+
+    Args:
+        path: The file.
+        model: The networks' options; for NVIDIA's files, which do not carry them.
+        data: The data's encoding; for NVIDIA's files.
+
+    Raises:
+        InputError: If the file is missing or damaged, or if the weights are not exactly those of the network.
+
+    Example:
+        >>> generator = load_generator("latest_net_G.pth", ModelOptions(netG="local"), DataOptions())  # doctest: +SKIP
+    """
+    path = pathlib.Path(path)
+    if path.suffix != ".pth":
+        checkpoint = read_checkpoint(path)
+        model, data = checkpoint.model, checkpoint.data
+        prefix = "netG."
+        weights = {k.removeprefix(prefix): v for k, v in checkpoint.weights.items() if k.startswith(prefix)}
+    else:
+        weights = _read(path)
+        if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+            raise InputError(f"{path}: a .pth file must be a state dict, as NVIDIA's latest_net_G.pth is")
+        model, data = model or ModelOptions(), data or DataOptions()
+        if model.norm == "instance":
+            weights = {k: v for k, v in weights.items() if not k.endswith(_UNUSED_STATISTICS)}
+    network = model.generator(data)
+    load_strictly(network, weights, path)
+    return Generator(network.eval(), model, data)

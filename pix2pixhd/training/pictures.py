@@ -1,0 +1,60 @@
+"""Sheets of sample pictures: label, generated, real side by side."""
+
+from __future__ import annotations
+
+import colorsys
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+
+__all__ = ["colorize", "sheet"]
+
+
+def _palette(count: int) -> Tensor:
+    """``[count, 3]`` colours in [−1, 1] whose neighbours differ: the hue advances by the golden ratio."""
+    colors = [colorsys.hsv_to_rgb(k * 0.61803398875 % 1.0, 0.55 + 0.35 * (k % 2), 0.95 - 0.2 * (k % 3)) for k in range(count)]
+    return torch.tensor(colors) * 2 - 1
+
+
+def colorize(label: Tensor, label_nc: int, instance: Tensor | None = None) -> Tensor:
+    """A label map as a picture: a colour per class, white lines between instances.
+
+    Args:
+        label: Ids ``[H, W]``.
+        label_nc: Number of classes.
+        instance: Instance ids ``[H, W]``.
+
+    Returns:
+        ``[3, H, W]`` in [−1, 1].
+
+    Example:
+        >>> colorize(torch.zeros(4, 6, dtype=torch.int32), label_nc=3).shape
+        torch.Size([3, 4, 6])
+    """
+    picture = _palette(label_nc)[label.long().clamp(0, label_nc - 1).cpu()].permute(2, 0, 1)
+    if instance is not None:
+        instance = instance.cpu()
+        border = torch.zeros_like(instance, dtype=torch.bool)
+        border[:, 1:] |= instance[:, 1:] != instance[:, :-1]
+        border[1:, :] |= instance[1:, :] != instance[:-1, :]
+        picture = torch.where(border, picture * 0.5 + 0.5, picture)
+    return picture
+
+
+def sheet(columns: list[list[Tensor]], rows_across: int = 1) -> Tensor:
+    """A sheet of pictures, one row per sample.
+
+    Args:
+        columns: Per sample the pictures ``[1 or 3, H, W]`` in [−1, 1] that stand side by side; all of one size.
+        rows_across: How many samples share a row.
+
+    Returns:
+        ``[3, H', W']`` in [−1, 1].
+
+    Example:
+        >>> sheet([[torch.zeros(3, 8, 8), torch.ones(3, 8, 8)]]).shape
+        torch.Size([3, 12, 22])
+    """
+    pictures = [picture.expand(3, -1, -1).cpu().float() for sample in columns for picture in sample]
+    return make_grid(pictures, nrow=len(columns[0]) * rows_across, padding=2, pad_value=1.0)

@@ -1,0 +1,156 @@
+"""One training run, from checked options to the last checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from pix2pixhd.data import DataOptions, InputError
+from pix2pixhd.training.callbacks import LossBar, SampleSheets
+from pix2pixhd.training.checkpoint import read_checkpoint
+from pix2pixhd.training.datamodule import PairedData
+from pix2pixhd.training.generate import check_writable
+from pix2pixhd.training.module import Pix2PixHD
+from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions, RunOptions
+
+__all__ = ["TrainConfig", "train"]
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """All options of a run.
+
+    Attributes:
+        data: Where the pictures are and how they are prepared.
+        model: The networks.
+        loss: Weights of the loss terms.
+        optimizer: Adam's settings and the number of epochs.
+        run: Output folder and seed.
+        trainer: Arguments of Lightning's ``Trainer``. ``max_epochs`` defaults to ``niter + niter_decay``; ``max_steps`` counts
+            steps, each of which updates both networks.
+    """
+
+    data: DataOptions
+    model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
+    loss: LossOptions = dataclasses.field(default_factory=LossOptions)
+    optimizer: OptimizerOptions = dataclasses.field(default_factory=OptimizerOptions)
+    run: RunOptions = dataclasses.field(default_factory=RunOptions)
+    trainer: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _last_checkpoint(config: TrainConfig, resume: bool) -> pathlib.Path | None:
+    """The checkpoint to go on from; refuses to write over a run that was not asked to go on."""
+    last = pathlib.Path(config.run.output) / "checkpoints" / "last.ckpt"
+    if not resume:
+        if last.exists():
+            raise InputError(
+                f"run.output: {config.run.output} holds a run already ({last}); continue it with --resume, or choose "
+                "another folder"
+            )
+        return None
+    if not last.exists():
+        raise InputError(f"--resume: there is no {last} to continue from; start without --resume")
+    saved = read_checkpoint(last)
+    for section in ("model", "data"):
+        before, now = dataclasses.asdict(getattr(saved, section)), dataclasses.asdict(getattr(config, section))
+        fixed = before if section == "model" else {"label_nc", "input_nc", "output_nc", "no_instance"}
+        for name in fixed:
+            if before[name] != now[name]:
+                raise InputError(
+                    f"--resume: {last} was trained with {section}.{name}={before[name]!r}, the configuration says "
+                    f"{now[name]!r}; set it back, or start anew in another folder"
+                )
+    return last
+
+
+def _loggers(output: pathlib.Path) -> list[Any]:
+    taken = [int(path.name[4:]) for path in (output / "logs").glob("run_*") if path.name[4:].isdigit()]
+    version = f"run_{max(taken, default=-1) + 1}"
+    return [TensorBoardLogger(str(output), "logs", version), CSVLogger(str(output), "logs", version)]
+
+
+def _callbacks(config: TrainConfig, data: PairedData, output: pathlib.Path) -> list[pl.Callback]:
+    def checkpoint(filename: str, every: int, keep: int) -> ModelCheckpoint:
+        return ModelCheckpoint(
+            output / "checkpoints",
+            filename,
+            every_n_epochs=every,
+            save_top_k=keep,
+            save_on_train_epoch_end=True,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+
+    run = config.run
+    return [
+        checkpoint("last", every=1, keep=1),
+        checkpoint("epoch_{epoch:04d}", every=run.save_every, keep=-1),
+        SampleSheets(data.val or data.train, output / "samples", run.samples_every, run.sample_count),
+        LearningRateMonitor("epoch"),
+    ]
+
+
+def _trainer(config: TrainConfig, callbacks: list[pl.Callback], output: pathlib.Path) -> pl.Trainer:
+    options: dict[str, Any] = {
+        "max_epochs": None,
+        "max_steps": -1,
+        "log_every_n_steps": 10,
+        "num_sanity_val_steps": 0,  # the data have been checked
+        "enable_model_summary": False,
+        **config.trainer,
+    }
+    if options["max_epochs"] is None:
+        options["max_epochs"] = config.optimizer.niter + config.optimizer.niter_decay
+    if options["max_steps"] > 0:
+        # Under manual optimisation Lightning counts every optimiser's step, two of ours.
+        options["max_steps"] *= 2
+    if options.get("enable_progress_bar") is not False:
+        callbacks = [*callbacks, LossBar()]
+    return pl.Trainer(**options, callbacks=callbacks, logger=_loggers(output), use_distributed_sampler=False)
+
+
+def _quiet() -> None:
+    """Keeps Lightning's advertisements and hints for its own examples off the screen."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for pattern in (".*does not have many workers.*", ".*The number of training batches.*", ".*Checkpoint directory.*"):
+        warnings.filterwarnings("ignore", pattern)
+
+
+def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Callback] = ()) -> Pix2PixHD:
+    """Checks everything, then trains.
+
+    Leaves behind in ``run.output``: ``checkpoints/last.ckpt`` and every ``save_every``-th epoch's, ``samples/step_….png``
+    (label | generated | real) and ``logs/`` for TensorBoard, with the same figures in ``metrics.csv``.
+
+    Args:
+        config: All options.
+        resume: Whether to continue from ``checkpoints/last.ckpt``.
+        callbacks: More of Lightning's callbacks.
+
+    Returns:
+        The trained module.
+
+    Raises:
+        InputError: For anything the user can put right; nothing has been trained then.
+
+    Example:
+        >>> module = train(TrainConfig(DataOptions(dataroot="datasets/cityscapes")))  # doctest: +SKIP
+    """
+    _quiet()
+    output = pathlib.Path(config.run.output)
+    checkpoint = _last_checkpoint(config, resume)
+    check_writable(output, "run.output")
+    data = PairedData(config.data, config.model.multiple, config.run.seed)
+    pl.seed_everything(config.run.seed, workers=True, verbose=False)
+    module = Pix2PixHD(config.model, config.data, config.loss, config.optimizer)
+    trainer = _trainer(config, [*_callbacks(config, data, output), *callbacks], output)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    return module
