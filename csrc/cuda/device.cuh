@@ -5,6 +5,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <utility>
+
 #include "kernels.h"
 
 namespace pix2pixhd::cuda {
@@ -131,6 +133,19 @@ int with_type(DType type, F&& f) {
   }
 }
 
-inline cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream); }
+// Launches a kernel on blocks of kThreads and returns this launch's own error, which stays behind for nobody else to find.
+// An API call, not <<<>>>: so the sources are C++ that any compiler reads, and tests run them without a GPU.
+template <typename... Parameters, typename... Arguments>
+int launch_kernel(void (*kernel)(Parameters...), int blocks, Stream stream, Arguments&&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(kThreads);
+  config.stream = static_cast<cudaStream_t>(stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+  if (error != cudaSuccess) cudaGetLastError();
+  return static_cast<int>(error);
+}
+
+inline int block_count(const Launch& launch) { return launch.args.block_begin[launch.args.count]; }
 
 }  // namespace pix2pixhd::cuda

@@ -115,32 +115,25 @@ __global__ void __launch_bounds__(kThreads) finish_sum_kernel(const double* __re
 }  // namespace
 
 int l1_forward(const Launch& launch, double* partial, Stream stream) {
-  const int blocks = launch.args.block_begin[launch.args.count];
   return with_type(launch.type[0], [&](auto a) {
     return with_type(launch.type[1], [&](auto b) {
       using A = decltype(a);
       using B = decltype(b);
-      if (launch.args.tensor[0].signs != nullptr) {
-        l1_forward_kernel<A, B, true><<<blocks, kThreads, 0, native(stream)>>>(launch.args, partial);
-      } else {
-        l1_forward_kernel<A, B, false><<<blocks, kThreads, 0, native(stream)>>>(launch.args, partial);
-      }
-      return static_cast<int>(cudaGetLastError());
+      const bool signs = launch.args.tensor[0].signs != nullptr;
+      const auto kernel = signs ? l1_forward_kernel<A, B, true> : l1_forward_kernel<A, B, false>;
+      return launch_kernel(kernel, block_count(launch), stream, launch.args, partial);
     });
   });
 }
 
 int l1_backward(const Launch& launch, DeviceScalar upstream, Stream stream) {
-  const int blocks = launch.args.block_begin[launch.args.count];
   return with_type(launch.type[0], [&](auto t) {
-    l1_backward_kernel<decltype(t)><<<blocks, kThreads, 0, native(stream)>>>(launch.args, upstream);
-    return static_cast<int>(cudaGetLastError());
+    return launch_kernel(l1_backward_kernel<decltype(t)>, block_count(launch), stream, launch.args, upstream);
   });
 }
 
 int finish_sum(const double* partial, int64_t count, double initial, DeviceScalar loss, Stream stream) {
-  finish_sum_kernel<<<1, kThreads, 0, native(stream)>>>(partial, count, initial, loss);
-  return static_cast<int>(cudaGetLastError());
+  return launch_kernel(finish_sum_kernel, 1, stream, partial, count, initial, loss);
 }
 
 const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

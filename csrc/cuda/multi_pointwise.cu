@@ -93,9 +93,7 @@ struct Forward {
   Stream stream;
   template <typename T, Pointwise kKind>
   int operator()() const {
-    const int blocks = launch.args.block_begin[launch.args.count];
-    pointwise_forward_kernel<T, kKind><<<blocks, kThreads, 0, native(stream)>>>(launch.args, partial);
-    return static_cast<int>(cudaGetLastError());
+    return launch_kernel(pointwise_forward_kernel<T, kKind>, block_count(launch), stream, launch.args, partial);
   }
 };
 
@@ -105,9 +103,7 @@ struct Backward {
   Stream stream;
   template <typename T, Pointwise kKind>
   int operator()() const {
-    const int blocks = launch.args.block_begin[launch.args.count];
-    pointwise_backward_kernel<T, kKind><<<blocks, kThreads, 0, native(stream)>>>(launch.args, upstream);
-    return static_cast<int>(cudaGetLastError());
+    return launch_kernel(pointwise_backward_kernel<T, kKind>, block_count(launch), stream, launch.args, upstream);
   }
 };
 
