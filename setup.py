@@ -236,7 +236,7 @@ class BuildExtension(build_ext):
             graph.compile(f"csrc/cpu/kernels_{name}.cpp", [*CXX_FLAGS, *KERNEL_FLAGS, *flags])
             for name, flags in sets.items()
         ]
-        plain = [graph.compile(f"csrc/cpu/{name}.cpp", CXX_FLAGS) for name in ("dispatch", "huge_pages")]
+        plain = [graph.compile(f"csrc/cpu/{name}.cpp", CXX_FLAGS) for name in ("dispatch", "recycler")]
         tensor = graph.compile("csrc/stable_tensor.cpp", [*CXX_FLAGS, *shared])
         ops = graph.compile("csrc/ops_cpu.cpp", [*CXX_FLAGS, *shared])
         torch_libs = [f"-L{torch_lib}", "-ltorch_cpu", "-ltorch"]

@@ -18,8 +18,9 @@ enum class Pointwise : int32_t {
 constexpr int32_t kPointwiseKinds = 3;
 
 // Signs are kept as two bit planes, 2 bits an element: positive and negative; neither set means zero (a tie or NaN).
-// Every tensor's signs are padded to whole tiles so that one size formula serves every kernel's own order inside a tile.
-constexpr int64_t kSignTile = 256;                    // elements
+// Every tensor's signs are padded to whole tiles so that one size formula serves every kernel's own order inside a
+// tile.
+constexpr int64_t kSignTile = 256;                     // elements
 constexpr int64_t kSignWordsPerTile = kSignTile / 16;  // 32-bit words: 16 elements of 2 bits each
 
 constexpr int64_t sign_words(int64_t numel) { return (numel + kSignTile - 1) / kSignTile * kSignWordsPerTile; }

@@ -7,12 +7,38 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/huge_pages.h"
 #include "cpu/kernels.h"
+#include "cpu/recycler.h"
 #include "stable_tensor.h"
+
+// Wraps memory in a tensor that calls `deleter` at its end. In the stable ABI since torch 2.11 and declared here
+// weakly, because the operators also run on 2.10: there it is null, and outputs come from the ordinary allocator.
+extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
+    void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset, int32_t dtype,
+    int32_t device_type, int32_t device_index, AtenTensorHandle* result, int32_t layout, const uint8_t* opaque_metadata,
+    int64_t opaque_metadata_size, void (*deleter)(void* data, void* context), void* deleter_context);
 
 namespace pix2pixhd {
 namespace {
+
+// An output that is about to be written whole: from the recycler when it is large, see cpu/recycler.h.
+Tensor empty_output(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, int32_t scalar_type,
+                    Device device) {
+  const int64_t numel = Shape(sizes.data(), strides.data(), static_cast<int64_t>(sizes.size())).numel();
+  const int64_t width = scalar_type == static_cast<int32_t>(ScalarType::Int)
+                            ? static_cast<int64_t>(sizeof(int32_t))
+                            : element_size(dtype_from_scalar_type(scalar_type));
+  void* block = torch_from_blob != nullptr ? cpu::acquire_block(static_cast<size_t>(numel * width)) : nullptr;
+  if (block == nullptr) return empty_strided(sizes, strides, scalar_type, device);
+  AtenTensorHandle handle;
+  const AOTITorchError error = torch_from_blob(
+      block, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, scalar_type, device.type,
+      device.index, &handle, aoti_torch_layout_strided(), nullptr, 0,
+      [](void* data, void*) { cpu::release_block(data); }, nullptr);
+  if (error != 0) cpu::release_block(block);
+  TORCH_ERROR_CODE_CHECK(error);
+  return Tensor(handle);
+}
 
 // A chunk of one tensor. Chunks of all tensors form one list, which the threads share.
 struct Chunk {
@@ -31,11 +57,19 @@ std::vector<Chunk> split(const std::vector<int64_t>& numels) {
   return chunks;
 }
 
+// Up to here one thread is done sooner than a second one wakes: predictions of a discriminator, for example.
+constexpr int64_t kSerialElements = int64_t{1} << 17;
+
+// Gradients larger than this leave the caches before anyone reads them, whatever the last level's size.
+constexpr int64_t kCacheBytes = int64_t{16} << 20;
+
 template <typename F>
 void for_each_chunk(const std::vector<Chunk>& chunks, const F& f) {
   const auto count = static_cast<int64_t>(chunks.size());
-  if (count <= 1) {
-    if (count == 1) f(0);
+  int64_t elements = 0;
+  for (const Chunk& chunk : chunks) elements += chunk.size;
+  if (elements <= kSerialElements) {
+    for (int64_t i = 0; i < count; ++i) f(i);
     return;
   }
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
@@ -68,7 +102,8 @@ double upstream(const Tensor& grad) {
   STD_TORCH_CHECK(grad.numel() == 1, "pix2pixhd: grad must have one element, got ", grad.numel());
   return dtype_of(grad, "grad", 0) == DType::kFloat64
              ? *static_cast<const double*>(grad.const_data_ptr())
-             : static_cast<double>(*static_cast<const float*>(torch::stable::to(grad, ScalarType::Float).const_data_ptr()));
+             : static_cast<double>(
+                   *static_cast<const float*>(torch::stable::to(grad, ScalarType::Float).const_data_ptr()));
 }
 
 std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tensor> target, std::vector<double> weight,
@@ -86,9 +121,8 @@ std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tenso
     wide = wide || pair.input_type == DType::kFloat64 || pair.target_type == DType::kFloat64;
   }
   const std::vector<int64_t> offsets = sign_offsets(numels);
-  Tensor signs = empty_1d(pack_signs ? offsets.back() : 0, static_cast<int32_t>(ScalarType::Int), device);
+  Tensor signs = empty_output({pack_signs ? offsets.back() : 0}, {1}, static_cast<int32_t>(ScalarType::Int), device);
   uint32_t* words = pack_signs ? static_cast<uint32_t*>(signs.mutable_data_ptr()) : nullptr;
-  if (pack_signs) cpu::advise_huge_pages(words, offsets.back() * sizeof(uint32_t));
 
   const std::vector<Chunk> chunks = split(numels);
   std::vector<double> partial(chunks.size());
@@ -110,7 +144,7 @@ std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tenso
 std::vector<Tensor> multi_l1_backward(Tensor grad, Tensor signs, std::vector<double> weight, std::vector<int64_t> sizes,
                                       std::vector<int64_t> strides, std::vector<int64_t> ndims,
                                       std::vector<int64_t> dtypes) {
-  std::vector<Tensor> gradients = empty_gradients(sizes, strides, ndims, dtypes, weight, Device(signs));
+  std::vector<Tensor> gradients = empty_gradients(sizes, strides, ndims, dtypes, weight, Device(signs), empty_output);
   std::vector<int64_t> numels;
   std::vector<char*> data;
   std::vector<DType> types;
@@ -118,12 +152,14 @@ std::vector<Tensor> multi_l1_backward(Tensor grad, Tensor signs, std::vector<dou
     numels.push_back(gradients[k].numel());
     data.push_back(static_cast<char*>(gradients[k].mutable_data_ptr()));
     types.push_back(dtype_from_scalar_type(dtypes[k]));
-    cpu::advise_huge_pages(data[k], numels[k] * element_size(types[k]));
   }
   const std::vector<int64_t> offsets = sign_offsets(numels);
   check_signs(signs, offsets);
   const auto* words = static_cast<const uint32_t*>(signs.const_data_ptr());
   const double scale = upstream(grad);
+  int64_t bytes = 0;
+  for (size_t k = 0; k < numels.size(); ++k) bytes += numels[k] * element_size(types[k]);
+  const bool stream = bytes > kCacheBytes;
 
   const std::vector<Chunk> chunks = split(numels);
   const cpu::Kernels& kernels = cpu::kernels();
@@ -131,7 +167,8 @@ std::vector<Tensor> multi_l1_backward(Tensor grad, Tensor signs, std::vector<dou
     const Chunk& chunk = chunks[i];
     const int32_t k = chunk.tensor;
     kernels.l1_backward(data[k] + chunk.begin * element_size(types[k]), types[k], chunk.size,
-                        words + offsets[k] + chunk.begin / 16, scale * weight[k] / static_cast<double>(numels[k]));
+                        words + offsets[k] + chunk.begin / 16, scale * weight[k] / static_cast<double>(numels[k]),
+                        stream);
   });
   return gradients;
 }
@@ -189,6 +226,8 @@ std::string cpu_instruction_sets() {
   return std::string(cpu::supported_instruction_sets()) + ";" + cpu::kernels().name;
 }
 
+int64_t release_cpu_memory() { return static_cast<int64_t>(cpu::trim_blocks()); }
+
 void select_cpu_instruction_set(std::string name) {
   STD_TORCH_CHECK(cpu::select_kernels(name.c_str()), "pix2pixhd: this processor runs ",
                   cpu::supported_instruction_sets(), " (or auto), got '", name, "'");
@@ -203,9 +242,11 @@ STABLE_TORCH_LIBRARY(pix2pixhd, m) {
       "multi_l1_backward(Tensor grad, Tensor signs, float[] weight, SymInt[] sizes, SymInt[] strides, int[] ndims, "
       "int[] dtypes) -> Tensor[]");
   m.def("multi_pointwise(Tensor[] input, float[] constant, float[] weight, int kind) -> Tensor");
-  m.def("multi_pointwise_backward(Tensor grad, Tensor[] input, float[] constant, float[] weight, int kind) -> Tensor[]");
+  m.def(
+      "multi_pointwise_backward(Tensor grad, Tensor[] input, float[] constant, float[] weight, int kind) -> Tensor[]");
   m.def("cpu_instruction_sets() -> str");
   m.def("select_cpu_instruction_set(str name) -> ()");
+  m.def("release_cpu_memory() -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pix2pixhd, CPU, m) {
@@ -217,5 +258,6 @@ STABLE_TORCH_LIBRARY_IMPL(pix2pixhd, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(pix2pixhd, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_sets", TORCH_BOX(&pix2pixhd::cpu_instruction_sets));
+  m.impl("release_cpu_memory", TORCH_BOX(&pix2pixhd::release_cpu_memory));
   m.impl("select_cpu_instruction_set", TORCH_BOX(&pix2pixhd::select_cpu_instruction_set));
 }

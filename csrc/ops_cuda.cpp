@@ -78,9 +78,9 @@ std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tenso
     void* x = const_cast<void*>(pairs[k].input.const_data_ptr());
     void* y = const_cast<void*>(pairs[k].target.const_data_ptr());
     uint32_t* words = pack_signs ? static_cast<uint32_t*>(signs.mutable_data_ptr()) + offsets[k] : nullptr;
-    entries.push_back({{{x, y}, words, numels[k], weight[k] / static_cast<double>(numels[k]), 0.0,
-                        is_aligned(x) && is_aligned(y)},
-                       {pairs[k].input_type, pairs[k].target_type}});
+    entries.push_back(
+        {{{x, y}, words, numels[k], weight[k] / static_cast<double>(numels[k]), 0.0, is_aligned(x) && is_aligned(y)},
+         {pairs[k].input_type, pairs[k].target_type}});
   }
   Tensor loss = weighted_means(cuda::make_plan(entries), mean_of_empty(numels), wide, device, cuda::l1_forward);
   return {loss, signs};
@@ -91,7 +91,7 @@ std::vector<Tensor> multi_l1_backward(Tensor grad, Tensor signs, std::vector<dou
                                       std::vector<int64_t> dtypes) {
   const Device device(signs);
   const torch::stable::accelerator::DeviceGuard guard(device.index);
-  std::vector<Tensor> gradients = empty_gradients(sizes, strides, ndims, dtypes, weight, device);
+  std::vector<Tensor> gradients = empty_gradients(sizes, strides, ndims, dtypes, weight, device, empty_strided);
   std::vector<int64_t> numels;
   for (const Tensor& gradient : gradients) numels.push_back(gradient.numel());
   const std::vector<int64_t> offsets = sign_offsets(numels);
@@ -101,9 +101,9 @@ std::vector<Tensor> multi_l1_backward(Tensor grad, Tensor signs, std::vector<dou
     void* data = gradients[k].mutable_data_ptr();
     const DType type = dtype_from_scalar_type(dtypes[k]);
     uint32_t* words = const_cast<uint32_t*>(static_cast<const uint32_t*>(signs.const_data_ptr())) + offsets[k];
-    entries.push_back({{{data, nullptr}, words, numels[k], weight[k] / static_cast<double>(numels[k]), 0.0,
-                        is_aligned(data)},
-                       {type, type}});
+    entries.push_back(
+        {{{data, nullptr}, words, numels[k], weight[k] / static_cast<double>(numels[k]), 0.0, is_aligned(data)},
+         {type, type}});
   }
   const Tensor scale = upstream(grad, device);
   const cuda::Stream stream = current_stream(device);
@@ -121,9 +121,9 @@ std::vector<cuda::PlanEntry> pointwise_entries(const std::vector<Tensor>& dense,
     void* g = gradients != nullptr ? (*gradients)[k].mutable_data_ptr() : nullptr;
     const int64_t numel = dense[k].numel();
     const DType type = dtype_of(dense[k], "input", k);
-    entries.push_back({{{x, g}, nullptr, numel, weight[k] / static_cast<double>(numel),
-                        constant[k], is_aligned(x) && is_aligned(g)},
-                       {type, type}});
+    entries.push_back(
+        {{{x, g}, nullptr, numel, weight[k] / static_cast<double>(numel), constant[k], is_aligned(x) && is_aligned(g)},
+         {type, type}});
   }
   return entries;
 }
@@ -140,8 +140,8 @@ Tensor multi_pointwise(std::vector<Tensor> input, std::vector<double> constant, 
     numels.push_back(tensor.numel());
     wide = wide || tensor.scalar_type() == ScalarType::Double;
   }
-  return weighted_means(cuda::make_plan(pointwise_entries(dense, nullptr, constant, weight)), mean_of_empty(numels), wide,
-                        device, [loss_kind](const cuda::Launch& launch, double* partial, cuda::Stream stream) {
+  return weighted_means(cuda::make_plan(pointwise_entries(dense, nullptr, constant, weight)), mean_of_empty(numels),
+                        wide, device, [loss_kind](const cuda::Launch& launch, double* partial, cuda::Stream stream) {
                           return cuda::pointwise_forward(launch, loss_kind, partial, stream);
                         });
 }

@@ -18,8 +18,9 @@ std::vector<int64_t> contiguous_strides(const int64_t* sizes, int64_t ndim) {
 }
 
 Tensor copy_into_layout(const Tensor& tensor, const Shape& layout) {
-  Tensor copy = empty_strided({layout.sizes, layout.sizes + layout.ndim}, {layout.strides, layout.strides + layout.ndim},
-                              scalar_type_of(dtype_of(tensor, "tensor", 0)), Device(tensor));
+  Tensor copy =
+      empty_strided({layout.sizes, layout.sizes + layout.ndim}, {layout.strides, layout.strides + layout.ndim},
+                    scalar_type_of(dtype_of(tensor, "tensor", 0)), Device(tensor));
   torch::stable::copy_(copy, tensor);
   return copy;
 }
@@ -82,7 +83,8 @@ DType dtype_from_scalar_type(int64_t scalar_type) {
     case ScalarType::BFloat16:
       return DType::kBFloat16;
     default:
-      STD_TORCH_CHECK(false, "pix2pixhd: expected float32, float64, float16 or bfloat16, got scalar type ", scalar_type);
+      STD_TORCH_CHECK(false, "pix2pixhd: expected float32, float64, float16 or bfloat16, got scalar type ",
+                      scalar_type);
   }
   return DType::kFloat32;
 }
@@ -192,7 +194,7 @@ std::vector<int64_t> sign_offsets(const std::vector<int64_t>& numels) {
 
 std::vector<Tensor> empty_gradients(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
                                     const std::vector<int64_t>& ndims, const std::vector<int64_t>& dtypes,
-                                    const std::vector<double>& weight, Device device) {
+                                    const std::vector<double>& weight, Device device, Allocate allocate) {
   const int64_t total = std::accumulate(ndims.begin(), ndims.end(), int64_t{0});
   STD_TORCH_CHECK(ndims.size() == dtypes.size() && ndims.size() == weight.size() &&
                       static_cast<int64_t>(sizes.size()) == total && sizes.size() == strides.size(),
@@ -204,9 +206,10 @@ std::vector<Tensor> empty_gradients(const std::vector<int64_t>& sizes, const std
   for (size_t k = 0; k < ndims.size(); ++k) {
     const Shape shape(sizes.data() + begin, strides.data() + begin, ndims[k]);
     const std::vector<int64_t> size(shape.sizes, shape.sizes + shape.ndim);
-    const std::vector<int64_t> stride = shape.is_dense() ? std::vector<int64_t>(shape.strides, shape.strides + shape.ndim)
-                                                         : contiguous_strides(shape.sizes, shape.ndim);
-    gradients.push_back(empty_strided(size, stride, static_cast<int32_t>(dtypes[k]), device));
+    const std::vector<int64_t> stride = shape.is_dense()
+                                            ? std::vector<int64_t>(shape.strides, shape.strides + shape.ndim)
+                                            : contiguous_strides(shape.sizes, shape.ndim);
+    gradients.push_back(allocate(size, stride, static_cast<int32_t>(dtypes[k]), device));
     begin += ndims[k];
   }
   return gradients;

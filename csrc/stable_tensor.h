@@ -49,6 +49,7 @@ struct Device {
 
 Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, int32_t scalar_type,
                      Device device);
+using Allocate = decltype(&empty_strided);
 inline Tensor empty_1d(int64_t size, int32_t scalar_type, Device device) {
   return empty_strided({size}, {1}, scalar_type, device);
 }
@@ -82,7 +83,7 @@ std::vector<int64_t> sign_offsets(const std::vector<int64_t>& numels);
 // contiguous, as the forward reads them.
 std::vector<Tensor> empty_gradients(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
                                     const std::vector<int64_t>& ndims, const std::vector<int64_t>& dtypes,
-                                    const std::vector<double>& weight, Device device);
+                                    const std::vector<double>& weight, Device device, Allocate allocate);
 
 void check_signs(const Tensor& signs, const std::vector<int64_t>& offsets);
 

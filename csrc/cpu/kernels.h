@@ -16,12 +16,14 @@ struct Kernels {
   const char* name;
 
   // Returns the sum over i of |input[i] - target[i]|, accumulated in double.
-  // signs: [2 * ceil(n / 32)] words, (positive, negative) planes of 32 elements each; null when nobody wants a gradient.
+  // signs: [2 * ceil(n / 32)] words, (positive, negative) planes of 32 elements each; null when nobody wants a
+  // gradient.
   double (*l1_forward)(const void* input, DType input_type, const void* target, DType target_type, int64_t n,
                        uint32_t* signs);
 
   // grad[i] = coefficient * sign[i]; a zero sign gives 0 * coefficient, so a NaN or Inf upstream shows as in PyTorch.
-  void (*l1_backward)(void* grad, DType type, int64_t n, const uint32_t* signs, double coefficient);
+  // stream: write around the caches, for gradients that do not fit them.
+  void (*l1_backward)(void* grad, DType type, int64_t n, const uint32_t* signs, double coefficient, bool stream);
 
   // Returns the sum over i of f(input[i]; constant), accumulated in double.
   double (*pointwise_forward)(const void* input, DType type, int64_t n, Pointwise kind, double constant);

@@ -30,6 +30,14 @@ struct Wider<double, double> {
   using type = double;
 };
 
+// The processor's own prefetchers stop at the end of a 4 KiB page. Read once, so kept out of the way of the caches.
+template <typename T>
+inline void prefetch(const T* x) {
+  const char* ahead = reinterpret_cast<const char*>(x) + 4096;
+  for (int64_t line = 0; line < static_cast<int64_t>(32 * sizeof(T)); line += 64)
+    __builtin_prefetch(ahead + line, 0, 0);
+}
+
 template <typename A, typename B, bool kSigns>
 double l1_forward_typed(const A* input, const B* target, int64_t n, uint32_t* signs) {
   using C = typename Wider<A, B>::type;
@@ -39,6 +47,8 @@ double l1_forward_typed(const A* input, const B* target, int64_t n, uint32_t* si
   for (; i + 32 <= n; i += 32) {
     uint32_t positive = 0;
     uint32_t negative = 0;
+    prefetch(input + i);
+    prefetch(target + i);
     for (int lane = 0; lane < 32; lane += V::kLanes) {
       const auto difference = V::subtract(V::load(input + i + lane), V::load(target + i + lane));
       V::add_absolute(sum, difference, lane);
@@ -70,12 +80,12 @@ double l1_forward_typed(const A* input, const B* target, int64_t n, uint32_t* si
   return total;
 }
 
-template <typename T>
+template <typename T, bool kStream>
 void l1_backward_typed(T* grad, int64_t n, const uint32_t* signs, double coefficient) {
   const T plus = narrow<T>(coefficient);
   const T minus = narrow<T>(-coefficient);
   const T zero = narrow<T>(0.0 * coefficient);
-  const SignExpander<T> expand(plus, minus, zero);
+  const SignExpander<T, kStream> expand(plus, minus, zero);
   int64_t i = 0;
   for (; i + 32 <= n; i += 32) expand(grad + i, signs[i / 16], signs[i / 16 + 1]);
   for (int64_t lane = 0; i + lane < n; ++lane) {
@@ -83,6 +93,7 @@ void l1_backward_typed(T* grad, int64_t n, const uint32_t* signs, double coeffic
     const bool negative = (signs[i / 16 + 1] >> lane) & 1u;
     grad[i + lane] = positive ? plus : negative ? minus : zero;
   }
+  if constexpr (kStream) finish_stream();
 }
 
 template <Pointwise kKind, typename T>
@@ -158,8 +169,13 @@ double l1_forward(const void* input, DType input_type, const void* target, DType
   });
 }
 
-void l1_backward(void* grad, DType type, int64_t n, const uint32_t* signs, double coefficient) {
-  with_type(type, [&](auto t) { l1_backward_typed(static_cast<decltype(t)*>(grad), n, signs, coefficient); });
+void l1_backward(void* grad, DType type, int64_t n, const uint32_t* signs, double coefficient, bool stream) {
+  stream = stream && reinterpret_cast<uintptr_t>(grad) % 64 == 0;
+  with_type(type, [&](auto t) {
+    auto* out = static_cast<decltype(t)*>(grad);
+    return stream ? l1_backward_typed<decltype(t), true>(out, n, signs, coefficient)
+                  : l1_backward_typed<decltype(t), false>(out, n, signs, coefficient);
+  });
 }
 
 template <Pointwise kKind>

@@ -53,8 +53,8 @@ inline Half narrow<Half>(double x) {
   const FloatBits value{.f = static_cast<float>(x)};
   const uint16_t sign = static_cast<uint16_t>((value.u >> 16) & 0x8000u);
   const uint32_t magnitude = value.u & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};    // NaN
-  if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};   // rounds to 65536 or more: Inf
+  if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};   // NaN
+  if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // rounds to 65536 or more: Inf
   if (magnitude < 0x38800000u) {  // subnormal in half: adding 0.5 rounds at the right bit, 2^-24
     const FloatBits rounded{.f = FloatBits{magnitude}.f + 0.5f};
     return {static_cast<uint16_t>(sign | (rounded.u - 0x3f000000u))};

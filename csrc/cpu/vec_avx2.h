@@ -17,7 +17,9 @@ struct Vec<float> {
   struct Sum {
     __m256d part[4];
   };
-  static Sum zero_sum() { return {{_mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd()}}; }
+  static Sum zero_sum() {
+    return {{_mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd()}};
+  }
   static __m128i load_bits(const void* x) { return _mm_loadu_si128(static_cast<const __m128i*>(x)); }
   static __m256 load(const float* x) { return _mm256_loadu_ps(x); }
   static __m256 load(const Half* x) { return _mm256_cvtph_ps(load_bits(x)); }
@@ -78,7 +80,20 @@ inline __m256i lane_mask16(uint32_t bits) {
   return _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_set1_epi16(static_cast<short>(bits)), own), own);
 }
 
-template <typename T>
+template <bool kStream>
+inline void put(void* out, __m256i value) {
+  if constexpr (kStream) {
+    _mm256_stream_si256(static_cast<__m256i*>(out), value);
+  } else {
+    _mm256_storeu_si256(static_cast<__m256i*>(out), value);
+  }
+}
+
+inline void finish_stream() { _mm_sfence(); }
+
+// Writes 32 gradients from 32 signs. kStream writes around the caches: without it a store first reads the line that it
+// is about to overwrite. Needs 32-byte alignment.
+template <typename T, bool kStream>
 struct SignExpander {
   static_assert(sizeof(T) == 2);
   __m256i plus, minus, zero;
@@ -90,13 +105,13 @@ struct SignExpander {
     for (int lane = 0; lane < 32; lane += 16) {
       const __m256i value = _mm256_blendv_epi8(_mm256_blendv_epi8(zero, plus, lane_mask16(positive >> lane)), minus,
                                                lane_mask16(negative >> lane));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + lane), value);
+      put<kStream>(out + lane, value);
     }
   }
 };
 
-template <>
-struct SignExpander<float> {
+template <bool kStream>
+struct SignExpander<float, kStream> {
   __m256 plus, minus, zero;
   SignExpander(float p, float m, float z)
       : plus(_mm256_set1_ps(p)), minus(_mm256_set1_ps(m)), zero(_mm256_set1_ps(z)) {}
@@ -104,13 +119,14 @@ struct SignExpander<float> {
     for (int lane = 0; lane < 32; lane += 8) {
       const __m256 above = _mm256_castsi256_ps(lane_mask32(positive >> lane));
       const __m256 below = _mm256_castsi256_ps(lane_mask32(negative >> lane));
-      _mm256_storeu_ps(out + lane, _mm256_blendv_ps(_mm256_blendv_ps(zero, plus, above), minus, below));
+      const __m256 value = _mm256_blendv_ps(_mm256_blendv_ps(zero, plus, above), minus, below);
+      put<kStream>(out + lane, _mm256_castps_si256(value));
     }
   }
 };
 
-template <>
-struct SignExpander<double> {
+template <bool kStream>
+struct SignExpander<double, kStream> {
   __m256d plus, minus, zero;
   SignExpander(double p, double m, double z)
       : plus(_mm256_set1_pd(p)), minus(_mm256_set1_pd(m)), zero(_mm256_set1_pd(z)) {}
@@ -118,7 +134,8 @@ struct SignExpander<double> {
     for (int lane = 0; lane < 32; lane += 4) {
       const __m256d above = _mm256_castsi256_pd(lane_mask64(positive >> lane));
       const __m256d below = _mm256_castsi256_pd(lane_mask64(negative >> lane));
-      _mm256_storeu_pd(out + lane, _mm256_blendv_pd(_mm256_blendv_pd(zero, plus, above), minus, below));
+      const __m256d value = _mm256_blendv_pd(_mm256_blendv_pd(zero, plus, above), minus, below);
+      put<kStream>(out + lane, _mm256_castpd_si256(value));
     }
   }
 };

@@ -24,7 +24,10 @@ struct Vec {
   static double total(const Sum& sum) { return (sum.part[0] + sum.part[1]) + (sum.part[2] + sum.part[3]); }
 };
 
-template <typename T>
+inline void finish_stream() {}
+
+// Writes 32 gradients from 32 signs. There is nothing to write around the caches with: kStream changes nothing.
+template <typename T, bool kStream>
 struct SignExpander {
   T value[4];  // by (negative, positive)
   SignExpander(T plus, T minus, T zero) : value{zero, plus, minus, zero} {}

@@ -1,0 +1,149 @@
+"""The benchmark cases: losses at the sizes of the paper's settings, each against its rivals.
+
+Rivals of one case do the same work, forward and backward:
+
+* ``fused``: this package's operators;
+* ``plain``: the same loss in plain PyTorch (the reference backend);
+* ``compiled``: the plain one under ``torch.compile``;
+* ``limit``: the bytes that any implementation must move, read both sides and write one gradient, as one
+  ``torch.add(a, b, out=c)`` per tensor into memory that is already there.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pix2pixhd.ops import backend, lsgan_loss, multi_l1_loss
+
+Shape = tuple[int, int, int, int]
+Rival = Callable[[], object]
+
+
+def discriminator_shapes(
+    height: int = 512, width: int = 1024, batch: int = 1, ndf: int = 64, n_layers: int = 3, num_D: int = 2
+) -> tuple[list[Shape], list[Shape]]:
+    """Shapes of pix2pixHD's multi-scale discriminator: (features of all scales and layers, predictions of all scales)."""
+    features: list[Shape] = []
+    predictions: list[Shape] = []
+    for scale in range(num_D):
+        h, w, channels = height, width, ndf
+        for _ in range(scale):  # AvgPool2d(3, stride=2, padding=1)
+            h, w = (h - 1) // 2 + 1, (w - 1) // 2 + 1
+        for layer in range(n_layers):  # 4x4 convolutions of stride 2, padding 2
+            h, w = h // 2 + 1, w // 2 + 1
+            features.append((batch, channels, h, w))
+            channels = min(2 * channels, 512)
+        features.append((batch, channels, h + 1, w + 1))
+        predictions.append((batch, 1, h + 2, w + 2))
+    return features, predictions
+
+
+def vgg_shapes(height: int = 512, width: int = 1024, batch: int = 1) -> list[Shape]:
+    """Shapes of VGG19's relu1_1, relu2_1, relu3_1, relu4_1, relu5_1."""
+    return [(batch, min(64 << k, 512), height >> k, width >> k) for k in range(5)]
+
+
+def _pairs(
+    shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device
+) -> tuple[list[Tensor], list[Tensor]]:
+    generator = torch.Generator(device).manual_seed(0)
+    fake, real = (
+        [torch.randn(shape, generator=generator, dtype=dtype, device=device) for shape in shapes] for _ in range(2)
+    )
+    return [x.requires_grad_() for x in fake], real
+
+
+def _step(loss: Callable[[], Tensor], wrt: Sequence[Tensor]) -> Rival:
+    """Forward and backward; the gradients are dropped at once, as a training step's next node would consume them."""
+
+    def run() -> None:
+        torch.autograd.grad(loss(), wrt)
+
+    return run
+
+
+def _in_backend(name: str, run: Rival) -> Rival:
+    def wrapped() -> object:
+        with backend(name):
+            return run()
+
+    return wrapped
+
+
+def _rivals(loss: Callable[[], Tensor], wrt: Sequence[Tensor], with_compile: bool) -> dict[str, Rival]:
+    rivals = {
+        "fused": _in_backend("fused", _step(loss, wrt)),
+        "plain": _in_backend("reference", _step(loss, wrt)),
+    }
+    if with_compile:
+        # Compiled under the reference backend, and called under it: the choice is a guard of the compiled code.
+        rivals["compiled"] = _in_backend("reference", _step(torch.compile(loss, fullgraph=True, dynamic=False), wrt))
+    return rivals
+
+
+def l1_rivals(
+    shapes: Sequence[Shape],
+    weights: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    with_compile: bool = True,
+    with_limit: bool = True,
+) -> dict[str, Rival]:
+    """Rivals of the multi-tensor weighted L1 over these shapes."""
+    device = torch.device(device)
+    fake, real = _pairs(shapes, dtype, device)
+    rivals = _rivals(lambda: multi_l1_loss(fake, real, list(weights)), fake, with_compile)
+    if with_limit:
+        plain = [x.detach() for x in fake]
+        out = [torch.zeros_like(x) for x in plain]
+
+        def limit() -> None:
+            for x, y, z in zip(plain, real, out, strict=True):
+                torch.add(x, y, out=z)
+
+        rivals["limit"] = limit
+    return rivals
+
+
+def feature_matching(
+    dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", with_compile: bool = True
+) -> dict[str, Rival]:
+    """Feature matching over the 512p discriminator's features: 24.1 M elements in 8 tensors."""
+    features, predictions = discriminator_shapes()
+    weight = 1.0 / len(predictions)  # 4 / (n_layers_D + 1) is 1 at n_layers_D = 3
+    return l1_rivals(features, [weight] * len(features), dtype, device, with_compile)
+
+
+def vgg_maps(
+    dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", with_compile: bool = True
+) -> dict[str, Rival]:
+    """The weighted L1 over the five VGG19 maps at 1024×512: 64.0 M elements."""
+    return l1_rivals(vgg_shapes(), [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0], dtype, device, with_compile)
+
+
+def lsgan(
+    for_discriminator: bool,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    with_compile: bool = True,
+) -> dict[str, Rival]:
+    """LSGAN over the scales of the 512p discriminator: the generator's side, or the discriminator's (real and fake)."""
+    _, predictions = discriminator_shapes()
+    fake, real = _pairs(predictions, dtype, torch.device(device))
+    if not for_discriminator:
+        return _rivals(lambda: lsgan_loss(fake, 1.0, [0.5] * len(fake)), fake, with_compile)
+    both = fake + [x.requires_grad_() for x in real]
+    labels = [0.0] * len(fake) + [1.0] * len(real)
+    return _rivals(lambda: lsgan_loss(both, labels, [0.5] * len(both)), both, with_compile)
+
+
+CASES: dict[str, Callable[..., dict[str, Rival]]] = {
+    "feature matching": feature_matching,
+    "VGG maps": vgg_maps,
+    "LSGAN, generator": functools.partial(lsgan, False),
+    "LSGAN, discriminator": functools.partial(lsgan, True),
+}
