@@ -56,7 +56,7 @@ struct Wider<double, double> {
   using type = double;
 };
 
-// Elements that one thread handles at a time: 16 bytes of the input's type, 32 of double.
+// Elements that one thread handles at a time where the layout is free: 16 bytes of the type, 32 of double.
 template <typename T>
 constexpr int kVector = sizeof(T) == 2 ? 8 : 4;
 

@@ -3,21 +3,24 @@
 // Limit: the forward reads both sides once and writes 2 bits an element, the backward reads 2 bits and writes one element.
 //
 // Signs: a warp handles a tile of 32 * V consecutive elements, V to a thread. Ballot c collects component c of all lanes, so
-// a tile's 2 * V words are (positive, negative) for c = 0 .. V - 1. Both passes walk the same tiles, given by the input's type.
+// a tile's 2 * V words are (positive, negative) for c = 0 .. V - 1. V is the same for all types: under autocast input and
+// target differ in type, and the gradient of either is read from the same signs.
 #include "device.cuh"
 
 namespace pix2pixhd::cuda {
 namespace {
 
-// Tiles in flight per warp: enough independent 16-byte loads to cover the latency of memory.
+constexpr int V = 4;
+constexpr int kTile = 32 * V;
+static_assert(kSignTile % kTile == 0 && kBlockChunk % kSignTile == 0, "a sign tile belongs to one block");
+
+// Tiles in flight per warp: enough independent loads to cover the latency of memory.
 constexpr int kUnroll = 4;
 
 template <typename A, typename B, bool kSigns>
 __global__ void __launch_bounds__(kThreads) l1_forward_kernel(const __grid_constant__ LaunchArgs args,
                                                               double* __restrict__ partial) {
   using C = typename Wider<A, B>::type;
-  constexpr int V = kVector<A>;
-  constexpr int kTile = 32 * V;
   const int k = find_tensor(args, blockIdx.x);
   const TensorArgs& tensor = args.tensor[k];
   const A* input = static_cast<const A*>(tensor.data[0]);
@@ -25,11 +28,13 @@ __global__ void __launch_bounds__(kThreads) l1_forward_kernel(const __grid_const
   const bool aligned = tensor.aligned != 0;
   const int64_t begin = (blockIdx.x - args.block_begin[k]) * kBlockChunk;
   const int64_t end = begin + kBlockChunk < tensor.numel ? begin + kBlockChunk : tensor.numel;
+  // Signs are written for whole sign tiles: beyond the end both sides load as zero, and the padding becomes zero, not garbage.
+  const int64_t stop = kSigns ? (end + kSignTile - 1) / kSignTile * kSignTile : end;
   const int lane = threadIdx.x % 32;
 
   double sum = 0.0;
   // The bounds are the same for all lanes of a warp, so that every ballot has all of them.
-  for (int64_t tile = begin + static_cast<int64_t>(threadIdx.x / 32) * kTile; tile < end;
+  for (int64_t tile = begin + static_cast<int64_t>(threadIdx.x / 32) * kTile; tile < stop;
        tile += static_cast<int64_t>(kUnroll) * kWarps * kTile) {
     Pack<A, V> x[kUnroll];
     Pack<B, V> y[kUnroll];
@@ -42,8 +47,8 @@ __global__ void __launch_bounds__(kThreads) l1_forward_kernel(const __grid_const
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t start = tile + static_cast<int64_t>(u) * kWarps * kTile;
-      if (start >= end) break;
-      C part = 0;  // at most eight terms before double
+      if (start >= stop) break;
+      C part = 0;  // four terms before double
       unsigned word = 0;
 #pragma unroll
       for (int c = 0; c < V; ++c) {
@@ -66,8 +71,6 @@ __global__ void __launch_bounds__(kThreads) l1_forward_kernel(const __grid_const
 template <typename T>
 __global__ void __launch_bounds__(kThreads) l1_backward_kernel(const __grid_constant__ LaunchArgs args,
                                                                DeviceScalar upstream) {
-  constexpr int V = kVector<T>;
-  constexpr int kTile = 32 * V;
   const int k = find_tensor(args, blockIdx.x);
   const TensorArgs& tensor = args.tensor[k];
   T* gradient = static_cast<T*>(tensor.data[0]);
@@ -80,20 +83,31 @@ __global__ void __launch_bounds__(kThreads) l1_backward_kernel(const __grid_cons
   const T plus = narrow<T>(coefficient);
   const T minus = narrow<T>(-coefficient);
   const T zero = narrow<T>(0.0 * coefficient);  // NaN or Inf upstream shows at ties, as in PyTorch
-  for (int64_t tile = begin + static_cast<int64_t>(threadIdx.x / 32) * kTile; tile < end; tile += kWarps * kTile) {
-    Pack<uint32_t, 4> words[V / 2];
+  for (int64_t tile = begin + static_cast<int64_t>(threadIdx.x / 32) * kTile; tile < end;
+       tile += static_cast<int64_t>(kUnroll) * kWarps * kTile) {
+    Pack<uint32_t, 4> words[kUnroll][V / 2];
 #pragma unroll
-    for (int i = 0; i < V / 2; ++i) {
-      words[i] = *reinterpret_cast<const Pack<uint32_t, 4>*>(tensor.signs + tile / 16 + 4 * i);
-    }
-    Pack<T, V> pack;
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t start = tile + static_cast<int64_t>(u) * kWarps * kTile;
+      if (start >= end) break;
 #pragma unroll
-    for (int c = 0; c < V; ++c) {
-      const unsigned positive = words[c / 2].value[2 * (c % 2)] >> lane & 1u;
-      const unsigned negative = words[c / 2].value[2 * (c % 2) + 1] >> lane & 1u;
-      pack.value[c] = positive ? plus : negative ? minus : zero;
+      for (int i = 0; i < V / 2; ++i) {
+        words[u][i] = *reinterpret_cast<const Pack<uint32_t, 4>*>(tensor.signs + start / 16 + 4 * i);
+      }
     }
-    store<T, V>(gradient, tile + lane * V, end, aligned, pack);
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t start = tile + static_cast<int64_t>(u) * kWarps * kTile;
+      if (start >= end) break;
+      Pack<T, V> pack;
+#pragma unroll
+      for (int c = 0; c < V; ++c) {
+        const unsigned positive = words[u][c / 2].value[2 * (c % 2)] >> lane & 1u;
+        const unsigned negative = words[u][c / 2].value[2 * (c % 2) + 1] >> lane & 1u;
+        pack.value[c] = positive ? plus : negative ? minus : zero;
+      }
+      store<T, V>(gradient, start + lane * V, end, aligned, pack);
+    }
   }
 }
 
