@@ -1,6 +1,7 @@
 #include "launch_plan.h"
 
-#include <utility>
+#include <stdexcept>
+#include <string>
 
 namespace pix2pixhd::cuda {
 namespace {
@@ -23,6 +24,11 @@ Plan make_plan(const std::vector<PlanEntry>& entries) {
       placed[k] = true;
       const int64_t blocks = (entries[k].tensor.numel + kBlockChunk - 1) / kBlockChunk;
       if (blocks == 0) continue;
+      if (blocks > kMaxBlocks) {
+        throw std::length_error("pix2pixhd: a tensor of " + std::to_string(entries[k].tensor.numel) +
+                                " elements is more than one launch takes (" +
+                                std::to_string(kMaxBlocks * kBlockChunk) + "); split it");
+      }
       if (open == nullptr || open->args.count == kMaxTensors ||
           open->args.block_begin[open->args.count] + blocks > kMaxBlocks) {
         plan.launches.push_back({});

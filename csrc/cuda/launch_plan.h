@@ -33,7 +33,8 @@ struct LaunchArgs {
   int32_t count;
   int64_t first_partial;  // where this launch's partial sums begin
 };
-static_assert(sizeof(LaunchArgs) <= 4096, "kernel arguments are limited to 4 KiB");
+// Beside them a kernel takes at most a pointer or a DeviceScalar.
+static_assert(sizeof(LaunchArgs) + 16 <= 4096, "kernel arguments are limited to 4 KiB");
 
 struct Launch {
   LaunchArgs args;
