@@ -133,8 +133,8 @@ int with_type(DType type, F&& f) {
   }
 }
 
-// Launches a kernel on blocks of kThreads and returns this launch's own error, which stays behind for nobody else to find.
-// An API call, not <<<>>>: so the sources are C++ that any compiler reads, and tests run them without a GPU.
+// Launches a kernel on blocks of kThreads and returns this launch's own error, which stays behind for nobody else to
+// find. An API call, not <<<>>>: so the sources are C++ that any compiler reads, and tests run them without a GPU.
 template <typename... Parameters, typename... Arguments>
 int launch_kernel(void (*kernel)(Parameters...), int blocks, Stream stream, Arguments&&... arguments) {
   cudaLaunchConfig_t config{};

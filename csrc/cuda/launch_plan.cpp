@@ -26,8 +26,8 @@ Plan make_plan(const std::vector<PlanEntry>& entries) {
       if (blocks == 0) continue;
       if (blocks > kMaxBlocks) {
         throw std::length_error("pix2pixhd: a tensor of " + std::to_string(entries[k].tensor.numel) +
-                                " elements is more than one launch takes (" +
-                                std::to_string(kMaxBlocks * kBlockChunk) + "); split it");
+                                " elements is more than one launch takes (" + std::to_string(kMaxBlocks * kBlockChunk) +
+                                "); split it");
       }
       if (open == nullptr || open->args.count == kMaxTensors ||
           open->args.block_begin[open->args.count] + blocks > kMaxBlocks) {

@@ -12,19 +12,20 @@ namespace pix2pixhd::cuda {
 
 constexpr int kThreads = 256;
 // Elements per block, fixed: partial sums, and so every bit of the result, do not depend on the GPU. 64 KiB of float32
-// from each side keeps a block busy for microseconds; the 24 M elements of the discriminator's features give 1,470 blocks.
+// from each side keeps a block busy for microseconds; the 24 M elements of the discriminator's features give 1,470
+// blocks.
 constexpr int64_t kBlockChunk = 16384;
 // 4 KiB is the limit on kernel arguments before CUDA 12.1 and sm_70.
 constexpr int kMaxTensors = 64;
 
 // One tensor of a multi-tensor launch.
 struct TensorArgs {
-  void* data[2];     // L1 forward: input, target; L1 backward: gradient, -; pointwise: input, gradient
-  uint32_t* signs;   // this tensor's part of the packed signs; null without
+  void* data[2];    // L1 forward: input, target; L1 backward: gradient, -; pointwise: input, gradient
+  uint32_t* signs;  // this tensor's part of the packed signs; null without
   int64_t numel;
-  double factor;     // weight / numel
-  double constant;   // of a pointwise loss
-  int32_t aligned;   // whether 16-byte accesses are possible
+  double factor;    // weight / numel
+  double constant;  // of a pointwise loss
+  int32_t aligned;  // whether 16-byte accesses are possible
 };
 
 struct LaunchArgs {

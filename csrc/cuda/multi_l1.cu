@@ -1,10 +1,11 @@
 // Multi-tensor weighted L1: one launch for all layers and scales, forward and backward.
 //
-// Limit: the forward reads both sides once and writes 2 bits an element, the backward reads 2 bits and writes one element.
+// Limit: the forward reads both sides once and writes 2 bits an element, the backward reads 2 bits and writes one
+// element.
 //
-// Signs: a warp handles a tile of 32 * V consecutive elements, V to a thread. Ballot c collects component c of all lanes, so
-// a tile's 2 * V words are (positive, negative) for c = 0 .. V - 1. V is the same for all types: under autocast input and
-// target differ in type, and the gradient of either is read from the same signs.
+// Signs: a warp handles a tile of 32 * V consecutive elements, V to a thread. Ballot c collects component c of all
+// lanes, so a tile's 2 * V words are (positive, negative) for c = 0 .. V - 1. V is the same for all types: under
+// autocast input and target differ in type, and the gradient of either is read from the same signs.
 #include "device.cuh"
 
 namespace pix2pixhd::cuda {
@@ -18,8 +19,8 @@ static_assert(kSignTile % kTile == 0 && kBlockChunk % kSignTile == 0, "a sign ti
 constexpr int kUnroll = 4;
 
 template <typename A, typename B, bool kSigns>
-__global__ void __launch_bounds__(kThreads) l1_forward_kernel(const __grid_constant__ LaunchArgs args,
-                                                              double* __restrict__ partial) {
+__global__ void __launch_bounds__(kThreads)
+    l1_forward_kernel(const __grid_constant__ LaunchArgs args, double* __restrict__ partial) {
   using C = typename Wider<A, B>::type;
   const int k = find_tensor(args, blockIdx.x);
   const TensorArgs& tensor = args.tensor[k];
@@ -28,7 +29,8 @@ __global__ void __launch_bounds__(kThreads) l1_forward_kernel(const __grid_const
   const bool aligned = tensor.aligned != 0;
   const int64_t begin = (blockIdx.x - args.block_begin[k]) * kBlockChunk;
   const int64_t end = begin + kBlockChunk < tensor.numel ? begin + kBlockChunk : tensor.numel;
-  // Signs are written for whole sign tiles: beyond the end both sides load as zero, and the padding becomes zero, not garbage.
+  // Signs are written for whole sign tiles: beyond the end both sides load as zero, and the padding becomes zero, not
+  // garbage.
   const int64_t stop = kSigns ? (end + kSignTile - 1) / kSignTile * kSignTile : end;
   const int lane = threadIdx.x % 32;
 
@@ -69,8 +71,8 @@ __global__ void __launch_bounds__(kThreads) l1_forward_kernel(const __grid_const
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) l1_backward_kernel(const __grid_constant__ LaunchArgs args,
-                                                               DeviceScalar upstream) {
+__global__ void __launch_bounds__(kThreads)
+    l1_backward_kernel(const __grid_constant__ LaunchArgs args, DeviceScalar upstream) {
   const int k = find_tensor(args, blockIdx.x);
   const TensorArgs& tensor = args.tensor[k];
   T* gradient = static_cast<T*>(tensor.data[0]);
@@ -112,8 +114,8 @@ __global__ void __launch_bounds__(kThreads) l1_backward_kernel(const __grid_cons
 }
 
 // Sums the partial sums: thread t takes t, t + kThreads, ..., then the block adds the threads' sums in order.
-__global__ void __launch_bounds__(kThreads) finish_sum_kernel(const double* __restrict__ partial, int64_t count,
-                                                              double initial, DeviceScalar loss) {
+__global__ void __launch_bounds__(kThreads)
+    finish_sum_kernel(const double* __restrict__ partial, int64_t count, double initial, DeviceScalar loss) {
   double sum = 0.0;
   for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += partial[i];
   const double total = block_sum(sum) + initial;

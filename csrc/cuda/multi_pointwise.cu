@@ -5,8 +5,8 @@ namespace pix2pixhd::cuda {
 namespace {
 
 template <typename T, Pointwise kKind>
-__global__ void __launch_bounds__(kThreads) pointwise_forward_kernel(const __grid_constant__ LaunchArgs args,
-                                                                     double* __restrict__ partial) {
+__global__ void __launch_bounds__(kThreads)
+    pointwise_forward_kernel(const __grid_constant__ LaunchArgs args, double* __restrict__ partial) {
   using C = typename Wider<T, T>::type;
   constexpr int V = kVector<T>;
   const int k = find_tensor(args, blockIdx.x);
@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(kThreads) pointwise_forward_kernel(const __gri
 }
 
 template <typename T, Pointwise kKind>
-__global__ void __launch_bounds__(kThreads) pointwise_backward_kernel(const __grid_constant__ LaunchArgs args,
-                                                                      DeviceScalar upstream) {
+__global__ void __launch_bounds__(kThreads)
+    pointwise_backward_kernel(const __grid_constant__ LaunchArgs args, DeviceScalar upstream) {
   using C = typename Wider<T, T>::type;
   constexpr int V = kVector<T>;
   const int k = find_tensor(args, blockIdx.x);
