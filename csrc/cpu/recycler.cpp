@@ -50,9 +50,6 @@ class Recycler {
     const auto found = sizes_.find(block);
     const size_t bytes = found->second;
     sizes_.erase(found);
-#if defined(MADV_FREE)
-    madvise(block, bytes, MADV_FREE);
-#endif
     kept_.push_back({block, bytes, requests_});
   }
 

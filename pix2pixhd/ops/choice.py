@@ -54,7 +54,7 @@ def backend(name: str) -> Iterator[None]:
         _current = previous
 
 
-def _unavailable(device: torch.device) -> str:
+def unavailable(device: torch.device) -> str:
     """Why the fused operators cannot run on this device; empty when they can."""
     if device.type == "cpu":
         return library.cpu().reason
@@ -71,7 +71,7 @@ def use_fused(tensor: Tensor) -> bool:
         return False  # torch.func composes the plain formulas: vmap, jvp and Hessians work
     reason = _AVAILABLE.get(tensor.device.type)
     if reason is None:
-        reason = _AVAILABLE[tensor.device.type] = _unavailable(tensor.device)
+        reason = _AVAILABLE[tensor.device.type] = unavailable(tensor.device)
     if not reason:
         return True
     if _current == "fused":

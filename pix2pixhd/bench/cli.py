@@ -1,0 +1,103 @@
+"""``pix2pixhd bench``: what the fused losses save on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import pix2pixhd
+from pix2pixhd.bench.cases import CASES
+from pix2pixhd.bench.timing import Timing, compare
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a reader needs to know of the machine to understand the figures."""
+    facts: dict[str, Any] = {
+        "pix2pixhd": pix2pixhd.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["cuda"] = torch.version.cuda
+    return facts
+
+
+def run_case(name: str, dtype: torch.dtype, device: torch.device, rounds: int, with_compile: bool) -> dict[str, Timing]:
+    """Times one of ``CASES`` against its rivals."""
+    return compare(CASES[name](dtype=dtype, device=device, with_compile=with_compile), rounds=rounds)
+
+
+def ratio(timings: dict[str, Timing], rival: str) -> float:
+    """How many times the fused median the rival's median is; for the limit, the share of it that is reached."""
+    return timings[rival].median / timings["fused"].median
+
+
+def describe(name: str, timings: dict[str, Timing]) -> str:
+    """One line of figures, for logs and for the end of a benchmark run."""
+    parts = [f"fused {timings['fused'].median * 1e3:.3f} ms"]
+    parts += [f"{ratio(timings, rival):.2f}x {rival}" for rival in ("plain", "compiled") if rival in timings]
+    if "limit" in timings:
+        parts.append(f"{100 * ratio(timings, 'limit'):.0f} % of the bandwidth limit")
+    return f"{name}: " + ", ".join(parts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; see ``pix2pixhd bench --help``."""
+    parser = argparse.ArgumentParser(
+        prog="pix2pixhd bench",
+        description="Forward and backward of the losses at the paper's 512p sizes (1024x512, batch 1), fused against plain "
+        "PyTorch, torch.compile and the memory bandwidth, timed in turns in one process. Medians; ratios of medians.",
+    )
+    parser.add_argument("--case", action="append", choices=sorted(CASES), help="one case; repeat for more (default: all)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=sorted(_DTYPES), default="float32")
+    parser.add_argument("--rounds", type=int, default=15, help="how often each rival is timed (default: 15)")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (no C++ compiler needed)")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write all figures to FILE")
+    arguments = parser.parse_args(argv)
+    if arguments.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
+    if arguments.json is not None and not arguments.json.resolve().parent.is_dir():
+        parser.error(f"--json: the folder {arguments.json.resolve().parent} does not exist; create it first")
+
+    device = torch.device(arguments.device)
+    facts = machine(device)
+    print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    print(f"forward + backward, {arguments.dtype}, {arguments.rounds} rounds\n")
+    header = f"{'loss':<22} {'fused':>10} {'plain':>10} {'compiled':>10} {'x plain':>8} {'x comp.':>8} {'of limit':>9}"
+    print(header)
+    print("-" * len(header))
+    results = {}
+    for name in arguments.case or CASES:
+        timings = run_case(name, _DTYPES[arguments.dtype], device, arguments.rounds, not arguments.no_compile)
+        results[name] = {rival: dataclasses.asdict(timing) for rival, timing in timings.items()}
+
+        def column(rival: str, timings: dict[str, Timing] = timings) -> str:
+            return f"{timings[rival].median * 1e3:.3f} ms" if rival in timings else "-"
+
+        def times(rival: str, timings: dict[str, Timing] = timings) -> str:
+            return f"{ratio(timings, rival):.2f}" if rival in timings else "-"
+
+        share = f"{100 * ratio(timings, 'limit'):.0f} %" if "limit" in timings else "-"
+        print(
+            f"{name:<22} {column('fused'):>10} {column('plain'):>10} {column('compiled'):>10} "
+            f"{times('plain'):>8} {times('compiled'):>8} {share:>9}",
+            flush=True,
+        )
+    if arguments.json is not None:
+        document = {"machine": facts, "dtype": arguments.dtype, "rounds": arguments.rounds, "seconds": results}
+        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+        print(f"\nwritten to {arguments.json}")
+    return 0
