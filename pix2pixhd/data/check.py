@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import os
-from collections.abc import Iterable, Sequence
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+from PIL import Image
 
 from pix2pixhd.data.errors import InputError
 from pix2pixhd.data.folders import Pair
@@ -47,7 +50,10 @@ def _check_pair(pair: Pair, options: DataOptions, multiple: int, crops: bool) ->
             source = read_picture(pair.input, options.input_nc)
     except InputError as error:
         return _Finding([str(error)])
-    readers = [(pair.instance, lambda path: read_index_map(path, "instance map")), (pair.image, read_picture)]
+    readers: list[tuple[pathlib.Path | None, Callable[[pathlib.Path], Image.Image]]] = [
+        (pair.instance, functools.partial(read_index_map, kind="instance map")),
+        (pair.image, read_picture),
+    ]
     for path, read in readers:
         if path is None:
             continue
@@ -69,9 +75,9 @@ def _check_pair(pair: Pair, options: DataOptions, multiple: int, crops: bool) ->
         return _Finding([*problems, f"{pair.input}: {error}"])
     if seen[0] % multiple or seen[1] % multiple or min(seen) < 2 * multiple:
         problems.append(
-            f"{pair.input}: would be trained at {seen[0]}x{seen[1]} (width x height), but this generator needs multiples of "
-            f"{multiple}, at least {2 * multiple}; change data.loadSize or data.fineSize, or take data.resize_or_crop: none, "
-            "which rounds sizes"
+            f"{pair.input}: would be trained at {seen[0]}x{seen[1]} (width x height), but this generator needs "
+            f"multiples of {multiple}, at least {2 * multiple}; change data.loadSize or data.fineSize, or take "
+            "data.resize_or_crop: none, which rounds sizes"
         )
     return _Finding(problems, seen)
 
@@ -100,9 +106,9 @@ def check_pairs(pairs: Sequence[Pair], options: DataOptions, multiple: int, trai
         training: Whether sizes after scaling and cropping are checked too; validation and generation pad them.
 
     Raises:
-        InputError: For unreadable files, label ids outside ``label_nc``, sizes that differ within a pair, sizes that the
-            generator or the batch cannot take. The message names file, value and remedy, the first few of them when
-            there are many.
+        InputError: For unreadable files, label ids outside ``label_nc``, sizes that differ within a pair, sizes that
+            the generator or the batch cannot take. The message names file, value and remedy, the first few of them
+            when there are many.
 
     Example:
         >>> check_pairs(find_pairs(options, "train"), options, multiple=16)  # doctest: +SKIP

@@ -52,8 +52,8 @@ class PairedDataset(Dataset[Sample]):
         pairs: The files, from ``find_pairs`` or ``find_inputs``.
         options: The ``data`` section.
         multiple: What the generator needs; used by the mode ``none``.
-        augment: Whether to crop and flip at random, for training. Without, pictures are scaled as ``resize_or_crop`` says
-            and neither cropped nor flipped.
+        augment: Whether to crop and flip at random, for training. Without, pictures are scaled as ``resize_or_crop``
+            says and neither cropped nor flipped.
         seed: Seed of the augmentation.
 
     Example:

@@ -1,7 +1,7 @@
 """A label → photograph data set from the photographs that scikit-image ships.
 
-Each photograph is cut into superpixels, and these are clustered by colour and texture: a class is "the cat's fur" or "the
-dark wood", an instance a connected piece of a class. One column of every photograph is held out, so that what the
+Each photograph is cut into superpixels, and these are clustered by colour and texture: a class is "the cat's fur" or
+"the dark wood", an instance a connected piece of a class. One column of every photograph is held out, so that what the
 generator is judged on it has never seen.
 """
 
@@ -13,16 +13,17 @@ import pathlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.cluster.vq import kmeans2
-from scipy.ndimage import gaussian_filter, maximum, mean
+from scipy.cluster.vq import kmeans2  # type: ignore[import-untyped]
+from scipy.ndimage import gaussian_filter, mean  # type: ignore[import-untyped]
 from skimage import color, data, measure, segmentation
 
-__all__ = ["LABEL_NC", "write_demo_data"]
+__all__ = ["COLUMN", "CROP", "LABEL_NC", "write_demo_data"]
 
 _HEIGHT = 320
-_COLUMN = 160
-_CLASSES_PER_PHOTOGRAPH = 8
-_SUPERPIXELS = 700
+COLUMN = 160  # width of the held-out column, and of the crops from it
+CROP = 144
+_CLASSES_PER_PHOTOGRAPH = 10
+_SUPERPIXELS = 1500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,6 @@ _PHOTOGRAPHS = (
     _Photograph("astronaut", 0.5),
     _Photograph("coffee", 0.34),
     _Photograph("stereo_motorcycle", 0.3),
-    _Photograph("rocket", 0.34),
 )
 
 LABEL_NC = len(_PHOTOGRAPHS) * _CLASSES_PER_PHOTOGRAPH
@@ -52,7 +52,7 @@ def _load(photograph: _Photograph) -> NDArray[np.uint8]:
 
 
 def _segment(picture: NDArray[np.uint8], seed: int) -> NDArray[np.int64]:
-    """Class ids ``[H, W]`` in 0 … 7, by decreasing area."""
+    """Class ids ``[H, W]`` in 0 … 9, by decreasing area."""
     lab = color.rgb2lab(picture)
     pieces = segmentation.slic(picture, n_segments=_SUPERPIXELS, compactness=8.0, sigma=0.7, start_label=0)
     ids = np.arange(pieces.max() + 1)
@@ -72,34 +72,49 @@ def _save(folder: pathlib.Path, name: str, pixels: NDArray[np.generic]) -> None:
     Image.fromarray(np.ascontiguousarray(pixels)).save(folder / f"{name}.png")
 
 
-def write_demo_data(root: pathlib.Path, seed: int = 0) -> None:
+def _training_crops(width: int, left: int, count: int, rng: np.random.Generator) -> list[tuple[slice, slice]]:
+    """Squares left and right of the held-out column, which none of them touches."""
+    sides = [(0, left), (left + COLUMN, width)]
+    rooms = [(start, stop - CROP) for start, stop in sides if stop - start >= CROP]
+    weights = np.array([stop - start + CROP // 2 for start, stop in rooms], dtype=float)
+    crops = []
+    for side in rng.choice(len(rooms), size=count, p=weights / weights.sum()):
+        x = int(rng.integers(rooms[side][0], rooms[side][1], endpoint=True))
+        y = int(rng.integers(0, _HEIGHT - CROP, endpoint=True))
+        crops.append((slice(y, y + CROP), slice(x, x + CROP)))
+    return crops
+
+
+def write_demo_data(root: pathlib.Path, crops: int = 160, seed: int = 0) -> None:
     """Writes ``{train,test}_{label,inst,img}/`` in NVIDIA's layout.
+
+    Training crops and held-out crops come from disjoint parts of the photographs.
 
     Args:
         root: Folder to write into.
-        seed: Seed of the clustering.
+        crops: Number of training crops, ``CROP`` pixels square, shared evenly by the photographs.
+        seed: Seed of clustering and crops.
 
     Example:
         >>> write_demo_data(pathlib.Path("runs/demo/data"))  # doctest: +SKIP
     """
+    rng = np.random.default_rng(seed)
     for k, photograph in enumerate(_PHOTOGRAPHS):
         picture = _load(photograph)
         classes = _segment(picture, seed)
         label = (classes + k * _CLASSES_PER_PHOTOGRAPH).astype(np.uint8)
-        # Ids start high on purpose: instance maps are 16 bits wide, and these need all of them.
-        instance = (measure.label(classes, background=-1, connectivity=1) + 40000).astype(np.uint16)
+        # Ids start high on purpose: instance maps have 16 bits, and this makes use of all of them.
+        pieces = measure.label(classes, background=-1, connectivity=1)  # type: ignore[no-untyped-call]
+        instance = (pieces + 40000).astype(np.uint16)
         width = picture.shape[1]
-        left = min(round(photograph.held_out * width), width - _COLUMN)
-        parts = {
-            "train": [slice(0, left), slice(left + _COLUMN, width)],
-            "test": [slice(left, left + _COLUMN)],
+        left = min(round(photograph.held_out * width), width - COLUMN)
+        column = slice(left, left + COLUMN)
+        areas = {
+            "train": _training_crops(width, left, crops // len(_PHOTOGRAPHS), rng),
+            "test": [(slice(y, y + COLUMN), column) for y in range(0, _HEIGHT, COLUMN)],
         }
-        for phase, columns in parts.items():
-            for side, column in enumerate(columns):
-                if column.stop - column.start < 128:
-                    continue
-                rows = [slice(0, _HEIGHT)] if phase == "train" else [slice(0, _COLUMN), slice(_COLUMN, 2 * _COLUMN)]
-                for part, row in enumerate(rows):
-                    name = f"{photograph.name}_{side}{part}"
-                    for kind, pixels in (("label", label), ("inst", instance), ("img", picture)):
-                        _save(root / f"{phase}_{kind}", name, pixels[row, column])
+        for phase, squares in areas.items():
+            for part, square in enumerate(squares):
+                name = f"{photograph.name}_{part:03d}"
+                for kind, pixels in (("label", label), ("inst", instance), ("img", picture)):
+                    _save(root / f"{phase}_{kind}", name, pixels[square])

@@ -11,8 +11,8 @@ __all__ = ["encode_input", "instance_edges", "one_hot"]
 def one_hot(label: Tensor, label_nc: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """One channel per class: 1 where the label map has the class, else 0.
 
-    One comparison on the device, without a copy to the host (``torch.nn.functional.one_hot`` makes one to check ids; here
-    they are checked before training).
+    One comparison on the device, without a copy to the host (``torch.nn.functional.one_hot`` makes one to check ids;
+    here they are checked before training).
 
     Args:
         label: Integer ids ``[N, H, W]`` in 0 … ``label_nc − 1``; a pixel with another id gets zeros only.

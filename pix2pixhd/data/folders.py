@@ -136,7 +136,7 @@ def find_inputs(folder: pathlib.Path, options: DataOptions, instances: pathlib.P
     """The inputs to generate pictures from, with their instance maps where the generator was trained with them.
 
     Args:
-        folder: Label maps or input pictures. A data set's root works too: ``test_label`` or ``test_A`` inside it is taken.
+        folder: Label maps or input pictures. Of a data set's root, ``test_label`` or ``test_A`` is taken.
         options: How the generator was trained.
         instances: Folder of instance maps; looked for beside ``folder`` (``test_inst`` for ``test_label``) when None.
 

@@ -22,7 +22,8 @@ def _open(path: pathlib.Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return image
+            loaded: Image.Image = image
+            return loaded
     except FileNotFoundError:
         raise InputError(f"{path}: the file is gone; put it back or remove its partners") from None
     # Pillow tells a broken file by many names: SyntaxError for a bad PNG chunk, struct.error, zlib.error, …

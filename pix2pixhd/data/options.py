@@ -26,8 +26,8 @@ class DataOptions:
         output_nc: Channels of the pictures to generate: 3 for colour, 1 for gray.
         no_instance: Whether to do without instance maps and their edge channel.
         resize_or_crop: ``scale_width`` scales to width ``loadSize``; ``scale_width_and_crop`` then crops
-            ``fineSize``×``fineSize``; ``resize_and_crop`` scales to ``loadSize``×``loadSize`` and crops; ``crop`` crops only;
-            ``none`` scales to the nearest multiple that the generator needs.
+            ``fineSize``×``fineSize``; ``resize_and_crop`` scales to ``loadSize``×``loadSize`` and crops; ``crop`` crops
+            only; ``none`` scales to the nearest multiple that the generator needs.
         loadSize: Size to scale to, in pixels.
         fineSize: Size of the crop, in pixels.
         no_flip: Whether to leave out random horizontal flips.

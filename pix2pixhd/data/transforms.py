@@ -83,7 +83,8 @@ def output_size(size: Size, options: DataOptions, multiple: int) -> Size:
     fine = options.fineSize
     if width < fine or height < fine:
         raise InputError(
-            f"{width}x{height} after scaling, smaller than the crop data.fineSize={fine}; lower fineSize or raise loadSize"
+            f"{width}x{height} after scaling, smaller than the crop data.fineSize={fine}; lower fineSize or "
+            "raise loadSize"
         )
     return fine, fine
 

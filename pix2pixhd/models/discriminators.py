@@ -1,4 +1,4 @@
-"""The multi-scale PatchGAN discriminator of pix2pixHD (arXiv 1711.11585, section 3.2), named as NVIDIA's checkpoints."""
+"""The multi-scale PatchGAN discriminator of pix2pixHD (arXiv 1711.11585, section 3.2), named as in NVIDIA's files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks from NVIDIA's options: ``define_G`` and ``define_D`` with the arguments of the original's ``networks.py``."""
+"""Networks from NVIDIA's options: ``define_G`` and ``define_D`` with the arguments of its ``networks.py``."""
 
 from __future__ import annotations
 

@@ -124,7 +124,8 @@ class LocalEnhancer(nn.Module):
     Args:
         input_nc: Channels of the input: one-hot labels plus the edge map, or picture channels.
         output_nc: Channels of the generated picture.
-        ngf: Channels of the finest enhancer's first convolution; the global part starts with ``ngf·2^n_local_enhancers``.
+        ngf: Channels of the finest enhancer's first convolution; the global part starts with
+            ``ngf·2^n_local_enhancers``.
         n_downsample_global: How often the global part halves its input.
         n_blocks_global: Number of the global part's residual blocks.
         n_local_enhancers: Number of enhancers; each doubles the resolution.

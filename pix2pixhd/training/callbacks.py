@@ -22,7 +22,9 @@ __all__ = ["LossBar", "SampleSheets", "sample_row"]
 def sample_row(module: Pix2PixHD, sample: Sample) -> list[Tensor]:
     """Label, generated and real picture of one sample, each ``[3, H, W]`` in [−1, 1]."""
     batch: Any = default_collate([sample])
-    on_device = {key: value.to(module.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    on_device: Any = {
+        key: value.to(module.device) if isinstance(value, Tensor) else value for key, value in batch.items()
+    }
     training = module.netG.training
     module.netG.eval()
     with torch.no_grad():

@@ -74,7 +74,9 @@ def _read(path: pathlib.Path) -> Any:
         ) from None
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: the checkpoint cannot be read ({reason}); the file is damaged, take another") from None
+        raise InputError(
+            f"{path}: the checkpoint cannot be read ({reason}); the file is damaged, take another"
+        ) from None
 
 
 def _section(path: pathlib.Path, kind: type[_Section], values: Mapping[str, Any]) -> _Section:
@@ -104,7 +106,9 @@ def read_checkpoint(path: str | pathlib.Path) -> Checkpoint:
     if not isinstance(options, dict) or "format" not in options or "state_dict" not in content:
         raise InputError(f"{path}: not a checkpoint of pix2pixhd: it says nothing about the networks")
     if options["format"] != _FORMAT:
-        raise InputError(f"{path}: written in format {options['format']}, this version reads {_FORMAT}; upgrade pix2pixhd")
+        raise InputError(
+            f"{path}: written in format {options['format']}, this version reads {_FORMAT}; upgrade pix2pixhd"
+        )
     return Checkpoint(
         path,
         content["state_dict"],

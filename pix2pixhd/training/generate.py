@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -90,7 +89,7 @@ def generate_folder(
     written = []
     for i in range(len(dataset)):
         sample = dataset[i]
-        picture = generate_picture(generator, sample["input"], cast("Tensor | None", sample.get("instance")))
+        picture = generate_picture(generator, sample["input"], sample.get("instance"))
         path = target / f"{sample['name']}.png"
         save_picture(picture, path)
         written.append(path)

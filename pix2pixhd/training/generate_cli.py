@@ -19,8 +19,8 @@ __all__ = ["main"]
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pix2pixhd generate",
-        description="Writes a picture for every label map or picture of a folder. A checkpoint of this package knows its "
-        "networks; for NVIDIA's latest_net_G.pth give the options that it was trained with.",
+        description="Writes a picture for every label map or picture of a folder. A checkpoint of this package knows "
+        "its networks; for NVIDIA's latest_net_G.pth give the options that it was trained with.",
     )
     parser.add_argument("--checkpoint", type=pathlib.Path, required=True, help="a .ckpt, or NVIDIA's .pth")
     parser.add_argument("--input", type=pathlib.Path, required=True, help="folder of label maps or pictures")

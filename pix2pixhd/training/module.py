@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MetricCollection
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
@@ -23,13 +22,24 @@ __all__ = ["Pix2PixHD"]
 _NOT_SAVED = "generator_loss."
 
 
+def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    for name in [name for name in state if name.startswith(prefix + _NOT_SAVED)]:
+        del state[name]
+
+
+def _keep_own(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Fills in what was left out, so that loading can be strict about everything else."""
+    own = module.get_submodule(_NOT_SAVED.rstrip(".")).state_dict()
+    state.update({f"{prefix}{_NOT_SAVED}{name}": value for name, value in own.items()})
+
+
 class Pix2PixHD(pl.LightningModule):
     """Generator, discriminator and their losses, trained by turns (arXiv 1711.11585).
 
-    A step runs G once, D once on the generated and once on the real picture. The generator's backward stops at the
-    discriminator's weights, the discriminator's at the generated picture: no gradient is computed to be thrown away, and
-    D's pass over the generated picture serves both losses. Generated and real pictures go through D apart rather than as
-    one batch, because the generator's backward would then run through the real half too.
+    A step runs G once, D once on the generated and once on the real picture. The generator's backward leaves out the
+    discriminator's weights, the discriminator's stops at the generated picture: no gradient is computed to be thrown
+    away, and D's pass over the generated picture serves both losses. Generated and real pictures go through D apart
+    rather than as one batch, because the generator's backward would then run through the real half too.
 
     Args:
         model: The networks.
@@ -74,6 +84,8 @@ class Pix2PixHD(pl.LightningModule):
             loss.lambda_gan, loss.lambda_feat, loss.lambda_vgg, preset=loss.preset, vgg=loss.vgg
         )
         self.discriminator_loss = DiscriminatorLoss(preset=loss.preset)
+        self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_keep_own)  # type: ignore[no-untyped-call]
         self.val_metrics = MetricCollection(
             {
                 "L1": MeanAbsoluteError(),
@@ -105,12 +117,12 @@ class Pix2PixHD(pl.LightningModule):
         optimizer_G, optimizer_D = cast(list[Any], self.optimizers())
         optimizer_G.zero_grad()
         optimizer_D.zero_grad()
-        terms = self._backward(self.encode(batch), batch["image"])
+        terms = self.compute_gradients(self.encode(batch), batch["image"])
         optimizer_G.step()
         optimizer_D.step()
         self.log_dict(terms, prog_bar=True, batch_size=len(batch["image"]))
 
-    def _backward(self, condition: Tensor, real: Tensor) -> dict[str, Tensor]:
+    def compute_gradients(self, condition: Tensor, real: Tensor) -> dict[str, Tensor]:
         """Fills both networks' gradients; returns the loss terms, detached."""
         generated = self.netG(condition)
         # Everything after the generator starts at this leaf: its gradient is all that G needs to know of the losses.
@@ -146,14 +158,4 @@ class Pix2PixHD(pl.LightningModule):
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Compares generated with real pictures, both in [−1, 1]."""
         self.val_metrics.update(self(self.encode(batch)), batch["image"])
-        self.log_dict(self.val_metrics, batch_size=len(batch["image"]))  # type: ignore[arg-type]
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The trained weights, without those of VGG19."""
-        state = super().state_dict(*args, **kwargs)
-        return {name: value for name, value in state.items() if not name.startswith(_NOT_SAVED)}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Loads trained weights; a missing or extra key is an error."""
-        own = {name: value for name, value in super().state_dict().items() if name.startswith(_NOT_SAVED)}
-        return super().load_state_dict({**state_dict, **own}, strict=strict, assign=assign)
+        self.log_dict(self.val_metrics, batch_size=len(batch["image"]))

@@ -149,7 +149,9 @@ class OptimizerOptions:
         if self.beta1 >= 1 or self.beta2 >= 1:
             raise InputError(f"optimizer.beta1 and beta2 must be below 1, got {self.beta1} and {self.beta2}")
         if not self.niter + self.niter_decay:
-            raise InputError("optimizer: niter and niter_decay are both 0, so nothing would be trained; set one of them")
+            raise InputError(
+                "optimizer: niter and niter_decay are both 0, so nothing would be trained; set one of them"
+            )
 
     def rate(self, epoch: int) -> float:
         """The share of the learning rate in an epoch, counted from 0."""

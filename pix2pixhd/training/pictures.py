@@ -13,7 +13,9 @@ __all__ = ["colorize", "sheet"]
 
 def _palette(count: int) -> Tensor:
     """``[count, 3]`` colours in [−1, 1] whose neighbours differ: the hue advances by the golden ratio."""
-    colors = [colorsys.hsv_to_rgb(k * 0.61803398875 % 1.0, 0.55 + 0.35 * (k % 2), 0.95 - 0.2 * (k % 3)) for k in range(count)]
+    colors = [
+        colorsys.hsv_to_rgb(k * 0.61803398875 % 1.0, 0.55 + 0.35 * (k % 2), 0.95 - 0.2 * (k % 3)) for k in range(count)
+    ]
     return torch.tensor(colors) * 2 - 1
 
 
@@ -57,4 +59,5 @@ def sheet(columns: list[list[Tensor]], rows_across: int = 1) -> Tensor:
         torch.Size([3, 12, 22])
     """
     pictures = [picture.expand(3, -1, -1).cpu().float() for sample in columns for picture in sample]
-    return make_grid(pictures, nrow=len(columns[0]) * rows_across, padding=2, pad_value=1.0)
+    grid: Tensor = make_grid(pictures, nrow=len(columns[0]) * rows_across, padding=2, pad_value=1.0)
+    return grid

@@ -34,8 +34,8 @@ class TrainConfig:
         loss: Weights of the loss terms.
         optimizer: Adam's settings and the number of epochs.
         run: Output folder and seed.
-        trainer: Arguments of Lightning's ``Trainer``. ``max_epochs`` defaults to ``niter + niter_decay``; ``max_steps`` counts
-            steps, each of which updates both networks.
+        trainer: Arguments of Lightning's ``Trainer``. ``max_epochs`` defaults to ``niter + niter_decay``; ``max_steps``
+            counts steps, each of which updates both networks.
     """
 
     data: DataOptions
@@ -74,7 +74,8 @@ def _last_checkpoint(config: TrainConfig, resume: bool) -> pathlib.Path | None:
 def _loggers(output: pathlib.Path) -> list[Any]:
     taken = [int(path.name[4:]) for path in (output / "logs").glob("run_*") if path.name[4:].isdigit()]
     version = f"run_{max(taken, default=-1) + 1}"
-    return [TensorBoardLogger(str(output), "logs", version), CSVLogger(str(output), "logs", version)]
+    # In this order: CSVLogger warns of a folder that exists already.
+    return [CSVLogger(str(output), "logs", version), TensorBoardLogger(str(output), "logs", version)]
 
 
 def _callbacks(config: TrainConfig, data: PairedData, output: pathlib.Path) -> list[pl.Callback]:
@@ -105,6 +106,7 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], output: pathlib.
         "log_every_n_steps": 10,
         "num_sanity_val_steps": 0,  # the data have been checked
         "enable_model_summary": False,
+        **({} if config.data.val_phase else {"limit_val_batches": 0}),
         **config.trainer,
     }
     if options["max_epochs"] is None:
@@ -120,8 +122,8 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], output: pathlib.
 def _quiet() -> None:
     """Keeps Lightning's advertisements and hints for its own examples off the screen."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for pattern in (".*does not have many workers.*", ".*The number of training batches.*", ".*Checkpoint directory.*"):
-        warnings.filterwarnings("ignore", pattern)
+    for hint in ("does not have many workers", "The number of training batches", "Checkpoint directory"):
+        warnings.filterwarnings("ignore", f".*{hint}")
 
 
 def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Callback] = ()) -> Pix2PixHD:

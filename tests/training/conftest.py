@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from pix2pixhd.data import DataOptions
+from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions, RunOptions
+from pix2pixhd.training.run import TrainConfig
+
+
+def _save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def data_root(tmp_path):
+    """Three pictures of 24x32 to train on and two to validate on."""
+    root = tmp_path / "data"
+    rng = np.random.default_rng(0)
+    for phase, names in (("train", "abc"), ("test", "xy")):
+        for name in names:
+            _save(root / f"{phase}_label" / f"{name}.png", rng.integers(0, 4, (24, 32), dtype=np.uint8))
+            _save(root / f"{phase}_inst" / f"{name}.png", rng.integers(40000, 40009, (24, 32)).astype(np.uint16))
+            _save(root / f"{phase}_img" / f"{name}.png", rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    return root
+
+
+@pytest.fixture
+def make_config(data_root, tmp_path):
+    def make(output="run", epochs=1, **data):
+        return TrainConfig(
+            data=DataOptions(
+                **{"dataroot": str(data_root), "label_nc": 4, "resize_or_crop": "crop", "fineSize": 16, "nThreads": 0}
+                | data
+            ),
+            model=ModelOptions(ngf=4, n_downsample_global=2, n_blocks_global=1, ndf=4, n_layers_D=2),
+            loss=LossOptions(lambda_vgg=0.0),
+            optimizer=OptimizerOptions(niter=epochs, niter_decay=0),
+            run=RunOptions(output=str(tmp_path / output), samples_every=2, sample_count=2),
+            trainer={"accelerator": "cpu", "enable_progress_bar": False},
+        )
+
+    return make
+
+
+@pytest.fixture
+def command_line(data_root, tmp_path):
+    """Arguments of ``pix2pixhd train`` for the same small run."""
+
+    def make(*more, output="run"):
+        options = {
+            "data.dataroot": data_root,
+            "data.label_nc": 4,
+            "data.resize_or_crop": "crop",
+            "data.fineSize": 16,
+            "data.nThreads": 0,
+            "model.ngf": 4,
+            "model.n_downsample_global": 2,
+            "model.n_blocks_global": 1,
+            "model.ndf": 4,
+            "model.n_layers_D": 2,
+            "loss.lambda_vgg": 0,
+            "optimizer.niter": 1,
+            "optimizer.niter_decay": 0,
+            "run.output": tmp_path / output,
+            "trainer.accelerator": "cpu",
+            "trainer.enable_progress_bar": "false",
+        }
+        return ["train", *(f"--{name}={value}" for name, value in options.items()), *map(str, more)]
+
+    return make

@@ -1,0 +1,184 @@
+"""Whole runs on a tiny data set."""
+
+import csv
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from pix2pixhd.cli import main
+from pix2pixhd.data import InputError, PairedDataset, find_pairs
+from pix2pixhd.training.checkpoint import load_generator, read_checkpoint
+from pix2pixhd.training.config import parse_train, save_config
+from pix2pixhd.training.run import train
+
+
+def weights(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def assert_identical(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def files(folder):
+    return sorted(path.name for path in pathlib.Path(folder).iterdir())
+
+
+def test_run_leaves_checkpoint_samples_and_logs(make_config, tmp_path):
+    config = make_config(val_phase="test")
+    module = train(config)
+    run = tmp_path / "run"
+    assert files(run / "checkpoints") == ["last.ckpt"]
+    assert files(run / "samples") == ["step_000002.png", "step_000003.png"]
+    sheet = Image.open(run / "samples" / "step_000002.png")
+    assert sheet.size == (3 * 34 + 2, 2 * 26 + 2)  # label | generated | real of two pictures of 24x32
+    with (run / "logs" / "run_0" / "metrics.csv").open() as file:
+        columns = next(csv.reader(file))
+    assert {"val_L1", "val_PSNR", "val_SSIM"} <= set(columns)
+    assert any(name.startswith("events.out.tfevents") for name in files(run / "logs" / "run_0"))
+    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    assert checkpoint.model == config.model
+    assert checkpoint.data == config.data
+    assert checkpoint.loss == config.loss
+    assert checkpoint.optimizer == config.optimizer
+    assert_identical(checkpoint.weights, weights(module))
+
+
+def test_every_loss_term_is_logged(make_config, tmp_path):
+    config = make_config()
+    config.trainer["log_every_n_steps"] = 1
+    train(config)
+    with (tmp_path / "run" / "logs" / "run_0" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("G_total")]
+    assert len(rows) == 3
+    for row in rows:
+        gan, feat, vgg, total = (float(row[name]) for name in ("G_GAN", "G_GAN_Feat", "G_VGG", "G_total"))
+        assert gan + feat + vgg == pytest.approx(total, rel=1e-5)
+        assert float(row["D_real"]) > 0
+        assert float(row["D_fake"]) > 0
+
+
+def test_same_seed_same_weights(make_config):
+    first = weights(train(make_config("one", epochs=2)))
+    assert_identical(first, weights(train(make_config("two", epochs=2))))
+    other = make_config("three", epochs=2)
+    other.run.seed = 1
+    assert not torch.equal(first["netG.model.1.weight"], weights(train(other))["netG.model.1.weight"])
+
+
+def test_resumed_run_ends_where_an_unbroken_one_does(make_config, tmp_path):
+    unbroken = weights(train(make_config("unbroken", epochs=3)))
+    config = make_config("broken", epochs=3)
+    config.trainer["max_epochs"] = 1
+    train(config)
+    config.trainer["max_epochs"] = 3
+    assert_identical(unbroken, weights(train(config, resume=True)))
+    assert files(tmp_path / "broken" / "logs") == ["run_0", "run_1"]
+
+
+def test_a_run_is_not_overwritten_and_resume_needs_one(make_config):
+    config = make_config()
+    with pytest.raises(InputError, match=r"there is no .*last\.ckpt to continue from"):
+        train(config, resume=True)
+    train(config)
+    with pytest.raises(InputError, match="holds a run already .*--resume"):
+        train(config)
+    config.model.ngf = 8
+    with pytest.raises(InputError, match=r"was trained with model\.ngf=4, the configuration says 8"):
+        train(config, resume=True)
+
+
+def test_max_steps_counts_steps(make_config, tmp_path):
+    config = make_config(epochs=9)
+    config.trainer["max_steps"] = 4
+    config.run.samples_every = 1
+    train(config)
+    assert files(tmp_path / "run" / "samples")[-1] == "step_000004.png"
+
+
+def test_learning_rate_decays(make_config):
+    config = make_config(epochs=1)
+    config.optimizer.niter_decay = 4
+    rates = []
+
+    from lightning.pytorch.callbacks import Callback
+
+    class Spy(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
+
+    train(config, callbacks=[Spy()])
+    lr = config.optimizer.lr
+    np.testing.assert_allclose(rates, [[lr] * 2, [lr] * 2, [0.75 * lr] * 2, [0.5 * lr] * 2, [0.25 * lr] * 2])
+
+
+def test_batches_and_workers(make_config, tmp_path):
+    config = make_config(batchSize=2, nThreads=1)
+    config.run.samples_every = 1
+    train(config)
+    assert files(tmp_path / "run" / "samples") == ["step_000001.png"]
+
+
+def test_pictures_without_labels(tmp_path, make_config):
+    rng = np.random.default_rng(0)
+    for folder in ("train_A", "train_B"):
+        (tmp_path / "pairs" / folder).mkdir(parents=True)
+        for name in "ab":
+            picture = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(tmp_path / "pairs" / folder / f"{name}.png")
+    train(make_config(dataroot=str(tmp_path / "pairs"), label_nc=0, no_instance=True))
+    out = tmp_path / "out"
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    code = main(
+        ["generate", "--checkpoint", f"{checkpoint}", "--input", f"{tmp_path}/pairs/train_A", "--output", f"{out}"]
+    )
+    assert code == 0
+    assert files(out) == ["a.png", "b.png"]
+
+
+def test_generate_reproduces_the_trained_generator(make_config, tmp_path, data_root):
+    config = make_config()
+    module = train(config)
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    generator = load_generator(checkpoint)
+    dataset = PairedDataset(find_pairs(config.data, "test"), config.data, 4, augment=False)
+    batch = torch.utils.data.default_collate([dataset[0]])
+    module.eval()
+    with torch.no_grad():
+        expected = module(module.encode(batch))
+        assert torch.equal(generator.network(module.encode(batch)), expected)
+    out = tmp_path / "out"
+    assert main(["generate", "--checkpoint", f"{checkpoint}", "--input", f"{data_root}", "--output", f"{out}"]) == 0
+    assert files(out) == ["x.png", "y.png"]
+    written = np.asarray(Image.open(out / "x.png")).astype(int)
+    wanted = ((expected[0].permute(1, 2, 0).numpy() + 1) * 127.5).round()
+    assert np.abs(written - wanted).max() <= 1
+
+
+def test_config_file_and_overrides(make_config, tmp_path):
+    config = make_config()
+    path = tmp_path / "config.yaml"
+    save_config(config, path)
+    parsed, resume = parse_train(["--config", str(path), "--model.num_D", "3", "--resume"])
+    assert resume
+    assert parsed.model.num_D == 3
+    parsed.model.num_D = 2
+    for section in ("data", "model", "loss", "optimizer", "run"):
+        assert getattr(parsed, section) == getattr(config, section)
+    assert parsed.trainer["accelerator"] == "cpu"
+
+
+@pytest.mark.parametrize("path", sorted((pathlib.Path(main.__code__.co_filename).parent / "configs").glob("*.yaml")))
+def test_shipped_configs_parse(path):
+    config, _ = parse_train(["--config", str(path)])
+    text = yaml.safe_load(path.read_text())
+    for section, values in text.items():
+        if section != "trainer":
+            for name, value in values.items():
+                assert getattr(getattr(config, section), name) == value

@@ -1,0 +1,151 @@
+"""The training step against the same step written out plainly."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pix2pixhd.data import DataOptions, one_hot
+from pix2pixhd.training.module import Pix2PixHD
+from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions
+
+
+def make_module(data=None, **loss):
+    torch.manual_seed(0)
+    module = Pix2PixHD(
+        ModelOptions(ngf=4, n_downsample_global=2, n_blocks_global=1, ndf=4, n_layers_D=2),
+        data or DataOptions(label_nc=4),
+        LossOptions(**{"lambda_vgg": 0.0, **loss}),
+    )
+    module.manual_backward = lambda loss, **options: loss.backward(**options)
+    return module
+
+
+def make_batch(seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "input": torch.randint(0, 4, (2, 16, 24), generator=generator, dtype=torch.int32),
+        "instance": torch.randint(0, 9, (2, 16, 24), generator=generator, dtype=torch.int32),
+        "image": torch.rand(2, 3, 16, 24, generator=generator) * 2 - 1,
+    }
+
+
+def plain_step(module, condition, real, options):
+    """NVIDIA's step with the paper's weights: three passes through D, losses layer by layer."""
+    G, D = module.netG, module.netD
+    fake = G(condition)
+    pred_fake_detached = D(torch.cat([condition, fake.detach()], 1))
+    pred_real = D(torch.cat([condition, real], 1))
+    pred_fake = D(torch.cat([condition, fake], 1))
+    d_fake = sum(0.5 * F.mse_loss(s[-1], torch.zeros_like(s[-1])) for s in pred_fake_detached)
+    d_real = sum(0.5 * F.mse_loss(s[-1], torch.ones_like(s[-1])) for s in pred_real)
+    gan = sum(options.lambda_gan * F.mse_loss(s[-1], torch.ones_like(s[-1])) for s in pred_fake)
+    feat = 0.0
+    for scale_fake, scale_real in zip(pred_fake, pred_real, strict=True):
+        for a, b in zip(scale_fake[:-1], scale_real[:-1], strict=True):
+            feat = feat + 4.0 / (len(scale_fake) - 1) / len(pred_fake) * F.l1_loss(a, b.detach()) * options.lambda_feat
+    gradients_G = torch.autograd.grad(gan + feat, list(G.parameters()), retain_graph=True)
+    gradients_D = torch.autograd.grad(d_fake + d_real, list(D.parameters()))
+    return {"D_real": d_real, "D_fake": d_fake, "G_GAN": gan, "G_GAN_Feat": feat}, gradients_G, gradients_D
+
+
+def relative(a, b):
+    return ((a - b).norm() / b.norm().clamp_min(1e-12)).item()
+
+
+@pytest.mark.parametrize("weights", [{}, {"lambda_gan": 1.0, "lambda_feat": 3.0}])
+def test_step_equals_plain_step(weights):
+    module, batch = make_module(**weights), make_batch()
+    condition = module.encode(batch)
+    terms, expected_G, expected_D = plain_step(module, condition, batch["image"], LossOptions(**weights))
+    got = module.compute_gradients(condition, batch["image"])
+    for name, value in terms.items():
+        assert got[name].item() == pytest.approx(value.item(), rel=1e-6)
+    assert got["G_total"].item() == pytest.approx((terms["G_GAN"] + terms["G_GAN_Feat"]).item(), rel=1e-6)
+    # Biases in front of an instance norm have no gradient but rounding, hence the whole network at once.
+    for network, expected in ((module.netG, expected_G), (module.netD, expected_D)):
+        flat = torch.cat([p.grad.flatten() for p in network.parameters()])
+        assert relative(flat, torch.cat([g.flatten() for g in expected])) < 1e-6
+
+
+def test_step_in_double_precision_is_exact():
+    module, batch = make_module().double(), make_batch()
+    condition, real = module.encode(batch).double(), batch["image"].double()
+    _, expected_G, expected_D = plain_step(module, condition, real, LossOptions())
+    module.compute_gradients(condition, real)
+    for network, expected in ((module.netG, expected_G), (module.netD, expected_D)):
+        for parameter, gradient in zip(network.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_generator_backward_computes_no_gradient_of_D():
+    module, batch = make_module(), make_batch()
+    seen = []
+
+    def spy(loss, **options):
+        loss.backward(**options)
+        seen.append(all(p.grad is None for p in module.netD.parameters()))
+
+    module.manual_backward = spy
+    module.compute_gradients(module.encode(batch), batch["image"])
+    assert seen == [True, False]
+
+
+def test_passes_through_the_networks():
+    module, batch = make_module(), make_batch()
+    calls = []
+    module.netG.register_forward_hook(lambda *_: calls.append("G"))
+    module.netD.register_forward_hook(lambda *_: calls.append("D"))
+    module.compute_gradients(module.encode(batch), batch["image"])
+    assert calls == ["G", "D", "D"]
+
+
+def test_a_single_loss_term_is_enough():
+    for weights in ({"lambda_feat": 0.0}, {"lambda_gan": 0.0}):
+        module, batch = make_module(**weights), make_batch()
+        module.compute_gradients(module.encode(batch), batch["image"])
+        assert any(p.grad.abs().max() > 0 for p in module.netG.parameters())
+
+
+def test_random_vgg_contributes_to_the_gradient():
+    plain, with_vgg = make_module(), make_module(lambda_vgg=10.0, vgg="random")
+    with_vgg.netG.load_state_dict(plain.netG.state_dict())
+    with_vgg.netD.load_state_dict(plain.netD.state_dict())
+    batch = make_batch()
+    batch = {name: torch.cat([t, t], dim=1 if t.dim() == 3 else 2) for name, t in batch.items()}
+    terms = with_vgg.compute_gradients(with_vgg.encode(batch), batch["image"])
+    plain.compute_gradients(plain.encode(batch), batch["image"])
+    assert terms["G_VGG"] > 0
+    first, second = (next(m.netG.parameters()).grad for m in (plain, with_vgg))
+    assert relative(second, first) > 1e-3
+
+
+def test_vgg_is_not_in_the_state_dict():
+    module = make_module(lambda_vgg=10.0, vgg="random")
+    state = module.state_dict()
+    assert {name.split(".")[0] for name in state} == {"netG", "netD"}
+    module.load_state_dict(state)
+    state["netG.model.99.weight"] = torch.zeros(1)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*model.99"):
+        module.load_state_dict(state)
+    del state["netG.model.99.weight"], state["netD.scale0_layer0.0.bias"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*scale0_layer0.0.bias"):
+        module.load_state_dict(state)
+
+
+def test_encoding():
+    module, batch = make_module(), make_batch()
+    condition = module.encode(batch)
+    assert condition.shape == (2, 5, 16, 24)
+    torch.testing.assert_close(condition[:, :4], one_hot(batch["input"], 4))
+
+
+def test_any_size_generates():
+    module = make_module()
+    assert module(torch.zeros(1, 5, 13, 30)).shape == (1, 3, 13, 30)
+    assert module(torch.zeros(1, 5, 3, 5)).shape == (1, 3, 3, 5)
+
+
+def test_learning_rate():
+    options = OptimizerOptions(lr=1.0, niter=3, niter_decay=4)
+    assert [options.rate(epoch) for epoch in range(7)] == [1, 1, 1, 1, 0.75, 0.5, 0.25]
+    assert OptimizerOptions(niter=2, niter_decay=0).rate(1) == 1
