@@ -1,7 +1,9 @@
 """Builds the extension: three shared libraries, one parallel ninja graph.
 
-* ``pix2pixhd/_C``       pybind11 module with the facts of the build; needs no torch, so that it can tell what went wrong;
-* ``pix2pixhd/_ops``     CPU kernels and the operators' schemas, on the LibTorch stable ABI (runs under any torch >= 2.10);
+* ``pix2pixhd/_C``       pybind11 module with the facts of the build; needs no torch, so that it can tell what went
+  wrong;
+* ``pix2pixhd/_ops``     CPU kernels and the operators' schemas, on the LibTorch stable ABI (runs under any torch >=
+  2.10);
 * ``pix2pixhd/_ops_cuda``  CUDA kernels, when torch is a CUDA build and nvcc is found.
 
 Environment variables:
@@ -89,9 +91,7 @@ def cuda_archs(torch) -> list[str]:
     archs = re.split(r"[;, ]+", (asked or DEFAULT_ARCHS).strip("; ,"))
     for arch in archs:
         if not re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", arch):
-            raise BuildError(
-                f"TORCH_CUDA_ARCH_LIST must be numbers such as '8.0;9.0+PTX', got {arch!r} in {asked!r}."
-            )
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST must be numbers such as '8.0;9.0+PTX', got {arch!r} in {asked!r}.")
     return archs
 
 
@@ -124,7 +124,9 @@ def find_cuda(torch) -> Cuda | None:
         say(f"building without CUDA kernels: {reason}. {remedy}")
 
     if torch.version.cuda is None:
-        return without(f"torch {torch.__version__} is a build without CUDA", "For a GPU, install a CUDA build of torch.")
+        return without(
+            f"torch {torch.__version__} is a build without CUDA", "For a GPU, install a CUDA build of torch."
+        )
     nvcc = find_nvcc()
     if nvcc is None:
         return without(
@@ -139,12 +141,15 @@ def find_cuda(torch) -> Cuda | None:
         return without(f"{nvcc} --version names no release", "Set CUDA_HOME to a working toolkit.")
     if int(match[1]) > int(torch.version.cuda.split(".")[0]):
         return without(
-            f"nvcc is of CUDA {match[1]}.{match[2]} and torch of CUDA {torch.version.cuda}; a newer runtime than torch's "
-            "may not start on this driver",
+            f"nvcc is of CUDA {match[1]}.{match[2]} and torch of CUDA {torch.version.cuda}; a newer runtime than "
+            "torch's may not start on this driver",
             f"Point CUDA_HOME at a CUDA {torch.version.cuda} toolkit.",
         )
     cuda = Cuda(nvcc, f"{match[1]}.{match[2]}", cuda_archs(torch))
-    say(f"building CUDA kernels with nvcc {cuda.version} for {';'.join(cuda.archs)} (torch's CUDA: {torch.version.cuda})")
+    say(
+        f"building CUDA kernels with nvcc {cuda.version} for {';'.join(cuda.archs)} "
+        f"(torch's CUDA: {torch.version.cuda})"
+    )
     return cuda
 
 
@@ -162,12 +167,16 @@ class Graph:
         self.ninja = ninja_syntax.Writer(self.file)
         compiler = " ".join(shlex.quote(part) for part in cxx)
         extra = os.environ.get("CXXFLAGS", "")
-        self.ninja.rule("cxx", f"{compiler} -MMD -MF $out.d $flags {extra} -c $in -o $out", depfile="$out.d", deps="gcc")
+        self.ninja.rule(
+            "cxx", f"{compiler} -MMD -MF $out.d $flags {extra} -c $in -o $out", depfile="$out.d", deps="gcc"
+        )
         self.ninja.rule("link", f"{compiler} -shared $in -o $out $libs")
         if cuda is not None:
             nvcc = shlex.quote(cuda.nvcc)
             host = f"-ccbin {shlex.quote(cxx[0])}"
-            self.ninja.rule("nvcc", f"{nvcc} {host} -MMD -MF $out.d $flags -c $in -o $out", depfile="$out.d", deps="gcc")
+            self.ninja.rule(
+                "nvcc", f"{nvcc} {host} -MMD -MF $out.d $flags -c $in -o $out", depfile="$out.d", deps="gcc"
+            )
             # nvcc links its static runtime: nothing of the toolkit is needed where the library runs.
             self.ninja.rule("nvlink", f"{nvcc} {host} -shared $in -o $out $libs")
 
@@ -192,7 +201,9 @@ class Graph:
 
 
 def find_cxx() -> list[str]:
-    cxx = shlex.split(os.environ.get("CXX", "")) or next(([name] for name in ("g++", "c++", "clang++") if shutil.which(name)), [])
+    cxx = shlex.split(os.environ.get("CXX", "")) or next(
+        ([name] for name in ("g++", "c++", "clang++") if shutil.which(name)), []
+    )
     if not cxx or shutil.which(cxx[0]) is None:
         raise BuildError(
             f"no C++ compiler was found ({cxx[0] if cxx else 'g++, c++, clang++'}). Install one (Debian and Ubuntu: "
@@ -245,7 +256,8 @@ class BuildExtension(build_ext):
         if self.cuda is not None:
             flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", *self.cuda.gencode]
             cuda_kernels = [
-                graph.compile(str(path.relative_to(ROOT)), flags, "nvcc") for path in sorted(ROOT.glob("csrc/cuda/*.cu"))
+                graph.compile(str(path.relative_to(ROOT)), flags, "nvcc")
+                for path in sorted(ROOT.glob("csrc/cuda/*.cu"))
             ]
             plan = graph.compile("csrc/cuda/launch_plan.cpp", CXX_FLAGS)
             cuda_ops = graph.compile("csrc/ops_cuda.cpp", [*CXX_FLAGS, *shared, "-DUSE_CUDA"])

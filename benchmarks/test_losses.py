@@ -2,8 +2,9 @@
 
     pytest benchmarks
 
-For each loss all rivals are timed in turns (``pix2pixhd.bench.compare``; the ratios stand at the end of the output and in
-the JSON's ``extra_info``), then pytest-benchmark times each rival by itself for its own tables and ``--benchmark-compare``.
+For each loss all rivals are timed in turns (``pix2pixhd.bench.compare``; the ratios stand at the end of the output and
+in the JSON's ``extra_info``), then pytest-benchmark times each rival by itself for its own tables and
+``--benchmark-compare``.
 """
 
 import dataclasses

@@ -26,14 +26,15 @@ Rival = Callable[[], object]
 def discriminator_shapes(
     height: int = 512, width: int = 1024, batch: int = 1, ndf: int = 64, n_layers: int = 3, num_D: int = 2
 ) -> tuple[list[Shape], list[Shape]]:
-    """Shapes of pix2pixHD's multi-scale discriminator: (features of all scales and layers, predictions of all scales)."""
+    """Shapes of pix2pixHD's multi-scale discriminator: (features of all scales and layers, predictions of all
+    scales)."""
     features: list[Shape] = []
     predictions: list[Shape] = []
     for scale in range(num_D):
         h, w, channels = height, width, ndf
         for _ in range(scale):  # AvgPool2d(3, stride=2, padding=1)
             h, w = (h - 1) // 2 + 1, (w - 1) // 2 + 1
-        for layer in range(n_layers):  # 4x4 convolutions of stride 2, padding 2
+        for _ in range(n_layers):  # 4x4 convolutions of stride 2, padding 2
             h, w = h // 2 + 1, w // 2 + 1
             features.append((batch, channels, h, w))
             channels = min(2 * channels, 512)
@@ -47,9 +48,7 @@ def vgg_shapes(height: int = 512, width: int = 1024, batch: int = 1) -> list[Sha
     return [(batch, min(64 << k, 512), height >> k, width >> k) for k in range(5)]
 
 
-def _pairs(
-    shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device
-) -> tuple[list[Tensor], list[Tensor]]:
+def _pairs(shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
     generator = torch.Generator(device).manual_seed(0)
     fake, real = (
         [torch.randn(shape, generator=generator, dtype=dtype, device=device) for shape in shapes] for _ in range(2)

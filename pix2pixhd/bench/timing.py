@@ -44,8 +44,8 @@ def compare(
         rivals: What to call, by name. All should do the same work.
         rounds: How often each is timed.
         warmup: Calls before the first timed one (compilation, first touch of memory).
-        min_seconds: A round calls a quick rival as often as it needs to last this long, so that what the rival before it
-            left in the caches does not count.
+        min_seconds: A round calls a quick rival as often as it needs to last this long, so that what the rival before
+            it left in the caches does not count.
 
     Returns:
         One ``Timing`` per rival.

@@ -1,0 +1,18 @@
+"""The losses, as modules; ``pix2pixhd.functional`` has them without."""
+
+from pix2pixhd.losses.feature_matching import FeatureMatchingLoss
+from pix2pixhd.losses.gan import GANLoss
+from pix2pixhd.losses.l1 import L1Loss
+from pix2pixhd.losses.objective import DiscriminatorLoss, DiscriminatorTerms, GeneratorLoss, GeneratorTerms
+from pix2pixhd.losses.vgg import VGGLoss
+
+__all__ = [
+    "DiscriminatorLoss",
+    "DiscriminatorTerms",
+    "FeatureMatchingLoss",
+    "GANLoss",
+    "GeneratorLoss",
+    "GeneratorTerms",
+    "L1Loss",
+    "VGGLoss",
+]

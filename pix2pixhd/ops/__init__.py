@@ -33,7 +33,8 @@ def _tensors(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
             raise TypeError(f"{name}[{k}] must be a tensor, got {type(tensor).__name__}")
         if tensor.dtype not in _FLOATS:
             raise TypeError(
-                f"{name}[{k}] must be float32, float64, float16 or bfloat16, got {tensor.dtype}; convert it with .float()"
+                f"{name}[{k}] must be float32, float64, float16 or bfloat16, got {tensor.dtype}; "
+                "convert it with .float()"
             )
         if k > 0 and tensor.device != tensors[0].device:
             raise ValueError(
@@ -66,8 +67,8 @@ def multi_l1_loss(
     """Weighted sum of mean absolute differences: ``Σ_k weights[k] · mean|inputs[k] − targets[k]|``.
 
     The reduction of feature matching (pix2pixHD, arXiv 1711.11585, eq. 4) and of the VGG loss (arXiv 1603.08155), over
-    all layers and scales in one pass. For the backward it keeps two bits per element instead of inputs and targets. Where
-    ``inputs[k] == targets[k]``, or the difference is NaN, the gradient is 0, as in PyTorch.
+    all layers and scales in one pass. For the backward it keeps two bits per element instead of inputs and targets.
+    Where ``inputs[k] == targets[k]``, or the difference is NaN, the gradient is 0, as in PyTorch.
 
     Args:
         inputs: K tensors of any shape and strides; float32, float64, float16 or bfloat16.
@@ -76,8 +77,8 @@ def multi_l1_loss(
         weights: K numbers; 1 each when None.
 
     Returns:
-        A scalar: float32, or float64 when any tensor is; for half tensors outside autocast, their type. An empty tensor's
-        mean is NaN. The same bits on every run, for any number of threads.
+        A scalar: float32, or float64 when any tensor is; for half tensors outside autocast, their type. An empty
+        tensor's mean is NaN. The same bits on every run, for any number of threads.
 
     Raises:
         TypeError: For something that is not a list of floating-point tensors.

@@ -79,7 +79,8 @@ def use_fused(tensor: Tensor) -> bool:
     if tensor.device.type not in _warned:
         _warned.add(tensor.device.type)
         warnings.warn(
-            f"pix2pixhd: the losses on {tensor.device.type} run in plain PyTorch, slower and with more memory: {reason}",
+            f"pix2pixhd: the losses on {tensor.device.type} run in plain PyTorch, slower and with more memory: "
+            f"{reason}",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -150,9 +150,7 @@ def register() -> None:
     """Registers fake kernels and autograd; called once, after the library has been loaded."""
     torch.library.register_fake("pix2pixhd::multi_l1", _fake_forward)
     torch.library.register_fake("pix2pixhd::multi_l1_backward", _fake_backward)
-    torch.library.register_autograd(
-        "pix2pixhd::multi_l1", _library_backward, setup_context=_library_setup_context
-    )
+    torch.library.register_autograd("pix2pixhd::multi_l1", _library_backward, setup_context=_library_setup_context)
 
 
 def fused_multi_l1_loss(inputs: list[Tensor], targets: list[Tensor], weights: list[float]) -> Tensor:

@@ -28,7 +28,7 @@ class Part:
     reason: str = ""
 
 
-_REBUILD = "rebuild with `pip install --force-reinstall --no-deps --no-cache-dir` of this package; `pix2pixhd doctor` tells more"
+_REBUILD = "reinstall this package with `pip install --force-reinstall --no-deps --no-cache-dir`; `pix2pixhd doctor` tells more"
 
 
 def _load(name: str, stem: str) -> Part:
@@ -36,7 +36,7 @@ def _load(name: str, stem: str) -> Part:
     if not path.exists():
         return Part(name, False, f"{path.name} was not built; {_REBUILD}")
     try:
-        torch.ops.load_library(str(path))
+        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except OSError as error:
         return Part(name, False, f"{path.name} does not load under torch {torch.__version__}: {error}; {_REBUILD}")
     return Part(name, True)
@@ -62,7 +62,7 @@ def cuda() -> Part:
 
 
 def build_facts() -> ModuleType | None:
-    """The module ``pix2pixhd._C`` with the facts of the build, or None where nothing was built or it does not import."""
+    """The module ``pix2pixhd._C`` with the facts of the build; None where it was not built or does not import."""
     try:
         return importlib.import_module("pix2pixhd._C")
     except ImportError:

@@ -45,9 +45,7 @@ def _gradients(ctx: Any, grad: Tensor) -> Sequence[Tensor]:
     input = ctx.saved_tensors
     if differentiated_again(grad, *input):
         return [_written_out(grad, x, c, w, kind) for x, c, w in zip(input, constant, weight, strict=True)]
-    gradients: list[Tensor] = torch.ops.pix2pixhd.multi_pointwise_backward.default(
-        grad, input, constant, weight, kind
-    )
+    gradients: list[Tensor] = torch.ops.pix2pixhd.multi_pointwise_backward.default(grad, input, constant, weight, kind)
     return gradients
 
 

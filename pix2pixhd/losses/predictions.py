@@ -1,0 +1,49 @@
+"""Reading a discriminator's output: scales of layers, the last of which is the prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias, cast
+
+from torch import Tensor
+
+# NVIDIA's discriminator returns a list over scales of lists over layers; one scale, or a prediction alone, is taken
+# too.
+Prediction: TypeAlias = "Tensor | Sequence[Tensor] | Sequence[Sequence[Tensor]]"
+
+
+def _checked(name: str, pred: object) -> Sequence[object]:
+    if not isinstance(pred, (list, tuple)):
+        raise TypeError(f"{name} must be a tensor or a list, got {type(pred).__name__}")
+    if not pred:
+        raise ValueError(f"{name} is an empty list; pass what the discriminator returned")
+    return pred
+
+
+def as_scales(name: str, pred: Prediction, flat_list_of: str = "layers") -> list[list[Tensor]]:
+    """Brings a discriminator's output into one form, a list over scales of lists over layers.
+
+    Args:
+        name: What error messages call ``pred``.
+        pred: A tensor, a list of tensors, or a list of lists of tensors.
+        flat_list_of: What a list of tensors is: ``"layers"`` of one scale, as in pix2pixHD, or ``"scales"`` with one
+            prediction each, as in SPADE without intermediate features.
+
+    Raises:
+        TypeError: For something else.
+        ValueError: For an empty list.
+    """
+    if isinstance(pred, Tensor):
+        return [[pred]]
+    entries = _checked(name, pred)
+    if all(isinstance(entry, Tensor) for entry in entries):
+        flat = cast("list[Tensor]", list(entries))
+        return [[entry] for entry in flat] if flat_list_of == "scales" else [flat]
+    scales: list[list[Tensor]] = []
+    for k, entry in enumerate(entries):
+        layers = [entry] if isinstance(entry, Tensor) else _checked(f"{name}[{k}]", entry)
+        for j, layer in enumerate(layers):
+            if not isinstance(layer, Tensor):
+                raise TypeError(f"{name}[{k}][{j}] must be a tensor, got {type(layer).__name__}")
+        scales.append(cast("list[Tensor]", list(layers)))
+    return scales
