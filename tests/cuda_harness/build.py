@@ -1,0 +1,162 @@
+"""Builds the harness: the kernels' own sources, the stand-ins of CUDA's headers and the tests, with g++ for the CPU."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CUDA = pathlib.Path("csrc/cuda")
+
+FLAGS = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fcf-protection=none", f"-I{HERE / 'shim'}"]
+TIMEOUT = 300  # seconds; a fault may loop for ever
+
+
+class Variant(NamedTuple):
+    """One way to build: the sanitizer's flags, and the macro that tells the harness of it."""
+
+    name: str
+    sanitizer: tuple[str, ...] = ()
+    macro: tuple[str, ...] = ()
+
+
+PLAIN = Variant("plain")
+ADDRESS = Variant(
+    "address",
+    ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fsanitize-sections=harness_shared"),
+    ("-DHARNESS_ADDRESS",),
+)
+THREAD = Variant("thread", ("-fsanitize=thread",), ("-DHARNESS_THREAD",))
+VARIANTS = (PLAIN, ADDRESS, THREAD)
+
+
+class Run(NamedTuple):
+    """What a harness executable did."""
+
+    returncode: int
+    output: str
+
+
+def compiler() -> str | None:
+    """g++, whatever it is called here: the harness needs its sections, its __builtin_setjmp and its sanitizers."""
+    for name in (os.environ.get("CXX", ""), "g++", "c++"):
+        path = shutil.which(name) if name else None
+        if path is None:
+            continue
+        version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+        if "Free Software Foundation" in version:
+            return path
+    return None
+
+
+def sources(root: pathlib.Path = ROOT) -> list[pathlib.Path]:
+    """All that csrc/cuda holds: a new kernel is built, and then missed by the tests, without being named here."""
+    return sorted(p.relative_to(root) for p in (root / CUDA).iterdir() if p.suffix in (".cu", ".cpp"))
+
+
+class Builder:
+    """Compiles into one folder and keeps the objects, which most variants and faults share."""
+
+    def __init__(self, folder: pathlib.Path, gxx: str) -> None:
+        self.folder = folder
+        self.gxx = gxx
+        self.tests = sorted(HERE.glob("*.cpp"))
+
+    def _call(self, arguments: Sequence[str]) -> None:
+        done = subprocess.run([self.gxx, *arguments], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"{self.gxx} {' '.join(arguments)} failed:\n{done.stderr}")
+
+    def _flags(self, source: pathlib.Path, variant: Variant) -> list[str]:
+        """ThreadSanitizer watches kernels alone, AddressSanitizer all but the simulator."""
+        kernels = CUDA.name in source.parts or source.name == "test_simulator.cpp"
+        watched = source.name != "simulator.cpp" and (kernels or variant is not THREAD)
+        told = source.name in ("simulator.cpp", "checks.cpp", "test_huge_tensors.cpp")
+        return [*FLAGS, *(variant.sanitizer if watched else ()), *(variant.macro if told else ())]
+
+    def compile(
+        self, source: pathlib.Path, variant: Variant, folder: pathlib.Path, extra: Sequence[str] = ()
+    ) -> pathlib.Path:
+        """The object of one source; one that is there already with the same flags is not built again."""
+        flags = [*self._flags(source, variant), *extra]
+        kind = "-".join(re.sub(r"\W", "", flag) for flag in flags[len(FLAGS) :]) or "plain"
+        target = folder / f"{source.stem}-{kind}.o"
+        if not target.exists():
+            self._call([*flags, "-x", "c++", "-c", str(source), "-o", str(target)])
+        return target
+
+    def link(self, variant: Variant, objects: Sequence[pathlib.Path], target: pathlib.Path) -> pathlib.Path:
+        self._call([*variant.sanitizer[:1], *map(str, objects), "-o", str(target)])
+        return target
+
+    def links(self, variant: Variant) -> bool:
+        """Whether the sanitizer's library is installed."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = pathlib.Path(folder, "empty.cpp")
+            source.write_text("int main() {}\n")
+            arguments = [*variant.sanitizer[:1], str(source), "-o", str(source.with_suffix(""))]
+            return subprocess.run([self.gxx, *arguments], capture_output=True, check=False).returncode == 0
+
+    def build(self, variants: Sequence[Variant]) -> dict[Variant, pathlib.Path]:
+        """One executable per variant, of the sources as they are."""
+        jobs = [(ROOT / source, variant) for variant in variants for source in [*sources(), *self.tests]]
+        unique = {(job[0], tuple(self._flags(*job))): job for job in jobs}
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda job: self.compile(*job, self.folder), unique.values()))
+            objects = {v: [self.compile(s, v, self.folder) for s, w in jobs if w is v] for v in variants}
+            paths = pool.map(lambda v: self.link(v, objects[v], self.folder / f"harness_{v.name}"), variants)
+            return dict(zip(variants, paths, strict=True))
+
+    def build_with_fault(
+        self, variant: Variant, folder: pathlib.Path, source: str, old: str, new: str, affected: Sequence[str]
+    ) -> pathlib.Path:
+        """An executable of a copy of the sources with one text in one file replaced; ``affected`` are compiled anew."""
+        shutil.copytree(ROOT / CUDA, folder / CUDA)
+        shutil.copy(ROOT / "csrc" / "multi_tensor.h", folder / "csrc")
+        path = folder / CUDA / source
+        text = path.read_text()
+        if old not in text:
+            raise LookupError(f"{source} no longer has the text that the fault replaces: {old!r}")
+        path.write_text(text.replace(old, new, 1))
+        objects = [self.compile(test, variant, self.folder) for test in self.tests]
+        for relative in sources():
+            if relative.name in affected:
+                objects.append(self.compile(folder / relative, variant, folder, ["-O0"]))  # compiles in half the time
+            else:
+                objects.append(self.compile(ROOT / relative, variant, self.folder))
+        return self.link(variant, objects, folder / "harness")
+
+
+def run(executable: pathlib.Path, *arguments: str) -> Run:
+    """Runs a harness executable; one that hangs has the return code -1."""
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
+    command = [str(executable), *arguments]
+    # Where the kernel randomises addresses more than ThreadSanitizer can bear, it is asked not to.
+    for prefix in ([], ["setarch", "-R"]):
+        try:
+            done = subprocess.run(
+                [*prefix, *command], capture_output=True, text=True, check=False, timeout=TIMEOUT, env=environment
+            )
+        except subprocess.TimeoutExpired:
+            return Run(-1, f"no end after {TIMEOUT} s")
+        if "unexpected memory mapping" not in done.stderr:
+            break
+    return Run(done.returncode, done.stdout + done.stderr)
+
+
+def kernels_in(executable: pathlib.Path) -> dict[int, str]:
+    """Every kernel that the executable holds, by its address from the start of the image."""
+    output = subprocess.run(["nm", "-C", str(executable)], capture_output=True, text=True, check=True).stdout
+    symbols = [fields for line in output.splitlines() if len(fields := line.split(maxsplit=2)) == 3]
+    start = next(int(address, 16) for address, _, name in symbols if name == "__executable_start")
+    # A kernel's own symbol: no "[clone]", no lambda within it, none of the harness's own kernels.
+    pattern = re.compile(r"^(?:void )?pix2pixhd::cuda::\(anonymous namespace\)::\w+_kernel(<.*>)?\([^{}]*\)$")
+    return {int(address, 16) - start: name for address, kind, name in symbols if kind in "tTW" and pattern.match(name)}

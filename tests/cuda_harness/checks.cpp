@@ -1,0 +1,208 @@
+#include "checks.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(HARNESS_ADDRESS)
+extern "C" void __asan_poison_memory_region(void const volatile* address, size_t size);
+extern "C" void __asan_unpoison_memory_region(void const volatile* address, size_t size);
+#else
+static void __asan_poison_memory_region(void const volatile*, size_t) {}
+static void __asan_unpoison_memory_region(void const volatile*, size_t) {}
+#endif
+
+namespace harness {
+namespace {
+
+constexpr unsigned char kCanary = 0xff;  // NaN in every floating type
+constexpr unsigned char kGarbage = 0xa7;
+constexpr size_t kGuard = 128;
+constexpr int64_t kShownFailures = 20;
+
+std::string case_name;
+int64_t case_count = 0;
+int64_t check_count = 0;
+int64_t failure_count = 0;
+bool stop = false;
+
+struct Format {
+  int mantissa;
+  int exponent;
+};
+
+Format format_of(DType type) {
+  switch (type) {
+    case DType::kFloat32:
+      return {23, 8};
+    case DType::kFloat16:
+      return {10, 5};
+    case DType::kBFloat16:
+      return {7, 8};
+    default:
+      return {52, 11};
+  }
+}
+
+}  // namespace
+
+void set_case(const std::string& name) {
+  case_name = name;
+  ++case_count;
+}
+
+void check(bool passed, const char* format, ...) {
+  ++check_count;
+  if (passed) return;
+  if (++failure_count > kShownFailures) return;
+  std::va_list arguments;
+  va_start(arguments, format);
+  std::fprintf(stderr, "FAILED: %s: ", case_name.c_str());
+  std::vfprintf(stderr, format, arguments);
+  std::fprintf(stderr, "\n");
+  va_end(arguments);
+  if (stop) std::_Exit(1);
+}
+
+void stop_at_first_failure() { stop = true; }
+
+int64_t checks() { return check_count; }
+int64_t cases() { return case_count; }
+int64_t failures() { return failure_count; }
+
+const char* name(DType type) {
+  switch (type) {
+    case DType::kFloat32:
+      return "float32";
+    case DType::kFloat64:
+      return "float64";
+    case DType::kFloat16:
+      return "float16";
+    default:
+      return "bfloat16";
+  }
+}
+
+size_t size_of(DType type) { return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2; }
+
+double rounded(DType type, double x) {
+  if (type == DType::kFloat64 || !std::isfinite(x) || x == 0.0) return x;
+  const Format format = format_of(type);
+  const int bias = (1 << (format.exponent - 1)) - 1;
+  int exponent = 0;
+  std::frexp(x, &exponent);
+  exponent = std::max(exponent - 1, 1 - bias);
+  const double step = std::ldexp(1.0, exponent - format.mantissa);
+  const double result = std::nearbyint(x / step) * step;
+  const double largest = std::ldexp(2.0 - std::ldexp(1.0, -format.mantissa), bias);
+  return std::fabs(result) > largest ? std::copysign(HUGE_VAL, x) : result;
+}
+
+double decode(DType type, uint64_t bits) {
+  if (type == DType::kFloat64) {
+    double x;
+    std::memcpy(&x, &bits, sizeof(x));
+    return x;
+  }
+  const Format format = format_of(type);
+  const int bias = (1 << (format.exponent - 1)) - 1;
+  const int exponent = static_cast<int>(bits >> format.mantissa & ((1u << format.exponent) - 1));
+  const auto mantissa = static_cast<double>(bits & ((uint64_t{1} << format.mantissa) - 1));
+  const double sign = (bits >> (format.mantissa + format.exponent) & 1u) != 0 ? -1.0 : 1.0;
+  const double fraction = std::ldexp(mantissa, -format.mantissa);
+  if (exponent == (1 << format.exponent) - 1) return mantissa == 0.0 ? sign * HUGE_VAL : NAN;
+  if (exponent == 0) return sign * std::ldexp(fraction, 1 - bias);
+  return sign * std::ldexp(1.0 + fraction, exponent - bias);
+}
+
+uint64_t encode(DType type, double x) {
+  uint64_t result = 0;
+  if (type == DType::kFloat64) {
+    std::memcpy(&result, &x, sizeof(x));
+    return result;
+  }
+  const Format format = format_of(type);
+  const int bias = (1 << (format.exponent - 1)) - 1;
+  const uint64_t sign = uint64_t{std::signbit(x)} << (format.mantissa + format.exponent);
+  const uint64_t infinity = ((uint64_t{1} << format.exponent) - 1) << format.mantissa;
+  if (std::isnan(x)) return infinity | ((uint64_t{1} << format.mantissa) - 1);
+  const double value = std::fabs(rounded(type, x));
+  if (std::isinf(value)) return sign | infinity;
+  const double least_normal = std::ldexp(1.0, 1 - bias);
+  if (value < least_normal) return sign | static_cast<uint64_t>(value / std::ldexp(least_normal, -format.mantissa));
+  int exponent = 0;
+  const double fraction = std::frexp(value, &exponent) * 2.0 - 1.0;
+  result = static_cast<uint64_t>(exponent - 1 + bias) << format.mantissa;
+  return sign | result | static_cast<uint64_t>(std::ldexp(fraction, format.mantissa));
+}
+
+bool same(double a, double b) {
+  if (std::isnan(a) || std::isnan(b)) return std::isnan(a) && std::isnan(b);
+  return a == b && std::signbit(a) == std::signbit(b);
+}
+
+bool close(double a, double b, double tolerance) { return same(a, b) || std::fabs(a - b) <= tolerance; }
+
+uint64_t Random::bits() {  // splitmix64
+  uint64_t x = state_ += 0x9e3779b97f4a7c15u;
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+  return x ^ x >> 31;
+}
+
+Buffer::Buffer(size_t element_bytes, int64_t numel, int64_t offset) : element_bytes_(element_bytes), numel_(numel) {
+  const size_t size = static_cast<size_t>(numel) * element_bytes;
+  memory_.assign(size + static_cast<size_t>(offset) * element_bytes + 2 * kGuard + 64, kCanary);
+  const auto address = reinterpret_cast<uintptr_t>(memory_.data());
+  begin_ = (address + kGuard + 63) / 64 * 64 - address + static_cast<size_t>(offset) * element_bytes;
+  end_ = begin_ + size;
+  std::memset(memory_.data() + begin_, kGarbage, size);
+  guard(true);
+}
+
+Buffer::~Buffer() {
+  if (!memory_.empty()) guard(false);
+}
+
+void Buffer::guard(bool closed) const {
+  const auto change = closed ? __asan_poison_memory_region : __asan_unpoison_memory_region;
+  // Whole 8 bytes only where the content starts, as AddressSanitizer cannot close less; there the canaries are left.
+  const size_t before = closed ? (reinterpret_cast<uintptr_t>(memory_.data()) + begin_) / 8 * 8 -
+                                     reinterpret_cast<uintptr_t>(memory_.data())
+                               : begin_;
+  change(memory_.data(), before);
+  change(memory_.data() + end_, memory_.size() - end_);
+}
+
+double Buffer::get(DType type, int64_t i) const {
+  uint64_t bits = 0;
+  std::memcpy(&bits, memory_.data() + begin_ + static_cast<size_t>(i) * element_bytes_, element_bytes_);
+  return decode(type, bits);
+}
+
+void Buffer::set(DType type, int64_t i, double x) {
+  const uint64_t bits = encode(type, x);
+  std::memcpy(memory_.data() + begin_ + static_cast<size_t>(i) * element_bytes_, &bits, element_bytes_);
+}
+
+std::vector<unsigned char> Buffer::bytes() const {
+  return {memory_.begin() + static_cast<int64_t>(begin_), memory_.begin() + static_cast<int64_t>(end_)};
+}
+
+void Buffer::check_guards(const char* what) const {
+  guard(false);
+  for (size_t i = 0; i < memory_.size(); ++i) {
+    if (i == begin_) i = end_;
+    if (memory_[i] == kCanary) continue;
+    const auto at = static_cast<long>(i) - static_cast<long>(begin_);
+    check(false, "%s: a write out of bounds, at byte %ld of %ld", what, at, static_cast<long>(end_ - begin_));
+    break;
+  }
+  check(true, "guards");
+  guard(true);
+}
+
+}  // namespace harness

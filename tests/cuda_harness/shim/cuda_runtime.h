@@ -1,0 +1,101 @@
+// Stands in for CUDA's header of this name, so that a C++ compiler builds the kernels' own sources for the CPU.
+// Only what they use is here; the execution itself is in simulator.cpp.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <tuple>
+#include <utility>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+// One block runs at a time, so that a block's shared memory can be static. Its own section lets the simulator fill all
+// of it with garbage before every block.
+#define __shared__ static __attribute__((section("harness_shared")))
+
+struct uint3 {
+  unsigned x, y, z;
+};
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+extern uint3 threadIdx;
+extern uint3 blockIdx;
+extern dim3 blockDim;
+extern dim3 gridDim;
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
+using cudaStream_t = struct CUstream_st*;
+
+struct cudaLaunchAttribute;
+struct cudaLaunchConfig_t {
+  dim3 gridDim;
+  dim3 blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+
+cudaError_t cudaGetLastError();
+const char* cudaGetErrorString(cudaError_t error);
+
+namespace harness {
+
+enum class WarpOperation { kBallot, kShuffle, kShuffleDown };
+
+// Runs body once for every thread of every block.
+cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& body);
+
+void block_barrier(int line);
+
+// Waits for all lanes of the mask and returns what this lane gets: the ballot, or the value of the lane it asks for.
+uint64_t warp_operation(WarpOperation operation, unsigned mask, uint64_t value, int argument, int line);
+
+template <typename T>
+T shuffle(WarpOperation operation, unsigned mask, T value, int argument, int line) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  bits = warp_operation(operation, mask, bits, argument, line);
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+}  // namespace harness
+
+// The caller's line, by default argument, tells two places of the code apart.
+inline void __syncthreads(int line = __builtin_LINE()) { harness::block_barrier(line); }
+
+inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
+  return static_cast<unsigned>(harness::warp_operation(harness::WarpOperation::kBallot, mask, predicate != 0, 0, line));
+}
+
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int lane, int line = __builtin_LINE()) {
+  return harness::shuffle(harness::WarpOperation::kShuffle, mask, value, lane, line);
+}
+
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int line = __builtin_LINE()) {
+  return harness::shuffle(harness::WarpOperation::kShuffleDown, mask, value, static_cast<int>(delta), line);
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  // Copied as a launch copies them: a kernel sees neither later changes nor the caller's own objects.
+  const std::tuple<Parameters...> copies(std::forward<Arguments>(arguments)...);
+  static_assert(sizeof(copies) <= 4096, "kernel arguments are limited to 4 KiB");
+  return harness::run_grid(*config, reinterpret_cast<const void*>(kernel), [&] { std::apply(kernel, copies); });
+}

@@ -1,0 +1,376 @@
+#include "simulator.h"
+
+#include <pthread.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include <cinttypes>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <vector>
+
+// This file is compiled without sanitizers: they see the kernels' memory, not the simulator's. What they must know of
+// it, the switches between stacks and the order that barriers give, is told to them here.
+#if defined(HARNESS_ADDRESS)
+extern "C" void __sanitizer_start_switch_fiber(void** fake_stack, const void* bottom, size_t size);
+extern "C" void __sanitizer_finish_switch_fiber(void* fake_stack, const void** bottom, size_t* size);
+#endif
+#if defined(HARNESS_THREAD)
+extern "C" void* __tsan_get_current_fiber();
+extern "C" void* __tsan_create_fiber(unsigned flags);
+extern "C" void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+extern "C" void __tsan_acquire(void* address);
+extern "C" void __tsan_release(void* address);
+#else
+static void __tsan_acquire(void*) {}
+static void __tsan_release(void*) {}
+#endif
+
+extern char __executable_start;
+extern char __start_harness_shared __attribute__((weak));
+extern char __stop_harness_shared __attribute__((weak));
+
+uint3 threadIdx{};
+uint3 blockIdx{};
+dim3 blockDim;
+dim3 gridDim;
+
+namespace harness {
+namespace {
+
+constexpr int kWarpSize = 32;
+constexpr unsigned kMostThreads = 1024;
+constexpr size_t kStackBytes = size_t{256} << 10;
+
+struct Fibre {
+  void* registers[5];  // of __builtin_setjmp
+  ucontext_t start;    // first entry only
+  char* stack;
+  size_t stack_bytes;
+  void* fake_stack;
+  void* tsan;
+  int thread;
+  bool finished;
+  const char* waits_at;  // null while it runs
+  int line;
+  uint64_t result;
+};
+
+struct Warp {
+  unsigned arrived;
+  unsigned mask;
+  WarpOperation operation;
+  int line;
+  int argument[kWarpSize];
+  uint64_t value[kWarpSize];
+};
+
+// Threads that can go on, in turn. A ring of its own: sanitizers would see a container's allocations on every fibre.
+class Queue {
+ public:
+  bool empty() const { return first_ == end_; }
+  void push(Fibre* fibre) { ring_[end_++ % kMostThreads] = fibre; }
+  Fibre* pop() { return ring_[first_++ % kMostThreads]; }
+
+ private:
+  Fibre* ring_[kMostThreads];
+  unsigned first_ = 0;
+  unsigned end_ = 0;
+};
+
+struct Barrier {
+  int arrived;
+  int line;
+  int passed;  // how often
+};
+
+Fibre main_fibre{};
+std::vector<std::unique_ptr<Fibre>> fibres;
+Fibre* current = &main_fibre;
+Queue ready;
+std::vector<Warp> warps;
+Barrier barrier;
+int threads;
+const std::function<void()>* body;
+char begin_of_block;  // what these stand for in ThreadSanitizer's eyes is their address
+char end_of_block;
+char barrier_order[2];  // by turns: a thread can be one barrier ahead of another
+
+Order order = Order::kForward;
+int64_t first_block = 0;
+cudaError_t last_error = cudaSuccess;
+cudaError_t planned_error = cudaSuccess;
+cudaStream_t stream = nullptr;
+std::map<const void*, int64_t> launches_of;
+int64_t launches = 0;
+int64_t blocks = 0;
+
+const char* name(WarpOperation operation) {
+  switch (operation) {
+    case WarpOperation::kBallot:
+      return "__ballot_sync";
+    case WarpOperation::kShuffle:
+      return "__shfl_sync";
+    default:
+      return "__shfl_down_sync";
+  }
+}
+
+template <typename... Arguments>
+[[noreturn]] void fail(const char* format, Arguments... arguments) {
+  std::fprintf(stderr, "SIMULATOR: block %u: ", blockIdx.x);
+  std::fprintf(stderr, format, arguments...);
+  std::fprintf(stderr, "\n");
+  std::fflush(nullptr);
+  _exit(3);
+}
+
+// Apart from its __builtin_setjmp, as the compiler asks.
+[[noreturn]] __attribute__((noinline)) void jump(Fibre& to) { __builtin_longjmp(to.registers, 1); }
+
+__attribute__((noinline)) void switch_to(Fibre& to) {
+  Fibre& from = *current;
+  if (&from == &to) return;
+  current = &to;
+  threadIdx = {static_cast<unsigned>(to.thread), 0, 0};
+#if defined(HARNESS_ADDRESS)
+  __sanitizer_start_switch_fiber(&from.fake_stack, to.stack, to.stack_bytes);
+#endif
+#if defined(HARNESS_THREAD)
+  constexpr unsigned kNoOrder = 1;
+  __tsan_switch_to_fiber(to.tsan, kNoOrder);
+#endif
+  if (__builtin_setjmp(from.registers) == 0) jump(to);
+#if defined(HARNESS_ADDRESS)
+  __sanitizer_finish_switch_fiber(current->fake_stack, nullptr, nullptr);
+#endif
+}
+
+void run_next() {
+  if (ready.empty()) {
+    switch_to(main_fibre);
+    return;
+  }
+  switch_to(*ready.pop());
+}
+
+void wait(const char* where, int line) {
+  Fibre* self = current;
+  self->waits_at = where;
+  self->line = line;
+  run_next();
+  self->waits_at = nullptr;
+}
+
+void run_thread() {
+  Fibre* self = current;
+  __tsan_acquire(&begin_of_block);
+  (*body)();
+  __tsan_release(&end_of_block);
+  self->finished = true;
+  run_next();
+}
+
+void enter(unsigned low, unsigned high) {
+  auto* self = reinterpret_cast<Fibre*>(static_cast<uintptr_t>(high) << 32 | low);
+  if (__builtin_setjmp(self->registers) == 0) setcontext(&main_fibre.start);
+#if defined(HARNESS_ADDRESS)
+  __sanitizer_finish_switch_fiber(self->fake_stack, nullptr, nullptr);
+#endif
+  while (true) run_thread();
+}
+
+void add_fibre() {
+  fibres.push_back(std::make_unique<Fibre>());
+  Fibre& fibre = *fibres.back();
+  fibre.thread = static_cast<int>(fibres.size()) - 1;
+  // A page that nobody may touch lies below every stack.
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  void* memory = mmap(nullptr, page + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED || mprotect(memory, page, PROT_NONE) != 0) fail("no memory for a stack");
+  fibre.stack = static_cast<char*>(memory) + page;
+  fibre.stack_bytes = kStackBytes;
+#if defined(HARNESS_THREAD)
+  fibre.tsan = __tsan_create_fiber(0);
+#endif
+  getcontext(&fibre.start);
+  fibre.start.uc_stack.ss_sp = fibre.stack;
+  fibre.start.uc_stack.ss_size = fibre.stack_bytes;
+  const auto address = reinterpret_cast<uintptr_t>(&fibre);
+  makecontext(&fibre.start, reinterpret_cast<void (*)()>(enter), 2, static_cast<unsigned>(address),
+              static_cast<unsigned>(static_cast<uint64_t>(address) >> 32));
+  swapcontext(&main_fibre.start, &fibre.start);
+}
+
+void set_up_main() {
+  if (main_fibre.stack != nullptr) return;
+  pthread_attr_t attributes;
+  void* stack = nullptr;
+  pthread_getattr_np(pthread_self(), &attributes);
+  pthread_attr_getstack(&attributes, &stack, &main_fibre.stack_bytes);
+  pthread_attr_destroy(&attributes);
+  main_fibre.stack = static_cast<char*>(stack);
+#if defined(HARNESS_THREAD)
+  main_fibre.tsan = __tsan_get_current_fiber();
+#endif
+}
+
+// Shared memory starts with whatever the last block on that multiprocessor left: here with NaN, in every floating type.
+void poison_shared_memory() {
+  volatile char* end = &__stop_harness_shared;
+  for (volatile char* at = &__start_harness_shared; at != end; ++at) *at = static_cast<char>(0xff);
+}
+
+[[noreturn]] void report_deadlock() {
+  int finished = 0;
+  const Fibre* first = nullptr;
+  for (int t = 0; t < threads; ++t) {
+    finished += fibres[t]->finished ? 1 : 0;
+    if (!fibres[t]->finished && first == nullptr) first = fibres[t].get();
+  }
+  fail("deadlock: %d of %d threads have ended, thread %d still waits at %s in line %d", finished, threads,
+       first->thread, first->waits_at, first->line);
+}
+
+void run_block() {
+  poison_shared_memory();
+  warps.assign((threads + kWarpSize - 1) / kWarpSize, Warp{});
+  barrier = {};
+  for (int t = 0; t < threads; ++t) {
+    Fibre* fibre = fibres[order == Order::kForward ? t : threads - 1 - t].get();
+    fibre->finished = false;
+    fibre->waits_at = nullptr;
+    ready.push(fibre);
+  }
+  __tsan_release(&begin_of_block);
+  run_next();
+  for (int t = 0; t < threads; ++t) {
+    if (!fibres[t]->finished) report_deadlock();
+  }
+  __tsan_acquire(&end_of_block);
+  ++blocks;
+}
+
+uint64_t result_for(const Warp& warp, int lane, unsigned lanes_that_voted) {
+  if (warp.operation == WarpOperation::kBallot) return lanes_that_voted;
+  const int wanted =
+      warp.operation == WarpOperation::kShuffle ? warp.argument[lane] % kWarpSize : lane + warp.argument[lane];
+  if (wanted >= kWarpSize) return warp.value[lane];  // __shfl_down_sync over the warp's end: one's own value
+  if ((warp.mask >> wanted & 1u) == 0)
+    fail("%s in line %d: lane %d reads lane %d, which the mask leaves out", name(warp.operation), warp.line, lane,
+         wanted);
+  return warp.value[wanted];
+}
+
+}  // namespace
+
+uint64_t warp_operation(WarpOperation operation, unsigned mask, uint64_t value, int argument, int line) {
+  Fibre* self = current;
+  const int lane = self->thread % kWarpSize;
+  const int first = self->thread - lane;
+  Warp& warp = warps[self->thread / kWarpSize];
+  if ((mask >> lane & 1u) == 0) fail("%s in line %d: lane %d is not in its own mask", name(operation), line, lane);
+  if (warp.arrived == 0) {
+    warp.mask = mask;
+    warp.operation = operation;
+    warp.line = line;
+  } else if (warp.mask != mask || warp.operation != operation || warp.line != line) {
+    fail("divergent warp: lane %d is at %s in line %d (mask %08x) while others wait at %s in line %d (mask %08x)", lane,
+         name(operation), line, mask, name(warp.operation), warp.line, warp.mask);
+  }
+  warp.arrived |= 1u << lane;
+  warp.argument[lane] = argument;
+  warp.value[lane] = value;
+  if (warp.arrived != mask) {
+    wait(name(operation), line);
+    return self->result;
+  }
+  warp.arrived = 0;
+  unsigned votes = 0;
+  for (int k = 0; k < kWarpSize; ++k) votes |= (mask >> k & 1u) != 0 && warp.value[k] != 0 ? 1u << k : 0u;
+  for (int i = 0; i < kWarpSize; ++i) {
+    const int k = order == Order::kForward ? i : kWarpSize - 1 - i;
+    if ((mask >> k & 1u) == 0) continue;
+    fibres[first + k]->result = result_for(warp, k, votes);
+    if (k != lane) ready.push(fibres[first + k].get());
+  }
+  return self->result;
+}
+
+void block_barrier(int line) {
+  if (barrier.arrived == 0) {
+    barrier.line = line;
+  } else if (barrier.line != line) {
+    fail("divergent block: thread %d is at __syncthreads in line %d while others wait in line %d", current->thread,
+         line, barrier.line);
+  }
+  char* turn = &barrier_order[barrier.passed % 2];
+  __tsan_release(turn);
+  if (++barrier.arrived < threads) {
+    wait("__syncthreads", line);
+  } else {
+    barrier.arrived = 0;
+    ++barrier.passed;
+    for (int t = 0; t < threads; ++t) {
+      Fibre* fibre = fibres[order == Order::kForward ? t : threads - 1 - t].get();
+      if (fibre != current) ready.push(fibre);
+    }
+  }
+  __tsan_acquire(turn);
+}
+
+cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& thread) {
+  constexpr unsigned kMostBlocks = 0x7fffffff;
+  const bool possible = config.gridDim.x > 0 && config.gridDim.x <= kMostBlocks && config.blockDim.x > 0 &&
+                        config.blockDim.x <= kMostThreads && config.gridDim.y * config.gridDim.z == 1 &&
+                        config.blockDim.y * config.blockDim.z == 1;
+  last_error = planned_error != cudaSuccess ? planned_error : possible ? cudaSuccess : cudaErrorInvalidConfiguration;
+  planned_error = cudaSuccess;
+  if (last_error != cudaSuccess) return last_error;
+  set_up_main();
+  gridDim = config.gridDim;
+  blockDim = config.blockDim;
+  stream = config.stream;
+  body = &thread;
+  threads = static_cast<int>(config.blockDim.x);
+  while (fibres.size() < config.blockDim.x) add_fibre();
+  ++launches;
+  ++launches_of[kernel];
+  const int64_t count = config.gridDim.x - first_block;
+  for (int64_t i = 0; i < count; ++i) {
+    blockIdx = {static_cast<unsigned>(first_block + (order == Order::kForward ? i : count - 1 - i)), 0, 0};
+    run_block();
+  }
+  return cudaSuccess;
+}
+
+void set_order(Order wanted) { order = wanted; }
+void set_first_block(int64_t first) { first_block = first; }
+void fail_next_launch(cudaError_t error) { planned_error = error; }
+cudaStream_t last_stream() { return stream; }
+
+Totals totals() { return {static_cast<int64_t>(launches_of.size()), launches, blocks}; }
+
+void print_kernels() {
+  for (const auto& [kernel, count] : launches_of) {
+    std::printf("kernel %tx %" PRId64 "\n", static_cast<const char*>(kernel) - &__executable_start, count);
+  }
+}
+
+}  // namespace harness
+
+cudaError_t cudaGetLastError() { return std::exchange(harness::last_error, cudaSuccess); }
+
+const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidConfiguration:
+      return "invalid configuration argument";
+    default:
+      return "another error";
+  }
+}

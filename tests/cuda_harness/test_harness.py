@@ -1,0 +1,204 @@
+"""Runs every CUDA kernel on the CPU: plain, under Address- and UndefinedBehaviorSanitizer, and under ThreadSanitizer.
+
+The kernels' own sources are compiled with g++; the tests proper are in C++ beside this file. Faults put into a copy of
+the sources show that the harness finds what it is there for.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import pytest
+
+from . import build
+from .build import ADDRESS, PLAIN, THREAD, Builder, Run, Variant
+
+L1, POINTWISE, PLAN = "multi_l1.cu", "multi_pointwise.cu", "launch_plan.cpp"
+
+
+class Fault(NamedTuple):
+    """A text of one source replaced by another, the check that must find it and the words by which it says so."""
+
+    name: str
+    source: str
+    old: str
+    new: str
+    variant: Variant
+    tests: str
+    found_by: str
+    affected: tuple[str, ...] = ()
+
+    @property
+    def compiled(self) -> tuple[str, ...]:
+        return self.affected or (self.source,)
+
+
+FAULTS = [
+    Fault("no barrier, race", "device.cuh", "  __syncthreads();\n", "", THREAD, "finish_sum", "data race", (L1,)),
+    Fault("no barrier, value", "device.cuh", "  __syncthreads();\n", "", PLAIN, "l1", "partial sum 0", (L1,)),
+    Fault("barrier in a branch", "device.cuh", "  __syncthreads();\n", "  if (threadIdx.x < 224) __syncthreads();\n",
+          PLAIN, "l1", r"deadlock: 32 of 256 threads have ended, thread \d+ still waits at __syncthreads", (L1,)),
+    Fault("a warp's sum short of a step", "device.cuh", "offset > 0", "offset > 1", PLAIN, "l1", "partial sum", (L1,)),
+    Fault("a warp too few", "device.cuh", "warp < kWarps", "warp < kWarps - 1", PLAIN, "l1", "partial sum", (L1,)),
+    Fault("shared memory too small", "device.cuh", "warp_sum[kWarps]", "warp_sum[kWarps - 1]", ADDRESS, "l1",
+          "out of bounds|overflow", (L1,)),
+    Fault("load beyond the end", "device.cuh", "if (aligned && begin + N <= end) return", "if (aligned) return",
+          ADDRESS, "l1", "AddressSanitizer: use-after-poison", (L1,)),
+    Fault("load without the tail", "device.cuh", "begin + i < end ? x[begin + i] : narrow<T>(0.0)", "narrow<T>(0.0)",
+          PLAIN, "l1", "partial sum 0", (L1,)),
+    Fault("store beyond the end", "device.cuh", "if (begin + i < end) x", "if (begin + i <= end) x", PLAIN, "l1",
+          "gradient: a write out of bounds", (L1,)),
+    Fault("store without the tail", "device.cuh", "if (begin + i < end) x", "if (begin + N <= end) x", PLAIN, "l1",
+          "gradient of input", (L1,)),
+    Fault("alignment taken for granted", L1, "const bool aligned = tensor.aligned != 0;", "const bool aligned = true;",
+          ADDRESS, "l1", "misaligned address"),
+    Fault("wrong tensor", "device.cuh", "args.block_begin[middle] <= block", "args.block_begin[middle] < block", PLAIN,
+          "l1", "partial sum", (L1,)),
+    Fault("launch on another stream", "device.cuh", "  config.stream = static_cast<cudaStream_t>(stream);\n",
+          "  (void)stream;\n", PLAIN, "simulator", "another stream", (L1,)),
+    Fault("error left behind", "device.cuh", "  if (error != cudaSuccess) cudaGetLastError();\n", "", PLAIN,
+          "simulator", "leaves its error", (L1,)),
+    Fault("a divergent ballot", L1, "tile < stop;", "tile + lane * V < end;", PLAIN, "l1",
+          "SIMULATOR: .*(deadlock|divergent warp).*__ballot_sync"),
+    Fault("half of the signs", L1, "lane < 2 * V)", "lane < V)", PLAIN, "l1", "sign bits instead of"),
+    Fault("one ballot for both signs", L1, "__ballot_sync(kFullWarp, difference < 0)",
+          "__ballot_sync(kFullWarp, difference > 0)", PLAIN, "l1", "sign bits instead of|gradient of input"),
+    Fault("a ballot's words exchanged", L1, "lane == 2 * c ? positive", "lane == 2 * c ? negative", PLAIN, "l1",
+          "gradient of input|sign bits"),
+    Fault("another lane's bit", L1, ">> lane & 1u", ">> (lane ^ 1) & 1u", PLAIN, "l1", "gradient of input"),
+    Fault("signs of the tile before", L1, "tensor.signs[start / 16 + lane]", "tensor.signs[start / 16 + lane - 1]",
+          PLAIN, "l1", "sign bits|write out of bounds"),
+    Fault("padding left as it was", L1, "(end + kSignTile - 1) / kSignTile * kSignTile", "end", PLAIN, "l1",
+          "sign bits instead of"),
+    Fault("tiles by the gradient's type", L1, "  T* gradient =",
+          "  constexpr int V = kVector<T>;\n  constexpr int kTile = 32 * V;\n  T* gradient =", PLAIN, "l1",
+          "gradient of (input|target)"),
+    Fault("every launch's sums at the beginning", L1, "args.first_partial + blockIdx.x", "blockIdx.x", PLAIN, "l1",
+          "partial sum"),
+    Fault("32-bit index", L1, "const int64_t begin", "const uint32_t begin", PLAIN, "huge_tensors",
+          "huge tensors: l1_forward"),
+    Fault("sum of sums with a wrong step", L1, "i < count; i += kThreads", "i < count; i += kThreads + 1", PLAIN,
+          "finish_sum", "finish_sum of 257"),
+    Fault("sum of sums one too far", L1, "i < count; i += kThreads", "i <= count; i += kThreads", ADDRESS, "finish_sum",
+          "AddressSanitizer: use-after-poison"),
+    Fault("padding counted", POINTWISE, "      if (at + c >= end) break;\n", "", PLAIN, "pointwise", "partial sum"),
+    Fault("hinge open at its edge", POINTWISE, "constant * value <= 0 ? C(0)", "constant * value < 0 ? C(0)", PLAIN,
+          "pointwise", "hinge.*gradient of tensor"),
+    Fault("one tensor too many in a launch", PLAN, "open->args.count == kMaxTensors",
+          "open->args.count == kMaxTensors + 1", ADDRESS, "plan", "out of bounds"),
+    Fault("empty tensors planned", PLAN, "      if (blocks == 0) continue;\n", "", PLAIN, "plan", "FAILED: plan"),
+    Fault("more blocks than CUDA takes", PLAN, "blocks > kMaxBlocks) {\n        plan", "blocks < 0) {\n        plan",
+          PLAIN, "plan", "FAILED: plan of one block more"),
+]  # fmt: skip
+
+MISUSES = {
+    "missing_lane": "deadlock: 33 of 64 threads have ended, thread 0 still waits at __ballot_sync",
+    "two_places": "divergent warp: lane 16 is at __ballot_sync",
+    "foreign_mask": "lane 16 is not in its own mask",
+    "missing_thread": "deadlock: 32 of 64 threads have ended, thread 0 still waits at __syncthreads",
+    "two_barriers": "divergent block: thread 32 is at __syncthreads",
+}
+
+
+@pytest.fixture(scope="session")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
+    gxx = build.compiler()
+    if gxx is None:
+        pytest.skip("the harness needs g++, and there is none on the PATH")
+    return Builder(tmp_path_factory.mktemp("cuda_harness"), gxx)
+
+
+@pytest.fixture(scope="session")
+def executables(builder: Builder) -> dict[Variant, pathlib.Path]:
+    return builder.build([variant for variant in build.VARIANTS if builder.links(variant)])
+
+
+def executable_of(executables: dict[Variant, pathlib.Path], variant: Variant) -> pathlib.Path:
+    if variant not in executables:
+        pytest.skip(f"g++ has no library for {variant.sanitizer[0]}")
+    return executables[variant]
+
+
+@pytest.fixture(scope="session")
+def full_runs(executables: dict[Variant, pathlib.Path]) -> dict[Variant, Run]:
+    # The conversions of the half types and the plan are no kernel's: there are no races to look for.
+    tests = {THREAD: ["quick", "simulator", "l1", "pointwise", "finish_sum"]}
+    slowest_first = sorted(executables, key=build.VARIANTS.index, reverse=True)
+    with ThreadPoolExecutor(2) as pool:
+        runs = pool.map(lambda variant: build.run(executables[variant], *tests.get(variant, ["all"])), slowest_first)
+        return dict(zip(slowest_first, runs, strict=True))
+
+
+@pytest.fixture(scope="session")
+def fault_runs(
+    builder: Builder, executables: dict[Variant, pathlib.Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Run | Exception]:
+    folder = tmp_path_factory.mktemp("faults")
+
+    def run_one(numbered: tuple[int, Fault]) -> Run | Exception:
+        number, fault = numbered
+        if fault.variant not in executables:
+            return Run(0, "")
+        try:
+            executable = builder.build_with_fault(
+                fault.variant, folder / str(number), fault.source, fault.old, fault.new, fault.compiled
+            )
+        except (LookupError, RuntimeError) as error:
+            return error
+        return build.run(executable, "stop", fault.tests)
+
+    with ThreadPoolExecutor(2) as pool:
+        runs = pool.map(run_one, enumerate(FAULTS))
+        return {fault.name: run for fault, run in zip(FAULTS, runs, strict=True)}
+
+
+@pytest.mark.parametrize("variant", build.VARIANTS, ids=lambda variant: variant.name)
+def test_every_kernel(
+    variant: Variant,
+    executables: dict[Variant, pathlib.Path],
+    full_runs: dict[Variant, Run],
+    record_property: Callable[[str, object], None],
+) -> None:
+    executable = executable_of(executables, variant)
+    returncode, output = full_runs[variant]
+    assert returncode == 0, output[-5000:]
+    executed = {int(address, 16) for address in re.findall(r"^kernel (\w+) \d+$", output, re.M)}
+    kernels = build.kernels_in(executable)
+    missed = [name for address, name in kernels.items() if address not in executed]
+    assert not missed, f"{len(missed)} of {len(kernels)} kernels were never executed: {missed}"
+    text = "".join((build.ROOT / source).read_text() for source in build.sources())
+    for name in re.findall(r"__global__[^;{]*?(\w+_kernel)\(", text):
+        assert any(f"::{name}" in kernel for kernel in kernels.values()), f"{name} was built in no type"
+    summary = re.search(r"^\d+ kernels executed.*$", output, re.M)
+    assert summary is not None
+    assert " 0 failed" in summary[0]
+    record_property("cuda_harness", f"{variant.name}: {len(kernels)} kernels of csrc/cuda; {summary[0]}")
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_fault_is_found(
+    fault: Fault, executables: dict[Variant, pathlib.Path], fault_runs: dict[str, Run | Exception]
+) -> None:
+    executable_of(executables, fault.variant)
+    result = fault_runs[fault.name]
+    if isinstance(result, Exception):
+        raise result
+    assert result.returncode != 0, f"the harness does not find it:\n{result.output[-2000:]}"
+    assert re.search(fault.found_by, result.output), f"found by another check than expected:\n{result.output[-5000:]}"
+
+
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_misuse_is_found(misuse: str, executables: dict[Variant, pathlib.Path]) -> None:
+    returncode, output = build.run(executables[PLAIN], "misuse", misuse)
+    assert returncode == 3
+    assert MISUSES[misuse] in output
+
+
+def test_race_is_found(executables: dict[Variant, pathlib.Path]) -> None:
+    returncode, output = build.run(executable_of(executables, THREAD), "misuse", "race")
+    assert returncode != 0
+    assert "ThreadSanitizer: data race" in output

@@ -1,0 +1,111 @@
+// Tensors of more than 2^32 elements: memory that is only reserved, of which the last blocks touch a little.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "tensors.h"
+
+namespace harness {
+
+#if defined(HARNESS_THREAD)
+
+// ThreadSanitizer's shadow of so much memory is more than a machine has, and the indices are the same there.
+void test_huge_tensors() {}
+
+#else
+
+namespace {
+
+using namespace pix2pixhd;
+
+constexpr DType kType = DType::kBFloat16;
+constexpr int64_t kNumel = (int64_t{1} << 32) + kBlockChunk + 5;  // 2 blocks and 5 elements beyond 2^32 - kBlockChunk
+constexpr int64_t kBlocks = (kNumel + kBlockChunk - 1) / kBlockChunk;
+constexpr int64_t kFirst = (kBlocks - 3) * kBlockChunk;  // what the last three blocks work on begins here
+
+class Reserved {
+ public:
+  explicit Reserved(size_t bytes)
+      : bytes_(bytes),
+        data_(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)) {}
+  Reserved(const Reserved&) = delete;
+  ~Reserved() {
+    if (valid()) munmap(data_, bytes_);
+  }
+  bool valid() const { return data_ != MAP_FAILED; }
+  void* data() const { return data_; }
+
+ private:
+  size_t bytes_;
+  void* data_;
+};
+
+double value(int64_t i, int64_t side) { return static_cast<double>((i * 7 + side * 3) % 33 - 16) / 8.0; }
+
+void fill(const Reserved& memory, int64_t side) {
+  auto* bits = static_cast<uint16_t*>(memory.data());
+  for (int64_t i = kFirst; i < kNumel; ++i) bits[i] = static_cast<uint16_t>(encode(kType, value(i, side)));
+}
+
+double read(const Reserved& memory, int64_t i) { return decode(kType, static_cast<const uint16_t*>(memory.data())[i]); }
+
+void check_partial(Buffer& partial, const char* kernel, double (*term)(int64_t)) {
+  for (int64_t block = kBlocks - 3; block < kBlocks; ++block) {
+    double wanted = 0.0;
+    for (int64_t i = block * kBlockChunk; i < std::min((block + 1) * kBlockChunk, kNumel); ++i) wanted += term(i);
+    check(partial.get(DType::kFloat64, block) == wanted, "%s: block %ld gives %g, not %g", kernel,
+          static_cast<long>(block), partial.get(DType::kFloat64, block), wanted);
+  }
+  partial.check_guards("partial sums");
+}
+
+void check_gradient(const Reserved& gradient, const char* kernel, double (*wanted)(int64_t)) {
+  for (int64_t i = kFirst; i < kNumel; ++i) {
+    check(read(gradient, i) == wanted(i), "%s: [%ld] is %g, not %g", kernel, static_cast<long>(i), read(gradient, i),
+          wanted(i));
+  }
+  check(read(gradient, kNumel) == 0.0 && read(gradient, kFirst - 1) == 0.0, "%s: a write out of bounds", kernel);
+}
+
+cuda::Launch launch_of(void* first, void* second, void* signs) {
+  return cuda::make_plan({{{{first, second}, static_cast<uint32_t*>(signs), kNumel, 1.0, 0.5, 1}, {kType, kType}}})
+      .launches.at(0);
+}
+
+}  // namespace
+
+void test_huge_tensors() {
+  set_case("huge tensors");
+  const auto bytes = static_cast<size_t>(kNumel + kBlockChunk) * 2;
+  Reserved input(bytes), target(bytes), gradient(bytes), slope(bytes);
+  Reserved signs(static_cast<size_t>(sign_words(kNumel)) * 4);
+  check(input.valid() && target.valid() && gradient.valid() && slope.valid() && signs.valid(),
+        "no address space for 36 GB that are hardly touched");
+  if (failures() > 0) return;
+  fill(input, 0);
+  fill(target, 1);
+  Buffer partial(DType::kFloat64, kBlocks);
+  auto* sums = static_cast<double*>(partial.data());
+  Scalar one(1.0, false);
+  set_first_block(kBlocks - 3);
+  check(cuda::l1_forward(launch_of(input.data(), target.data(), signs.data()), sums, nullptr) == 0, "l1_forward");
+  check_partial(partial, "l1_forward", [](int64_t i) { return std::fabs(value(i, 0) - value(i, 1)); });
+  check(cuda::l1_backward(launch_of(gradient.data(), nullptr, signs.data()), one.device(), nullptr) == 0,
+        "l1_backward");
+  check_gradient(gradient, "l1_backward", [](int64_t i) {
+    const double difference = value(i, 0) - value(i, 1);
+    return difference > 0 ? 1.0 : difference < 0 ? -1.0 : 0.0;
+  });
+  const cuda::Launch pointwise = launch_of(input.data(), slope.data(), nullptr);
+  check(cuda::pointwise_forward(pointwise, Pointwise::kSquaredError, sums, nullptr) == 0, "pointwise_forward");
+  check_partial(partial, "pointwise_forward", [](int64_t i) { return (value(i, 0) - 0.5) * (value(i, 0) - 0.5); });
+  check(cuda::pointwise_backward(pointwise, Pointwise::kSquaredError, one.device(), nullptr) == 0,
+        "pointwise_backward");
+  check_gradient(slope, "pointwise_backward", [](int64_t i) { return 2.0 * (value(i, 0) - 0.5); });
+  set_first_block(0);
+}
+
+#endif
+
+}  // namespace harness

@@ -1,0 +1,98 @@
+// The host side of a launch: which block works on which chunk of which tensor, over how many launches.
+#include <exception>
+
+#include "tensors.h"
+
+namespace harness {
+namespace {
+
+using namespace pix2pixhd;
+
+constexpr int64_t kMostBlocks = 0x7fffffff;  // CUDA's limit of gridDim.x
+
+int64_t blocks_of(int64_t numel) { return (numel + kBlockChunk - 1) / kBlockChunk; }
+
+// A tensor is told by its constant, which holds its place in the list.
+cuda::Plan plan_of(const std::vector<Shape>& shapes) {
+  std::vector<cuda::PlanEntry> entries;
+  for (size_t k = 0; k < shapes.size(); ++k) {
+    entries.push_back({{{nullptr, nullptr}, nullptr, shapes[k].numel, 1.0, static_cast<double>(k), 1},
+                       {shapes[k].type[0], shapes[k].type[1]}});
+  }
+  return cuda::make_plan(entries);
+}
+
+// What holds of every plan: all tensors in order, every one with its types and blocks, partial sums without gaps.
+void run(const char* list, const std::vector<Shape>& shapes, size_t launches) {
+  set_case(std::string("plan ") + list);
+  const cuda::Plan plan = plan_of(shapes);
+  check(plan.launches.size() == launches, "%zu launches instead of %zu", plan.launches.size(), launches);
+  std::vector<size_t> order;
+  int64_t partials = 0;
+  for (const cuda::Launch& launch : plan.launches) {
+    const cuda::LaunchArgs& args = launch.args;
+    check(args.count >= 1 && args.count <= kMaxTensors, "%d tensors in a launch", args.count);
+    check(args.first_partial == partials, "partial sums begin at %ld, not %ld", static_cast<long>(args.first_partial),
+          static_cast<long>(partials));
+    check(args.block_begin[0] == 0, "the first block is %d", args.block_begin[0]);
+    int64_t blocks = 0;
+    for (int32_t i = 0; i < args.count; ++i) {
+      const auto k = static_cast<size_t>(args.tensor[i].constant);
+      order.push_back(k);
+      check(args.tensor[i].numel == shapes[k].numel, "tensor %zu has another size", k);
+      check(launch.type[0] == shapes[k].type[0] && launch.type[1] == shapes[k].type[1], "tensor %zu has other types",
+            k);
+      blocks += blocks_of(shapes[k].numel);
+      check(args.block_begin[i + 1] == blocks, "tensor %zu ends at block %d instead of %ld", k, args.block_begin[i + 1],
+            static_cast<long>(blocks));
+    }
+    check(blocks > 0 && blocks <= kMostBlocks, "%ld blocks in a launch", static_cast<long>(blocks));
+    partials += blocks;
+  }
+  check(plan.partials == partials, "%ld partial sums instead of %ld", static_cast<long>(plan.partials),
+        static_cast<long>(partials));
+  check(order == planned_order(shapes), "tensors are missing, doubled or in another order");
+}
+
+}  // namespace
+
+void test_plan() {
+  const DType f32 = DType::kFloat32;
+  run("of nothing", {}, 0);
+  run("of empty tensors", of_types({0, 0, 0}, f32, f32), 0);
+  run("of one element", of_types({1}, f32, f32), 1);
+  run("of awkward sizes", of_types(awkward_sizes(), f32, f32), 1);
+  run("with empty tensors", with_empty(f32, f32), 1);
+  run("of mixed types", mixed_types(), 16);
+  for (const int count : {1, kMaxTensors - 1, kMaxTensors, kMaxTensors + 1, 2 * kMaxTensors, 2 * kMaxTensors + 1}) {
+    const auto launches = static_cast<size_t>((count + kMaxTensors - 1) / kMaxTensors);
+    run("of as many tensors as a launch takes, or more",
+        of_types(std::vector<int64_t>(static_cast<size_t>(count), 5), f32, f32), launches);
+  }
+  std::vector<int64_t> empty_at_the_border(kMaxTensors + 2, 5);
+  empty_at_the_border[kMaxTensors] = 0;
+  empty_at_the_border[kMaxTensors + 1] = 0;
+  run("with empty tensors after a full launch", of_types(empty_at_the_border, f32, f32), 1);
+  // Types by turns, more of each than one launch takes.
+  std::vector<Shape> turns;
+  for (int k = 0; k < 4 * kMaxTensors + 2; ++k) turns.push_back({k + 1, {kTypes[k % 2], f32}});
+  run("of two types by turns", turns, 6);
+
+  const int64_t most = kMostBlocks * kBlockChunk;
+  run("of 2^31 - 1, 2^31 and 2^32 + 1 elements",
+      of_types({(int64_t{1} << 31) - 1, int64_t{1} << 31, (int64_t{1} << 32) + 1}, f32, f32), 1);
+  run("of as many blocks as a launch takes", of_types({most - kBlockChunk, kBlockChunk}, f32, f32), 1);
+  run("of one block more", of_types({most - kBlockChunk, kBlockChunk + 1}, f32, f32), 2);
+  run("of a tensor after the largest", of_types({most, 1, 1}, f32, f32), 2);
+
+  set_case("plan of a tensor that no launch takes");
+  bool refused = false;
+  try {
+    plan_of(of_types({1, most + 1}, f32, f32));
+  } catch (const std::exception&) {
+    refused = true;
+  }
+  check(refused, "a tensor of more blocks than a launch takes is accepted");
+}
+
+}  // namespace harness
