@@ -26,8 +26,7 @@ Rival = Callable[[], object]
 def discriminator_shapes(
     height: int = 512, width: int = 1024, batch: int = 1, ndf: int = 64, n_layers: int = 3, num_D: int = 2
 ) -> tuple[list[Shape], list[Shape]]:
-    """Shapes of pix2pixHD's multi-scale discriminator: (features of all scales and layers, predictions of all
-    scales)."""
+    """Shapes of pix2pixHD's multi-scale discriminator: features of all scales and layers; predictions of all scales."""
     features: list[Shape] = []
     predictions: list[Shape] = []
     for scale in range(num_D):

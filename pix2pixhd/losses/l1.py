@@ -33,8 +33,7 @@ class L1Loss(nn.Module):
         self.reduction = reduction
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Computes the loss of two tensors of one shape; see ``pix2pixhd.functional.multi_l1_loss`` for types and
-        errors."""
+        """Computes the loss of two tensors of one shape; types and errors are those of ``multi_l1_loss``."""
         if self.reduction == "none" or (self.reduction == "sum" and input.numel() == 0):
             return F.l1_loss(input, target, reduction=self.reduction)
         weight = float(input.numel()) if self.reduction == "sum" else 1.0

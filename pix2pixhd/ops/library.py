@@ -28,7 +28,10 @@ class Part:
     reason: str = ""
 
 
-_REBUILD = "reinstall this package with `pip install --force-reinstall --no-deps --no-cache-dir`; `pix2pixhd doctor` tells more"
+_REBUILD = (
+    "reinstall this package with `pip install --force-reinstall --no-deps --no-cache-dir`; "
+    "`pix2pixhd doctor` tells more"
+)
 
 
 def _load(name: str, stem: str) -> Part:

@@ -1,0 +1,89 @@
+"""FeatureMatchingLoss against the loop that people write."""
+
+import pytest
+import torch
+
+from pix2pixhd.losses import FeatureMatchingLoss, L1Loss
+
+from .conftest import predictions
+
+
+def nvidias_loop(fake, real, n_layers_D, num_D):
+    """The loop of pix2pixHD's training script, in float64."""
+    loss = 0.0
+    for i in range(num_D):
+        for j in range(len(fake[i]) - 1):
+            term = (fake[i][j].double() - real[i][j].detach().double()).abs().mean()
+            loss = loss + 1.0 / num_D * 4.0 / (n_layers_D + 1) * term
+    return loss
+
+
+@pytest.mark.usefixtures("any_backend")
+@pytest.mark.parametrize("num_D", [1, 2, 3])
+@pytest.mark.parametrize("n_layers", [1, 3, 4])
+def test_it_is_nvidias_loop_in_value_and_gradient(num_D, n_layers):
+    fake = predictions(num_D, n_layers, requires_grad=True)
+    real = predictions(num_D, n_layers, seed=1, requires_grad=True)
+    with torch.no_grad():
+        real[0][0][:, :2] = fake[0][0][:, :2]  # ties
+    loss = FeatureMatchingLoss()(fake, real)
+    expected = nvidias_loop(fake, real, n_layers, num_D)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    features = [x for scale in fake for x in scale[:-1]]
+    (3.0 * loss).backward()
+    for x, b in zip(features, torch.autograd.grad(3.0 * expected, features), strict=True):
+        torch.testing.assert_close(x.grad, b, rtol=1e-6, atol=0)
+    assert (fake[0][0].grad[:, :2] == 0).all()
+    assert all(y.grad is None for scale in real for y in scale), "real features must be detached"
+    assert all(scale[-1].grad is None for scale in fake), "the prediction is no feature"
+
+
+def test_one_scale_may_come_alone():
+    fake, real = predictions(1), predictions(1, seed=1)
+    criterion = FeatureMatchingLoss()
+    assert torch.equal(criterion(fake[0], real[0]), criterion(fake, real))
+
+
+def test_other_weightings():
+    fake, real = predictions(2), predictions(2, seed=1)
+    terms = [
+        [(x - y).abs().double().mean() for x, y in zip(f[:-1], r[:-1], strict=True)]
+        for f, r in zip(fake, real, strict=True)
+    ]
+    total = sum(sum(scale) for scale in terms)
+    torch.testing.assert_close(FeatureMatchingLoss("scales")(fake, real).double(), total / 2, rtol=1e-6, atol=0)
+    torch.testing.assert_close(FeatureMatchingLoss("features")(fake, real).double(), total * 4 / 8, rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="weighting must be one of pix2pixhd, scales, features, got 'mean'"):
+        FeatureMatchingLoss("mean")
+
+
+def test_structures_that_do_not_agree_are_named():
+    fake, real = predictions(2), predictions(2, seed=1)
+    criterion = FeatureMatchingLoss()
+    with pytest.raises(ValueError, match="pred_real must have as many scales as pred_fake, 2, got 1"):
+        criterion(fake, real[:1])
+    with pytest.raises(ValueError, match=r"pred_real\[1\] must have as many layers as pred_fake\[1\], 5, got 4"):
+        criterion(fake, [real[0], real[1][1:]])
+    real[1][2] = real[1][2][:1]
+    with pytest.raises(ValueError, match=r"pred_real\[1\]\[2\] \(scale 1, layer 2\) must have the shape"):
+        criterion(fake, real)
+    with pytest.raises(ValueError, match="getIntermFeat=True"):
+        criterion([[torch.zeros(1)]], [[torch.zeros(1)]])
+
+
+@pytest.mark.usefixtures("any_backend")
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_l1_loss_is_torchs(reduction):
+    x, y = torch.randn(3, 5, 7, requires_grad=True), torch.randn(3, 5, 7)
+    ours, theirs = L1Loss(reduction)(x, y), torch.nn.L1Loss(reduction=reduction)(x, y)
+    torch.testing.assert_close(ours, theirs)
+    a, b = (torch.autograd.grad(loss.sum(), x)[0] for loss in (ours, theirs))
+    torch.testing.assert_close(a, b)
+
+
+def test_l1_loss_of_nothing():
+    x = torch.zeros(0, 3)
+    assert torch.isnan(L1Loss()(x, x))
+    assert L1Loss("sum")(x, x) == 0
+    with pytest.raises(ValueError, match="reduction must be mean, sum or none, got 'avg'"):
+        L1Loss("avg")

@@ -1,0 +1,171 @@
+"""The objectives: every preset against its formula written out, and a generator step against plain PyTorch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss, VGGLoss
+
+from .conftest import predictions
+from .test_vgg import WEIGHTS, pictures, plain_maps
+
+NUM_D, N_LAYERS = 2, 3
+
+
+def mse(pred, label):
+    return [((scale[-1].double() - label) ** 2).mean() for scale in pred]
+
+
+def hinge(pred, sign):
+    return [torch.clamp(1 - sign * scale[-1].double(), min=0).mean() for scale in pred]
+
+
+def features(fake, real):
+    pairs = zip(fake, real, strict=True)
+    return [[(x.double() - y.double()).abs().mean() for x, y in zip(f[:-1], r[:-1], strict=True)] for f, r in pairs]
+
+
+def perceptual(vgg, fake, real, imagenet=False):
+    if imagenet:
+        mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+        std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+        fake, real = (((x + 1) / 2 - mean) / std for x in (fake, real))
+    maps = zip(WEIGHTS, *(plain_maps(vgg.state_dict(), x.double()) for x in (fake, real)), strict=True)
+    return sum(w * (x - y).abs().mean() for w, x, y in maps)
+
+
+# (preset, mode): generator's adversarial term, discriminator's (fake, real), feature matching, VGG — as in the papers
+# and code bases, written out.
+def expected(preset, mode, vgg, pred_fake, pred_real, fake, real):
+    fm = sum(sum(scale) for scale in features(pred_fake, pred_real))
+    if preset in ("paper", "nvidia"):
+        gan = (0.5 if preset == "paper" else 1.0) * sum(mse(pred_fake, 1))
+        d_fake, d_real = 0.5 * sum(mse(pred_fake, 0)), 0.5 * sum(mse(pred_real, 1))
+        feat = 10 * fm * 4 / (N_LAYERS + 1) / NUM_D
+        return gan, feat, 10 * perceptual(vgg, fake, real), d_fake, d_real
+    if preset == "mlops":
+        feat = 10 * fm * 4 / (NUM_D * (N_LAYERS + 1))
+        perception = perceptual(vgg, fake, real)
+        return sum(mse(pred_fake, 1)), feat, perception, sum(mse(pred_fake, 0)), sum(mse(pred_real, 1))
+    feat = 10 * fm / NUM_D
+    perception = 10 * perceptual(vgg, fake, real, imagenet=preset == "imaginaire")
+    if mode == "hinge":
+        gan = -sum(scale[-1].double().mean() for scale in pred_fake) / NUM_D
+        return gan, feat, perception, sum(hinge(pred_fake, -1)) / NUM_D, sum(hinge(pred_real, 1)) / NUM_D
+    half = 0.5 if preset == "imaginaire" else 1.0
+    gan, d_fake, d_real = (half * sum(t) / NUM_D for t in (mse(pred_fake, 1), mse(pred_fake, 0), mse(pred_real, 1)))
+    return gan, feat, perception, d_fake, d_real
+
+
+@pytest.mark.parametrize(
+    ("preset", "gan_mode"),
+    [
+        ("paper", None),
+        ("nvidia", None),
+        ("spade", None),
+        ("spade", "lsgan"),
+        ("imaginaire", None),
+        ("imaginaire", "lsgan"),
+        ("mlops", None),
+    ],
+)
+def test_every_preset_is_its_formula_in_value_and_gradient(vgg, preset, gan_mode):
+    pred_fake, pred_real = predictions(NUM_D, N_LAYERS, requires_grad=True), predictions(NUM_D, N_LAYERS, seed=1)
+    fake, real = pictures(1, 3, 32, 32).requires_grad_(), pictures(1, 3, 32, 32, seed=1)
+    mode = gan_mode or ("hinge" if preset in ("spade", "imaginaire") else "lsgan")
+    gan, feat, perception, d_fake, d_real = expected(preset, mode, vgg, pred_fake, pred_real, fake, real)
+
+    terms = GeneratorLoss(preset=preset, gan_mode=gan_mode, vgg=vgg)(pred_fake, pred_real, fake, real)
+    for actual, wanted in zip(terms, (gan, feat, perception, gan + feat + perception), strict=True):
+        torch.testing.assert_close(actual.double(), wanted, rtol=2e-6, atol=1e-9)
+    leaves = [x for scale in pred_fake for x in scale]
+    ours = torch.autograd.grad(terms.total, leaves)
+    theirs = torch.autograd.grad(gan + feat, leaves)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)
+
+    d_terms = DiscriminatorLoss(preset, gan_mode=gan_mode)(pred_fake, pred_real)
+    for actual, wanted in zip(d_terms, (d_fake, d_real, d_fake + d_real), strict=True):
+        torch.testing.assert_close(actual.double(), wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_weights_given_override_the_presets(vgg):
+    pred, other = predictions(), predictions(seed=1)
+    fake, real = pictures(1, 3, 32, 32), pictures(1, 3, 32, 32, seed=1)
+    one = GeneratorLoss(1.0, 1.0, 1.0, vgg=vgg)(pred, other, fake, real)
+    three = GeneratorLoss(lambda_gan=3.0, lambda_feat=5.0, lambda_vgg=7.0, vgg=vgg)(pred, other, fake, real)
+    for a, b, factor in zip(three, one, (3, 5, 7), strict=False):
+        torch.testing.assert_close(a, factor * b)
+
+
+def test_zero_turns_a_term_off_and_asks_for_nothing():
+    criterion = GeneratorLoss(lambda_feat=0.0, lambda_vgg=0.0, vgg="/no/such/file")
+    terms = criterion([[torch.zeros(1, 1, 2, 2)]])
+    assert (terms.feat, terms.vgg) == (0.0, 0.0)
+    assert terms.total == terms.gan == 0.5
+    off = GeneratorLoss(lambda_gan=0.0, lambda_vgg=0.0)(predictions(), predictions(seed=1))
+    assert off.gan == 0
+    assert off.total == off.feat
+
+
+def test_missing_inputs_and_unknown_presets_are_named(vgg):
+    with pytest.raises(ValueError, match="pred_real is needed for feature matching; pass it or set lambda_feat=0"):
+        GeneratorLoss(lambda_vgg=0.0)(predictions())
+    with pytest.raises(ValueError, match="fake and real are needed for the VGG loss; pass them or set lambda_vgg=0"):
+        GeneratorLoss(lambda_feat=0.0, vgg=vgg)(predictions())
+    for criterion in (GeneratorLoss, DiscriminatorLoss):
+        with pytest.raises(ValueError, match="preset must be one of paper, nvidia, spade, imaginaire, mlops, got 'hd'"):
+            criterion(preset="hd")
+
+
+def test_a_vgg_loss_can_be_shared(vgg):
+    shared = VGGLoss(vgg=vgg)
+    assert GeneratorLoss(vgg=shared).vgg is shared
+
+
+class TinyDiscriminator(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(
+            [torch.nn.Conv2d(3, 8, 4, 2, 2), torch.nn.Conv2d(8, 8, 4, 2, 2), torch.nn.Conv2d(8, 1, 4, 1, 2)]
+        )
+
+    def forward(self, x):
+        result = []
+        for scale in (x, F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)):
+            outputs = []
+            for layer in self.layers:
+                scale = F.leaky_relu(layer(scale), 0.2)
+                outputs.append(scale)
+            result.append(outputs)
+        return result
+
+
+def test_a_generator_step_is_plain_pytorchs(vgg):
+    """The issue's own check: value and gradient of the step to 1e-6 relative at float32."""
+    torch.manual_seed(0)
+    netD = TinyDiscriminator()
+    generator = torch.nn.Conv2d(5, 3, 3, padding=1)
+    condition, real = torch.rand(1, 5, 32, 32), pictures(1, 3, 32, 32)
+    weights = list(generator.parameters())
+
+    fake = torch.tanh(generator(condition))
+    pred_fake, pred_real = netD(fake), netD(real)
+    terms = GeneratorLoss(vgg=vgg)(pred_fake, pred_real, fake, real)
+    ours = torch.autograd.grad(terms.total, weights)
+
+    fake = torch.tanh(generator(condition))
+    pred_fake = netD(fake)
+    total = 0.0
+    for f, r in zip(pred_fake, pred_real, strict=True):
+        total = total + 0.5 * F.mse_loss(f[-1], torch.ones_like(f[-1]))
+        for x, y in zip(f[:-1], r[:-1], strict=True):
+            total = total + 10.0 * 4.0 / 2 / 2 * F.l1_loss(x, y.detach())
+    state = vgg.state_dict()
+    for w, x, y in zip(WEIGHTS, plain_maps(state, fake), plain_maps(state, real), strict=True):
+        total = total + 10.0 * w * F.l1_loss(x, y)
+    theirs = torch.autograd.grad(total, weights)
+
+    torch.testing.assert_close(terms.total, total, rtol=1e-6, atol=0)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() / b.norm() < 1e-6

@@ -1,0 +1,194 @@
+"""VGGLoss: its value and gradient, where its weights come from, and what is said when they cannot be had."""
+
+import pathlib
+import urllib.error
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.models import VGG19_Weights, vgg19
+
+from pix2pixhd.losses import VGGLoss
+from pix2pixhd.models.vgg import TAPS, VGG19Features, load_vgg19
+
+WEIGHTS = [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0]
+CONVOLUTIONS = [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28]
+POOLS = [4, 9, 18, 27]
+
+
+def plain_maps(state, x):
+    """VGG19 to relu5_1 written out, in the type of x."""
+    maps = []
+    for index in range(30):
+        if index in CONVOLUTIONS:
+            x = F.conv2d(x, state[f"features.{index}.weight"].to(x), state[f"features.{index}.bias"].to(x), padding=1)
+        elif index in POOLS:
+            x = F.max_pool2d(x, 2)
+        else:
+            x = F.relu(x)
+            if index in (1, 6, 11, 20, 29):
+                maps.append(x)
+    return maps
+
+
+def plain_loss(state, fake, real):
+    pairs = zip(WEIGHTS, plain_maps(state, fake), plain_maps(state, real.detach()), strict=True)
+    return sum(w * (x - y).abs().mean() for w, x, y in pairs)
+
+
+def pictures(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(*shape, generator=generator) * 2 - 1
+
+
+@pytest.mark.usefixtures("any_backend")
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (2, 3, 16, 35)])
+def test_it_is_the_formula_in_value_and_gradient(vgg, shape):
+    fake, real = pictures(*shape).requires_grad_(), pictures(*shape, seed=1).requires_grad_()
+    loss = VGGLoss(vgg=vgg)(fake, real)
+    wide = fake.detach().double().requires_grad_()
+    expected = plain_loss(vgg.state_dict(), wide, real.double())
+    torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=0)
+    (2.0 * loss).backward()
+    (gradient,) = torch.autograd.grad(2.0 * expected, wide)
+    # A ReLU or a pooling may decide otherwise at a near tie in float32: compare as vectors.
+    assert (fake.grad.double() - gradient).norm() / gradient.norm() < 1e-4
+    assert real.grad is None
+    assert all(p.grad is None and not p.requires_grad for p in vgg.parameters())
+
+
+def test_real_picture_itself_gives_zero_loss_and_gradient(vgg):
+    fake = pictures(1, 3, 32, 32).requires_grad_()
+    loss = VGGLoss(vgg=vgg)(fake, fake.detach())
+    loss.backward()
+    assert loss == 0
+    assert (fake.grad == 0).all()
+
+
+def test_the_maps_are_torchvisions_layers(vgg):
+    whole = vgg19(weights=None).features
+    names = [type(layer).__name__ for layer in whole[:30]]
+    assert [names[i] for i in TAPS.values()] == ["ReLU"] * 5
+    assert list(vgg.state_dict()) == [n for n in whole.state_dict(prefix="features.") if int(n.split(".")[1]) < 30]
+
+
+def test_imagenet_normalisation_and_gray_pictures(vgg):
+    fake, real = pictures(1, 1, 32, 32), pictures(1, 1, 32, 32, seed=1)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    a, b = ((((x.repeat(1, 3, 1, 1) + 1) / 2 - mean) / std).double() for x in (fake, real))
+    expected = plain_loss(vgg.state_dict(), a, b)
+    loss = VGGLoss(vgg=vgg, normalize="imagenet")(fake, real)
+    torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=0)
+
+
+def test_random_weights_announce_themselves_are_seeded_and_leave_the_random_state_alone():
+    before = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="random weights"):
+        first = load_vgg19("random")
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.warns(UserWarning, match="random weights"):
+        second = VGGLoss(vgg="random").vgg
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("error")
+def test_state_dicts_of_the_known_layouts(vgg, vgg_file, tmp_path):
+    expected = vgg.state_dict()
+    slices = {0: 1, 2: 2, 5: 2, 7: 3, 10: 3, 12: 4, 14: 4, 16: 4, 19: 4, 21: 5, 23: 5, 25: 5, 28: 5}
+    nvidias = {}
+    for name, value in expected.items():
+        _, index, kind = name.split(".")
+        nvidias[f"slice{slices[int(index)]}.{index}.{kind}"] = value
+    torch.save(nvidias, tmp_path / "nvidia.pth")
+    for path in (vgg_file, str(vgg_file), tmp_path / "nvidia.pth"):
+        loaded = load_vgg19(path).state_dict()
+        assert all(torch.equal(loaded[name], value) for name, value in expected.items())
+
+
+def test_files_that_do_not_fit_are_named(vgg, tmp_path):
+    state = vgg.state_dict()
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*absent\.pth; pass 'imagenet', 'random'"):
+        load_vgg19(tmp_path / "absent.pth")
+    (tmp_path / "garbage.pth").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"garbage\.pth cannot be read as a state dict"):
+        load_vgg19(tmp_path / "garbage.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="holds a list, expected a state dict"):
+        load_vgg19(tmp_path / "list.pth")
+    torch.save({n: v for n, v in state.items() if n != "features.5.bias"}, tmp_path / "missing.pth")
+    with pytest.raises(ValueError, match=r"1 of 26 entries are missing, the first is features\.5\.bias"):
+        load_vgg19(tmp_path / "missing.pth")
+    torch.save({**state, "features.0.weight": torch.zeros(64, 1, 3, 3)}, tmp_path / "shape.pth")
+    with pytest.raises(ValueError, match=r"features\.0\.weight must have shape \(64, 3, 3, 3\), got \(64, 1, 3, 3\)"):
+        load_vgg19(tmp_path / "shape.pth")
+
+
+def test_without_network_the_message_says_which_file_to_put_where(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def refuse(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(RuntimeError) as caught:
+        VGGLoss()
+    message = str(caught.value)
+    assert "no route to host" in message
+    assert str(tmp_path / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth") in message
+    assert VGG19_Weights.IMAGENET1K_V1.url in message
+    assert 'VGGLoss(vgg="' in message
+
+
+def test_the_pretrained_file_in_torch_hubs_folder_is_taken_without_network(monkeypatch, tmp_path, vgg, vgg_file):
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "vgg19-dcbb9e9d.pth").symlink_to(vgg_file)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("asked the network"))
+    criterion = VGGLoss([0])  # NVIDIA's call, on a machine with or without GPU
+    assert torch.equal(criterion.vgg.features[28].weight.cpu(), vgg.features[28].weight)
+
+
+def test_a_module_of_ones_own():
+    class Two(torch.nn.Module):
+        def forward(self, x):
+            return [x, x * 2]
+
+    fake, real = pictures(1, 3, 16, 16), pictures(1, 3, 16, 16, seed=1)
+    loss = VGGLoss(vgg=Two(), weights=[1.0, 0.5])(fake, real)
+    torch.testing.assert_close(loss, 2 * (fake - real).abs().mean())
+    with pytest.raises(ValueError, match="weights must have one number per map of vgg, 2, got 5"):
+        VGGLoss(vgg=Two())(fake, real)
+
+
+def test_train_mode_does_not_reach_the_vgg(vgg):
+    assert not VGGLoss(vgg=vgg).train().vgg.training
+
+
+@pytest.mark.parametrize(
+    ("fake", "real", "message"),
+    [
+        ((1, 3, 32, 32), (1, 3, 32, 31), r"real must have the shape of fake, \(1, 3, 32, 32\), got \(1, 3, 32, 31\)"),
+        ((3, 32, 32), (3, 32, 32), r"must be pictures \[N, 3, H, W\]"),
+        ((1, 4, 32, 32), (1, 4, 32, 32), r"must be pictures \[N, 3, H, W\]"),
+        ((1, 3, 15, 32), (1, 3, 15, 32), "must be at least 16x16, got 15x32"),
+    ],
+)
+def test_bad_pictures_are_named(vgg, fake, real, message):
+    with pytest.raises(ValueError, match=message):
+        VGGLoss(vgg=vgg)(torch.zeros(fake), torch.zeros(real))
+
+
+def test_pictures_on_another_device_are_named(vgg):
+    x = torch.zeros(1, 3, 16, 16, device="meta")
+    with pytest.raises(ValueError, match=r"is on meta and the VGG on cpu; move the loss"):
+        VGGLoss(vgg=vgg)(x, x)
+
+
+def test_uninitialised_until_loaded():
+    assert not any(p.requires_grad for p in VGG19Features().parameters())
+    with pytest.raises(ValueError, match="normalize must be none or imagenet, got 'vgg'"):
+        VGGLoss(vgg=torch.nn.Identity(), normalize="vgg")
+    assert isinstance(pathlib.PurePosixPath(VGG19_Weights.IMAGENET1K_V1.url).name, str)
