@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="pix2pixhd bench",
         description="Forward and backward of the losses at the paper's 512p sizes (1024x512, batch 1), fused against "
-        "plain PyTorch, torch.compile and the memory bandwidth, timed in turns in one process. Medians and their ratios.",
+        "plain PyTorch, torch.compile and the memory bandwidth, timed in turns in one process. Medians, their ratios.",
     )
     parser.add_argument(
         "--case", action="append", choices=sorted(CASES), help="one case; repeat for more (default: all)"
