@@ -107,6 +107,8 @@ class EpochSampler(Sampler[int]):
         length: Number of pictures.
         shuffle: Whether to shuffle.
         seed: Seed of the order.
+        rank: Which of the processes this is.
+        processes: Number of processes that share the pictures; each gets as many, some twice where it does not divide.
 
     Example:
         >>> sampler = EpochSampler(4, shuffle=False)
@@ -115,8 +117,10 @@ class EpochSampler(Sampler[int]):
         [8, 9, 10, 11]
     """
 
-    def __init__(self, length: int, shuffle: bool, seed: int = 0) -> None:
+    def __init__(self, length: int, shuffle: bool, seed: int = 0, rank: int = 0, processes: int = 1) -> None:
         self.length = length
+        self.rank = rank
+        self.processes = processes
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
@@ -126,11 +130,12 @@ class EpochSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length
+        return -(-self.length // self.processes)
 
     def __iter__(self) -> Iterator[int]:
         """Yields the indices of this epoch."""
         order = list(range(self.length))
         if self.shuffle:
             random.Random(f"{self.seed}:{self.epoch}").shuffle(order)
-        return iter([self.epoch * self.length + i for i in order])
+        share = [order[k % self.length] for k in range(self.rank, len(self) * self.processes, self.processes)]
+        return iter([self.epoch * self.length + i for i in share])

@@ -83,7 +83,7 @@ def _config_file(argv: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """jsonargparse's message without Python's way of writing types."""
+    """The parser's message without Python's way of writing types."""
     text = re.sub(r"Parser key \"([\w.]+)\":", r"\1:", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text)
     text = re.sub(r" a typing\.Literal\[([^\]]*)\]", r" one of \1", text)

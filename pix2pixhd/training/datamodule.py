@@ -49,12 +49,14 @@ class PairedData(pl.LightningDataModule):
 
     def _loader(self, dataset: PairedDataset, batch: int, shuffle: bool) -> DataLoader[Sample]:
         workers = self.options.nThreads
+        rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sampler = EpochSampler(len(dataset), shuffle, self.seed, rank, processes)
         return DataLoader(
             dataset,
             batch_size=batch,
-            sampler=EpochSampler(len(dataset), shuffle, self.seed),
+            sampler=sampler,
             num_workers=workers,
-            drop_last=shuffle and len(dataset) >= batch,
+            drop_last=shuffle and len(sampler) >= batch,
             persistent_workers=workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )

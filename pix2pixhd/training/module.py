@@ -11,15 +11,35 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MetricCollection
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from pix2pixhd.data import DataOptions, Sample, encode_input
+from pix2pixhd.data import DataOptions, InputError, Sample, encode_input
 from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
 from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions
 from pix2pixhd.training.padding import generate_padded
+from pix2pixhd.training.step import compute_gradients
 
 __all__ = ["Pix2PixHD"]
 
 # Frozen and the same for everybody: VGG19 in every checkpoint would be 80 MB of nothing new.
 _NOT_SAVED = "generator_loss."
+
+
+def generator_loss(options: LossOptions) -> GeneratorLoss:
+    """The generator's loss of a configuration.
+
+    Raises:
+        InputError: If the weights of VGG19 cannot be had; says which file to put where.
+    """
+    try:
+        return GeneratorLoss(
+            options.lambda_gan,
+            options.lambda_feat,
+            options.lambda_vgg,
+            preset=options.preset,
+            gan_mode=options.gan_mode,
+            vgg=options.vgg,
+        )
+    except (RuntimeError, FileNotFoundError, ValueError) as error:
+        raise InputError(f"loss.vgg: {error}\nOr train without the perceptual loss: loss.lambda_vgg: 0") from error
 
 
 def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
@@ -36,10 +56,7 @@ def _keep_own(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) ->
 class Pix2PixHD(pl.LightningModule):
     """Generator, discriminator and their losses, trained by turns (arXiv 1711.11585).
 
-    A step runs G once, D once on the generated and once on the real picture. The generator's backward leaves out the
-    discriminator's weights, the discriminator's stops at the generated picture: no gradient is computed to be thrown
-    away, and D's pass over the generated picture serves both losses. Generated and real pictures go through D apart
-    rather than as one batch, because the generator's backward would then run through the real half too.
+    The step itself is ``pix2pixhd.training.step.compute_gradients``.
 
     Args:
         model: The networks.
@@ -80,10 +97,8 @@ class Pix2PixHD(pl.LightningModule):
         )
         self.netG = model.generator(data)
         self.netD = model.discriminator(data)
-        self.generator_loss = GeneratorLoss(
-            loss.lambda_gan, loss.lambda_feat, loss.lambda_vgg, preset=loss.preset, vgg=loss.vgg
-        )
-        self.discriminator_loss = DiscriminatorLoss(preset=loss.preset)
+        self.generator_loss = generator_loss(loss)
+        self.discriminator_loss = DiscriminatorLoss(preset=loss.preset, gan_mode=loss.gan_mode)
         self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_keep_own)  # type: ignore[no-untyped-call]
         self.val_metrics = MetricCollection(
@@ -124,31 +139,15 @@ class Pix2PixHD(pl.LightningModule):
 
     def compute_gradients(self, condition: Tensor, real: Tensor) -> dict[str, Tensor]:
         """Fills both networks' gradients; returns the loss terms, detached."""
-        generated = self.netG(condition)
-        # Everything after the generator starts at this leaf: its gradient is all that G needs to know of the losses.
-        fake = generated.detach().requires_grad_()
-        pred_fake = self.netD(torch.cat([condition, fake], dim=1))
-        pred_real = self.netD(torch.cat([condition, real], dim=1))
-
-        loss_G = self.generator_loss(pred_fake, pred_real, fake, real)
-        loss_D = self.discriminator_loss(pred_fake, pred_real)
-        # D's pass over the generated picture is needed once more, VGG's activations are not: they go first.
-        if loss_G.vgg.requires_grad:
-            self.manual_backward(loss_G.vgg, inputs=[fake])
-        through_D = loss_G.gan + loss_G.feat
-        if through_D.requires_grad:
-            self.manual_backward(through_D, inputs=[fake], retain_graph=True)
-        generated.backward(fake.grad)
-        self.manual_backward(loss_D.total, inputs=list(self.netD.parameters()))
-        terms = {
-            "D_real": loss_D.real,
-            "D_fake": loss_D.fake,
-            "G_GAN": loss_G.gan,
-            "G_GAN_Feat": loss_G.feat,
-            "G_VGG": loss_G.vgg,
-            "G_total": loss_G.total,
-        }
-        return {name: term.detach() for name, term in terms.items()}
+        return compute_gradients(
+            self.netG,
+            self.netD,
+            self.generator_loss,
+            self.discriminator_loss,
+            condition,
+            real,
+            backward=self.manual_backward,
+        )
 
     def on_train_epoch_end(self) -> None:
         """Lowers the learning rate."""

@@ -94,28 +94,31 @@ class LossOptions:
 
     Attributes:
         preset: Whose definition of the losses: ``paper``, ``nvidia``, ``spade``, ``imaginaire`` or ``mlops``.
-        lambda_gan: Weight of the GAN loss; the paper's preset has 0.5.
-        lambda_feat: Weight of discriminator feature matching; 0 turns it off.
-        lambda_vgg: Weight of the perceptual loss; 0 turns it off.
+        gan_mode: ``lsgan``, ``vanilla``, ``hinge`` or ``wgan``; the preset's when None.
+        lambda_gan: Weight of the GAN loss; the preset's when None, 0.5 for ``paper``.
+        lambda_feat: Weight of discriminator feature matching; the preset's when None, 10. 0 turns it off.
+        lambda_vgg: Weight of the perceptual loss; the preset's when None, 10 for ``paper``. 0 turns it off.
         vgg: Weights of VGG19: ``imagenet``, a path to a state dict, or ``random`` (for tests).
 
     Raises:
         InputError: For negative weights.
 
     Example:
-        >>> LossOptions(lambda_vgg=0.0).lambda_feat
-        10.0
+        >>> LossOptions(preset="nvidia", lambda_vgg=0.0).preset
+        'nvidia'
     """
 
     preset: Literal["paper", "nvidia", "spade", "imaginaire", "mlops"] = "paper"
-    lambda_gan: float = 0.5
-    lambda_feat: float = 10.0
-    lambda_vgg: float = 10.0
+    gan_mode: Literal["lsgan", "vanilla", "hinge", "wgan"] | None = None
+    lambda_gan: float | None = None
+    lambda_feat: float | None = None
+    lambda_vgg: float | None = None
     vgg: str = "imagenet"
 
     def __post_init__(self) -> None:
-        _at_least("loss", self, lambda_gan=0, lambda_feat=0, lambda_vgg=0)
-        if not self.lambda_gan + self.lambda_feat + self.lambda_vgg > 0:
+        weights = {name: getattr(self, name) for name in ("lambda_gan", "lambda_feat", "lambda_vgg")}
+        _at_least("loss", self, **{name: 0 for name, weight in weights.items() if weight is not None})
+        if all(weight == 0 for weight in weights.values()):
             raise InputError("loss: all weights are 0, so the generator has nothing to learn; set one of them")
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.utils import make_grid
 
-__all__ = ["colorize", "sheet"]
+__all__ = ["colorize", "sheet", "with_titles"]
 
 
 def _palette(count: int) -> Tensor:
@@ -61,3 +63,24 @@ def sheet(columns: list[list[Tensor]], rows_across: int = 1) -> Tensor:
     pictures = [picture.expand(3, -1, -1).cpu().float() for sample in columns for picture in sample]
     grid: Tensor = make_grid(pictures, nrow=len(columns[0]) * rows_across, padding=2, pad_value=1.0)
     return grid
+
+
+def with_titles(grid: Image.Image, titles: Sequence[str], height: int = 20) -> Image.Image:
+    """A sheet with a title above every column.
+
+    Args:
+        grid: The sheet; its columns have one width.
+        titles: One per column.
+        height: Height of the band of titles, in pixels.
+
+    Example:
+        >>> with_titles(Image.new("RGB", (60, 20)), ["label", "generated", "real"]).size
+        (60, 40)
+    """
+    titled = Image.new("RGB", (grid.width, grid.height + height), "white")
+    titled.paste(grid, (0, height))
+    draw = ImageDraw.Draw(titled)
+    width = grid.width / len(titles)
+    for column, title in enumerate(titles):
+        draw.text(((column + 0.5) * width, height / 2), title, fill="black", anchor="mm")
+    return titled

@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pix2pixhd.data import DataOptions, InputError
 from pix2pixhd.training.callbacks import LossBar, SampleSheets
@@ -129,8 +130,8 @@ def _quiet() -> None:
 def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Callback] = ()) -> Pix2PixHD:
     """Checks everything, then trains.
 
-    Leaves behind in ``run.output``: ``checkpoints/last.ckpt`` and every ``save_every``-th epoch's, ``samples/step_….png``
-    (label | generated | real) and ``logs/`` for TensorBoard, with the same figures in ``metrics.csv``.
+    Leaves behind in ``run.output``: ``checkpoints/last.ckpt`` and every ``save_every``-th epoch's, ``samples/`` with
+    sheets (label | generated | real), and ``logs/`` for TensorBoard, with the same figures in ``metrics.csv``.
 
     Args:
         config: All options.
@@ -153,6 +154,9 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
     data = PairedData(config.data, config.model.multiple, config.run.seed)
     pl.seed_everything(config.run.seed, workers=True, verbose=False)
     module = Pix2PixHD(config.model, config.data, config.loss, config.optimizer)
-    trainer = _trainer(config, [*_callbacks(config, data, output), *callbacks], output)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer = _trainer(config, [*_callbacks(config, data, output), *callbacks], output)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except MisconfigurationException as error:
+        raise InputError(f"trainer: {error}") from error
     return module

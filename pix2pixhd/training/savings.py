@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import pix2pixhd
-from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
-from pix2pixhd.training.module import Pix2PixHD
+from pix2pixhd.training.module import Pix2PixHD, generator_loss
+from pix2pixhd.training.options import LossOptions
 
 __all__ = ["Savings", "measure_savings"]
 
@@ -85,9 +85,8 @@ def measure_savings(module: Pix2PixHD, condition: Tensor, fake: Tensor, real: Te
     features = [x for scales in (pred_fake, pred_real) for layers in scales for x in layers]
     for x in features:
         x.requires_grad_()
-    options = module.hparams["loss"]
-    loss_G = GeneratorLoss(options["lambda_gan"], options["lambda_feat"], 0.0, preset=options["preset"])
-    loss_D = DiscriminatorLoss(preset=options["preset"])
+    options = LossOptions(**{**module.hparams["loss"], "lambda_vgg": 0.0})
+    loss_G, loss_D = generator_loss(options), module.discriminator_loss
 
     def forward() -> Tensor:
         total: Tensor = loss_G(pred_fake, pred_real, fake, real).total + loss_D(pred_fake, pred_real).total

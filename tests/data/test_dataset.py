@@ -145,3 +145,11 @@ def test_pictures_round_trip():
     assert tensor.max() <= 1
     np.testing.assert_array_equal(np.asarray(tensor_to_picture(tensor)), array)
     assert tensor_to_picture(torch.full((1, 2, 2), 3.0)).getpixel((0, 0)) == 255
+
+
+def test_processes_share_the_pictures():
+    shares = [list(EpochSampler(7, shuffle=True, seed=1, rank=rank, processes=3)) for rank in range(3)]
+    assert [len(share) for share in shares] == [3, 3, 3]
+    assert set().union(*shares) == set(range(7))
+    whole = list(EpochSampler(7, shuffle=True, seed=1))
+    assert [share[0] for share in shares] == whole[:3]  # one step of all is the next of the whole

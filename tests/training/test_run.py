@@ -87,7 +87,7 @@ def test_a_run_is_not_overwritten_and_resume_needs_one(make_config):
     with pytest.raises(InputError, match=r"there is no .*last\.ckpt to continue from"):
         train(config, resume=True)
     train(config)
-    with pytest.raises(InputError, match="holds a run already .*--resume"):
+    with pytest.raises(InputError, match=r"holds a run already .*--resume"):
         train(config)
     config.model.ngf = 8
     with pytest.raises(InputError, match=r"was trained with model\.ngf=4, the configuration says 8"):
@@ -123,6 +123,28 @@ def test_batches_and_workers(make_config, tmp_path):
     config.run.samples_every = 1
     train(config)
     assert files(tmp_path / "run" / "samples") == ["step_000001.png"]
+
+
+def test_bfloat16(make_config):
+    config = make_config()
+    config.trainer["precision"] = "bf16-mixed"
+    for value in weights(train(config)).values():
+        assert value.dtype == torch.float32
+        assert torch.isfinite(value).all()
+
+
+def test_trainer_options_that_cannot_work(make_config):
+    config = make_config()
+    config.trainer["accumulate_grad_batches"] = 2
+    with pytest.raises(InputError, match=r"trainer: .*accumulate_grad_batches"):
+        train(config)
+
+
+@pytest.mark.parametrize("preset", ["nvidia", "spade", "imaginaire", "mlops"])
+def test_presets_train(make_config, preset):
+    config = make_config(preset)
+    config.loss.preset = preset
+    train(config)
 
 
 def test_pictures_without_labels(tmp_path, make_config):

@@ -1,0 +1,73 @@
+"""The gradients of one training step, without work that nobody needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
+
+__all__ = ["compute_gradients"]
+
+
+def compute_gradients(
+    netG: nn.Module,
+    netD: nn.Module,
+    generator_loss: GeneratorLoss,
+    discriminator_loss: DiscriminatorLoss,
+    condition: Tensor,
+    real: Tensor,
+    backward: Callable[..., None] = torch.autograd.backward,
+) -> dict[str, Tensor]:
+    """Adds both networks' gradients of one step to their ``.grad``.
+
+    G runs once, D once on the generated and once on the real picture; both losses are taken against the same D. The
+    generator's backward leaves out the discriminator's weights, the discriminator's stops at the generated picture, and
+    D's pass over the generated picture serves both. Generated and real pictures go through D apart rather than as one
+    batch, because the generator's backward would then run through the real half too.
+
+    Args:
+        netG: The generator.
+        netD: The discriminator.
+        generator_loss: From predictions and pictures to the generator's terms.
+        discriminator_loss: From predictions to the discriminator's terms.
+        condition: The encoded input ``[N, C, H, W]``.
+        real: Real pictures ``[N, 3, H, W]`` in [−1, 1].
+        backward: What runs a backward; Lightning's, which scales losses under float16.
+
+    Returns:
+        The loss terms, detached: ``D_real``, ``D_fake``, ``G_GAN``, ``G_GAN_Feat``, ``G_VGG``, ``G_total``.
+
+    Example:
+        >>> from pix2pixhd.models import define_D, define_G
+        >>> netG, netD = define_G(4, 3, 4, "global", 1, 1), define_D(7, 4, 2, getIntermFeat=True)
+        >>> x, real = torch.zeros(1, 4, 16, 16), torch.zeros(1, 3, 16, 16)
+        >>> terms = compute_gradients(netG, netD, GeneratorLoss(lambda_vgg=0.0), DiscriminatorLoss(), x, real)
+    """
+    generated = netG(condition)
+    # Everything after the generator starts at this leaf: its gradient is all that G needs to know of the losses.
+    fake = generated.detach().requires_grad_()
+    pred_fake = netD(torch.cat([condition, fake], dim=1))
+    pred_real = netD(torch.cat([condition, real], dim=1))
+
+    loss_G = generator_loss(pred_fake, pred_real, fake, real)
+    loss_D = discriminator_loss(pred_fake, pred_real)
+    # D's pass over the generated picture is needed once more, VGG's activations are not: they go first.
+    if loss_G.vgg.requires_grad:
+        backward(loss_G.vgg, inputs=[fake])
+    through_D = loss_G.gan + loss_G.feat
+    if through_D.requires_grad:
+        backward(through_D, inputs=[fake], retain_graph=True)
+    generated.backward(fake.grad)
+    backward(loss_D.total, inputs=list(netD.parameters()))
+    terms = {
+        "D_real": loss_D.real,
+        "D_fake": loss_D.fake,
+        "G_GAN": loss_G.gan,
+        "G_GAN_Feat": loss_G.feat,
+        "G_VGG": loss_G.vgg,
+        "G_total": loss_G.total,
+    }
+    return {name: term.detach() for name, term in terms.items()}

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("skimage")
+
+from pix2pixhd.cli import main
+from pix2pixhd.data import DataOptions, check_pairs, find_pairs
+from pix2pixhd.data import demo as demo_data
+from pix2pixhd.training import demo
+from pix2pixhd.training.config import parse_train
+from pix2pixhd.training.pictures import colorize, sheet, with_titles
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    demo_data.write_demo_data(root, crops=16)
+    return root
+
+
+def read(path):
+    return np.asarray(Image.open(path))
+
+
+def test_demo_data_are_a_valid_data_set(written):
+    options = DataOptions(dataroot=str(written), label_nc=demo_data.LABEL_NC, resize_or_crop="crop", fineSize=64)
+    for phase, count in (("train", 16), ("test", 8)):
+        pairs = find_pairs(options, phase)
+        assert len(pairs) == count
+        check_pairs(pairs, options, multiple=4)
+    label = read(pairs[0].input)
+    assert label.dtype == np.uint8
+    assert 3 <= len(np.unique(label)) <= demo_data.LABEL_NC
+    instance = read(pairs[0].instance)
+    assert instance.min() > 32767
+    for i in np.unique(instance):
+        assert len(np.unique(label[instance == i])) == 1  # an instance lies in one class
+
+
+def test_training_crops_never_touch_the_held_out_column():
+    rng = np.random.default_rng(0)
+    for width, left in ((481, 200), (320, 160), (480, 0)):
+        for rows, columns in demo_data._training_crops(width, left, 200, rng):
+            assert columns.stop <= left or columns.start >= left + demo_data.COLUMN
+            assert 0 <= columns.start < columns.stop <= width
+            assert rows.stop - rows.start == columns.stop - columns.start == demo_data.CROP
+
+
+def test_held_out_pictures_appear_in_no_training_crop(written):
+    for name in ("chelsea", "astronaut", "coffee", "stereo_motorcycle"):
+        held_out = read(written / "test_img" / f"{name}_000.png")
+        patch = held_out[60:68, 60:68]
+        for path in (written / "train_img").glob(f"{name}_*.png"):
+            windows = np.lib.stride_tricks.sliding_window_view(read(path), (8, 8, 3))[:, :, 0]
+            assert not (windows == patch).all(axis=(2, 3, 4)).any()
+
+
+def test_the_same_seed_writes_the_same_data(written, tmp_path):
+    demo_data.write_demo_data(tmp_path, crops=16)
+    paths = sorted(path.relative_to(written) for path in written.rglob("*.png"))
+    assert len(paths) == 3 * (16 + 8)
+    for path in paths:
+        assert (written / path).read_bytes() == (tmp_path / path).read_bytes()
+
+
+def test_demo_from_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "_EPOCHS", 2)
+    monkeypatch.setattr(demo, "_CROPS", 16)
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--max-minutes", "1"]) == 0
+    told = capsys.readouterr().out
+    for part in ("lower", "plain PyTorch", "results.png", "never seen", "lambda_vgg 0"):
+        assert part in told
+    picture = Image.open(tmp_path / "demo" / "results.png")
+    assert picture.size == (6 * 162 + 2, 4 * 162 + 2 + 20)
+    config, _ = parse_train(["--config", str(tmp_path / "demo" / "demo.yaml")])
+    assert config.data.label_nc == demo_data.LABEL_NC
+    checkpoint = tmp_path / "demo" / "run" / "checkpoints" / "last.ckpt"
+    out = tmp_path / "out"
+    assert (
+        main(["generate", "--checkpoint", f"{checkpoint}", "--input", f"{config.data.dataroot}", "--output", f"{out}"])
+        == 0
+    )
+    assert len(list(out.iterdir())) == 8
+
+
+def test_pictures_of_label_maps():
+    import torch
+
+    label = torch.tensor([[0, 0, 1], [2, 2, 1]])
+    picture = colorize(label, 3)
+    assert picture.shape == (3, 2, 3)
+    assert len({tuple(picture[:, y, x].tolist()) for y in range(2) for x in range(3)}) == 3
+    grid = sheet([[picture, picture[:1], picture]] * 2, rows_across=1)
+    assert grid.shape == (3, 2 * 4 + 2, 3 * 5 + 2)
+    assert with_titles(Image.new("RGB", (60, 20)), ["a", "b"]).size == (60, 40)
