@@ -65,25 +65,31 @@ struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
   T value[N];
 };
 
-// N elements from x[begin] on, zeros past the end. One or two vector loads where alignment and end allow.
-template <typename T, int N>
-__device__ inline Pack<T, N> load(const T* x, int64_t begin, int64_t end, bool aligned) {
-  if (aligned && begin + N <= end) return *reinterpret_cast<const Pack<T, N>*>(x + begin);
-  Pack<T, N> pack;
+// N elements from x[at] on, zeros from x[count] on. kWhole: all are there and aligned, so that the vector access stands
+// alone; beside elementwise ones the compiler may take it apart.
+template <bool kWhole, int N, typename T>
+__device__ inline Pack<T, N> load(const T* x, int at, int count, bool aligned) {
+  if constexpr (kWhole) {
+    return *reinterpret_cast<const Pack<T, N>*>(x + at);
+  } else {
+    if (aligned && at + N <= count) return load<true, N>(x, at, count, aligned);
+    Pack<T, N> pack;
 #pragma unroll
-  for (int i = 0; i < N; ++i) pack.value[i] = begin + i < end ? x[begin + i] : narrow<T>(0.0);
-  return pack;
+    for (int i = 0; i < N; ++i) pack.value[i] = at + i < count ? x[at + i] : narrow<T>(0.0);
+    return pack;
+  }
 }
 
-template <typename T, int N>
-__device__ inline void store(T* x, int64_t begin, int64_t end, bool aligned, const Pack<T, N>& pack) {
-  if (aligned && begin + N <= end) {
-    *reinterpret_cast<Pack<T, N>*>(x + begin) = pack;
-    return;
-  }
+template <bool kWhole, int N, typename T>
+__device__ inline void store(T* x, int at, int count, bool aligned, const Pack<T, N>& pack) {
+  if constexpr (kWhole) {
+    *reinterpret_cast<Pack<T, N>*>(x + at) = pack;
+  } else {
+    if (aligned && at + N <= count) return store<true, N>(x, at, count, aligned, pack);
 #pragma unroll
-  for (int i = 0; i < N; ++i) {
-    if (begin + i < end) x[begin + i] = pack.value[i];
+    for (int i = 0; i < N; ++i) {
+      if (at + i < count) x[at + i] = pack.value[i];
+    }
   }
 }
 
@@ -100,6 +106,27 @@ __device__ inline int find_tensor(const LaunchArgs& args, int block) {
     }
   }
   return low;
+}
+
+// What one block works on: count elements of a tensor from begin on. Only begin needs 64 bits.
+struct Chunk {
+  int tensor;
+  int64_t begin;
+  int count;
+  bool aligned;
+  bool whole;  // kBlockChunk elements with 16-byte accesses
+};
+
+__device__ inline Chunk find_chunk(const LaunchArgs& args, int block) {
+  Chunk chunk;
+  chunk.tensor = find_tensor(args, block);
+  const TensorArgs& tensor = args.tensor[chunk.tensor];
+  chunk.begin = (block - args.block_begin[chunk.tensor]) * kBlockChunk;
+  const int64_t left = tensor.numel - chunk.begin;
+  chunk.count = static_cast<int>(left < kBlockChunk ? left : kBlockChunk);
+  chunk.aligned = tensor.aligned != 0;
+  chunk.whole = chunk.aligned && chunk.count == kBlockChunk;
+  return chunk;
 }
 
 // Sum over the block in a fixed order; valid in thread 0.

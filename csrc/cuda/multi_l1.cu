@@ -13,48 +13,40 @@ namespace {
 
 constexpr int V = 4;
 constexpr int kTile = 32 * V;
-static_assert(kSignTile % kTile == 0 && kBlockChunk % kSignTile == 0, "a sign tile belongs to one block");
-
+constexpr int kTileWords = kTile / 16;
+constexpr int kRow = kWarps * kTile;  // one tile for every warp
 // Tiles in flight per warp: enough independent loads to cover the latency of memory.
 constexpr int kUnroll = 4;
+static_assert(kSignTile % kTile == 0 && kBlockChunk % kSignTile == 0, "a sign tile belongs to one block");
+static_assert(kBlockChunk % (kUnroll * kRow) == 0, "a whole chunk has whole rows of tiles");
 
-template <typename A, typename B, bool kSigns>
-__global__ void __launch_bounds__(kThreads)
-    l1_forward_kernel(const __grid_constant__ LaunchArgs args, double* __restrict__ partial) {
+// This thread's part of the sum over x[0 .. count) and y[0 .. count).
+template <bool kWhole, bool kSigns, typename A, typename B>
+__device__ inline double l1_chunk(const A* x, const B* y, uint32_t* signs, int count, bool aligned) {
   using C = typename Wider<A, B>::type;
-  const int k = find_tensor(args, blockIdx.x);
-  const TensorArgs& tensor = args.tensor[k];
-  const A* input = static_cast<const A*>(tensor.data[0]);
-  const B* target = static_cast<const B*>(tensor.data[1]);
-  const bool aligned = tensor.aligned != 0;
-  const int64_t begin = (blockIdx.x - args.block_begin[k]) * kBlockChunk;
-  const int64_t end = begin + kBlockChunk < tensor.numel ? begin + kBlockChunk : tensor.numel;
-  // Signs are written for whole sign tiles: beyond the end both sides load as zero, and the padding becomes zero, not
-  // garbage.
-  const int64_t stop = kSigns ? (end + kSignTile - 1) / kSignTile * kSignTile : end;
   const int lane = threadIdx.x % 32;
-
+  // Whole sign tiles: beyond the end both sides load as zero, and the signs' padding becomes zero, not garbage.
+  const int stop = kSigns ? static_cast<int>((count + kSignTile - 1) / kSignTile * kSignTile) : count;
   double sum = 0.0;
   // The bounds are the same for all lanes of a warp, so that every ballot has all of them.
-  for (int64_t tile = begin + static_cast<int64_t>(threadIdx.x / 32) * kTile; tile < stop;
-       tile += static_cast<int64_t>(kUnroll) * kWarps * kTile) {
-    Pack<A, V> x[kUnroll];
-    Pack<B, V> y[kUnroll];
+  for (int tile = static_cast<int>(threadIdx.x / 32) * kTile; kWhole ? tile < kBlockChunk : tile < stop;
+       tile += kUnroll * kRow) {
+    Pack<A, V> a[kUnroll];
+    Pack<B, V> b[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      const int64_t at = tile + static_cast<int64_t>(u) * kWarps * kTile + lane * V;
-      x[u] = load<A, V>(input, at, end, aligned);
-      y[u] = load<B, V>(target, at, end, aligned);
+      a[u] = load<kWhole, V>(x, tile + u * kRow + lane * V, count, aligned);
+      b[u] = load<kWhole, V>(y, tile + u * kRow + lane * V, count, aligned);
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      const int64_t start = tile + static_cast<int64_t>(u) * kWarps * kTile;
-      if (start >= stop) break;
+      const int start = tile + u * kRow;
+      if (!kWhole && start >= stop) break;
       C part = 0;  // four terms before double
       unsigned word = 0;
 #pragma unroll
       for (int c = 0; c < V; ++c) {
-        const C difference = C(widen(x[u].value[c])) - C(widen(y[u].value[c]));
+        const C difference = C(widen(a[u].value[c])) - C(widen(b[u].value[c]));
         part += difference < 0 ? -difference : difference;
         if (kSigns) {
           const unsigned positive = __ballot_sync(kFullWarp, difference > 0);
@@ -63,44 +55,54 @@ __global__ void __launch_bounds__(kThreads)
         }
       }
       sum += part;
-      if (kSigns && lane < 2 * V) tensor.signs[start / 16 + lane] = word;
+      if (kSigns && lane < kTileWords) signs[start / 16 + lane] = word;
     }
   }
+  return sum;
+}
+
+// Blocks that a multiprocessor is to hold, by which the compiler shares out the registers; what is in flight in one
+// thread with float64 takes more of them.
+template <typename A, typename B>
+constexpr int kResidentBlocks = sizeof(A) == 8 || sizeof(B) == 8 ? 2 : 4;
+
+template <typename A, typename B, bool kSigns>
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<A, B>)
+    l1_forward_kernel(const __grid_constant__ LaunchArgs args, double* __restrict__ partial) {
+  const Chunk chunk = find_chunk(args, blockIdx.x);
+  const TensorArgs& tensor = args.tensor[chunk.tensor];
+  const A* x = static_cast<const A*>(tensor.data[0]) + chunk.begin;
+  const B* y = static_cast<const B*>(tensor.data[1]) + chunk.begin;
+  uint32_t* signs = kSigns ? tensor.signs + chunk.begin / 16 : nullptr;
+  const double sum = chunk.whole ? l1_chunk<true, kSigns>(x, y, signs, chunk.count, true)
+                                 : l1_chunk<false, kSigns>(x, y, signs, chunk.count, chunk.aligned);
   const double total = block_sum(sum);
   if (threadIdx.x == 0) partial[args.first_partial + blockIdx.x] = total * tensor.factor;
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    l1_backward_kernel(const __grid_constant__ LaunchArgs args, DeviceScalar upstream) {
-  const int k = find_tensor(args, blockIdx.x);
-  const TensorArgs& tensor = args.tensor[k];
-  T* gradient = static_cast<T*>(tensor.data[0]);
-  const bool aligned = tensor.aligned != 0;
-  const int64_t begin = (blockIdx.x - args.block_begin[k]) * kBlockChunk;
-  const int64_t end = begin + kBlockChunk < tensor.numel ? begin + kBlockChunk : tensor.numel;
+// gradient[0 .. count) of a coefficient times the signs.
+template <bool kWhole, typename T>
+__device__ inline void expand_chunk(T* gradient, const uint32_t* signs, double coefficient, int count, bool aligned) {
   const int lane = threadIdx.x % 32;
-
-  const double coefficient = read(upstream) * tensor.factor;
   const T plus = narrow<T>(coefficient);
   const T minus = narrow<T>(-coefficient);
   const T zero = narrow<T>(0.0 * coefficient);  // NaN or Inf upstream shows at ties, as in PyTorch
-  for (int64_t tile = begin + static_cast<int64_t>(threadIdx.x / 32) * kTile; tile < end;
-       tile += static_cast<int64_t>(kUnroll) * kWarps * kTile) {
-    Pack<uint32_t, 4> words[kUnroll][V / 2];
+  for (int tile = static_cast<int>(threadIdx.x / 32) * kTile; kWhole ? tile < kBlockChunk : tile < count;
+       tile += kUnroll * kRow) {
+    Pack<uint32_t, 4> words[kUnroll][kTileWords / 4];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      const int64_t start = tile + static_cast<int64_t>(u) * kWarps * kTile;
-      if (start >= end) break;
+      const int start = tile + u * kRow;
+      if (!kWhole && start >= count) break;
 #pragma unroll
-      for (int i = 0; i < V / 2; ++i) {
-        words[u][i] = *reinterpret_cast<const Pack<uint32_t, 4>*>(tensor.signs + start / 16 + 4 * i);
+      for (int i = 0; i < kTileWords / 4; ++i) {
+        words[u][i] = *reinterpret_cast<const Pack<uint32_t, 4>*>(signs + start / 16 + 4 * i);
       }
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      const int64_t start = tile + static_cast<int64_t>(u) * kWarps * kTile;
-      if (start >= end) break;
+      const int start = tile + u * kRow;
+      if (!kWhole && start >= count) break;
       Pack<T, V> pack;
 #pragma unroll
       for (int c = 0; c < V; ++c) {
@@ -108,8 +110,23 @@ __global__ void __launch_bounds__(kThreads)
         const unsigned negative = words[u][c / 2].value[2 * (c % 2) + 1] >> lane & 1u;
         pack.value[c] = positive ? plus : negative ? minus : zero;
       }
-      store<T, V>(gradient, start + lane * V, end, aligned, pack);
+      store<kWhole, V>(gradient, start + lane * V, count, aligned, pack);
     }
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    l1_backward_kernel(const __grid_constant__ LaunchArgs args, DeviceScalar upstream) {
+  const Chunk chunk = find_chunk(args, blockIdx.x);
+  const TensorArgs& tensor = args.tensor[chunk.tensor];
+  T* gradient = static_cast<T*>(tensor.data[0]) + chunk.begin;
+  const uint32_t* signs = tensor.signs + chunk.begin / 16;
+  const double coefficient = read(upstream) * tensor.factor;
+  if (chunk.whole) {
+    expand_chunk<true>(gradient, signs, coefficient, chunk.count, true);
+  } else {
+    expand_chunk<false>(gradient, signs, coefficient, chunk.count, chunk.aligned);
   }
 }
 

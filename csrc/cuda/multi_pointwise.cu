@@ -4,25 +4,17 @@
 namespace pix2pixhd::cuda {
 namespace {
 
-template <typename T, Pointwise kKind>
-__global__ void __launch_bounds__(kThreads)
-    pointwise_forward_kernel(const __grid_constant__ LaunchArgs args, double* __restrict__ partial) {
-  using C = typename Wider<T, T>::type;
+// This thread's part of the sum over x[0 .. count).
+template <bool kWhole, Pointwise kKind, typename T, typename C>
+__device__ inline double sum_chunk(const T* x, C constant, int count, bool aligned) {
   constexpr int V = kVector<T>;
-  const int k = find_tensor(args, blockIdx.x);
-  const TensorArgs& tensor = args.tensor[k];
-  const T* input = static_cast<const T*>(tensor.data[0]);
-  const C constant = static_cast<C>(tensor.constant);
-  const int64_t begin = (blockIdx.x - args.block_begin[k]) * kBlockChunk;
-  const int64_t end = begin + kBlockChunk < tensor.numel ? begin + kBlockChunk : tensor.numel;
-
   double sum = 0.0;
-  for (int64_t at = begin + threadIdx.x * V; at < end; at += kThreads * V) {
-    const Pack<T, V> x = load<T, V>(input, at, end, tensor.aligned != 0);
+  for (int at = static_cast<int>(threadIdx.x) * V; kWhole ? at < kBlockChunk : at < count; at += kThreads * V) {
+    const Pack<T, V> pack = load<kWhole, V>(x, at, count, aligned);
 #pragma unroll
     for (int c = 0; c < V; ++c) {
-      if (at + c >= end) break;
-      const C value = widen(x.value[c]);
+      if (!kWhole && at + c >= count) break;
+      const C value = widen(pack.value[c]);
       if constexpr (kKind == Pointwise::kSquaredError) {
         const double difference = value - constant;
         sum += difference * difference;
@@ -34,31 +26,33 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  const double total = block_sum(sum);
-  if (threadIdx.x == 0) partial[args.first_partial + blockIdx.x] = total * tensor.factor;
+  return sum;
 }
 
 template <typename T, Pointwise kKind>
 __global__ void __launch_bounds__(kThreads)
-    pointwise_backward_kernel(const __grid_constant__ LaunchArgs args, DeviceScalar upstream) {
+    pointwise_forward_kernel(const __grid_constant__ LaunchArgs args, double* __restrict__ partial) {
   using C = typename Wider<T, T>::type;
-  constexpr int V = kVector<T>;
-  const int k = find_tensor(args, blockIdx.x);
-  const TensorArgs& tensor = args.tensor[k];
-  const T* input = static_cast<const T*>(tensor.data[0]);
-  T* gradient = static_cast<T*>(tensor.data[1]);
-  const bool aligned = tensor.aligned != 0;
+  const Chunk chunk = find_chunk(args, blockIdx.x);
+  const TensorArgs& tensor = args.tensor[chunk.tensor];
+  const T* x = static_cast<const T*>(tensor.data[0]) + chunk.begin;
   const C constant = static_cast<C>(tensor.constant);
-  const C factor = static_cast<C>(read(upstream) * tensor.factor);
-  const int64_t begin = (blockIdx.x - args.block_begin[k]) * kBlockChunk;
-  const int64_t end = begin + kBlockChunk < tensor.numel ? begin + kBlockChunk : tensor.numel;
+  const double sum = chunk.whole ? sum_chunk<true, kKind>(x, constant, chunk.count, true)
+                                 : sum_chunk<false, kKind>(x, constant, chunk.count, chunk.aligned);
+  const double total = block_sum(sum);
+  if (threadIdx.x == 0) partial[args.first_partial + blockIdx.x] = total * tensor.factor;
+}
 
-  for (int64_t at = begin + threadIdx.x * V; at < end; at += kThreads * V) {
-    const Pack<T, V> x = load<T, V>(input, at, end, aligned);
+// gradient[0 .. count) of factor * f'(x[0 .. count); constant).
+template <bool kWhole, Pointwise kKind, typename T, typename C>
+__device__ inline void slope_chunk(const T* x, T* gradient, C constant, C factor, int count, bool aligned) {
+  constexpr int V = kVector<T>;
+  for (int at = static_cast<int>(threadIdx.x) * V; kWhole ? at < kBlockChunk : at < count; at += kThreads * V) {
+    const Pack<T, V> pack = load<kWhole, V>(x, at, count, aligned);
     Pack<T, V> result;
 #pragma unroll
     for (int c = 0; c < V; ++c) {
-      const C value = widen(x.value[c]);
+      const C value = widen(pack.value[c]);
       if constexpr (kKind == Pointwise::kSquaredError) {
         result.value[c] = narrow<T>(C(2) * factor * (value - constant));
       } else if constexpr (kKind == Pointwise::kHinge) {
@@ -68,7 +62,24 @@ __global__ void __launch_bounds__(kThreads)
         result.value[c] = narrow<T>(constant * factor);
       }
     }
-    store<T, V>(gradient, at, end, aligned, result);
+    store<kWhole, V>(gradient, at, count, aligned, result);
+  }
+}
+
+template <typename T, Pointwise kKind>
+__global__ void __launch_bounds__(kThreads)
+    pointwise_backward_kernel(const __grid_constant__ LaunchArgs args, DeviceScalar upstream) {
+  using C = typename Wider<T, T>::type;
+  const Chunk chunk = find_chunk(args, blockIdx.x);
+  const TensorArgs& tensor = args.tensor[chunk.tensor];
+  const T* x = static_cast<const T*>(tensor.data[0]) + chunk.begin;
+  T* gradient = static_cast<T*>(tensor.data[1]) + chunk.begin;
+  const C constant = static_cast<C>(tensor.constant);
+  const C factor = static_cast<C>(read(upstream) * tensor.factor);
+  if (chunk.whole) {
+    slope_chunk<true, kKind>(x, gradient, constant, factor, chunk.count, true);
+  } else {
+    slope_chunk<false, kKind>(x, gradient, constant, factor, chunk.count, chunk.aligned);
   }
 }
 
