@@ -3,7 +3,10 @@
 // A fibre runs until it waits at a barrier or a warp operation, then the next one that can go on does. Every wrong use
 // ends the process with a message: lanes that miss from a warp operation, threads that miss from a barrier, two threads
 // that wait at different lines. ThreadSanitizer takes every fibre for a thread of its own and only barriers for order
-// between them.
+// between them: warp operations order no memory, as on a GPU.
+//
+// What it cannot show: blocks that run at once (a result that depends on their order does show, as every case runs in
+// two orders), the fused multiply-adds that nvcc forms, speed, and what the driver says of a launch.
 #pragma once
 
 #include <cstdint>
