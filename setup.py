@@ -165,6 +165,7 @@ class Graph:
         self.folder = folder
         self.file = (folder / "build.ninja").open("w")
         self.ninja = ninja_syntax.Writer(self.file)
+        self.ninja.variable("builddir", str(folder))  # where ninja keeps its own log
         compiler = " ".join(shlex.quote(part) for part in cxx)
         extra = os.environ.get("CXXFLAGS", "")
         self.ninja.rule(
