@@ -5,8 +5,8 @@
 // that wait at different lines. ThreadSanitizer takes every fibre for a thread of its own and only barriers for order
 // between them: warp operations order no memory, as on a GPU.
 //
-// What it cannot show: blocks that run at once (a result that depends on their order does show, as every case runs in
-// two orders), the fused multiply-adds that nvcc forms, speed, and what the driver says of a launch.
+// What it cannot show: blocks that run at once (a result that depends on their order does show, as every kernel runs
+// in two orders), the fused multiply-adds that nvcc forms, speed, and what the driver says of a launch.
 #pragma once
 
 #include <cstdint>

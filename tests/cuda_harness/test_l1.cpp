@@ -160,7 +160,9 @@ void run(const char* list, const std::vector<Shape>& shapes, int64_t offset, Val
   check(run_forward(lists, nullptr, values).partial == once.partial, "the loss depends on whether signs are packed");
 
   run_backward(lists, signs, 0, Scalar(0.7, false), offset);
+  set_order(Order::kReversed);
   run_backward(lists, signs, 1, Scalar(-0.3, true), offset);
+  set_order(Order::kForward);
   if (values == Values::kSpecial) {
     run_backward(lists, signs, 0, Scalar(NAN, false), offset);
     run_backward(lists, signs, 1, Scalar(HUGE_VAL, true), offset);

@@ -150,7 +150,9 @@ void run(const char* name, const std::vector<Shape>& shapes, int64_t offset, Val
     check(run_forward(list, kind, values) == once, "partial sums depend on the order of threads and blocks");
     set_order(Order::kForward);
     run_backward(list, kind, values, Scalar(0.5, false), offset);
+    set_order(Order::kReversed);
     run_backward(list, kind, values, Scalar(-4.0, true), 1);
+    set_order(Order::kForward);
     if (values == Values::kSpecial) run_backward(list, kind, values, Scalar(NAN, true), offset);
   }
 }
