@@ -12,8 +12,6 @@ class InputError(ValueError):
     without a traceback and ends with exit code 2.
 
     Example:
-        >>> raise InputError("train_label/a.png: label id 40 is outside data.label_nc=35; set data.label_nc to 41")
-        Traceback (most recent call last):
-        ...
-        pix2pixhd.data.errors.InputError: train_label/a.png: label id 40 is outside data.label_nc=35; …
+        >>> str(InputError("train_label/a.png: label id 40 is outside data.label_nc=35; set data.label_nc to 41"))
+        'train_label/a.png: label id 40 is outside data.label_nc=35; set data.label_nc to 41'
     """

@@ -30,8 +30,8 @@ def get_norm_layer(norm_type: str = "instance") -> NormLayer:
         ValueError: For another name.
 
     Example:
-        >>> get_norm_layer("instance")(64)
-        InstanceNorm2d(64, eps=1e-05, momentum=0.1, affine=False, track_running_stats=False)
+        >>> get_norm_layer("instance")(64).affine
+        False
     """
     if norm_type == "instance":
         return functools.partial(nn.InstanceNorm2d, affine=False, track_running_stats=False)

@@ -13,6 +13,7 @@ import jsonargparse
 import lightning.pytorch as pl
 import yaml  # type: ignore[import-untyped]
 
+import pix2pixhd
 from pix2pixhd.data import DataOptions, InputError
 from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions, RunOptions
 from pix2pixhd.training.run import TrainConfig
@@ -75,6 +76,14 @@ def _one_line(parser: jsonargparse.ArgumentParser, error: Exception, file: str) 
     return f"configuration: {_plain(text)}"
 
 
+def _shipped(argument: str) -> str:
+    """The path of a configuration that comes with the package, for its bare name; anything else as it is."""
+    option, equals, name = argument.rpartition("=")
+    path = pathlib.Path(pix2pixhd.__file__).with_name("configs") / f"{name.removesuffix('.yaml')}.yaml"
+    named = option in ("", "--config") and re.fullmatch(r"\w+(\.yaml)?", name) is not None
+    return f"{option}{equals}{path}" if named and path.is_file() and not pathlib.Path(name).exists() else argument
+
+
 def _config_file(argv: Sequence[str]) -> str:
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         if argument.startswith("--config"):
@@ -107,7 +116,8 @@ def parse_train(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
     """Reads the options of ``pix2pixhd train``.
 
     Args:
-        argv: What follows ``pix2pixhd train``.
+        argv: What follows ``pix2pixhd train``. ``--config`` takes a file, or the name of a configuration that comes
+            with the package: ``cityscapes_512p``, ``pairs``.
 
     Returns:
         The options, and whether to resume.
@@ -121,8 +131,9 @@ def parse_train(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
         5
     """
     parser = build_parser()
+    argv = [_shipped(argument) for argument in argv]
     try:
-        options = parser.parse_args(list(argv))
+        options = parser.parse_args(argv)
         sections: Any = _instantiate(parser, options)
     except jsonargparse.ArgumentError as error:
         raise InputError(_one_line(parser, error, _config_file(argv))) from None

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pix2pixhd.data import DataOptions, InputError
 from pix2pixhd.training.callbacks import LossBar, SampleSheets
@@ -104,6 +104,7 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], output: pathlib.
     options: dict[str, Any] = {
         "max_epochs": None,
         "max_steps": -1,
+        "devices": 1,
         "log_every_n_steps": 10,
         "num_sanity_val_steps": 0,  # the data have been checked
         "enable_model_summary": False,
@@ -117,7 +118,13 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], output: pathlib.
         options["max_steps"] *= 2
     if options.get("enable_progress_bar") is not False:
         callbacks = [*callbacks, LossBar()]
-    return pl.Trainer(**options, callbacks=callbacks, logger=_loggers(output), use_distributed_sampler=False)
+    trainer = pl.Trainer(**options, callbacks=callbacks, logger=_loggers(output), use_distributed_sampler=False)
+    if trainer.world_size > 1:
+        # The step runs several backwards per forward, which Lightning's DDP hooks do not survive yet.
+        raise InputError(
+            f"trainer.devices: {trainer.world_size} processes are not supported yet; set trainer.devices: 1"
+        )
+    return trainer
 
 
 def _quiet() -> None:

@@ -77,6 +77,14 @@ def test_output_that_cannot_be_written(capsys, command_line, tmp_path):
     fails(capsys, command_line(output="file/run"), "run.output: cannot write into", "choose another folder")
 
 
+def test_vgg_weights_that_cannot_be_had(capsys, command_line, tmp_path):
+    fails(
+        capsys, command_line("--loss.lambda_vgg=10", "--loss.vgg=/nowhere/vgg19.pth"), "loss.vgg", "/nowhere/vgg19.pth"
+    )
+    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "vgg.pth")
+    fails(capsys, command_line("--loss.lambda_vgg=10", f"--loss.vgg={tmp_path}/vgg.pth"), "no VGG19 state dict")
+
+
 def test_missing_dataroot(capsys):
     fails(capsys, ["train", "--data.dataroot=/nowhere/at/all"], "there is no folder /nowhere/at/all")
 

@@ -140,6 +140,13 @@ def test_trainer_options_that_cannot_work(make_config):
         train(config)
 
 
+def test_several_processes_are_refused(make_config):
+    config = make_config()
+    config.trainer |= {"devices": 2, "strategy": "ddp"}
+    with pytest.raises(InputError, match="2 processes are not supported yet"):
+        train(config)
+
+
 @pytest.mark.parametrize("preset", ["nvidia", "spade", "imaginaire", "mlops"])
 def test_presets_train(make_config, preset):
     config = make_config(preset)
@@ -204,3 +211,12 @@ def test_shipped_configs_parse(path):
         if section != "trainer":
             for name, value in values.items():
                 assert getattr(getattr(config, section), name) == value
+
+
+def test_shipped_configs_go_by_name(tmp_path, monkeypatch):
+    for arguments in (["--config", "pairs"], ["--config=pairs.yaml"]):
+        config, _ = parse_train(arguments)
+        assert config.data.label_nc == 0
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.yaml").write_text("data:\n  label_nc: 7\n")
+    assert parse_train(["--config", "pairs.yaml"])[0].data.label_nc == 7  # a file of that name wins
