@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import default_collate
 
-from pix2pixhd.data import DataOptions, PairedDataset, find_pairs
+from pix2pixhd.data import DataOptions, InputError, PairedDataset, find_pairs
 from pix2pixhd.data.demo import LABEL_NC, write_demo_data
 from pix2pixhd.data.images import tensor_to_picture
 from pix2pixhd.training.callbacks import sample_row
@@ -29,10 +29,11 @@ __all__ = ["Results", "demo_config", "run_demo"]
 
 _EPOCHS = 16
 _CROPS = 320
+_CONFIG = "demo.yaml"  # also tells a demo's folder from others
 _SECONDS_AROUND = 15.0  # validation, sample sheets, the results
 
 
-def demo_config(out: pathlib.Path, epochs: int, seed: int, minutes: float) -> TrainConfig:
+def demo_config(out: pathlib.Path, epochs: int, seed: int) -> TrainConfig:
     """The demo's configuration: a small global generator, a discriminator of two scales, crops of 64×64."""
     return TrainConfig(
         data=DataOptions(
@@ -51,11 +52,7 @@ def demo_config(out: pathlib.Path, epochs: int, seed: int, minutes: float) -> Tr
         loss=LossOptions(lambda_vgg=0.0),
         optimizer=OptimizerOptions(lr=1e-3, niter=max(epochs - epochs // 2, 1), niter_decay=epochs // 2),
         run=RunOptions(output=str(out / "run"), seed=seed, samples_every=160, save_every=_EPOCHS),
-        trainer={
-            "accelerator": "cpu",
-            "check_val_every_n_epoch": 4,
-            "max_time": {"seconds": max(int(minutes * 60), 1)},
-        },
+        trainer={"accelerator": "cpu", "check_val_every_n_epoch": 4},
     )
 
 
@@ -136,6 +133,15 @@ def _told(savings: Savings) -> str:
     )
 
 
+def _clear(out: pathlib.Path) -> None:
+    """Removes an earlier demo's data and run, and nothing else."""
+    check_writable(out, "--out")
+    for folder in (out / "data", out / "run"):
+        if folder.exists() and not (out / _CONFIG).exists():
+            raise InputError(f"--out: {folder} exists and is no earlier demo's; choose another folder")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Results:
     """What the demo found.
@@ -166,17 +172,18 @@ def run_demo(out: pathlib.Path, max_minutes: float = 4.0, seed: int = 0) -> Resu
         InputError: If ``out`` cannot be written to.
     """
     began = time.perf_counter()
-    check_writable(out, "--out")
-    shutil.rmtree(out / "run", ignore_errors=True)  # an earlier demo's
+    _clear(out)
+    config = demo_config(out, _EPOCHS, seed)
+    save_config(config, out / _CONFIG)
     print("1/3  data: training and held-out crops of four photographs, with label and instance maps", flush=True)
-    shutil.rmtree(out / "data", ignore_errors=True)
     write_demo_data(out / "data", _CROPS, seed)
 
-    config = demo_config(out, _EPOCHS, seed, max_minutes)
     budget = max_minutes * 60 - (time.perf_counter() - began) - _SECONDS_AROUND
     epochs = _epochs(config, budget)
-    config = demo_config(out, epochs, seed, budget / 60)
-    save_config(config, out / "demo.yaml")
+    config = demo_config(out, epochs, seed)
+    save_config(config, out / _CONFIG)
+    # Should the machine turn out slower than measured; not in the file, which is for longer runs too.
+    config.trainer["max_time"] = {"seconds": max(int(budget), 1)}
     print(
         f"2/3  training: {epochs} epochs of {_CROPS} crops on the CPU. No perceptual loss (lambda_vgg 0): "
         "VGG19's weights would be a download",
@@ -194,5 +201,5 @@ def run_demo(out: pathlib.Path, max_minutes: float = 4.0, seed: int = 0) -> Resu
     print(f"     pictures   {out / 'results.png'}: label | generated | real, of crops the generator has never seen")
     print(f"     L1 error   on held-out crops {before.error:.3f} untrained, {after:.3f} trained: {fall:.0%} lower")
     print(f"     losses     {_told(savings)}")
-    print(f"     again      pix2pixhd train --config {out / 'demo.yaml'} --run.output {out / 'again'}")
+    print(f"     again      pix2pixhd train --config {out / _CONFIG} --run.output {out / 'again'}")
     return Results(before.error, after, savings)

@@ -84,6 +84,14 @@ def test_demo_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert len(list(out.iterdir())) == 8
 
 
+def test_demo_deletes_nothing_but_an_earlier_demo(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "precious.txt").write_text("mine")
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert "is no earlier demo's" in capsys.readouterr().err
+    assert (tmp_path / "data" / "precious.txt").read_text() == "mine"
+
+
 def test_pictures_of_label_maps():
     import torch
 

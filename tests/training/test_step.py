@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pix2pixhd.data import DataOptions, one_hot
 from pix2pixhd.training.module import Pix2PixHD
@@ -150,3 +151,32 @@ def test_learning_rate():
     options = OptimizerOptions(lr=1.0, niter=3, niter_decay=4)
     assert [options.rate(epoch) for epoch in range(7)] == [1, 1, 1, 1, 0.75, 0.5, 0.25]
     assert OptimizerOptions(niter=2, niter_decay=0).rate(1) == 1
+
+
+class ConvolutionBackwards(TorchDispatchMode):
+    """Records which gradients each convolution's backward computes: of input, weight and bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.masks = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "convolution_backward" in str(function):
+            self.masks.append(tuple(args[-1]))
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_gradient_is_computed_to_be_thrown_away():
+    module, batch = make_module(), make_batch()
+    condition = module.encode(batch)
+    with ConvolutionBackwards() as recorded:
+        module.compute_gradients(condition, batch["image"])
+    masks = recorded.masks
+    in_D = 2 * 4  # convolutions of both scales
+    # Through D to the generated picture: no weights. Then G: no gradient of the label map.
+    assert masks[:in_D] == [(True, False, False)] * in_D
+    in_G = len(masks) - 3 * in_D
+    assert masks[in_D : in_D + in_G] == [(True, True, True)] * (in_G - 1) + [(False, True, True)]
+    # Through D for its own weights, generated and real: no gradient of the pictures, once per scale.
+    assert masks[in_D + in_G :].count((False, True, True)) == 4
+    assert masks[in_D + in_G :].count((True, True, True)) == 2 * in_D - 4
