@@ -1,0 +1,101 @@
+"""The oracle: each loss written out in float64, and inputs of every kind to compare on."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+# Relative error of a gradient (one rounding of one number), and of a loss of that type.
+EPS = {torch.float64: 1e-12, torch.float32: 2e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+def l1(inputs, targets, weights) -> Tensor:
+    terms = [w * (x.double() - y.double()).abs().mean() for x, y, w in zip(inputs, targets, weights, strict=True)]
+    return torch.stack(terms).sum()
+
+
+def l1_gradients(inputs, targets, weights, upstream=1.0) -> list[Tensor]:
+    """``upstream · weight / numel · sign``, with the sign of the difference in the type that the pair promotes to."""
+    gradients = []
+    for x, y, w in zip(inputs, targets, weights, strict=True):
+        wide = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
+        difference = x.detach().to(wide) - y.detach().to(wide)
+        sign = (difference > 0).double() - (difference < 0).double()
+        gradients.append(sign * (upstream * w / max(x.numel(), 1)))
+    return gradients
+
+
+def pointwise(kind, inputs, constants, weights) -> Tensor:
+    terms = []
+    for x, c, w in zip(inputs, constants, weights, strict=True):
+        x = x.double()
+        value = {
+            "lsgan": lambda x, c: (x - c) ** 2,
+            "hinge": lambda x, c: torch.relu(1 - c * x),
+            "mean": lambda x, c: x,
+        }
+        terms.append(w * value[kind](x, c).mean())
+    return torch.stack(terms).sum()
+
+
+LAYOUTS = ["contiguous", "channels_last", "transposed", "sliced", "expanded", "reversed"]
+
+
+def in_layout(values: Tensor, layout: str) -> Tensor:
+    """The same values in other memory: dense orders, odd offsets, gaps, 0-strides."""
+    if layout == "channels_last" and values.dim() == 4:
+        return values.contiguous(memory_format=torch.channels_last)
+    if layout == "transposed" and values.dim() >= 2:
+        return values.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "reversed" and values.dim() >= 2:
+        order = list(range(values.dim()))[::-1]
+        return values.permute(order).contiguous().permute(order)
+    if layout == "sliced":  # an odd offset: nothing is aligned
+        buffer = torch.zeros(values.numel() + 3, dtype=values.dtype)
+        buffer[1 : 1 + values.numel()] = values.reshape(-1)
+        return buffer[1 : 1 + values.numel()].view(values.shape)
+    if layout == "expanded" and values.dim() >= 1 and values.shape[0] > 0:
+        return values[:1].expand_as(values)
+    return values.contiguous()
+
+
+SPECIAL = [0.0, -0.0, 1.0, -1.0, float("nan"), float("inf"), float("-inf"), 1e-30, 65504.0]
+
+shapes = st.one_of(
+    st.lists(st.integers(0, 5), min_size=0, max_size=4).map(tuple),
+    st.sampled_from([(1,), (31,), (32,), (33,), (255,), (256,), (257,), (1000,), (2, 3, 17, 19), (0,), (4, 0, 2)]),
+)
+
+
+@st.composite
+def tensor_pairs(draw, special=True, dtypes=DTYPES):
+    """Two tensors of one shape: types, layouts, ties, NaN and infinities drawn."""
+    shape = draw(shapes)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    x, y = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    flat_x, flat_y = x.view(-1), y.view(-1)
+    if draw(st.booleans()) and x.numel() > 0:  # ties
+        chosen = torch.rand(x.numel(), generator=generator) < 0.5
+        flat_y[chosen] = flat_x[chosen]
+    if special and draw(st.booleans()) and x.numel() > 0:
+        for _ in range(draw(st.integers(1, 4))):
+            flat_x[draw(st.integers(0, x.numel() - 1))] = draw(st.sampled_from(SPECIAL))
+            flat_y[draw(st.integers(0, x.numel() - 1))] = draw(st.sampled_from(SPECIAL))
+    dtype = draw(st.sampled_from(dtypes))
+    other = dtype if draw(st.integers(0, 3)) else draw(st.sampled_from(dtypes))
+    return (
+        in_layout(x.to(dtype), draw(st.sampled_from(LAYOUTS))),
+        in_layout(y.to(other), draw(st.sampled_from(LAYOUTS))),
+    )
+
+
+def assert_gradient(actual: Tensor, expected: Tensor) -> None:
+    """Zeros exactly (ties), everything else to one rounding of the gradient's own type."""
+    eps = EPS[actual.dtype]
+    wanted = expected.to(actual.dtype).double()
+    assert torch.equal(actual.double() == 0, wanted == 0), "zeros (ties) must agree exactly"
+    torch.testing.assert_close(
+        actual.double(), wanted, rtol=eps, atol=2 * torch.finfo(actual.dtype).tiny, equal_nan=True
+    )

@@ -1,0 +1,143 @@
+"""What bad arguments are told, and which implementation runs."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import pix2pixhd
+from pix2pixhd.functional import hinge_loss, lsgan_loss, mean_loss, multi_l1_loss
+from pix2pixhd.ops import choice, l1
+
+x = torch.zeros(3)
+ops = torch.ops.pix2pixhd
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: multi_l1_loss(x, x), TypeError, r"inputs must be a list of tensors, got Tensor; wrap a single one"),
+        (lambda: multi_l1_loss([], []), ValueError, "inputs is empty; pass at least one tensor"),
+        (lambda: multi_l1_loss([x], []), ValueError, "targets is empty"),
+        (lambda: multi_l1_loss([x, None], [x, x]), TypeError, r"inputs\[1\] must be a tensor, got NoneType"),
+        (
+            lambda: multi_l1_loss([x.long()], [x]),
+            TypeError,
+            r"inputs\[0\] must be float32, .* got torch.int64; convert",
+        ),
+        (lambda: multi_l1_loss([x], [x, x]), ValueError, "targets must have as many tensors as inputs, 1, got 2"),
+        (
+            lambda: multi_l1_loss([x], [x[:1]]),
+            ValueError,
+            r"targets\[0\] must have the shape of inputs\[0\], \(3,\), got",
+        ),
+        (lambda: multi_l1_loss([x], [x], [1.0, 2.0]), ValueError, "weights must have one number per tensor, 1, got 2"),
+        (lambda: multi_l1_loss([x], [x.to("meta")]), ValueError, "targets are on meta and inputs on cpu"),
+        (
+            lambda: multi_l1_loss([x, x.to("meta")], [x, x]),
+            ValueError,
+            r"inputs\[1\] is on meta and inputs\[0\] on cpu",
+        ),
+        (lambda: lsgan_loss([x], [1.0, 0.0]), ValueError, "target must have one number per tensor, 1, got 2"),
+        (lambda: lsgan_loss([], 1.0), ValueError, "preds is empty"),
+        (lambda: hinge_loss([x], [True, False]), ValueError, "target_is_real must have one number per tensor"),
+        (lambda: mean_loss(x), TypeError, "preds must be a list of tensors"),
+    ],
+)
+def test_bad_arguments_are_named(backend, call, error, message):
+    with pix2pixhd.backend(backend), pytest.raises(error, match=message):
+        call()
+
+
+def test_operators_check_what_they_are_given():
+    _, signs = ops.multi_l1.default([x], [x], [1.0], True)
+    layouts = l1.Layouts([x])
+    rest = ([1.0], layouts.sizes, layouts.strides, layouts.ndims, layouts.dtypes)
+    one = torch.tensor(1.0)
+    cases = [
+        (
+            lambda: ops.multi_l1([x], [x[:1]], [1.0], True),
+            r"input\[0\] and target\[0\] must have the same shape, got \[3\]",
+        ),
+        (lambda: ops.multi_l1([x], [x, x], [1.0], True), "must have the same length, got 1, 2 and 1"),
+        (
+            lambda: ops.multi_l1([x.long()], [x], [1.0], True),
+            r"input\[0\] must be float32, float64, float16 or bfloat16",
+        ),
+        (lambda: ops.multi_l1_backward(one, signs[:4], *rest), "signs must be the contiguous int32 tensor of 16 words"),
+        (lambda: ops.multi_l1_backward(one, signs.float(), *rest), "signs must be the contiguous int32"),
+        (lambda: ops.multi_l1_backward(x, signs, *rest), "grad must have one element, got 3"),
+        (lambda: ops.multi_l1_backward(one, signs, [1.0], [3, 3], [1], [1], [6]), "as ndims says"),
+        (lambda: ops.multi_l1_backward(one, signs, [1.0], [3], [1], [1], [3]), "expected float32, float64, float16"),
+        (lambda: ops.multi_pointwise([x], [1.0], [1.0], 3), r"kind must be 0 \(squared error\), 1 \(hinge\) or 2"),
+        (lambda: ops.multi_pointwise([x], [], [1.0], 0), "input, constant and weight must have the same length"),
+    ]
+    for call, message in cases:
+        with pytest.raises(RuntimeError, match=message):
+            call()
+    with pytest.raises(RuntimeError, match="pack_signs must be True when a gradient is wanted"):
+        ops.multi_l1([x.clone().requires_grad_()], [x], [1.0], False)
+
+
+def test_backend_is_chosen_and_restored():
+    y = torch.ones(3, requires_grad=True)
+
+    def node():
+        return type(multi_l1_loss([y], [x]).grad_fn).__name__
+
+    assert "MultiL1" in node()
+    with pix2pixhd.backend("reference"):
+        assert "MultiL1" not in node()
+        with pix2pixhd.backend("fused"):
+            assert "MultiL1" in node()
+        assert "MultiL1" not in node()
+    with pytest.raises(KeyError), pix2pixhd.backend("reference"):
+        raise KeyError
+    assert "MultiL1" in node()
+    with (
+        pytest.raises(ValueError, match="backend must be one of auto, fused, reference, got 'cuda'"),
+        pix2pixhd.backend("cuda"),
+    ):
+        pass
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def test_backend_from_the_environment():
+    code = (
+        "import torch; from pix2pixhd.functional import multi_l1_loss;"
+        "print(type(multi_l1_loss([torch.ones(2, requires_grad=True)], [torch.zeros(2)]).grad_fn).__name__)"
+    )
+    assert "MultiL1" in run(code).stdout
+    assert "MultiL1" not in run(code, PIX2PIXHD_BACKEND="reference").stdout
+    bad = run(code, PIX2PIXHD_BACKEND="fast")
+    assert "PIX2PIXHD_BACKEND must be one of auto, fused, reference, got 'fast'" in bad.stderr
+
+
+def test_where_no_kernel_is_the_reference_takes_over_with_one_warning(monkeypatch):
+    monkeypatch.setattr(choice, "_AVAILABLE", {"cpu": "the reason; the remedy"})
+    monkeypatch.setattr(choice, "_warned", set())
+    with pytest.warns(RuntimeWarning, match="run in plain PyTorch, .*the reason; the remedy") as caught:
+        losses = [multi_l1_loss([torch.ones(3)], [x]) for _ in range(3)]
+    assert [loss.item() for loss in losses] == [1.0] * 3
+    assert len(caught) == 1
+    with (
+        pix2pixhd.backend("fused"),
+        pytest.raises(RuntimeError, match=r"backend\('fused'\) was asked for, but the reason"),
+    ):
+        multi_l1_loss([x], [x])
+
+
+def test_losses_import_neither_training_nor_lightning():
+    code = (
+        "import sys, pix2pixhd.losses;"
+        "print([m for m in sys.modules if m.startswith(('lightning', 'pix2pixhd.training'))])"
+    )
+    assert run(code).stdout.strip() == "[]"

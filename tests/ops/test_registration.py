@@ -1,0 +1,158 @@
+"""What PyTorch asks of an operator: opcheck, gradcheck, compile, functorch, double backward."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import pix2pixhd
+from pix2pixhd.functional import hinge_loss, lsgan_loss, mean_loss, multi_l1_loss
+from pix2pixhd.ops.l1 import Layouts
+
+ops = torch.ops.pix2pixhd
+
+
+def samples(requires_grad, empty=False):
+    generator = torch.Generator().manual_seed(0)
+
+    def make(shape, dtype=torch.float32, **layout):
+        x = torch.randn(shape, generator=generator).to(dtype=dtype, **layout)
+        return x.requires_grad_(requires_grad)
+
+    yield [make((2, 3, 5, 4)), make((7,))]
+    yield [make((2, 3, 5, 4), memory_format=torch.channels_last)]
+    yield [make((33,), torch.bfloat16), make((300,), torch.float16), make((2, 2), torch.float64)]
+    yield [make((4, 4)), make(())]
+    if empty:  # the loss is NaN, which opcheck does not take for equal to itself
+        yield [make((0, 3)), make((4, 4))]
+    yield [make((4, 6)).t()]
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck_multi_l1(requires_grad):
+    for inputs in samples(requires_grad):
+        targets = [torch.randn_like(x) for x in inputs]
+        opcheck(ops.multi_l1.default, (inputs, targets, [0.5] * len(inputs), True))
+        if not requires_grad:
+            opcheck(ops.multi_l1.default, (inputs, targets, [0.5] * len(inputs), False))
+
+
+def test_opcheck_multi_l1_backward():
+    for inputs in samples(False, empty=True):
+        weights = [0.5] * len(inputs)
+        _, signs = ops.multi_l1.default(inputs, [torch.zeros_like(x) for x in inputs], weights, True)
+        rest = Layouts(inputs)
+        arguments = (torch.tensor(2.0), signs, weights, rest.sizes, rest.strides, rest.ndims, rest.dtypes)
+        opcheck(ops.multi_l1_backward.default, arguments)
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck_multi_pointwise(kind, requires_grad):
+    for inputs in samples(requires_grad):
+        arguments = (inputs, [1.0] * len(inputs), [0.5] * len(inputs), kind)
+        opcheck(ops.multi_pointwise.default, arguments)
+        plain = [x.detach() for x in inputs]
+        opcheck(ops.multi_pointwise_backward.default, (torch.tensor(2.0), plain, *arguments[1:]))
+
+
+LOSSES = {
+    "l1": lambda xs: multi_l1_loss(xs, [torch.full_like(x, 0.3) for x in xs], [0.5, 2.0]),
+    "l1 of targets": lambda xs: multi_l1_loss([torch.full_like(x, 0.3) for x in xs], xs, [0.5, 2.0]),
+    "lsgan": lambda xs: lsgan_loss(xs, [1.0, 0.0], [0.5, 2.0]),
+    "hinge": lambda xs: hinge_loss(xs, [True, False], [0.5, 2.0]),
+    "mean": lambda xs: mean_loss(xs, [0.5, -2.0]),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradcheck_and_double_backward(name):
+    generator = torch.Generator().manual_seed(0)  # away from ties and edges: |x − 0.3|, |1 − |x|| > 0.05
+    xs = [torch.rand(s, generator=generator, dtype=torch.float64) * 0.5 + 0.36 for s in [(3, 4), (5,)]]
+    xs = [(x * (-1) ** torch.arange(x.numel(), dtype=torch.float64).view(x.shape)).requires_grad_() for x in xs]
+    assert torch.autograd.gradcheck(lambda *a: LOSSES[name](list(a)), xs)
+    assert torch.autograd.gradgradcheck(lambda *a: LOSSES[name](list(a)), xs)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_double_backward_is_the_references(name):
+    results = []
+    for backend in ("fused", "reference"):
+        generator = torch.Generator().manual_seed(1)
+        xs = [torch.randn(s, generator=generator).requires_grad_() for s in [(3, 4), (5,)]]
+        t = torch.tensor(2.0, requires_grad=True)
+        with pix2pixhd.backend(backend):
+            first = torch.autograd.grad(t * LOSSES[name](xs), xs, create_graph=True)
+            second = torch.autograd.grad(sum((g**3).sum() for g in first), [t, *xs], allow_unused=True)
+        results.append([torch.zeros_like(v) if g is None else g for g, v in zip(second, [t, *xs], strict=True)])
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_without_a_graph_break(name, backend):
+    torch._dynamo.reset()
+    generator = torch.Generator().manual_seed(2)
+    xs = [torch.randn(s, generator=generator).requires_grad_() for s in [(2, 3, 8, 4), (130,)]]
+    compiled = torch.compile(lambda a: LOSSES[name]([x * 2 for x in a]) * 3, fullgraph=True, backend=backend)
+    eager = LOSSES[name]([x * 2 for x in xs]) * 3
+    loss = compiled(xs)
+    torch.testing.assert_close(loss, eager)
+    for a, b in zip(torch.autograd.grad(loss, xs), torch.autograd.grad(eager, xs), strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(xs), eager.detach())
+
+
+def test_batch_sizes_do_not_recompile_again_and_again():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(
+        lambda x, y: multi_l1_loss([x], [y]) + lsgan_loss([x], 1.0), backend=counter, fullgraph=True
+    )
+    for batch in range(2, 9):
+        x = torch.randn(batch, 3, 4, 4, requires_grad=True)
+        loss = compiled(x, torch.zeros_like(x))
+        loss.backward()
+        torch.testing.assert_close(x.grad, torch.sign(x.detach()) / x.numel() + 2 / x.numel() * (x.detach() - 1))
+    assert counter.frame_count <= 2, "one static, one dynamic"
+
+
+def test_autocast_inside_compile():
+    torch._dynamo.reset()
+
+    def step(x, y):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return multi_l1_loss([x], [y])
+
+    x = torch.randn(64, dtype=torch.bfloat16, requires_grad=True)
+    loss = torch.compile(step, fullgraph=True, backend="aot_eager")(x, torch.zeros(64))
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, step(x, torch.zeros(64)))
+
+
+def test_functorch_transforms():
+    x, y = torch.randn(4, 5), torch.zeros(4, 5)
+    torch.testing.assert_close(torch.func.grad(lambda a: multi_l1_loss([a], [y]))(x), torch.sign(x) / 20)
+    per_row = torch.func.vmap(lambda a: lsgan_loss([a], 1.0))(x)
+    torch.testing.assert_close(per_row, ((x - 1) ** 2).mean(1))
+    hessian = torch.func.hessian(lambda a: lsgan_loss([a], 1.0))(torch.zeros(3))
+    torch.testing.assert_close(hessian, 2 / 3 * torch.eye(3))
+
+
+def test_export():
+    class Loss(torch.nn.Module):
+        def forward(self, x, y):
+            return multi_l1_loss([x], [y])
+
+    x, y = torch.randn(6), torch.zeros(6)
+    torch.testing.assert_close(torch.export.export(Loss(), (x, y)).module()(x, y), x.abs().mean())
+
+
+def test_fake_tensors_carry_shapes_and_types():
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        x = torch.randn(3, 4, dtype=torch.bfloat16, requires_grad=True)
+        loss = multi_l1_loss([x], [x.float()])
+        assert (loss.shape, loss.dtype) == ((), torch.float32)
+        assert torch.autograd.grad(loss, x)[0].dtype == torch.bfloat16
