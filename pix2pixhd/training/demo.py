@@ -23,7 +23,6 @@ from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptio
 from pix2pixhd.training.pictures import sheet, with_titles
 from pix2pixhd.training.run import TrainConfig, train
 from pix2pixhd.training.savings import Savings, measure_savings
-from pix2pixhd.training.step import compute_gradients
 
 __all__ = ["Results", "demo_config", "run_demo"]
 
@@ -33,7 +32,7 @@ _CONFIG = "demo.yaml"  # also tells a demo's folder from others
 _SECONDS_AROUND = 15.0  # validation, sample sheets, the results
 
 
-def demo_config(out: pathlib.Path, epochs: int, seed: int) -> TrainConfig:
+def demo_config(out: pathlib.Path, seed: int, epochs: int) -> TrainConfig:
     """The demo's configuration: a small global generator, a discriminator of two scales, crops of 64×64."""
     return TrainConfig(
         data=DataOptions(
@@ -50,24 +49,10 @@ def demo_config(out: pathlib.Path, epochs: int, seed: int) -> TrainConfig:
         model=ModelOptions(ngf=32, n_downsample_global=2, n_blocks_global=3, norm="batch", ndf=32),
         # The perceptual loss needs VGG19's ImageNet weights, a download of 550 MB.
         loss=LossOptions(lambda_vgg=0.0),
-        optimizer=OptimizerOptions(lr=1e-3, niter=max(epochs - epochs // 2, 1), niter_decay=epochs // 2),
+        optimizer=OptimizerOptions(lr=1e-3, niter=epochs - epochs // 2, niter_decay=epochs // 2),
         run=RunOptions(output=str(out / "run"), seed=seed, samples_every=160, save_every=_EPOCHS),
         trainer={"accelerator": "cpu", "check_val_every_n_epoch": 4},
     )
-
-
-def _seconds_per_step(module: Pix2PixHD, dataset: PairedDataset) -> float:
-    """Measured on the run's own crops, without updating any weight."""
-    batch: Any = default_collate([dataset[i] for i in range(dataset.options.batchSize)])
-    networks = module.netG, module.netD, module.generator_loss, module.discriminator_loss
-    durations = []
-    for _ in range(8):
-        start = time.perf_counter()
-        condition = module.encode(batch)
-        compute_gradients(*networks, condition, batch["image"])
-        durations.append(time.perf_counter() - start)
-    module.zero_grad()
-    return min(durations) * 1.2  # and reading, the optimisers, the progress bar
 
 
 @torch.no_grad()
@@ -94,6 +79,29 @@ class _Before(pl.Callback):
         self.error = _held_out_error(pl_module, self.dataset)
 
 
+class _Plan(pl.Callback):
+    """Trains fewer epochs where the time is too short for all, with the same course of the learning rate.
+
+    Measured as it goes, because a machine's speed in the first second says little about the next minutes.
+    """
+
+    def __init__(self, options: OptimizerOptions, seconds: float) -> None:
+        self.options = options
+        self.epochs = options.niter + options.niter_decay
+        self.end = time.perf_counter() + seconds
+        self.times = [time.perf_counter()]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        done = trainer.current_epoch + 1
+        self.times.append(time.perf_counter())
+        recent = self.times[-4:]
+        per_epoch = (recent[-1] - recent[0]) / (len(recent) - 1)
+        total = min(self.epochs, done + max(0, int((self.end - recent[-1]) / per_epoch)))
+        # The schedulers ask these options for the rate of the next epoch.
+        self.options.niter, self.options.niter_decay = total - total // 2, total // 2
+        trainer.should_stop = trainer.should_stop or done >= total
+
+
 def _save_results(module: Pix2PixHD, dataset: PairedDataset, path: pathlib.Path) -> None:
     rows = [sample_row(module, dataset[i]) for i in range(len(dataset))]
     grid = tensor_to_picture(sheet(rows, rows_across=2))
@@ -102,15 +110,6 @@ def _save_results(module: Pix2PixHD, dataset: PairedDataset, path: pathlib.Path)
 
 def _held_out(config: TrainConfig) -> PairedDataset:
     return PairedDataset(find_pairs(config.data, "test"), config.data, config.model.multiple, augment=False)
-
-
-def _epochs(config: TrainConfig, budget: float) -> int:
-    """As many epochs as fit into the time, at most what the demo needs."""
-    pl.seed_everything(config.run.seed, verbose=False)
-    module = Pix2PixHD(config.model, config.data, config.loss, config.optimizer)
-    pairs = find_pairs(config.data, "train")
-    step = _seconds_per_step(module, PairedDataset(pairs, config.data, config.model.multiple, augment=True))
-    return min(_EPOCHS, max(1, int(budget * config.data.batchSize / (step * len(pairs)))))
 
 
 def _savings(module: Pix2PixHD, config: TrainConfig) -> Savings:
@@ -173,25 +172,22 @@ def run_demo(out: pathlib.Path, max_minutes: float = 4.0, seed: int = 0) -> Resu
     """
     began = time.perf_counter()
     _clear(out)
-    config = demo_config(out, _EPOCHS, seed)
+    config = demo_config(out, seed, _EPOCHS)
     save_config(config, out / _CONFIG)
     print("1/3  data: training and held-out crops of four photographs, with label and instance maps", flush=True)
     write_demo_data(out / "data", _CROPS, seed)
 
     budget = max_minutes * 60 - (time.perf_counter() - began) - _SECONDS_AROUND
-    epochs = _epochs(config, budget)
-    config = demo_config(out, epochs, seed)
-    save_config(config, out / _CONFIG)
-    # Should the machine turn out slower than measured; not in the file, which is for longer runs too.
+    # Not in the file, which is for longer runs too.
     config.trainer["max_time"] = {"seconds": max(int(budget), 1)}
     print(
-        f"2/3  training: {epochs} epochs of {_CROPS} crops on the CPU. No perceptual loss (lambda_vgg 0): "
+        f"2/3  training: up to {_EPOCHS} epochs of {_CROPS} crops on the CPU. No perceptual loss (lambda_vgg 0): "
         "VGG19's weights would be a download",
         flush=True,
     )
     held_out = _held_out(config)
     before = _Before(held_out)
-    module = train(config, callbacks=[before])
+    module = train(config, callbacks=[before, _Plan(config.optimizer, budget)])
 
     after = _held_out_error(module, held_out)
     _save_results(module, held_out, out / "results.png")

@@ -130,7 +130,12 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], output: pathlib.
 def _quiet() -> None:
     """Keeps Lightning's advertisements and hints for its own examples off the screen."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for hint in ("does not have many workers", "The number of training batches", "Checkpoint directory"):
+    for hint in (
+        "does not have many workers",
+        "The number of training batches",
+        "Checkpoint directory",
+        "`isinstance.treespec, LeafSpec.` is deprecated",
+    ):
         warnings.filterwarnings("ignore", f".*{hint}")
 
 

@@ -102,3 +102,21 @@ def test_pictures_of_label_maps():
     grid = sheet([[picture, picture[:1], picture]] * 2, rows_across=1)
     assert grid.shape == (3, 2 * 4 + 2, 3 * 5 + 2)
     assert with_titles(Image.new("RGB", (60, 20)), ["a", "b"]).size == (60, 40)
+
+
+def test_plan_ends_in_time_and_keeps_the_course_of_the_rate(monkeypatch):
+    from types import SimpleNamespace
+
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(demo, "time", clock)
+    options = demo.OptimizerOptions(niter=8, niter_decay=8)
+    plan = demo._Plan(options, seconds=60)
+    trainer = SimpleNamespace(current_epoch=0, should_stop=False)
+    rates = []
+    while not trainer.should_stop:
+        rates.append(options.rate(trainer.current_epoch))
+        clock.now += 10
+        plan.on_train_epoch_end(trainer, None)
+        trainer.current_epoch += 1
+    assert clock.now == 60
+    assert rates == [1, 1, 1, 1, pytest.approx(2 / 3), pytest.approx(1 / 3)]
