@@ -250,9 +250,9 @@ class BuildExtension(build_ext):
         ]
         plain = [graph.compile(f"csrc/cpu/{name}.cpp", CXX_FLAGS) for name in ("dispatch", "recycler")]
         tensor = graph.compile("csrc/stable_tensor.cpp", [*CXX_FLAGS, *shared])
-        ops = graph.compile("csrc/ops_cpu.cpp", [*CXX_FLAGS, *shared])
+        ops = [graph.compile(f"csrc/{name}.cpp", [*CXX_FLAGS, *shared]) for name in ("ops_cpu", "vgg_cpu")]
         torch_libs = [f"-L{torch_lib}", "-ltorch_cpu", "-ltorch"]
-        graph.link(target["_ops"], [ops, tensor, *plain, *kernels], torch_libs)
+        graph.link(target["_ops"], [*ops, tensor, *plain, *kernels], torch_libs)
 
         if self.cuda is not None:
             # -fmad=false: the same rounding as on the CPU; the kernels wait for memory, not for arithmetic.

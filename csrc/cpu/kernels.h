@@ -31,6 +31,26 @@ struct Kernels {
   // grad[i] = coefficient * f'(input[i]; constant).
   void (*pointwise_backward)(void* grad, const void* input, DType type, int64_t n, Pointwise kind, double constant,
                              double coefficient);
+
+  // The elementwise parts of VGG, see vgg_impl.h. Masks and signs are in words of 32 elements, padded by the caller.
+  // x = max(0, x); mask: [ceil(n / 32)] words of what was let through, or null.
+  void (*relu)(void* x, DType type, int64_t n, uint32_t* mask);
+
+  // ReLU of both in place, then the sum over i of |input[i] - target[i]|; signs as in l1_forward, mask that of input.
+  double (*relu_l1)(void* input, void* target, DType type, int64_t n, uint32_t* signs, uint32_t* mask);
+
+  // grad = mask * (grad + coefficient * sign), in place; signs may be null.
+  void (*relu_l1_backward)(void* grad, DType type, int64_t n, const uint32_t* mask, const uint32_t* signs,
+                           double coefficient);
+
+  // One row of max-pooling 2x2 of max(0, x), channels last, channels a multiple of 32: out [width, channels] from the
+  // rows upper and lower [2 * width, channels]. codes: 3 words per 32 elements of out (column, row, let through), or null.
+  void (*relu_pool)(const void* upper, const void* lower, void* out, DType type, int64_t width, int64_t channels,
+                    uint32_t* codes);
+
+  // Its gradient: upper and lower from grad.
+  void (*relu_pool_backward)(const void* grad, void* upper, void* lower, DType type, int64_t width, int64_t channels,
+                             const uint32_t* codes);
 };
 
 extern const Kernels kBaseline;

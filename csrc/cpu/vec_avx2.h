@@ -33,6 +33,27 @@ struct Vec<float> {
     sum.part[part] = _mm256_add_pd(sum.part[part], _mm256_cvtps_pd(_mm256_castps256_ps128(absolute)));
     sum.part[part + 1] = _mm256_add_pd(sum.part[part + 1], _mm256_cvtps_pd(_mm256_extractf128_ps(absolute, 1)));
   }
+  static __m256 add(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
+  static void store(float* out, __m256 x) { _mm256_storeu_ps(out, x); }
+  static void store(Half* out, __m256 x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static void store(BFloat16* out, __m256 x) {
+    const __m256i u = _mm256_castps_si256(x);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    const __m256 nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+    const __m256i value = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), _mm256_castps_si256(nan));
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(value, value), 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_castsi256_si128(packed));
+  }
+  using Mask = __m256;
+  static uint32_t bits(Mask m) { return _mm256_movemask_ps(m); }
+  static Mask alive(__m256 x) { return _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NLE_UQ); }
+  static Mask beats(__m256 x, __m256 best) {
+    return _mm256_or_ps(_mm256_cmp_ps(x, best, _CMP_GT_OQ), _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  }
+  static __m256 select(Mask m, __m256 x, __m256 otherwise) { return _mm256_blendv_ps(otherwise, x, m); }
   static uint32_t positive(__m256 x) { return _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ)); }
   static uint32_t negative(__m256 x) { return _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ)); }
   static double total(const Sum& sum) {
@@ -60,6 +81,15 @@ struct Vec<double> {
     const int part = (lane >> 2) & 3;
     sum.part[part] = _mm256_add_pd(sum.part[part], _mm256_andnot_pd(_mm256_set1_pd(-0.0), x));
   }
+  static __m256d add(__m256d a, __m256d b) { return _mm256_add_pd(a, b); }
+  static void store(double* out, __m256d x) { _mm256_storeu_pd(out, x); }
+  using Mask = __m256d;
+  static uint32_t bits(Mask m) { return _mm256_movemask_pd(m); }
+  static Mask alive(__m256d x) { return _mm256_cmp_pd(x, _mm256_setzero_pd(), _CMP_NLE_UQ); }
+  static Mask beats(__m256d x, __m256d best) {
+    return _mm256_or_pd(_mm256_cmp_pd(x, best, _CMP_GT_OQ), _mm256_cmp_pd(x, x, _CMP_UNORD_Q));
+  }
+  static __m256d select(Mask m, __m256d x, __m256d otherwise) { return _mm256_blendv_pd(otherwise, x, m); }
   static uint32_t positive(__m256d x) { return _mm256_movemask_pd(_mm256_cmp_pd(x, _mm256_setzero_pd(), _CMP_GT_OQ)); }
   static uint32_t negative(__m256d x) { return _mm256_movemask_pd(_mm256_cmp_pd(x, _mm256_setzero_pd(), _CMP_LT_OQ)); }
   static double total(const Sum& sum) { return Vec<float>::total(sum); }
@@ -78,6 +108,24 @@ inline __m256i lane_mask16(uint32_t bits) {
   const __m256i own = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384,
                                         static_cast<short>(0x8000));
   return _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_set1_epi16(static_cast<short>(bits)), own), own);
+}
+
+// out[i] = bit i ? in[i] : 0 for 32 elements; in and out may be the same.
+template <typename T>
+inline void keep(T* out, const T* in, uint32_t bits) {
+  constexpr int kLanes = 32 / sizeof(T);
+  for (int lane = 0; lane < 32; lane += kLanes) {
+    __m256i mask;
+    if constexpr (sizeof(T) == 2) {
+      mask = lane_mask16(bits >> lane);
+    } else if constexpr (sizeof(T) == 4) {
+      mask = lane_mask32(bits >> lane);
+    } else {
+      mask = lane_mask64(bits >> lane);
+    }
+    const __m256i value = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + lane));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + lane), _mm256_and_si256(value, mask));
+  }
 }
 
 template <bool kStream>

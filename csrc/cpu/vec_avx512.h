@@ -33,6 +33,26 @@ struct Vec<float> {
     sum.part[part] = _mm512_add_pd(sum.part[part], _mm512_cvtps_pd(_mm512_castps512_ps256(absolute)));
     sum.part[part + 1] = _mm512_add_pd(sum.part[part + 1], _mm512_cvtps_pd(_mm512_extractf32x8_ps(absolute, 1)));
   }
+  static __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
+  static void store(float* out, __m512 x) { _mm512_storeu_ps(out, x); }
+  static void store(Half* out, __m512 x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static void store(BFloat16* out, __m512 x) {
+    const __m512i u = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    const __m512i value = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi32_epi16(value));
+  }
+  using Mask = __mmask16;
+  static uint32_t bits(Mask m) { return m; }
+  static Mask alive(__m512 x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NLE_UQ); }
+  static Mask beats(__m512 x, __m512 best) {
+    return _mm512_cmp_ps_mask(x, best, _CMP_GT_OQ) | _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  }
+  static __m512 select(Mask m, __m512 x, __m512 otherwise) { return _mm512_mask_mov_ps(otherwise, m, x); }
   static uint32_t positive(__m512 x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ); }
   static uint32_t negative(__m512 x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ); }
   static double total(const Sum& sum) {
@@ -58,10 +78,36 @@ struct Vec<double> {
     const int part = (lane >> 3) & 3;
     sum.part[part] = _mm512_add_pd(sum.part[part], _mm512_abs_pd(x));
   }
+  static __m512d add(__m512d a, __m512d b) { return _mm512_add_pd(a, b); }
+  static void store(double* out, __m512d x) { _mm512_storeu_pd(out, x); }
+  using Mask = __mmask8;
+  static uint32_t bits(Mask m) { return m; }
+  static Mask alive(__m512d x) { return _mm512_cmp_pd_mask(x, _mm512_setzero_pd(), _CMP_NLE_UQ); }
+  static Mask beats(__m512d x, __m512d best) {
+    return _mm512_cmp_pd_mask(x, best, _CMP_GT_OQ) | _mm512_cmp_pd_mask(x, x, _CMP_UNORD_Q);
+  }
+  static __m512d select(Mask m, __m512d x, __m512d otherwise) { return _mm512_mask_mov_pd(otherwise, m, x); }
   static uint32_t positive(__m512d x) { return _mm512_cmp_pd_mask(x, _mm512_setzero_pd(), _CMP_GT_OQ); }
   static uint32_t negative(__m512d x) { return _mm512_cmp_pd_mask(x, _mm512_setzero_pd(), _CMP_LT_OQ); }
   static double total(const Sum& sum) { return Vec<float>::total(sum); }
 };
+
+// out[i] = bit i ? in[i] : 0 for 32 elements; in and out may be the same.
+template <typename T>
+inline void keep(T* out, const T* in, uint32_t bits) {
+  constexpr int kLanes = 64 / sizeof(T);
+  for (int lane = 0; lane < 32; lane += kLanes) {
+    if constexpr (sizeof(T) == 2) {
+      _mm512_storeu_si512(out, _mm512_maskz_mov_epi16(bits, _mm512_loadu_si512(in)));
+    } else if constexpr (sizeof(T) == 4) {
+      const auto mask = static_cast<__mmask16>(bits >> lane);
+      _mm512_storeu_si512(out + lane, _mm512_maskz_mov_epi32(mask, _mm512_loadu_si512(in + lane)));
+    } else {
+      const auto mask = static_cast<__mmask8>(bits >> lane);
+      _mm512_storeu_si512(out + lane, _mm512_maskz_mov_epi64(mask, _mm512_loadu_si512(in + lane)));
+    }
+  }
+}
 
 template <bool kStream>
 inline void put(void* out, __m512i value) {

@@ -19,12 +19,28 @@ struct Vec {
   }
   static C subtract(C a, C b) { return a - b; }
   static void add_absolute(Sum& sum, C x, int lane) { sum.part[lane & 3] += x < 0 ? -double(x) : double(x); }
+  static C add(C a, C b) { return a + b; }
+  template <typename T>
+  static void store(T* out, C x) {
+    *out = narrow<T>(x);
+  }
+  using Mask = bool;
+  static uint32_t bits(Mask m) { return m; }
+  static Mask alive(C x) { return !(x <= 0); }  // what ReLU lets through: NaN too
+  static Mask beats(C x, C best) { return x > best || x != x; }
+  static C select(Mask m, C x, C otherwise) { return m ? x : otherwise; }
   static uint32_t positive(C x) { return x > 0; }
   static uint32_t negative(C x) { return x < 0; }
   static double total(const Sum& sum) { return (sum.part[0] + sum.part[1]) + (sum.part[2] + sum.part[3]); }
 };
 
 inline void finish_stream() {}
+
+// out[i] = bit i ? in[i] : 0 for 32 elements; in and out may be the same.
+template <typename T>
+inline void keep(T* out, const T* in, uint32_t bits) {
+  for (int lane = 0; lane < 32; ++lane) out[lane] = (bits >> lane) & 1u ? in[lane] : T{};
+}
 
 // Writes 32 gradients from 32 signs. There is nothing to write around the caches with: kStream changes nothing.
 template <typename T, bool kStream>
