@@ -30,6 +30,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = pathlib.Path(__file__).resolve().parent
 TARGET_VERSION = "0x020a000000000000"  # torch 2.10: the oldest that the built operators run on
 DEFAULT_ARCHS = "8.0;9.0+PTX"
+USUAL_NVCC = pathlib.Path("/usr/local/cuda/bin/nvcc")
 
 CXX_FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-DNDEBUG"]
 # -ffp-contract=off: the same rounding whatever the instruction set. -Wno-maybe-uninitialized: GCC 12 warns of its own
@@ -104,14 +105,12 @@ def find_nvcc() -> str | None:
             if nvcc.exists():
                 return str(nvcc)
             say(f"{variable}={home} has no bin/nvcc; looking on the PATH")
-    return shutil.which("nvcc") or next(
-        (str(path) for path in [pathlib.Path("/usr/local/cuda/bin/nvcc")] if path.exists()), None
-    )
+    return shutil.which("nvcc") or (str(USUAL_NVCC) if USUAL_NVCC.exists() else None)
 
 
 def find_cuda(torch) -> Cuda | None:
     """The toolkit to build with, or None with the reason said; raises when PIX2PIXHD_CUDA=1 cannot be met."""
-    wish = os.environ.get("PIX2PIXHD_CUDA", "auto")
+    wish = os.environ.get("PIX2PIXHD_CUDA") or "auto"
     if wish not in ("auto", "0", "1"):
         raise BuildError(f"PIX2PIXHD_CUDA must be auto, 0 or 1, got {wish!r}.")
     if wish == "0":
@@ -133,7 +132,7 @@ def find_cuda(torch) -> Cuda | None:
             "no nvcc was found", f"For a GPU, install the CUDA {torch.version.cuda} toolkit or set CUDA_HOME."
         )
     try:
-        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, errors="replace", check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         return without(f"{nvcc} --version fails ({error})", "Set CUDA_HOME to a working toolkit.")
     match = re.search(r"release (\d+)\.(\d+)", text)
@@ -174,7 +173,7 @@ class Graph:
         self.ninja.rule("link", f"{compiler} -shared $in -o $out $libs")
         if cuda is not None:
             nvcc = shlex.quote(cuda.nvcc)
-            host = f"-ccbin {shlex.quote(cxx[0])}"
+            host = f"-ccbin {shlex.quote(host_compiler(cxx))}"
             self.ninja.rule(
                 "nvcc", f"{nvcc} {host} -MMD -MF $out.d $flags -c $in -o $out", depfile="$out.d", deps="gcc"
             )
@@ -213,8 +212,21 @@ def find_cxx() -> list[str]:
     return cxx
 
 
+def host_compiler(cxx: list[str]) -> str:
+    """The compiler without a launcher before it: nvcc takes one name."""
+    launchers = ("ccache", "sccache", "distcc", "icecc")
+    return cxx[1] if len(cxx) > 1 and pathlib.Path(cxx[0]).name in launchers else cxx[0]
+
+
 def compiler_version(cxx: list[str]) -> str:
-    return subprocess.run([*cxx, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    command = [*cxx, "--version"]
+    try:
+        text = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(f"{shlex.join(command)} fails ({error}). Repair that compiler or set CXX.") from error
+    if not text.strip():
+        raise BuildError(f"{shlex.join(command)} says nothing. Repair that compiler or set CXX.")
+    return text.splitlines()[0]
 
 
 class BuildExtension(build_ext):

@@ -1,0 +1,142 @@
+"""Copies of the checkout, environments without the package, and one build of each kind for the whole session.
+
+Nothing here touches the working tree or the network: the environments see the packages of the one that runs the tests
+through links, and every build happens in a temporary copy.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+import torch
+
+from tests.install.tools import Environment, Wheel, archs_here, checkout, find_nvcc
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("a folder with spaces ")
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """A fresh environment with everything but the package."""
+    return Environment(tmp_path / "environment")
+
+
+@pytest.fixture(scope="session")
+def builder(folder):
+    """The environment that the shared builds run in; nothing is installed into it."""
+    return Environment(folder / "builder")
+
+
+@pytest.fixture(scope="session")
+def nvcc_wrapper(folder):
+    """A folder for the PATH whose nvcc is a script, as packagers and clusters install it."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        pytest.skip("no nvcc on this machine")
+    if torch.version.cuda is None:
+        pytest.skip(f"torch {torch.__version__} is a build without CUDA")
+    bin_folder = folder / "wrapper"
+    bin_folder.mkdir()
+    script = bin_folder / "nvcc"
+    script.write_text(f'#!/bin/sh\nexec {nvcc} "$@"\n')
+    script.chmod(0o755)
+    return bin_folder
+
+
+@pytest.fixture(scope="session")
+def cpu_checkout(folder):
+    """A copy of the checkout; the installs from it share its build folder, as they do for a user."""
+    return checkout(folder / "cpu_checkout")
+
+
+@pytest.fixture(scope="session")
+def cpu_install(folder, cpu_checkout):
+    """``pip install .`` without CUDA kernels."""
+    environment = Environment(folder / "cpu_environment")
+    environment.log = environment.pip("install", "-v", cpu_checkout, PIX2PIXHD_CUDA="0")
+    return environment
+
+
+@pytest.fixture(scope="session")
+def sdist(folder, builder):
+    """The source distribution, through the build backend's own hook."""
+    source = checkout(folder / "sdist_checkout")
+    decoy = source / "pix2pixhd" / "_ops.so"
+    decoy.write_text("what an editable install leaves in the source tree")
+    hook = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
+    out = builder.run("-c", hook, folder, cwd=source).stdout
+    return folder / out.splitlines()[-1]
+
+
+@pytest.fixture(scope="session")
+def unpacked(folder, sdist):
+    with tarfile.open(sdist) as archive:
+        options = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        archive.extractall(folder / "unpacked", **options)
+    return next((folder / "unpacked").iterdir())
+
+
+@pytest.fixture(scope="session")
+def wheel(folder, builder, unpacked, request):
+    """``pip wheel`` of the unpacked source distribution, with CUDA kernels where they can be built."""
+    variables = {}
+    if find_nvcc() is not None and torch.version.cuda is not None:
+        bin_folder = request.getfixturevalue("nvcc_wrapper")
+        variables = {
+            "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+            "PIX2PIXHD_CUDA": "1",
+            "TORCH_CUDA_ARCH_LIST": archs_here(),
+        }
+    out = folder / "wheels"
+    log = builder.pip("wheel", "-v", "--wheel-dir", out, unpacked, **variables)
+    (path,) = out.iterdir()
+    return Wheel(path, zipfile.ZipFile(path).namelist(), log)
+
+
+@pytest.fixture(scope="session")
+def wheel_install(folder, wheel):
+    environment = Environment(folder / "wheel_environment")
+    environment.pip("install", wheel.path)
+    return environment
+
+
+@pytest.fixture
+def package_copy(cpu_install, tmp_path):
+    """A copy of the installed package in a folder of its own, to be damaged."""
+    target = tmp_path / "copy"
+    shutil.copytree(cpu_install.package, target / "pix2pixhd", ignore=shutil.ignore_patterns("__pycache__"))
+    return target
+
+
+@pytest.fixture
+def run_in_copy(builder, package_copy):
+    def run(*arguments, **options):
+        return builder.run(*arguments, cwd=package_copy, **options)
+
+    return run
+
+
+def pytest_collection_modifyitems(items):
+    """All of this folder is marked; a platform without the extension has nothing to build."""
+    for item in items:
+        if "tests/install/" in item.path.as_posix():
+            item.add_marker(pytest.mark.install)
+            if sys.platform == "win32":
+                item.add_marker(pytest.mark.skip(reason="no extension is built on Windows"))
+
+
+def pytest_report_header():
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return "nvcc: none"
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    return "nvcc: " + next((line for line in text.splitlines() if "release" in line), "does not answer")

@@ -1,0 +1,50 @@
+"""``pip install .`` and ``pip install -e .``: what is imported afterwards is the built package, and it computes."""
+
+import pathlib
+
+import pytest
+import torch
+
+import pix2pixhd
+
+pytestmark = pytest.mark.install
+
+
+def test_pip_install_gives_a_package_that_computes(cpu_install):
+    facts = cpu_install.facts()
+    assert pathlib.Path(facts["file"]).parent == cpu_install.package
+    assert facts["version"] == facts["package"] == pix2pixhd.__version__
+    assert facts["torch_version"] == facts["torch"] == torch.__version__
+    assert facts["instruction_sets"].startswith("baseline")
+    assert facts["compiler"]
+    assert (facts["cuda_version"], facts["cuda_archs"], facts["cuda"]) == ("", "", False)
+
+
+def test_doctor_says_all_well(cpu_install):
+    doctor = cpu_install.command("doctor", CUDA_VISIBLE_DEVICES="")
+    lines = doctor.stdout.splitlines()
+    assert lines[-1] == "result: all well"
+    assert any("CPU operators" in line and " yes, using " in line for line in lines)
+    assert any("self-test, cpu" in line and " passed" in line for line in lines)
+    assert any("CUDA kernels" in line and " not built" in line for line in lines)
+    assert "Traceback" not in doctor.stderr
+
+
+def test_editable_install(environment, cpu_install, cpu_checkout):
+    """It builds into the checkout, takes away what an earlier build left there, and follows edits of the sources."""
+    stale = cpu_checkout / "pix2pixhd" / "_ops_cuda.so"
+    stale.write_text("of an earlier build with CUDA")
+    environment.pip("install", "--editable", cpu_checkout, PIX2PIXHD_CUDA="0")
+    facts = environment.facts()
+    assert pathlib.Path(facts["file"]).parent == cpu_checkout / "pix2pixhd"
+    assert facts["version"] == pix2pixhd.__version__
+    assert not stale.exists()
+    assert sorted(path.name.split(".")[0] for path in stale.parent.glob("*.so")) == ["_C", "_ops"]
+
+    source = cpu_checkout / "pix2pixhd" / "__init__.py"
+    text = source.read_text()
+    source.write_text(f'{text}EDITED = "yes"\n')
+    try:
+        assert environment.run("-c", "import pix2pixhd; print(pix2pixhd.EDITED)").stdout == "yes\n"
+    finally:
+        source.write_text(text)

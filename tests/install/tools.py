@@ -1,0 +1,177 @@
+"""What the installation tests share: an environment to install into, a copy of the checkout, the operators' check."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import sysconfig
+
+import torch
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SLOW = os.environ.get("PIX2PIXHD_TEST_SLOW_INSTALL", "") not in ("", "0")
+
+# What would change a build, or which package a subprocess sees.
+_UNSET = (
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "TORCH_CUDA_ARCH_LIST",
+    "CXX",
+    "CXXFLAGS",
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "VIRTUAL_ENV",
+)
+
+
+def find_nvcc() -> str | None:
+    """nvcc as setup.py would find it, when the environment is as the tests leave it."""
+    usual = pathlib.Path("/usr/local/cuda/bin/nvcc")
+    return shutil.which("nvcc") or (str(usual) if usual.exists() else None)
+
+
+def archs_here() -> str:
+    """The architectures for a test build: the GPUs of this machine, else one."""
+    if not torch.cuda.is_available():
+        return "9.0"
+    found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    return ";".join(f"{major}.{minor}" for major, minor in sorted(found))
+
+
+def variables(**changes: str) -> dict[str, str]:
+    """The environment of a subprocess: ours without what changes a build, and never with the network."""
+    kept = {k: v for k, v in os.environ.items() if k not in _UNSET and not k.startswith("PIX2PIXHD_")}
+    return {**kept, "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONWARNINGS": "default", **changes}
+
+
+def checkout(target: pathlib.Path) -> pathlib.Path:
+    """Copies the sources, committed or not, without anything built."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode != 0:  # an unpacked source distribution
+        built = ("build", "dist", "runs", "demo_out", ".*", "*.so", "*.egg-info", "__pycache__")
+        shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*built))
+        return target
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():  # tracked and deleted
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+class Environment:
+    """A virtual environment that sees the running one's packages, except this one and those left out."""
+
+    def __init__(self, folder: pathlib.Path, leave_out: tuple[str, ...] = ()) -> None:
+        pip = [] if importlib.util.find_spec("pip") is None else ["--without-pip"]
+        subprocess.run([sys.executable, "-m", "venv", *pip, str(folder)], check=True)
+        self.folder = folder
+        self.python = folder / "bin" / "python"
+        self.log = ""
+        links = folder / "links"
+        links.mkdir()
+        for path in sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}):
+            for entry in pathlib.Path(path).iterdir():
+                name = entry.name.lower()
+                hidden = "pix2pixhd" in name or name.endswith(".pth") or name == "__pycache__"
+                if not hidden and not name.startswith(leave_out or ("\0",)) and not (links / entry.name).exists():
+                    (links / entry.name).symlink_to(entry)
+        self.site = next(folder.glob("lib/python*/site-packages"))
+        (self.site / "links.pth").write_text(f"{links}\n")
+
+    @property
+    def package(self) -> pathlib.Path:
+        return self.site / "pix2pixhd"
+
+    def run(
+        self, *arguments: object, cwd: pathlib.Path | None = None, check: bool = True, **changes: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs the environment's Python away from the checkout; what it said is in the failure's message."""
+        command = [str(self.python), *map(str, arguments)]
+        result = subprocess.run(
+            command, cwd=cwd or self.folder, env=variables(**changes), capture_output=True, text=True, check=False
+        )
+        if check and result.returncode != 0:
+            raise AssertionError(f"exit status {result.returncode}:\n{result.stdout}\n{result.stderr}")
+        return result
+
+    def pip(self, command: str, *arguments: object, check: bool = True, **changes: str) -> str:
+        """Runs pip without build isolation and without dependencies; returns all it said."""
+        options = ("--no-build-isolation", "--no-deps", "--no-cache-dir")
+        result = self.run("-m", "pip", command, *options, *arguments, check=check, **changes)
+        return result.stdout + result.stderr
+
+    def fails(self, *arguments: object, **changes: str) -> str:
+        """pip wheel of a source that must not build; returns what it said."""
+        result = self.run(
+            *("-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-cache-dir", *arguments),
+            check=False,
+            **changes,
+        )
+        assert result.returncode != 0, result.stdout
+        return result.stdout + result.stderr
+
+    def facts(self, **changes: str) -> dict[str, object]:
+        """Runs the operators' check and returns what it printed."""
+        return json.loads(self.run("-c", CHECK, **changes).stdout.splitlines()[-1])
+
+    def command(self, *arguments: str, check: bool = True, **changes: str) -> subprocess.CompletedProcess[str]:
+        """Runs the installed ``pix2pixhd`` command."""
+        return self.run(self.folder / "bin" / "pix2pixhd", *arguments, check=check, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wheel:
+    """A built wheel, the names in it and what the build said."""
+
+    path: pathlib.Path
+    names: list[str]
+    log: str
+
+
+# Needs torch and numpy only. Values and gradients of a fused operator against plain PyTorch, and what was loaded.
+CHECK = """
+import json, warnings
+warnings.simplefilter("error", RuntimeWarning)
+import torch
+import pix2pixhd
+from pix2pixhd import _C
+from pix2pixhd.functional import hinge_loss, multi_l1_loss
+from pix2pixhd.ops import library
+
+generator = torch.Generator().manual_seed(0)
+shapes, weights = [(2, 3, 17, 19), (1, 5, 64, 65), (1, 1, 1, 1)], [1.0, 0.5, 0.25]
+inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+targets = [torch.randn(shape, generator=generator) for shape in shapes]
+losses = {
+    "l1": (lambda: multi_l1_loss(inputs, targets, weights),
+           lambda: sum(w * (x - y).abs().mean() for x, y, w in zip(inputs, targets, weights))),
+    "hinge": (lambda: hinge_loss(inputs, False, weights),
+              lambda: sum(w * torch.relu(1 + x).mean() for x, w in zip(inputs, weights))),
+}
+for name, (fused, plain) in losses.items():
+    with pix2pixhd.backend("fused"):
+        value = fused()
+        gradients = torch.autograd.grad(value, inputs)
+    assert type(value.grad_fn).__name__ not in ("AddBackward0", "MulBackward0"), value.grad_fn
+    expected = plain()
+    for ours, theirs in zip([value, *gradients], [expected, *torch.autograd.grad(expected, inputs)]):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
+facts = {key: getattr(_C, key) for key in dir(_C) if not key.startswith("_")}
+print(json.dumps({
+    **facts, "torch": torch.__version__, "torch_cuda": torch.version.cuda, "file": pix2pixhd.__file__,
+    "package": pix2pixhd.__version__, "cpu": library.cpu().loaded, "cuda": library.cuda().loaded,
+    "cuda_reason": library.cuda().reason,
+}))
+"""
