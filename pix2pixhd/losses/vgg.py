@@ -9,8 +9,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from pix2pixhd.models.vgg import load_vgg19
-from pix2pixhd.ops import multi_l1_loss
+from pix2pixhd.models.vgg import TAPS, VGG19Features, load_vgg19
+from pix2pixhd.ops import multi_l1_loss, perceptual
 
 PAPER_WEIGHTS = (1.0 / 32, 1.0 / 16, 1.0 / 8, 1.0 / 4, 1.0)
 _MEAN = (0.485, 0.456, 0.406)
@@ -21,8 +21,11 @@ _LEAST = 16  # relu5_1 stands behind four poolings
 class VGGLoss(nn.Module):
     """The perceptual loss of pix2pixHD: ``Σ_k w_k · mean|φ_k(fake) − φ_k(real)|`` (after arXiv 1603.08155).
 
-    φ are VGG19's relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1, the weights 1/32, 1/16, 1/8, 1/4 and 1. The real side
-    is computed without a graph; the five maps are compared in one fused call.
+    φ are VGG19's relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1, the weights 1/32, 1/16, 1/8, 1/4 and 1.
+
+    The VGG is frozen, so the gradient with respect to ``fake`` is computed along with the value, and only that one
+    picture is kept for the backward: no activation is. The form that keeps them, which PyTorch differentiates as often
+    as anybody likes, stays available as ``keep_activations=True``.
 
     The signature is that of NVIDIA's ``networks.VGGLoss``: ``VGGLoss(gpu_ids)(fake, real)`` works unchanged.
 
@@ -32,6 +35,9 @@ class VGGLoss(nn.Module):
         vgg: ``"imagenet"``, the path of a state dict, ``"random"`` (seeded, with a warning), see
             ``pix2pixhd.models.vgg.load_vgg19``; or a module that returns a list of maps, one per weight.
         weights: One number per map.
+        keep_activations: Whether to leave the gradient to PyTorch, for double backward or for gradients into the VGG.
+            So it is in any case for a module of one's own, for devices without kernels, and under
+            ``pix2pixhd.backend("reference")``.
         normalize: ``"none"``: the VGG sees the pictures in [−1, 1] as they are, as in the original. ``"imagenet"``:
             they are brought to ImageNet's mean and deviation first, as its weights expect.
 
@@ -55,6 +61,7 @@ class VGGLoss(nn.Module):
         *,
         weights: Sequence[float] = PAPER_WEIGHTS,
         normalize: Literal["none", "imagenet"] = "none",
+        keep_activations: bool = False,
     ) -> None:
         super().__init__()
         if normalize not in ("none", "imagenet"):
@@ -62,6 +69,7 @@ class VGGLoss(nn.Module):
         self.vgg = (vgg if isinstance(vgg, nn.Module) else load_vgg19(vgg)).requires_grad_(False).eval()
         self.weights = [float(weight) for weight in weights]
         self.normalize = normalize
+        self.keep_activations = keep_activations
         # Not in the state dict: constants, not weights.
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
@@ -94,14 +102,20 @@ class VGGLoss(nn.Module):
         """``weight`` times the loss, with the weight folded into the one call."""
         if fake.shape != real.shape:
             raise ValueError(f"real must have the shape of fake, {tuple(fake.shape)}, got {tuple(real.shape)}")
+        fake, real = self._prepared("fake", fake), self._prepared("real", real.detach())
+        factors = [weight * w for w in self.weights]
+        if not self.keep_activations and isinstance(self.vgg, VGG19Features) and perceptual.can_run(fake):
+            if len(factors) != len(TAPS):
+                raise ValueError(f"weights must have one number per map of vgg, {len(TAPS)}, got {len(factors)}")
+            return perceptual.perceptual_loss(fake, real, *self.vgg.chain(), factors)
         with torch.no_grad():
-            real_maps = self._maps("real", real)
-        fake_maps = self._maps("fake", fake)
+            real_maps: list[Tensor] = list(self.vgg(real))
+        fake_maps: list[Tensor] = list(self.vgg(fake))
         if len(fake_maps) != len(self.weights):
             raise ValueError(f"weights must have one number per map of vgg, {len(fake_maps)}, got {len(self.weights)}")
-        return multi_l1_loss(fake_maps, real_maps, [weight * w for w in self.weights])
+        return multi_l1_loss(fake_maps, real_maps, factors)
 
-    def _maps(self, name: str, pictures: Tensor) -> list[Tensor]:
+    def _prepared(self, name: str, pictures: Tensor) -> Tensor:
         shape = tuple(pictures.shape)
         if pictures.dim() != 4 or shape[1] not in (1, 3):
             raise ValueError(f"{name} must be pictures [N, 3, H, W] or [N, 1, H, W], got {shape}")
@@ -119,8 +133,7 @@ class VGGLoss(nn.Module):
             pictures = pictures.expand(-1, 3, -1, -1)
         if self.normalize == "imagenet":
             pictures = ((pictures + 1.0) / 2.0 - cast(Tensor, self.mean)) / cast(Tensor, self.std)
-        maps: list[Tensor] = list(self.vgg(pictures))
-        return maps
+        return pictures
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""

@@ -7,10 +7,12 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from pix2pixhd.ops.perceptual import adjoint
 
 # Positions in torchvision's `vgg19().features`.
 TAPS = {"relu1_1": 1, "relu2_1": 6, "relu3_1": 11, "relu4_1": 20, "relu5_1": 29}
@@ -20,6 +22,16 @@ _OFFLINE = """the ImageNet weights of VGG19 could not be fetched: {error}
 Put the file {name} (548 MB, from {url}) at
     {path}
 or pass its path, VGGLoss(vgg="/path/to/{name}"). For tests and demonstrations only, vgg="random" needs no file."""
+
+
+# What follows each convolution.
+_PLAN = "tptptrrptrrpt"
+
+
+def _lay_out_again(vgg: VGG19Features, _: object) -> None:
+    weights, _, adjoints, _ = vgg.chain()
+    for weight, buffer in zip(weights, adjoints, strict=True):
+        buffer.copy_(adjoint(weight))
 
 
 class VGG19Features(nn.Module):
@@ -41,8 +53,23 @@ class VGG19Features(nn.Module):
 
         with torch.device("meta"):  # no time and no random numbers spent on an initialisation that nobody uses
             layers = make_layers(cfgs["E"])
-        self.features = layers[:_DEPTH].to_empty(device="cpu")
+        self.features = layers[:_DEPTH].to_empty(device="cpu").to(memory_format=torch.channels_last)
         self.requires_grad_(False).eval()
+        for index, convolution in enumerate(self._convolutions()):
+            # Follows the module from device to device; derived, so not in the state dict.
+            self.register_buffer(f"adjoint{index}", adjoint(convolution.weight), persistent=False)
+        self.register_load_state_dict_post_hook(_lay_out_again)  # type: ignore[no-untyped-call]
+
+    def _convolutions(self) -> list[nn.Conv2d]:
+        return [layer for layer in self.features if isinstance(layer, nn.Conv2d)]
+
+    def chain(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], str]:
+        """Weights, biases, adjoint weights and plan, as ``pix2pixhd.ops.perceptual`` takes them."""
+        convolutions = self._convolutions()
+        weights = [layer.weight for layer in convolutions]
+        biases = [cast(Tensor, layer.bias) for layer in convolutions]
+        adjoints = [cast(Tensor, getattr(self, f"adjoint{index}")) for index in range(len(convolutions))]
+        return weights, biases, adjoints, _PLAN
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """The maps relu1_1, relu2_1, relu3_1, relu4_1, relu5_1 of pictures ``[N, 3, H, W]``, H and W at least 16."""

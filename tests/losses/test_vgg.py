@@ -48,11 +48,12 @@ def test_it_is_the_formula_in_value_and_gradient(vgg, shape):
     loss = VGGLoss(vgg=vgg)(fake, real)
     wide = fake.detach().double().requires_grad_()
     expected = plain_loss(vgg.state_dict(), wide, real.double())
-    torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=0)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
     (2.0 * loss).backward()
     (gradient,) = torch.autograd.grad(2.0 * expected, wide)
-    # A ReLU or a pooling may decide otherwise at a near tie in float32: compare as vectors.
-    assert (fake.grad.double() - gradient).norm() / gradient.norm() < 1e-4
+    # In float32 a ReLU, a pooling or a sign may decide otherwise at a near tie, each a jump of the gradient: the exact
+    # comparison is the next test's.
+    assert (fake.grad.double() - gradient).norm() / gradient.norm() < 0.02
     assert real.grad is None
     assert all(p.grad is None and not p.requires_grad for p in vgg.parameters())
 

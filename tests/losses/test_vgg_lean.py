@@ -1,0 +1,183 @@
+"""VGGLoss that keeps no activations, against the form that does."""
+
+import copy
+
+import pytest
+import torch
+
+from pix2pixhd.losses import VGGLoss
+from pix2pixhd.ops import perceptual
+
+from .test_vgg import pictures
+
+
+@pytest.fixture(scope="module")
+def wide(vgg):
+    """In float64 near ties decide alike: what agrees here to 1e-12 computes the same function."""
+    return copy.deepcopy(vgg).double()
+
+
+def both(vgg, **options):
+    return VGGLoss(vgg=vgg, **options), VGGLoss(vgg=vgg, keep_activations=True, **options)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 16, 16), (2, 3, 32, 48), (1, 3, 17, 31), (3, 1, 47, 33), (1, 3, 63, 16)])
+@pytest.mark.parametrize("normalize", ["none", "imagenet"])
+def test_value_and_gradient_are_the_other_forms_at_any_size(wide, shape, normalize):
+    fake, real = pictures(*shape).double().requires_grad_(), pictures(*shape, seed=1).double()
+    lean, full = (criterion.double() for criterion in both(wide, normalize=normalize))
+    a, b = lean(fake, real), full(fake, real)
+    assert a.dtype == torch.float64
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+    (ours,), (theirs,) = torch.autograd.grad(-3.0 * a, fake), torch.autograd.grad(-3.0 * b, fake)
+    assert ours.shape == fake.shape
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-15)
+
+
+def test_ties_dead_units_and_nan(wide):
+    fake = pictures(1, 3, 32, 32).double()
+    real = fake.clone()
+    real[..., :16] += 0.5  # the other half ties, deep into the network
+    fake.requires_grad_()
+    lean, full = both(wide)
+    dead = copy.deepcopy(wide)
+    for index in (2, 7):
+        dead.features[index].bias.data -= 100.0  # every ReLU behind is dead, every map equal
+    for one, other in ((lean, full), both(dead)):
+        (ours,), (theirs,) = (torch.autograd.grad(criterion(fake, real), fake) for criterion in (one, other))
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-15)
+    assert torch.isnan(lean(fake * float("nan"), real))
+    (zero,) = torch.autograd.grad(lean(fake, fake.detach()), fake)
+    assert (zero == 0).all()
+
+
+def test_nothing_but_the_gradient_is_kept(vgg):
+    fake, real = pictures(1, 3, 64, 64).requires_grad_(), pictures(1, 3, 64, 64, seed=1)
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
+        loss = VGGLoss(vgg=vgg)(fake, real)
+    kept.pop(fake.data_ptr(), None)  # the picture itself, for the error on double backward
+    assert sum(t.nbytes for t in kept.values()) == fake.nbytes
+    loss.backward()
+
+
+def test_without_gradient_only_the_value_is_computed(vgg, monkeypatch):
+    monkeypatch.setattr(perceptual, "_backward", lambda *a: pytest.fail("computed a gradient"))
+    fake, real = pictures(1, 3, 32, 32), pictures(1, 3, 32, 32, seed=1)
+    lean, full = both(vgg)
+    assert not lean(fake, real).requires_grad
+    with torch.no_grad():
+        value = lean(fake.requires_grad_(), real)
+    torch.testing.assert_close(value, full(fake, real).detach(), rtol=1e-6, atol=0)
+
+
+def test_two_backwards_leave_each_other_alone(vgg):
+    fake, real = pictures(1, 3, 32, 32).requires_grad_(), pictures(1, 3, 32, 32, seed=1)
+    loss = VGGLoss(vgg=vgg)(fake, real)
+    (first,) = torch.autograd.grad(loss, fake, torch.tensor(1.0), retain_graph=True)
+    expected = first.clone()
+    first.zero_()
+    (second,) = torch.autograd.grad(loss, fake, torch.tensor(-2.0))
+    torch.testing.assert_close(second, -2.0 * expected)
+
+
+def test_double_backward_is_refused_and_the_other_form_named(vgg):
+    fake, real = pictures(1, 3, 32, 32).requires_grad_(), pictures(1, 3, 32, 32, seed=1)
+    lean, full = both(vgg)
+    (gradient,) = torch.autograd.grad(lean(fake, real), fake, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"differentiated twice .*keep_activations=True"):
+        torch.autograd.grad(gradient.sum(), fake)
+    torch.autograd.grad(torch.autograd.grad(full(fake, real), fake, create_graph=True)[0].sum(), fake)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.6), (torch.float16, 0.2)])
+def test_autocast(vgg, dtype, error):
+    """No worse than PyTorch's own autocast is, measured against float32; the errors are sign flips at near ties."""
+    fake, real = pictures(1, 3, 64, 64).requires_grad_(), pictures(1, 3, 64, 64, seed=1)
+    lean, full = both(vgg)
+    (exact,) = torch.autograd.grad(full(fake, real), fake)
+    gradients = []
+    for criterion in (lean, full):
+        with torch.autocast("cpu", dtype=dtype):
+            loss = criterion(fake, real)
+        assert loss.dtype == torch.float32
+        # Scaled as a GradScaler does: unscaled, the plain form's float16 gradient vanishes.
+        (gradient,) = torch.autograd.grad(loss * 2.0**16, fake)
+        gradients.append(gradient / 2.0**16)
+    ours, theirs = ((g - exact).norm() / exact.norm() for g in gradients)
+    assert ours < 1.2 * theirs + 1e-3
+    assert ours < error
+
+
+def test_a_gradient_of_a_billionth_of_the_loss_survives_float16(vgg):
+    fake, real = pictures(1, 3, 32, 32).requires_grad_(), pictures(1, 3, 32, 32, seed=1)
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = VGGLoss(vgg=vgg, weights=[1e-6 * w for w in (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)])(fake, real)
+    (gradient,) = torch.autograd.grad(loss, fake)
+    (exact,) = torch.autograd.grad(VGGLoss(vgg=vgg)(fake, real), fake)
+    assert (gradient * 1e6 - exact).norm() / exact.norm() < 0.1
+    assert gradient.abs().max() < 1e-8
+
+
+def test_memory_formats_and_strides_of_the_pictures(wide):
+    fake, real = pictures(2, 3, 32, 32).double(), pictures(2, 3, 32, 32, seed=1).double()
+    lean = VGGLoss(vgg=wide).double()
+    expected = None
+    for view in (
+        fake,
+        fake.contiguous(memory_format=torch.channels_last),
+        fake.transpose(2, 3).contiguous().transpose(2, 3),
+        torch.cat([fake, fake], dim=3)[..., :32],
+    ):
+        leaf = view.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(lean(leaf, real), leaf)
+        expected = gradient if expected is None else expected
+        torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-18)
+
+
+def test_it_compiles_without_a_graph_break(vgg):
+    torch._dynamo.reset()
+    lean = VGGLoss(vgg=vgg)
+    fake, real = pictures(1, 3, 32, 32).requires_grad_(), pictures(1, 3, 32, 32, seed=1)
+    compiled = torch.compile(lambda x, y: lean(torch.tanh(x), y) * 2.0, fullgraph=True, backend="aot_eager")
+    (a,), (b,) = (
+        torch.autograd.grad(f(fake, real), fake) for f in (compiled, lambda x, y: lean(torch.tanh(x), y) * 2.0)
+    )
+    torch.testing.assert_close(a, b)
+
+
+def test_opcheck(vgg):
+    weights, biases, adjoints, plan = vgg.chain()
+    fake, real = pictures(1, 3, 16, 16).requires_grad_(), pictures(1, 3, 16, 16, seed=1)
+    factors = [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0]
+    arguments = (fake, real, weights, biases, adjoints, factors, plan, torch.float32, True)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.pix2pixhd.perceptual_loss.default, arguments, test_utils=tests)
+
+
+def test_the_adjoint_weights_follow_the_weights(vgg):
+    other = copy.deepcopy(vgg)
+    other.load_state_dict({name: value * 0.9 for name, value in vgg.state_dict().items()})
+    assert torch.equal(other.chain()[2][3], perceptual.adjoint(other.chain()[0][3]))
+    assert not torch.equal(other.chain()[2][3], vgg.chain()[2][3])
+    assert all("adjoint" not in name for name in other.state_dict())
+
+
+def test_twenty_steps_of_training_follow_the_same_curve(vgg):
+    curves = []
+    for keep in (False, True):
+        torch.manual_seed(0)
+        generator = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Tanh(), torch.nn.Conv2d(8, 3, 1))
+        optimizer = torch.optim.SGD(generator.parameters(), lr=0.05)
+        criterion = VGGLoss(vgg=vgg, keep_activations=keep)
+        label, real = pictures(2, 3, 32, 32), pictures(2, 3, 32, 32, seed=1)
+        losses = []
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = criterion(torch.tanh(generator(label)), real)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        curves.append(torch.stack(losses))
+    assert curves[0][-1] < curves[0][0]
+    torch.testing.assert_close(*curves, rtol=1e-4, atol=0)
