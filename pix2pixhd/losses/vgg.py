@@ -99,9 +99,8 @@ class VGGLoss(nn.Module):
 
         Args:
             fake: Pictures ``[N, 3, H, W]`` in [−1, 1], H and W at least 16; ``[N, 1, H, W]`` is repeated to three
-                channels.
-                channels. Their type is the VGG's, float32 unless this module was converted;
-                under autocast half types too.
+                channels. Their type is the VGG's, float32 unless this module was converted; under autocast half
+                types too.
             real: The real pictures, of the same shape. They get no gradient.
 
         Returns:
