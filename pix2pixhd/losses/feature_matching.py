@@ -12,6 +12,11 @@ from pix2pixhd.ops import multi_l1_loss
 Weighting = Literal["pix2pixhd", "scales", "features"]
 
 
+def _check(weighting: str) -> None:
+    if weighting not in get_args(Weighting):
+        raise ValueError(f"weighting must be one of {', '.join(get_args(Weighting))}, got {weighting!r}")
+
+
 def layer_weights(layers: list[int], weighting: Weighting) -> list[list[float]]:
     """The weight of each layer of each scale, see ``FeatureMatchingLoss``; ``layers`` counts the features per scale."""
     num_D = len(layers)
@@ -20,6 +25,53 @@ def layer_weights(layers: list[int], weighting: Weighting) -> list[list[float]]:
     if weighting == "scales":
         return [[1.0 / num_D] * count for count in layers]
     return [[4.0 / sum(layers)] * count for count in layers]
+
+
+def feature_matching_loss(
+    pred_fake: Prediction, pred_real: Prediction, weighting: Weighting = "pix2pixhd", *, weight: float = 1.0
+) -> Tensor:
+    """``FeatureMatchingLoss`` as a function, which tells the formula, shapes and errors.
+
+    Args:
+        pred_fake: The discriminator's output for generated pictures.
+        pred_real: The same for real pictures.
+        weighting: Of the layers, see ``FeatureMatchingLoss``.
+        weight: A factor, folded into the one call.
+
+    Example:
+        >>> import torch
+        >>> from pix2pixhd.functional import feature_matching_loss
+        >>> real = [[torch.zeros(1, 64, 9, 9), torch.zeros(1, 1, 8, 8)]]
+        >>> fake = [[torch.ones(1, 64, 9, 9), torch.zeros(1, 1, 8, 8)]]
+        >>> feature_matching_loss(fake, real, weight=10.0)
+        tensor(40.)
+    """
+    _check(weighting)
+    fake, real = as_scales("pred_fake", pred_fake), as_scales("pred_real", pred_real)
+    if len(fake) != len(real):
+        raise ValueError(f"pred_real must have as many scales as pred_fake, {len(fake)}, got {len(real)}")
+    for k, (fake_layers, real_layers) in enumerate(zip(fake, real, strict=True)):
+        if len(fake_layers) != len(real_layers):
+            raise ValueError(
+                f"pred_real[{k}] must have as many layers as pred_fake[{k}], {len(fake_layers)}, got {len(real_layers)}"
+            )
+        if len(fake_layers) < 2:
+            raise ValueError(
+                f"pred_fake[{k}] holds a prediction and no intermediate features to match; build the discriminator "
+                "with getIntermFeat=True, or turn feature matching off"
+            )
+        for i, (x, y) in enumerate(zip(fake_layers[:-1], real_layers[:-1], strict=True)):
+            if x.shape != y.shape:
+                raise ValueError(
+                    f"pred_real[{k}][{i}] (scale {k}, layer {i}) must have the shape of pred_fake[{k}][{i}], "
+                    f"{tuple(x.shape)}, got {tuple(y.shape)}"
+                )
+    weights = layer_weights([len(layers) - 1 for layers in fake], weighting)
+    return multi_l1_loss(
+        [x for layers in fake for x in layers[:-1]],
+        [y.detach() for layers in real for y in layers[:-1]],
+        [weight * w for per_scale in weights for w in per_scale],
+    )
 
 
 class FeatureMatchingLoss(nn.Module):
@@ -47,8 +99,7 @@ class FeatureMatchingLoss(nn.Module):
 
     def __init__(self, weighting: Weighting = "pix2pixhd") -> None:
         super().__init__()
-        if weighting not in get_args(Weighting):
-            raise ValueError(f"weighting must be one of {', '.join(get_args(Weighting))}, got {weighting!r}")
+        _check(weighting)
         self.weighting: Weighting = weighting
 
     def forward(self, pred_fake: Prediction, pred_real: Prediction) -> Tensor:
@@ -70,32 +121,7 @@ class FeatureMatchingLoss(nn.Module):
 
     def weighted(self, pred_fake: Prediction, pred_real: Prediction, weight: float) -> Tensor:
         """``weight`` times the loss, with the weight folded into the one call."""
-        fake, real = as_scales("pred_fake", pred_fake), as_scales("pred_real", pred_real)
-        if len(fake) != len(real):
-            raise ValueError(f"pred_real must have as many scales as pred_fake, {len(fake)}, got {len(real)}")
-        for k, (fake_layers, real_layers) in enumerate(zip(fake, real, strict=True)):
-            if len(fake_layers) != len(real_layers):
-                raise ValueError(
-                    f"pred_real[{k}] must have as many layers as pred_fake[{k}], {len(fake_layers)}, "
-                    f"got {len(real_layers)}"
-                )
-            if len(fake_layers) < 2:
-                raise ValueError(
-                    f"pred_fake[{k}] holds a prediction and no intermediate features to match; build the discriminator "
-                    "with getIntermFeat=True, or turn feature matching off"
-                )
-            for i, (x, y) in enumerate(zip(fake_layers[:-1], real_layers[:-1], strict=True)):
-                if x.shape != y.shape:
-                    raise ValueError(
-                        f"pred_real[{k}][{i}] (scale {k}, layer {i}) must have the shape of pred_fake[{k}][{i}], "
-                        f"{tuple(x.shape)}, got {tuple(y.shape)}"
-                    )
-        weights = layer_weights([len(layers) - 1 for layers in fake], self.weighting)
-        return multi_l1_loss(
-            [x for layers in fake for x in layers[:-1]],
-            [y.detach() for layers in real for y in layers[:-1]],
-            [weight * w for per_scale in weights for w in per_scale],
-        )
+        return feature_matching_loss(pred_fake, pred_real, self.weighting, weight=weight)
 
     def extra_repr(self) -> str:
         """The weighting, for ``repr``."""

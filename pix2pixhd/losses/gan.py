@@ -29,9 +29,11 @@ class GANLoss(nn.Module):
     wgan        ``−mean(x)``; ``mean(x)``                                     ``−mean(x)``
     ==========  ============================================================  =====================
 
-    The ``0.5`` of the LSGAN paper is a weight, see ``GeneratorLoss`` and ``DiscriminatorLoss``. ``vanilla`` takes the
-    discriminator's raw output (logits), never probabilities: the original feeds raw outputs to ``nn.BCELoss``, which
-    fails outside [0, 1].
+    The ``0.5`` of the LSGAN paper is a weight, see ``GeneratorLoss`` and ``DiscriminatorLoss``.
+
+    ``vanilla`` takes the discriminator's raw output (logits), never probabilities: build the discriminator with
+    ``use_sigmoid=False``. The original (``--no_lsgan``) means to take probabilities, but its discriminator drops the
+    sigmoid whenever it returns features, so that ``nn.BCELoss`` gets raw outputs and fails outside [0, 1].
 
     Args:
         use_lsgan: NVIDIA's argument: True for ``lsgan``, False for ``vanilla``. A string is taken as SPADE's
@@ -40,13 +42,13 @@ class GANLoss(nn.Module):
         target_fake_label: Label of fake predictions in ``lsgan`` and ``vanilla``.
         tensor: Accepted for old scripts, not needed: labels follow the predictions.
         opt: Accepted for old scripts, not needed.
-        mode: One of the modes above; overrides ``use_lsgan``.
+        mode: One of the modes above; overrides ``use_lsgan``. Not together with ``gan_mode``.
         gan_mode: SPADE's names ``ls``, ``original``, ``hinge``, ``w``. With them ``reduction`` is ``"mean"`` unless
             given, and a list of tensors is a list over scales, as in SPADE.
         reduction: ``"sum"`` (pix2pixHD, the default) or ``"mean"`` (SPADE) over scales. Within a scale it is the mean.
 
     Raises:
-        ValueError: For an unknown mode or reduction.
+        ValueError: For an unknown mode or reduction, or both ``mode`` and ``gan_mode``.
 
     Example:
         >>> import torch
@@ -73,12 +75,15 @@ class GANLoss(nn.Module):
         if isinstance(use_lsgan, str):
             gan_mode = use_lsgan
         if gan_mode is not None and gan_mode not in _SPADE_NAMES:
-            raise ValueError(f"gan_mode must be one of {', '.join(_SPADE_NAMES)}, got {gan_mode!r}")
+            hint = f"; for pix2pixHD's meaning write mode={gan_mode!r}" if gan_mode in get_args(GANMode) else ""
+            raise ValueError(f"gan_mode must be one of {', '.join(_SPADE_NAMES)}, got {gan_mode!r}{hint}")
+        if gan_mode is not None and mode is not None:
+            raise ValueError(f"give either mode or gan_mode (SPADE's name), got mode={mode!r} and {gan_mode!r}")
         if mode is not None and mode not in get_args(GANMode):
             raise ValueError(f"mode must be one of {', '.join(get_args(GANMode))}, got {mode!r}")
         if reduction is not None and reduction not in get_args(Reduction):
             raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}")
-        spade = gan_mode is not None and mode is None
+        spade = gan_mode is not None
         self.mode: GANMode = mode or (_SPADE_NAMES[gan_mode] if gan_mode else "lsgan" if use_lsgan else "vanilla")
         self.reduction: Reduction = reduction or ("mean" if spade else "sum")
         self.flat_list_of = "scales" if spade else "layers"
@@ -100,7 +105,8 @@ class GANLoss(nn.Module):
 
         Raises:
             TypeError: If ``input`` is none of these.
-            ValueError: For an empty list, or the generator's hinge loss with ``target_is_real=False``.
+            ValueError: For an empty list, predictions on several devices, or the generator's hinge loss with
+                ``target_is_real=False``.
         """
         return self.weighted(input, target_is_real, for_discriminator, 1.0)
 
@@ -109,6 +115,7 @@ class GANLoss(nn.Module):
         preds = [layers[-1] for layers in as_scales("input", input, self.flat_list_of)]
         each = weight / len(preds) if self.reduction == "mean" else weight
         weights = [each] * len(preds)
+        target_is_real = bool(target_is_real)  # scripts pass 1 and 0 too
         label = self.real_label if target_is_real else self.fake_label
         if self.mode == "lsgan":
             return lsgan_loss(preds, label, weights)

@@ -9,6 +9,41 @@ from torch import Tensor, nn
 
 from pix2pixhd.ops import multi_l1_loss
 
+Reduction = Literal["mean", "sum", "none"]
+
+
+def l1_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """The absolute difference of two tensors, ``mean|input − target|``; ``F.l1_loss``, fused.
+
+    Args:
+        input: Any shape and strides; float32, float64, float16 or bfloat16.
+        target: Of the same shape; broadcasting is not done. It gets its gradient if it requires one.
+        reduction: ``"mean"`` (fused), ``"sum"`` (fused) or ``"none"`` (torch's own).
+
+    Returns:
+        A scalar of the type that ``multi_l1_loss`` describes; a tensor like ``input`` for ``"none"``.
+
+    Raises:
+        TypeError: For something that is no floating-point tensor.
+        ValueError: For another reduction, or shapes or devices that do not agree.
+
+    Example:
+        >>> import torch
+        >>> from pix2pixhd.functional import l1_loss
+        >>> l1_loss(torch.zeros(2, 3), torch.ones(2, 3), reduction="sum")
+        tensor(6.)
+    """
+    _check(reduction)
+    if reduction == "none" or (reduction == "sum" and input.numel() == 0):
+        return F.l1_loss(input, target, reduction=reduction)
+    weight = float(input.numel()) if reduction == "sum" else 1.0
+    return multi_l1_loss([input], [target], [weight])
+
+
+def _check(reduction: str) -> None:
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction must be mean, sum or none, got {reduction!r}")
+
 
 class L1Loss(nn.Module):
     """The mean absolute difference, a drop-in for ``nn.L1Loss`` that keeps two bits per element for the backward.
@@ -26,15 +61,11 @@ class L1Loss(nn.Module):
         tensor(1.)
     """
 
-    def __init__(self, reduction: Literal["mean", "sum", "none"] = "mean") -> None:
+    def __init__(self, reduction: Reduction = "mean") -> None:
         super().__init__()
-        if reduction not in get_args(Literal["mean", "sum", "none"]):
-            raise ValueError(f"reduction must be mean, sum or none, got {reduction!r}")
-        self.reduction = reduction
+        _check(reduction)
+        self.reduction: Reduction = reduction
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Computes the loss of two tensors of one shape; types and errors are those of ``multi_l1_loss``."""
-        if self.reduction == "none" or (self.reduction == "sum" and input.numel() == 0):
-            return F.l1_loss(input, target, reduction=self.reduction)
-        weight = float(input.numel()) if self.reduction == "sum" else 1.0
-        return multi_l1_loss([input], [target], [weight])
+        """Computes the loss; shapes, types and errors are those of ``l1_loss``."""
+        return l1_loss(input, target, self.reduction)

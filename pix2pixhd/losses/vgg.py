@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,17 @@ _STD = (0.229, 0.224, 0.225)
 _LEAST = 16  # relu5_1 stands behind four poolings
 
 
+def _leave_out_vgg(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    for name in [name for name in state if name.startswith(f"{prefix}vgg.")]:
+        del state[name]
+
+
+def _fill_in_vgg(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Gives strict loading what was left out when saving."""
+    for name, value in cast(nn.Module, module.vgg).state_dict(prefix=f"{prefix}vgg.").items():
+        state.setdefault(name, value)
+
+
 class VGGLoss(nn.Module):
     """The perceptual loss of pix2pixHD: ``Σ_k w_k · mean|φ_k(fake) − φ_k(real)|`` (after arXiv 1603.08155).
 
@@ -29,11 +40,15 @@ class VGGLoss(nn.Module):
 
     The signature is that of NVIDIA's ``networks.VGGLoss``: ``VGGLoss(gpu_ids)(fake, real)`` works unchanged.
 
+    The VGG follows this module's ``.to()``, has no trainable parameters, and stays out of ``state_dict()``: frozen and
+    the same for everybody, it would add 50 MB to every checkpoint of a module that holds this loss.
+
     Args:
         gpu_ids: NVIDIA's list of GPUs: the VGG moves to the first where CUDA is available. Otherwise it goes where
             ``.to(device)`` puts this module.
         vgg: ``"imagenet"``, the path of a state dict, ``"random"`` (seeded, with a warning), see
-            ``pix2pixhd.models.vgg.load_vgg19``; or a module that returns a list of maps, one per weight.
+            ``pix2pixhd.models.vgg.load_vgg19``; or a module that returns a list of maps, one per weight, which is
+            frozen and put in evaluation mode.
         weights: One number per map.
         keep_activations: Whether to leave the gradient to PyTorch, for double backward or for gradients into the VGG.
             So it is in any case for a module of one's own, for devices without kernels, and under
@@ -44,6 +59,7 @@ class VGGLoss(nn.Module):
     Raises:
         RuntimeError: If pretrained weights cannot be fetched; never falls back to random ones.
         ValueError: For an unknown ``normalize``, or a file that is no VGG19 state dict.
+        TypeError: For a string as ``gpu_ids``.
         FileNotFoundError: If ``vgg`` names no file.
 
     Example:
@@ -64,6 +80,8 @@ class VGGLoss(nn.Module):
         keep_activations: bool = False,
     ) -> None:
         super().__init__()
+        if isinstance(gpu_ids, (str, pathlib.Path, nn.Module)):
+            raise TypeError(f"gpu_ids must be a list of GPU numbers, got {gpu_ids!r}; did you mean vgg={gpu_ids!r}?")
         if normalize not in ("none", "imagenet"):
             raise ValueError(f"normalize must be none or imagenet, got {normalize!r}")
         self.vgg = (vgg if isinstance(vgg, nn.Module) else load_vgg19(vgg)).requires_grad_(False).eval()
@@ -73,6 +91,8 @@ class VGGLoss(nn.Module):
         # Not in the state dict: constants, not weights.
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_state_dict_post_hook(_leave_out_vgg)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_fill_in_vgg)  # type: ignore[no-untyped-call]
         if gpu_ids and torch.cuda.is_available():
             self.to(torch.device("cuda", gpu_ids[0]))
 
@@ -87,13 +107,15 @@ class VGGLoss(nn.Module):
 
         Args:
             fake: Pictures ``[N, 3, H, W]`` in [−1, 1], H and W at least 16; ``[N, 1, H, W]`` is repeated to three
-                channels.
+                channels. Their type is the VGG's, float32 unless this module was converted; under autocast half
+                types too.
             real: The real pictures, of the same shape. They get no gradient.
 
         Returns:
             A scalar.
 
         Raises:
+            TypeError: If pictures and VGG differ in type outside autocast.
             ValueError: For other shapes, or pictures and VGG on different devices.
         """
         return self.weighted(fake, real, 1.0)
@@ -123,17 +145,28 @@ class VGGLoss(nn.Module):
             raise ValueError(
                 f"{name} must be at least {_LEAST}x{_LEAST}, got {shape[2]}x{shape[3]}; enlarge the pictures"
             )
-        parameter = next(self.vgg.parameters(), None)
-        if parameter is not None and parameter.device != pictures.device:
-            raise ValueError(
-                f"{name} is on {pictures.device} and the VGG on {parameter.device}; move the loss: "
-                f"VGGLoss(...).to({str(pictures.device)!r})"
-            )
+        self._check_against_vgg(name, pictures)
         if shape[1] == 1:
             pictures = pictures.expand(-1, 3, -1, -1)
         if self.normalize == "imagenet":
             pictures = ((pictures + 1.0) / 2.0 - cast(Tensor, self.mean)) / cast(Tensor, self.std)
         return pictures
+
+    def _check_against_vgg(self, name: str, pictures: Tensor) -> None:
+        parameter = next(self.vgg.parameters(), None)
+        if parameter is None:
+            return
+        if parameter.device != pictures.device:
+            raise ValueError(
+                f"{name} is on {pictures.device} and the VGG on {parameter.device}; move the loss: "
+                f"VGGLoss(...).to({str(pictures.device)!r})"
+            )
+        autocast = torch.is_autocast_enabled(pictures.device.type) and pictures.is_floating_point()
+        if parameter.dtype != pictures.dtype and not autocast:
+            raise TypeError(
+                f"{name} is {pictures.dtype} and the VGG {parameter.dtype}; convert the pictures, convert the loss "
+                "(VGGLoss(...).to(dtype)), or use autocast"
+            )
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""

@@ -145,7 +145,9 @@ def _imagenet_state() -> Mapping[str, Any]:
     name = pathlib.PurePosixPath(weights.url).name
     path = pathlib.Path(torch.hub.get_dir(), "checkpoints", name)
     try:
-        state: Mapping[str, Any] = weights.get_state_dict(progress=True, check_hash=True)
+        state: Mapping[str, Any] = weights.get_state_dict(
+            progress=True, check_hash=True, map_location="cpu", weights_only=True
+        )
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise RuntimeError(_OFFLINE.format(error=error, name=name, url=weights.url, path=path)) from error
     return state

@@ -1,0 +1,169 @@
+"""The losses inside NVIDIA's pix2pixHD and SPADE repositories, without editing them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import inspect
+import pathlib
+import sys
+from collections.abc import Callable
+from types import ModuleType, TracebackType
+from typing import Any
+
+from torch import nn
+
+from pix2pixhd.losses import GANLoss, L1Loss, VGGLoss
+
+__all__ = ["Patch", "patch"]
+
+# Module beside `networks`, class, and the method that sets self.criterionFeat: pix2pixHD's, SPADE's.
+_MODELS = (
+    ("pix2pixHD_model", "Pix2PixHDModel", "initialize"),
+    ("pix2pix_model", "Pix2PixModel", "__init__"),
+)
+
+
+class Patch:
+    """What ``patch`` replaced, and the way back: ``undo()``, or the end of a ``with`` block.
+
+    Attributes:
+        replaced: Names of what was replaced, for example ``models.networks.GANLoss``.
+    """
+
+    def __init__(self) -> None:
+        self.replaced: list[str] = []
+        self._originals = contextlib.ExitStack()
+
+    def _replace(self, owner: Any, name: str, value: object) -> None:
+        self._originals.callback(setattr, owner, name, getattr(owner, name))
+        setattr(owner, name, value)
+        where = owner.__name__ if isinstance(owner, ModuleType) else f"{owner.__module__}.{owner.__name__}"
+        self.replaced.append(f"{where}.{name}")
+
+    def undo(self) -> None:
+        """Puts the originals back. Models that were built meanwhile keep the fused losses."""
+        self._originals.close()
+
+    def __enter__(self) -> Patch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.undo()
+
+
+def _import_networks(repository: pathlib.Path) -> ModuleType:
+    models = repository / "models"
+    if not ((models / "networks.py").is_file() or (models / "networks" / "__init__.py").is_file()):
+        raise FileNotFoundError(
+            f"networks: there is no models/networks in {repository}; pass the folder of a pix2pixHD or SPADE checkout, "
+            "the one with train.py, or its module models.networks"
+        )
+    if str(repository) not in sys.path:  # stays there: the repository imports its own modules later on, too
+        sys.path.insert(0, str(repository))
+    networks = importlib.import_module("models.networks")
+    found = getattr(networks, "__file__", None) or "elsewhere"
+    if models not in pathlib.Path(found).resolve().parents:
+        raise ImportError(
+            f"networks: models.networks comes from {found}, not from {repository}; call patch() before another "
+            "package of that name is imported, or pass the module"
+        )
+    return networks
+
+
+def _with_logits(define_D: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Builds the discriminator without a sigmoid, because ``GANLoss`` takes logits. The sigmoid has no parameters."""
+    signature = inspect.signature(define_D)
+
+    @functools.wraps(define_D)
+    def without_sigmoid(*args: Any, **kwargs: Any) -> nn.Module:
+        bound = signature.bind(*args, **kwargs)
+        bound.arguments["use_sigmoid"] = False
+        return define_D(*bound.args, **bound.kwargs)
+
+    return without_sigmoid
+
+
+def _with_fused_l1(build: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(build)
+    def then_replace(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        result = build(self, *args, **kwargs)
+        if isinstance(getattr(self, "criterionFeat", None), nn.L1Loss):
+            self.criterionFeat = L1Loss()
+        return result
+
+    return then_replace
+
+
+def _patch_model(patched: Patch, package: str) -> None:
+    for module, name, method in _MODELS:
+        full_name = f"{package}.{module}"
+        if full_name in sys.modules or importlib.util.find_spec(full_name) is not None:
+            model = getattr(importlib.import_module(full_name), name)
+            patched._replace(model, method, _with_fused_l1(getattr(model, method)))
+
+
+def patch(networks: ModuleType | str | pathlib.Path, *, vgg: str | pathlib.Path | nn.Module = "imagenet") -> Patch:
+    """Swaps the fused losses into NVIDIA's pix2pixHD, or into SPADE, for all models built from now on.
+
+    Replaced are
+
+    * ``networks.GANLoss`` and ``networks.VGGLoss``, by the classes of ``pix2pixhd.losses``;
+    * ``criterionFeat``, the ``torch.nn.L1Loss`` that the model's feature matching loop calls, by the fused ``L1Loss``.
+      The loop itself, written into the model's ``forward``, stays: one call per layer. To have one call in all, replace
+      the loop by ``lambda_feat * FeatureMatchingLoss()(pred_fake, pred_real)``;
+    * pix2pixHD's ``networks.define_D``, by itself without ``use_sigmoid``: with ``--no_lsgan`` the vanilla loss takes
+      logits, see ``GANLoss``.
+
+    Networks, optimisers, options, checkpoints and ``torch.nn.L1Loss`` elsewhere are left alone. Names that somebody
+    imported before (``from models.networks import VGGLoss``) still mean the originals.
+
+    Args:
+        networks: The repository's module ``models.networks``, or the path of a checkout, which is put on ``sys.path``.
+        vgg: Where the VGG's weights come from, see ``VGGLoss``.
+
+    Returns:
+        A handle that says what was replaced and undoes it; also a context manager.
+
+    Raises:
+        FileNotFoundError: If the path is no checkout.
+        ImportError: If the checkout cannot be imported, or another ``models.networks`` has been.
+        AttributeError: If the module has no ``GANLoss`` or no ``VGGLoss``.
+        TypeError: If ``networks`` is neither module nor path.
+
+    Example:
+        To train with an unchanged checkout, run this in its folder, with the options of ``train.py`` behind it:
+
+        >>> import runpy
+        >>> from pix2pixhd.integrations import nvidia
+        >>> nvidia.patch(".")  # doctest: +SKIP
+        >>> runpy.run_path("train.py", run_name="__main__")  # doctest: +SKIP
+    """
+    if isinstance(networks, (str, pathlib.Path)):
+        networks = _import_networks(pathlib.Path(networks).resolve())
+    if not isinstance(networks, ModuleType):
+        raise TypeError(f"networks must be a module or the path of a checkout, got {type(networks).__name__}")
+    missing = [name for name in ("GANLoss", "VGGLoss") if not hasattr(networks, name)]
+    if missing:
+        raise AttributeError(
+            f"networks: module {networks.__name__} has no {' and no '.join(missing)}; pass models.networks of "
+            "pix2pixHD or SPADE"
+        )
+    patched = Patch()
+    try:
+        patched._replace(networks, "GANLoss", GANLoss)
+        patched._replace(networks, "VGGLoss", functools.partial(VGGLoss, vgg=vgg))
+        define_D = getattr(networks, "define_D", None)
+        if define_D is not None and "use_sigmoid" in inspect.signature(define_D).parameters:
+            patched._replace(networks, "define_D", _with_logits(define_D))
+        package = networks.__name__.rpartition(".")[0]
+        if package:
+            _patch_model(patched, package)
+    except BaseException:
+        patched.undo()
+        raise
+    return patched
