@@ -101,7 +101,8 @@ std::vector<Tensor> multi_l1_backward(Tensor grad, Tensor signs, std::vector<dou
     void* data = gradients[k].mutable_data_ptr();
     const DType type = dtype_from_scalar_type(dtypes[k]);
     uint32_t* words = const_cast<uint32_t*>(static_cast<const uint32_t*>(signs.const_data_ptr())) + offsets[k];
-    STD_TORCH_CHECK(is_aligned(words), "pix2pixhd: signs must be the tensor that the forward returned, not a view of it");
+    STD_TORCH_CHECK(is_aligned(words),
+                    "pix2pixhd: signs must be the tensor that the forward returned, not a view of it");
     entries.push_back(
         {{{data, nullptr}, words, numels[k], weight[k] / static_cast<double>(numels[k]), 0.0, is_aligned(data)},
          {type, type}});

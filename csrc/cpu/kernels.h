@@ -44,7 +44,8 @@ struct Kernels {
                            double coefficient);
 
   // One row of max-pooling 2x2 of max(0, x), channels last, channels a multiple of 32: out [width, channels] from the
-  // rows upper and lower [2 * width, channels]. codes: 3 words per 32 elements of out (column, row, let through), or null.
+  // rows upper and lower [2 * width, channels]. codes: 3 words per 32 elements of out (column, row, let through), or
+  // null.
   void (*relu_pool)(const void* upper, const void* lower, void* out, DType type, int64_t width, int64_t channels,
                     uint32_t* codes);
 

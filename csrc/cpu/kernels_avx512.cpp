@@ -5,6 +5,6 @@
 namespace pix2pixhd::cpu {
 const Kernels kAvx512 = {
     "avx512", l1_forward, l1_backward,      pointwise_forward, pointwise_backward,
-    relu,  relu_l1,    relu_l1_backward, relu_pool,         relu_pool_backward,
+    relu,     relu_l1,    relu_l1_backward, relu_pool,         relu_pool_backward,
 };
 }  // namespace pix2pixhd::cpu

@@ -2,7 +2,8 @@
 // kernels_impl.h: same rules.
 //
 // Kept for the backward are bits: which elements a ReLU let through (1 bit), the sign of the L1 term (2 bits, as
-// multi_l1 keeps them), and for a pooled element which of the four it came from and whether ReLU let it through (3 bits).
+// multi_l1 keeps them), and for a pooled element which of the four it came from and whether ReLU let it through (3
+// bits).
 #pragma once
 
 #include <cstdint>

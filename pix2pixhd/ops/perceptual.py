@@ -8,6 +8,7 @@ through, where a pooled element came from, the signs of the L1 terms.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -32,11 +33,18 @@ def adjoint(weight: Tensor) -> Tensor:
     return weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
 
 
+@functools.cache
+def _has_kernels(device: str) -> bool:
+    part = {"cpu": library.cpu, "cuda": library.cuda}.get(device)
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device, "")
+    if part is None or not part().loaded:
+        return False
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("pix2pixhd::relu_pool", key))
+
+
 def can_run(pictures: Tensor) -> bool:
     """Whether the operators for this device are there and chosen."""
-    if pictures.device.type == "cuda" and not library.cuda().loaded:
-        return False
-    return pictures.device.type in ("cpu", "cuda") and choice.use_fused(pictures)
+    return _has_kernels(pictures.device.type) and choice.use_fused(pictures)
 
 
 def _forward(
