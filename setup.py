@@ -251,7 +251,9 @@ class BuildExtension(build_ext):
         cxx = find_cxx()
         graph = Graph(pathlib.Path(self.build_temp).resolve(), cxx, self.cuda)
         target = {e.name.split(".")[-1]: self._target(e.name) for e in self.extensions}
-        shared = [f"-I{path}" for path in self._torch_includes()] + [f"-DTORCH_TARGET_VERSION={TARGET_VERSION}"]
+        shared = [f"-DTORCH_TARGET_VERSION={TARGET_VERSION}"]
+        for path in self._torch_includes():  # torch's headers put their own names into messages: without this folder
+            shared += [f"-I{path}", f"-fmacro-prefix-map={path}/="]
         torch_lib = str(pathlib.Path(self.torch.__file__).parent / "lib")
 
         x86 = platform.machine().lower() in ("x86_64", "amd64")

@@ -40,11 +40,12 @@ class GeneratorLoss(nn.Module):
     Args:
         lambda_gan: Weight of the adversarial term; None for the preset's: 0.5 for ``paper``, 1 for the others.
         lambda_feat: Weight of feature matching; None for the preset's, 10.
-        lambda_vgg: Weight of the VGG loss; None for the preset's: 10, and 1 for ``mlops``.
+        lambda_vgg: Weight of the VGG loss; None for the preset's: 10, and 1 for ``mlops``. In ``nvidia``, whose code
+            has one weight for both, None follows a ``lambda_feat`` other than 0.
         preset: Whose definition of the terms: ``paper``, ``nvidia`` (pix2pixHD's code), ``spade``, ``imaginaire`` or
             ``mlops``; see ``pix2pixhd.losses.presets``.
         gan_mode: ``lsgan``, ``vanilla``, ``hinge`` or ``wgan``; None for the preset's.
-        vgg: What ``VGGLoss`` takes as ``vgg``, or a ``VGGLoss``.
+        vgg: What ``VGGLoss`` takes as ``vgg``; or a ``VGGLoss``, which is used as it is, its ``normalize`` too.
 
     Raises:
         ValueError: For an unknown preset or mode.
@@ -73,7 +74,9 @@ class GeneratorLoss(nn.Module):
         chosen = get_preset(preset)
         self.lambda_gan = chosen.lambda_gan if lambda_gan is None else float(lambda_gan)
         self.lambda_feat = chosen.lambda_feat if lambda_feat is None else float(lambda_feat)
-        self.lambda_vgg = chosen.lambda_vgg if lambda_vgg is None else float(lambda_vgg)
+        if lambda_vgg is None:
+            lambda_vgg = self.lambda_feat if chosen.vgg_follows_feat and self.lambda_feat != 0.0 else chosen.lambda_vgg
+        self.lambda_vgg = float(lambda_vgg)
         self.gan = GANLoss(mode=gan_mode or chosen.gan_mode, reduction=chosen.reduction)
         self.gan_factor = chosen.adversarial(self.gan.mode)
         self.feat = FeatureMatchingLoss(chosen.weighting)

@@ -25,6 +25,7 @@ class Preset:
         lsgan_factor: Further factor of both adversarial losses in mode ``lsgan``.
         weighting: Of feature matching.
         normalize: What the VGG sees.
+        vgg_follows_feat: Whether the user's weight of feature matching is the VGG loss's too.
     """
 
     lambda_gan: float
@@ -36,6 +37,7 @@ class Preset:
     lsgan_factor: float = 1.0
     weighting: Weighting = "pix2pixhd"
     normalize: Literal["none", "imagenet"] = "none"
+    vgg_follows_feat: bool = False
 
     def adversarial(self, mode: GANMode) -> float:
         """The factor that ``mode`` adds to both adversarial losses."""
@@ -46,7 +48,7 @@ PRESETS: dict[str, Preset] = {
     # arXiv 1711.11585 with the factors of arXiv 1611.04076.
     "paper": Preset(lambda_gan=0.5, lambda_feat=10.0, lambda_vgg=10.0, discriminator=0.5),
     # NVIDIA/pix2pixHD: one lambda_feat, 10, for both.
-    "nvidia": Preset(lambda_gan=1.0, lambda_feat=10.0, lambda_vgg=10.0, discriminator=0.5),
+    "nvidia": Preset(lambda_gan=1.0, lambda_feat=10.0, lambda_vgg=10.0, discriminator=0.5, vgg_follows_feat=True),
     # NVlabs/SPADE.
     "spade": Preset(
         lambda_gan=1.0,

@@ -41,7 +41,8 @@ def _load(name: str, stem: str) -> Part:
     try:
         torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except OSError as error:
-        return Part(name, False, f"{path.name} does not load under torch {torch.__version__}: {error}; {_REBUILD}")
+        why = error.__cause__ or error  # torch says that it does not load; the loader's own message says why
+        return Part(name, False, f"{path.name} does not load under torch {torch.__version__}: {why}; {_REBUILD}")
     return Part(name, True)
 
 

@@ -53,6 +53,16 @@ def nvcc_wrapper(folder):
 
 
 @pytest.fixture(scope="session")
+def broken_nvcc(folder):
+    """A PATH whose nvcc fails. (Without any, one in its usual place would be found.)"""
+    script = folder / "broken" / "nvcc"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\necho 'nvcc: not today' >&2\nexit 1\n")
+    script.chmod(0o755)
+    return f"{script.parent}{os.pathsep}{os.environ['PATH']}"
+
+
+@pytest.fixture(scope="session")
 def cpu_checkout(folder):
     """A copy of the checkout; the installs from it share its build folder, as they do for a user."""
     return checkout(folder / "cpu_checkout")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import pix2pixhd
+from tests.install.tools import no_cuda_reason
 
 pytestmark = pytest.mark.install
 
@@ -20,6 +21,10 @@ def test_pip_install_gives_a_package_that_computes(cpu_install):
     assert (facts["cuda_version"], facts["cuda_archs"], facts["cuda"]) == ("", "", False)
 
 
+def test_the_build_says_that_it_has_no_cuda_kernels_and_why(cpu_install):
+    assert cpu_install.log.count("pix2pixhd: building without CUDA kernels: PIX2PIXHD_CUDA=0") == 1
+
+
 def test_doctor_says_all_well(cpu_install):
     doctor = cpu_install.command("doctor", CUDA_VISIBLE_DEVICES="")
     lines = doctor.stdout.splitlines()
@@ -30,14 +35,20 @@ def test_doctor_says_all_well(cpu_install):
     assert "Traceback" not in doctor.stderr
 
 
-def test_editable_install(environment, cpu_install, cpu_checkout):
-    """It builds into the checkout, takes away what an earlier build left there, and follows edits of the sources."""
+def test_editable_install(environment, cpu_install, cpu_checkout, broken_nvcc):
+    """It builds into the checkout, takes away what an earlier build left there, and follows edits of the sources.
+
+    With an nvcc that does not work it goes on without CUDA kernels, and its log says so.
+    """
     stale = cpu_checkout / "pix2pixhd" / "_ops_cuda.so"
     stale.write_text("of an earlier build with CUDA")
-    environment.pip("install", "--editable", cpu_checkout, PIX2PIXHD_CUDA="0")
+    log = environment.pip("install", "-v", "--editable", cpu_checkout, PATH=broken_nvcc, CXXFLAGS="-O0")
+    (line,) = [line for line in log.splitlines() if "building without CUDA kernels" in line]
+    assert no_cuda_reason() in line
+
     facts = environment.facts()
     assert pathlib.Path(facts["file"]).parent == cpu_checkout / "pix2pixhd"
-    assert facts["version"] == pix2pixhd.__version__
+    assert (facts["version"], facts["cuda_version"]) == (pix2pixhd.__version__, "")
     assert not stale.exists()
     assert sorted(path.name.split(".")[0] for path in stale.parent.glob("*.so")) == ["_C", "_ops"]
 

@@ -44,6 +44,11 @@ def archs_here() -> str:
     return ";".join(f"{major}.{minor}" for major, minor in sorted(found))
 
 
+def no_cuda_reason() -> str:
+    """Why no CUDA kernels are built with a broken nvcc: that, or a torch that has no use for it."""
+    return "--version fails" if torch.version.cuda else "is a build without CUDA"
+
+
 def variables(**changes: str) -> dict[str, str]:
     """The environment of a subprocess: ours without what changes a build, and never with the network."""
     kept = {k: v for k, v in os.environ.items() if k not in _UNSET and not k.startswith("PIX2PIXHD_")}

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from pix2pixhd.functional import feature_matching_loss, l1_loss
 from pix2pixhd.losses import FeatureMatchingLoss, L1Loss
 
 from .conftest import predictions
@@ -38,10 +41,44 @@ def test_it_is_nvidias_loop_in_value_and_gradient(num_D, n_layers):
     assert all(scale[-1].grad is None for scale in fake), "the prediction is no feature"
 
 
-def test_one_scale_may_come_alone():
+def test_one_scale_may_come_alone_and_tuples_are_lists():
     fake, real = predictions(1), predictions(1, seed=1)
     criterion = FeatureMatchingLoss()
     assert torch.equal(criterion(fake[0], real[0]), criterion(fake, real))
+    assert torch.equal(criterion(tuple(map(tuple, fake)), real), criterion(fake, real))
+    assert torch.equal(feature_matching_loss(fake, real, weight=2.0), 2.0 * criterion(fake, real))
+
+
+@given(
+    shapes=st.lists(
+        st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=4), min_size=2, max_size=5), min_size=1, max_size=3
+    ),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+    ties=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_structure_shape_and_type(shapes, dtype, ties):
+    generator = torch.Generator().manual_seed(0)
+    fake, real = ([[torch.randn(s, generator=generator).to(dtype) for s in scale] for scale in shapes] for _ in "fr")
+    if ties:
+        real = [[torch.where(x > 0, x, y) for x, y in zip(f, r, strict=True)] for f, r in zip(fake, real, strict=True)]
+    expected = 0.0
+    for f, r in zip(fake, real, strict=True):
+        features = list(zip(f[:-1], r[:-1], strict=True))
+        expected += sum((x.double() - y.double()).abs().mean() for x, y in features) * 4 / len(features) / len(shapes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # where a half loss stays float32
+        loss = FeatureMatchingLoss()(fake, real)
+    torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=1e-30)
+
+
+def test_one_operator_call_for_all_scales_and_layers(monkeypatch):
+    calls = []
+    from pix2pixhd.losses import feature_matching
+
+    monkeypatch.setattr(feature_matching, "multi_l1_loss", lambda *a: calls.append(a) or torch.zeros(()))
+    FeatureMatchingLoss()(predictions(3), predictions(3, seed=1))
+    assert len(calls) == 1
+    assert [len(argument) for argument in calls[0]] == [12, 12, 12]
 
 
 def test_other_weightings():
@@ -53,8 +90,9 @@ def test_other_weightings():
     total = sum(sum(scale) for scale in terms)
     torch.testing.assert_close(FeatureMatchingLoss("scales")(fake, real).double(), total / 2, rtol=1e-6, atol=0)
     torch.testing.assert_close(FeatureMatchingLoss("features")(fake, real).double(), total * 4 / 8, rtol=1e-6, atol=0)
-    with pytest.raises(ValueError, match="weighting must be one of pix2pixhd, scales, features, got 'mean'"):
-        FeatureMatchingLoss("mean")
+    for call in (FeatureMatchingLoss, lambda weighting: feature_matching_loss(fake, real, weighting)):
+        with pytest.raises(ValueError, match="weighting must be one of pix2pixhd, scales, features, got 'mean'"):
+            call("mean")
 
 
 def test_structures_that_do_not_agree_are_named():
@@ -85,5 +123,9 @@ def test_l1_loss_of_nothing():
     x = torch.zeros(0, 3)
     assert torch.isnan(L1Loss()(x, x))
     assert L1Loss("sum")(x, x) == 0
+    with pytest.raises(ValueError, match="reduction must be mean, sum or none, got 'avg'"):
+        l1_loss(x, x, "avg")
+    with pytest.raises(ValueError, match="broadcasting is not done"):
+        L1Loss("sum")(torch.zeros(2, 3), torch.zeros(3))
     with pytest.raises(ValueError, match="reduction must be mean, sum or none, got 'avg'"):
         L1Loss("avg")

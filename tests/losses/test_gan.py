@@ -78,6 +78,13 @@ def test_spades_signature_means_over_scales(name, mode):
     assert GANLoss(gan_mode=name).mode == mode
 
 
+@pytest.mark.parametrize("mode", ["lsgan", "vanilla", "hinge", "wgan"])
+def test_labels_may_be_numbers(mode):
+    pred, criterion = predictions(), GANLoss(mode=mode)
+    assert torch.equal(criterion(pred, 1), criterion(pred, True))
+    assert torch.equal(criterion(pred, 0), criterion(pred, False))
+
+
 def test_one_operator_call_for_all_scales(monkeypatch):
     calls = []
     from pix2pixhd.losses import gan
@@ -103,6 +110,8 @@ def test_autocast_gives_float32_and_half_alone_gives_half():
         ({"mode": "ls"}, "mode must be one of lsgan, vanilla, hinge, wgan, got 'ls'"),
         ({"gan_mode": "lsgan"}, "gan_mode must be one of ls, original, hinge, w, got 'lsgan'"),
         ({"use_lsgan": "rals"}, "gan_mode must be one of"),
+        ({"use_lsgan": "vanilla"}, "got 'vanilla'; for pix2pixHD's meaning write mode='vanilla'"),
+        ({"use_lsgan": "hinge", "mode": "wgan"}, "give either mode or gan_mode"),
         ({"reduction": "none"}, "reduction must be one of sum, mean, got 'none'"),
     ],
 )

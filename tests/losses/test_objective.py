@@ -70,7 +70,7 @@ def expected(preset, mode, vgg, pred_fake, pred_real, fake, real):
     ],
 )
 def test_every_preset_is_its_formula_in_value_and_gradient(vgg, preset, gan_mode):
-    pred_fake, pred_real = predictions(NUM_D, N_LAYERS, requires_grad=True), predictions(NUM_D, N_LAYERS, seed=1)
+    pred_fake, pred_real = (predictions(NUM_D, N_LAYERS, seed=seed, requires_grad=True) for seed in (0, 1))
     fake, real = pictures(1, 3, 32, 32).requires_grad_(), pictures(1, 3, 32, 32, seed=1)
     mode = gan_mode or ("hinge" if preset in ("spade", "imaginaire") else "lsgan")
     gan, feat, perception, d_fake, d_real = expected(preset, mode, vgg, pred_fake, pred_real, fake, real)
@@ -79,14 +79,42 @@ def test_every_preset_is_its_formula_in_value_and_gradient(vgg, preset, gan_mode
     for actual, wanted in zip(terms, (gan, feat, perception, gan + feat + perception), strict=True):
         torch.testing.assert_close(actual.double(), wanted, rtol=2e-6, atol=1e-9)
     leaves = [x for scale in pred_fake for x in scale]
-    ours = torch.autograd.grad(terms.total, leaves)
-    theirs = torch.autograd.grad(gan + feat, leaves)
+    *ours, picture = torch.autograd.grad(terms.total, [*leaves, fake])
+    *theirs, expected_picture = torch.autograd.grad(gan + feat + perception, [*leaves, fake])
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)
+    # A ReLU or a pooling may decide otherwise at a near tie in float32: compare as vectors.
+    assert (picture - expected_picture).norm() < 1e-4 * expected_picture.norm()
 
     d_terms = DiscriminatorLoss(preset, gan_mode=gan_mode)(pred_fake, pred_real)
     for actual, wanted in zip(d_terms, (d_fake, d_real, d_fake + d_real), strict=True):
         torch.testing.assert_close(actual.double(), wanted, rtol=1e-6, atol=1e-9)
+    last = [scale[-1] for scale in (*pred_fake, *pred_real)]
+    theirs = torch.autograd.grad(d_fake + d_real, last)
+    for a, b in zip(torch.autograd.grad(d_terms.total, last), theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("gan_mode", ["vanilla", "wgan"])
+def test_the_presets_factors_hold_in_the_other_modes(gan_mode):
+    def score(pred, real):
+        x = torch.stack([scale[-1].double().flatten() for scale in pred])
+        label = torch.full_like(x, float(real))
+        if gan_mode == "vanilla":
+            return F.binary_cross_entropy_with_logits(x, label, reduction="none").mean(dim=1)
+        return (-x if real else x).mean(dim=1)
+
+    pred_fake, pred_real = ([[s[-1][:, :, :, :4]] for s in predictions(NUM_D, seed=seed)] for seed in (0, 1))
+    for preset, generator, discriminator in [("paper", 0.5, 0.5), ("nvidia", 1.0, 0.5), ("mlops", 1.0, 1.0)]:
+        terms = GeneratorLoss(preset=preset, gan_mode=gan_mode, lambda_feat=0.0, lambda_vgg=0.0)(pred_fake)
+        torch.testing.assert_close(terms.gan.double(), generator * score(pred_fake, True).sum(), rtol=1e-6, atol=1e-9)
+        d_terms = DiscriminatorLoss(preset, gan_mode=gan_mode)(pred_fake, pred_real)
+        wanted = discriminator * (score(pred_fake, False) + score(pred_real, True)).sum()
+        torch.testing.assert_close(d_terms.total.double(), wanted, rtol=1e-6, atol=1e-9)
+    for preset in ("spade", "imaginaire"):
+        d_terms = DiscriminatorLoss(preset, gan_mode=gan_mode)(pred_fake, pred_real)
+        wanted = (score(pred_fake, False) + score(pred_real, True)).mean()
+        torch.testing.assert_close(d_terms.total.double(), wanted, rtol=1e-6, atol=1e-9)
 
 
 def test_weights_given_override_the_presets(vgg):
@@ -96,6 +124,37 @@ def test_weights_given_override_the_presets(vgg):
     three = GeneratorLoss(lambda_gan=3.0, lambda_feat=5.0, lambda_vgg=7.0, vgg=vgg)(pred, other, fake, real)
     for a, b, factor in zip(three, one, (3, 5, 7), strict=False):
         torch.testing.assert_close(a, factor * b)
+
+
+def test_nvidias_code_has_one_weight_for_features_and_vgg(vgg):
+    assert GeneratorLoss(lambda_feat=5.0, preset="nvidia", vgg=vgg).lambda_vgg == 5.0
+    assert GeneratorLoss(lambda_feat=5.0, lambda_vgg=2.0, preset="nvidia", vgg=vgg).lambda_vgg == 2.0
+    assert GeneratorLoss(lambda_feat=0.0, preset="nvidia", vgg=vgg).lambda_vgg == 10.0
+    assert GeneratorLoss(lambda_feat=5.0, vgg=vgg).lambda_vgg == 10.0
+
+
+@pytest.mark.usefixtures("any_backend")
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "expected"),
+    [
+        (torch.float64, False, torch.float64),
+        (torch.bfloat16, False, torch.bfloat16),
+        (torch.float16, False, torch.float16),
+        (torch.bfloat16, True, torch.float32),
+    ],
+)
+def test_types_are_those_of_plain_pytorch(dtype, autocast, expected):
+    pred_fake, pred_real = (predictions(seed=seed, dtype=dtype, requires_grad=seed == 0) for seed in (0, 1))
+    criterion = GeneratorLoss(lambda_vgg=0.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        terms = criterion(pred_fake, pred_real)
+        total_D = DiscriminatorLoss()(pred_fake, pred_real).total
+    assert (terms.gan.dtype, terms.feat.dtype, total_D.dtype) == (expected,) * 3
+    leaves = [x for scale in pred_fake for x in scale]
+    gradients = torch.autograd.grad(terms.total, leaves)
+    assert all(g.dtype == dtype and g.isfinite().all() for g in gradients)
+    wide = [[x.double() for x in scale] for scale in pred_fake], [[x.double() for x in scale] for scale in pred_real]
+    torch.testing.assert_close(terms.total.double(), criterion(*wide).total, rtol=2e-2, atol=0)
 
 
 def test_zero_turns_a_term_off_and_asks_for_nothing():
@@ -169,3 +228,21 @@ def test_a_generator_step_is_plain_pytorchs(vgg):
     torch.testing.assert_close(terms.total, total, rtol=1e-6, atol=0)
     for a, b in zip(ours, theirs, strict=True):
         assert (a - b).norm() / b.norm() < 1e-6
+
+
+@pytest.mark.usefixtures("any_backend")
+def test_the_sign_of_every_gradient_is_plain_pytorchs_ties_included():
+    torch.manual_seed(0)
+    netD, real = TinyDiscriminator(), pictures(1, 3, 32, 32)
+    fake = real.clone()
+    fake[..., 16:] += 0.1  # the left half is equal: ties in every layer
+    with torch.no_grad():
+        pred_fake, pred_real = netD(fake), netD(real)
+    leaves = [x.requires_grad_() for scale in pred_fake for x in scale]
+    ours = torch.autograd.grad(GeneratorLoss(lambda_vgg=0.0)(pred_fake, pred_real).total, leaves)
+    plain = sum(0.5 * F.mse_loss(f[-1], torch.ones_like(f[-1])) for f in pred_fake)
+    pairs = [(x, y) for f, r in zip(pred_fake, pred_real, strict=True) for x, y in zip(f[:-1], r[:-1], strict=True)]
+    plain = plain + sum(10.0 * F.l1_loss(x, y) for x, y in pairs)
+    theirs = torch.autograd.grad(plain, leaves)
+    assert all(torch.equal(a.sign(), b.sign()) for a, b in zip(ours, theirs, strict=True))
+    assert all((x == y).any() and (x != y).any() for x, y in pairs)

@@ -1,5 +1,6 @@
 """VGGLoss: its value and gradient, where its weights come from, and what is said when they cannot be had."""
 
+import copy
 import pathlib
 import urllib.error
 
@@ -162,6 +163,73 @@ def test_a_module_of_ones_own():
     torch.testing.assert_close(loss, 2 * (fake - real).abs().mean())
     with pytest.raises(ValueError, match="weights must have one number per map of vgg, 2, got 5"):
         VGGLoss(vgg=Two())(fake, real)
+
+
+@pytest.mark.usefixtures("any_backend")
+def test_autocast_and_converted_modules(vgg):
+    fake, real = pictures(1, 3, 32, 32).requires_grad_(), pictures(1, 3, 32, 32, seed=1)
+    expected = VGGLoss(vgg=vgg)(fake, real).detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = VGGLoss(vgg=vgg)(fake.bfloat16(), real)  # a generator's half output beside a float32 picture
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=2e-2, atol=0)
+    (gradient,) = torch.autograd.grad(loss, fake)
+    assert gradient.dtype == torch.float32
+    assert gradient.isfinite().all()
+    double = VGGLoss(vgg=copy.deepcopy(vgg)).double()(fake.double(), real.double())
+    torch.testing.assert_close(double.float(), expected, rtol=2e-6, atol=0)
+    channels_last = VGGLoss(vgg=vgg)(fake.contiguous(memory_format=torch.channels_last), real)
+    torch.testing.assert_close(channels_last, expected, rtol=2e-6, atol=0)
+
+
+def test_one_operator_call_for_all_maps_and_no_graph_on_the_real_side(monkeypatch, vgg):
+    calls = []
+    from pix2pixhd.losses import vgg as module
+
+    monkeypatch.setattr(module, "multi_l1_loss", lambda *a: calls.append(a) or torch.zeros(()))
+    VGGLoss(vgg=vgg)(pictures(1, 3, 16, 16).requires_grad_(), pictures(1, 3, 16, 16).requires_grad_())
+    assert len(calls) == 1
+    fake_maps, real_maps, weights = calls[0]
+    assert weights == WEIGHTS
+    assert [x.requires_grad for x in fake_maps] == [True] * 5
+    assert [y.requires_grad for y in real_maps] == [False] * 5
+
+
+def test_checkpoints_of_a_module_that_holds_the_loss_leave_vgg_out(vgg):
+    class Training(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.netG = torch.nn.Conv2d(3, 3, 1)
+            self.criterion = VGGLoss(vgg=vgg)
+
+    saved = Training().state_dict()
+    assert list(saved) == ["netG.weight", "netG.bias"]
+    Training().load_state_dict(saved)  # strict
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        Training().load_state_dict({**saved, "criterion.vgg.features.99.weight": torch.zeros(1)})
+    assert list(copy.deepcopy(VGGLoss(vgg=vgg)).state_dict()) == []
+
+
+def test_a_damaged_download_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def damaged(url, destination, hash_prefix=None, progress=True):
+        raise RuntimeError(f'invalid hash value (expected "{hash_prefix}", got "00000000")')
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", damaged)
+    with pytest.raises(RuntimeError, match=r'could not be fetched: invalid hash value \(expected "dcbb9e9d"'):
+        VGGLoss()
+
+
+def test_types_that_do_not_agree_are_named(vgg):
+    half = pictures(1, 3, 16, 16).half()
+    message = r"real is torch.float16 and the VGG torch.float32; convert the pictures, convert the loss"
+    with pytest.raises(TypeError, match=message):
+        VGGLoss(vgg=vgg)(half.float(), half)
+    with pytest.raises(TypeError, match=r"real is torch\.uint8 and the VGG"):
+        VGGLoss(vgg=vgg)(half, torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    with pytest.raises(TypeError, match="gpu_ids must be a list of GPU numbers, got 'random'; did you mean vgg='rand"):
+        VGGLoss("random")
 
 
 def test_train_mode_does_not_reach_the_vgg(vgg):

@@ -1,0 +1,111 @@
+"""A package whose libraries are missing or broken: it imports, computes in plain PyTorch and says why."""
+
+import json
+import re
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.install
+
+# Computes three losses twice and prints them with the warnings they gave and the error that asking for more gives.
+LOSSES = """
+import json, warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import torch
+    import pix2pixhd
+    from pix2pixhd.functional import hinge_loss, lsgan_loss, multi_l1_loss
+    imported = len(caught)
+    x = torch.tensor([1.0, -3.0], requires_grad=True)
+    for _ in range(2):
+        loss = multi_l1_loss([x], [torch.zeros(2)]) + lsgan_loss([x], 1.0) + hinge_loss([x], True)
+    (gradient,) = torch.autograd.grad(loss, [x])
+try:
+    with pix2pixhd.backend("fused"):
+        hinge_loss([x], True)
+    error = ""
+except RuntimeError as caught_error:
+    error = str(caught_error)
+print(json.dumps({
+    "file": pix2pixhd.__file__, "imported": imported, "loss": loss.item(), "gradient": gradient.tolist(),
+    "warnings": [[w.category.__name__, str(w.message), w.filename] for w in caught], "error": error,
+}))
+"""
+# By hand: mean|x| = 2, mean (x-1)^2 = 8, mean relu(1-x) = 2.
+LOSS, GRADIENT = 12.0, [0.5 + 0.0 + 0.0, -0.5 - 4.0 - 0.5]
+REMEDY = "reinstall this package with `pip install --force-reinstall"
+
+
+def missing(path):
+    path.unlink()
+
+
+def garbage(path):
+    path.write_bytes(b"this is no library\n" * 100)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+DAMAGE = {missing: "_ops.so was not built", garbage: "invalid ELF header", empty: "file too short"}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_without_the_cpu_operators(package_copy, run_in_copy, damage):
+    damage(package_copy / "pix2pixhd" / "_ops.so")
+    said = json.loads(run_in_copy("-c", LOSSES).stdout.splitlines()[-1])
+    assert said["file"].startswith(str(package_copy))
+    assert said["imported"] == 0
+    assert said["loss"] == LOSS
+    assert said["gradient"] == GRADIENT
+    ((category, text, _),) = said["warnings"]
+    assert category == "RuntimeWarning"
+    assert text.startswith("pix2pixhd: the losses on cpu run in plain PyTorch, slower and with more memory: _ops.so ")
+    assert DAMAGE[damage] in text
+    assert REMEDY in text
+    assert said["error"].startswith("backend('fused') was asked for, but _ops.so ")
+    assert DAMAGE[damage] in said["error"]
+    assert REMEDY in said["error"]
+
+
+def test_plain_pytorch_that_was_asked_for_gives_no_warning(package_copy, run_in_copy):
+    missing(package_copy / "pix2pixhd" / "_ops.so")
+    said = json.loads(run_in_copy("-c", LOSSES, PIX2PIXHD_BACKEND="reference").stdout.splitlines()[-1])
+    assert (said["loss"], said["gradient"], said["warnings"]) == (LOSS, GRADIENT, [])
+
+
+@pytest.mark.parametrize("damage", [missing, garbage])
+def test_doctor_without_the_cpu_operators(package_copy, run_in_copy, damage):
+    damage(package_copy / "pix2pixhd" / "_ops.so")
+    doctor = run_in_copy("-m", "pix2pixhd.cli", "doctor", check=False)
+    assert doctor.returncode == 1, doctor.stderr
+    lines = [line.strip() for line in doctor.stdout.splitlines()]
+    (line,) = [line for line in lines if line.startswith("CPU operators")]
+    assert "no: _ops.so" in line
+    assert DAMAGE[damage] in line
+    assert REMEDY in line
+    assert any(line.startswith("self-test, cpu") and "not run" in line for line in lines)
+    assert lines[-1] == "result: NOT all well, see above"
+    assert "Traceback" not in doctor.stderr
+
+
+def test_a_broken_cuda_library_leaves_the_cpu_alone(package_copy, run_in_copy):
+    garbage(package_copy / "pix2pixhd" / "_ops_cuda.so")
+    doctor = run_in_copy("-m", "pix2pixhd.cli", "doctor", CUDA_VISIBLE_DEVICES="").stdout
+    (line,) = [line for line in doctor.splitlines() if line.strip().startswith("CUDA operators")]
+    assert ("invalid ELF header" if torch.version.cuda else "is a build without CUDA") in line
+    assert doctor.endswith("result: all well\n")
+
+
+def test_nothing_built_at_all(package_copy, run_in_copy):
+    """The package as its sources, as on a platform without the extension."""
+    for path in (package_copy / "pix2pixhd").glob("*.so"):
+        path.unlink()
+    said = json.loads(run_in_copy("-c", LOSSES).stdout.splitlines()[-1])
+    assert (said["loss"], said["gradient"]) == (LOSS, GRADIENT)
+    assert [category for category, *_ in said["warnings"]] == ["RuntimeWarning"]
+    doctor = run_in_copy("-m", "pix2pixhd.cli", "doctor", check=False)
+    assert doctor.returncode == 1
+    assert re.search(r"pix2pixhd\._C +not there: nothing was built", doctor.stdout)
