@@ -2,14 +2,15 @@
 
     python benchmarks/vgg_loss.py [--size 1024x512] [--rounds 5]
 
-Rivals: ``ours``, ``plain`` (the same loss in plain PyTorch), ``checkpoint`` (plain, with torch.utils.checkpoint over the
-VGG's blocks), ``compiled`` (plain under torch.compile), each in float32 and under bfloat16 autocast. Times are medians of
-forward + backward. Memory is resident memory above what stood before the loss was called: *retained* between forward and
-backward, and the *peak* of both. VGG weights are random: they change neither.
+Rivals: ``ours``, ``plain`` (the same loss in plain PyTorch), ``checkpoint`` (plain, with torch.utils.checkpoint over
+the VGG's blocks), ``compiled`` (plain under torch.compile), each in float32 and under bfloat16 autocast. Times are
+medians of forward + backward. Memory is resident memory above what stood before the loss was called: *retained* between
+forward and backward, and the *peak* of both. VGG weights are random: they change neither.
 """
 
 import argparse
 import gc
+import itertools
 import json
 import pathlib
 import statistics
@@ -37,7 +38,7 @@ def checkpointed(vgg, weights):
     from pix2pixhd.models.vgg import TAPS
 
     ends = [0, *(index + 1 for index in TAPS.values())]
-    blocks = [vgg.features[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    blocks = [vgg.features[a:b] for a, b in itertools.pairwise(ends)]
 
     def loss(fake, real):
         import torch

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MetricCollection
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
@@ -18,9 +18,6 @@ from pix2pixhd.training.padding import generate_padded
 from pix2pixhd.training.step import compute_gradients
 
 __all__ = ["Pix2PixHD"]
-
-# Frozen and the same for everybody: VGG19 in every checkpoint would be 80 MB of nothing new.
-_NOT_SAVED = "generator_loss."
 
 
 def generator_loss(options: LossOptions) -> GeneratorLoss:
@@ -40,17 +37,6 @@ def generator_loss(options: LossOptions) -> GeneratorLoss:
         )
     except (RuntimeError, FileNotFoundError, ValueError) as error:
         raise InputError(f"loss.vgg: {error}\nOr train without the perceptual loss: loss.lambda_vgg: 0") from error
-
-
-def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-    for name in [name for name in state if name.startswith(prefix + _NOT_SAVED)]:
-        del state[name]
-
-
-def _keep_own(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Fills in what was left out, so that loading can be strict about everything else."""
-    own = module.get_submodule(_NOT_SAVED.rstrip(".")).state_dict()
-    state.update({f"{prefix}{_NOT_SAVED}{name}": value for name, value in own.items()})
 
 
 class Pix2PixHD(pl.LightningModule):
@@ -99,8 +85,6 @@ class Pix2PixHD(pl.LightningModule):
         self.netD = model.discriminator(data)
         self.generator_loss = generator_loss(loss)
         self.discriminator_loss = DiscriminatorLoss(preset=loss.preset, gan_mode=loss.gan_mode)
-        self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_keep_own)  # type: ignore[no-untyped-call]
         self.val_metrics = MetricCollection(
             {
                 "L1": MeanAbsoluteError(),
