@@ -9,7 +9,7 @@ import setuptools
 
 from tests.install.tools import ROOT
 
-pytestmark = pytest.mark.install
+pytestmark = [pytest.mark.install, pytest.mark.filterwarnings("ignore:.*distutils")]
 
 ALL = ("PIX2PIXHD_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH", "CXX")
 

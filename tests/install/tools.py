@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -76,14 +76,21 @@ def checkout(target: pathlib.Path) -> pathlib.Path:
 
 
 class Environment:
-    """A virtual environment that sees the running one's packages, except this one and those left out."""
+    """A virtual environment that sees the running one's packages, except this one and those left out.
 
-    def __init__(self, folder: pathlib.Path, leave_out: tuple[str, ...] = ()) -> None:
-        pip = [] if importlib.util.find_spec("pip") is None else ["--without-pip"]
-        subprocess.run([sys.executable, "-m", "venv", *pip, str(folder)], check=True)
+    One that is ``alone`` sees none, has a pip of its own, and installs from the network.
+    """
+
+    def __init__(self, folder: pathlib.Path, leave_out: tuple[str, ...] = (), alone: bool = False) -> None:
+        shared = any(True for _ in importlib.metadata.distributions(name="pip")) and not alone
+        subprocess.run([sys.executable, "-m", "venv", *["--without-pip"] * shared, str(folder)], check=True)
         self.folder = folder
         self.python = folder / "bin" / "python"
+        self.alone = alone
         self.log = ""
+        self.site = next(folder.glob("lib/python*/site-packages"))
+        if alone:
+            return
         links = folder / "links"
         links.mkdir()
         for path in sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}):
@@ -92,7 +99,6 @@ class Environment:
                 hidden = "pix2pixhd" in name or name.endswith(".pth") or name == "__pycache__"
                 if not hidden and not name.startswith(leave_out or ("\0",)) and not (links / entry.name).exists():
                     (links / entry.name).symlink_to(entry)
-        self.site = next(folder.glob("lib/python*/site-packages"))
         (self.site / "links.pth").write_text(f"{links}\n")
 
     @property
@@ -104,6 +110,8 @@ class Environment:
     ) -> subprocess.CompletedProcess[str]:
         """Runs the environment's Python away from the checkout; what it said is in the failure's message."""
         command = [str(self.python), *map(str, arguments)]
+        if self.alone:
+            changes = {"PIP_NO_INDEX": "0", **changes}
         result = subprocess.run(
             command, cwd=cwd or self.folder, env=variables(**changes), capture_output=True, text=True, check=False
         )
