@@ -124,7 +124,7 @@ class VGGLoss(nn.Module):
         """``weight`` times the loss, with the weight folded into the one call."""
         if fake.shape != real.shape:
             raise ValueError(f"real must have the shape of fake, {tuple(fake.shape)}, got {tuple(real.shape)}")
-        fake, real = self._prepared("fake", fake), self._prepared("real", real.detach())
+        real, fake = self._prepared("real", real.detach()), self._prepared("fake", fake)
         factors = [weight * w for w in self.weights]
         if not self.keep_activations and isinstance(self.vgg, VGG19Features) and perceptual.can_run(fake):
             if len(factors) != len(TAPS):

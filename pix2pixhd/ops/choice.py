@@ -54,13 +54,14 @@ def backend(name: str) -> Iterator[None]:
         _current = previous
 
 
+# Why the fused operators cannot run on a kind of device; empty when they can. Found out at import: torch.compile would
+# trace it into every graph.
+_REASONS: dict[str, str] = {"cpu": library.cpu().reason, "cuda": library.cuda().reason}
+
+
 def unavailable(device: torch.device) -> str:
     """Why the fused operators cannot run on this device; empty when they can."""
-    if device.type == "cpu":
-        return library.cpu().reason
-    if device.type == "cuda":
-        return library.cuda().reason
-    return f"there are no fused kernels for {device.type} tensors"
+    return _REASONS.get(device.type, f"there are no fused kernels for {device.type} tensors")
 
 
 def use_fused(tensor: Tensor) -> bool:
@@ -69,9 +70,7 @@ def use_fused(tensor: Tensor) -> bool:
         return False
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return False  # torch.func composes the plain formulas: vmap, jvp and Hessians work
-    reason = _AVAILABLE.get(tensor.device.type)
-    if reason is None:
-        reason = _AVAILABLE[tensor.device.type] = unavailable(tensor.device)
+    reason = unavailable(tensor.device)
     if not reason:
         return True
     if _current == "fused":
@@ -85,7 +84,3 @@ def use_fused(tensor: Tensor) -> bool:
             stacklevel=4,
         )
     return False
-
-
-# By device type; None until asked.
-_AVAILABLE: dict[str, str] = {}

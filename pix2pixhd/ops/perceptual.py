@@ -8,7 +8,6 @@ through, where a pooled element came from, the signs of the L1 terms.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -33,18 +32,17 @@ def adjoint(weight: Tensor) -> Tensor:
     return weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
 
 
-@functools.cache
-def _has_kernels(device: str) -> bool:
-    part = {"cpu": library.cpu, "cuda": library.cuda}.get(device)
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device, "")
-    if part is None or not part().loaded:
-        return False
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("pix2pixhd::relu_pool", key))
+def _has_kernels(loaded: bool, key: str) -> bool:
+    return loaded and bool(torch._C._dispatch_has_kernel_for_dispatch_key("pix2pixhd::relu_pool", key))
+
+
+# Found out at import, as in ``choice``.
+_DEVICES = {"cpu": _has_kernels(library.cpu().loaded, "CPU"), "cuda": _has_kernels(library.cuda().loaded, "CUDA")}
 
 
 def can_run(pictures: Tensor) -> bool:
     """Whether the operators for this device are there and chosen."""
-    return _has_kernels(pictures.device.type) and choice.use_fused(pictures)
+    return _DEVICES.get(pictures.device.type, False) and choice.use_fused(pictures)
 
 
 def _forward(

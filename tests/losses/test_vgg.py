@@ -187,7 +187,8 @@ def test_one_operator_call_for_all_maps_and_no_graph_on_the_real_side(monkeypatc
     from pix2pixhd.losses import vgg as module
 
     monkeypatch.setattr(module, "multi_l1_loss", lambda *a: calls.append(a) or torch.zeros(()))
-    VGGLoss(vgg=vgg)(pictures(1, 3, 16, 16).requires_grad_(), pictures(1, 3, 16, 16).requires_grad_())
+    criterion = VGGLoss(vgg=vgg, keep_activations=True)
+    criterion(pictures(1, 3, 16, 16).requires_grad_(), pictures(1, 3, 16, 16).requires_grad_())
     assert len(calls) == 1
     fake_maps, real_maps, weights = calls[0]
     assert weights == WEIGHTS

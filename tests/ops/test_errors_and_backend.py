@@ -122,7 +122,7 @@ def test_backend_from_the_environment():
 
 
 def test_where_no_kernel_is_the_reference_takes_over_with_one_warning(monkeypatch):
-    monkeypatch.setattr(choice, "_AVAILABLE", {"cpu": "the reason; the remedy"})
+    monkeypatch.setattr(choice, "_REASONS", {"cpu": "the reason; the remedy"})
     monkeypatch.setattr(choice, "_warned", set())
     with pytest.warns(RuntimeWarning, match="run in plain PyTorch, .*the reason; the remedy") as caught:
         losses = [multi_l1_loss([torch.ones(3)], [x]) for _ in range(3)]

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pix2pixhd
@@ -51,7 +51,7 @@ def check(pairs, weights, upstream=1.0):
         assert_gradient(gradients[k], sign * wanted[k % len(inputs)])
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(tensor_pairs(), min_size=1, max_size=5), st.data())
 def test_value_and_gradient_are_float64s(pairs, data):
     weights = data.draw(st.lists(st.sampled_from([1.0, 0.5, -2.0, 1 / 32]), min_size=len(pairs), max_size=len(pairs)))

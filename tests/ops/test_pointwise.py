@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pix2pixhd
@@ -40,7 +40,7 @@ def check(kind, tensors, constants, weights):
         torch.testing.assert_close(g.double(), b.to(x.dtype).double(), rtol=e, atol=tiny, equal_nan=True)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(list(CALLS)), st.lists(tensor_pairs(), min_size=1, max_size=4), st.data())
 def test_value_and_gradient_are_float64s(kind, pairs, data):
     values = data.draw(st.lists(st.sampled_from([0.0, 1.0, 0.9, -1.0]), min_size=len(pairs), max_size=len(pairs)))
