@@ -26,7 +26,8 @@ def check(kind, tensors, constants, weights):
     loss = CALLS[kind](xs, constants, weights)
     wide = [x.detach().double().requires_grad_() for x in xs]
     expected = pointwise(kind, wide, constants, weights)
-    eps = 4 * EPS[loss.dtype]
+    # Each tensor is computed in float32, or float64 where it is float64 itself.
+    eps = 4 * max(EPS[loss.dtype], EPS[torch.float64 if all(x.dtype == torch.float64 for x in xs) else torch.float32])
     scale = sum(abs(w) for w in weights)
     torch.testing.assert_close(
         loss.detach().double(), expected.detach().to(loss.dtype).double(), rtol=eps, atol=eps * scale, equal_nan=True
