@@ -4,6 +4,9 @@
 //
 // Bits: a thread holds 8 elements of a half type, 4 of another, so 8 bits or 4, and two neighbours make a byte. Bytes
 // in order are words in order, as both the GPU and the host are little-endian.
+#include <cstring>
+#include <type_traits>
+
 #include "device.cuh"
 #include "vgg.h"
 
@@ -24,6 +27,22 @@ constexpr int kRow = kThreads * kVector<T>;
 template <typename C>
 __device__ inline bool is_alive(C x) {
   return !(x <= 0);
+}
+
+// One whole vector. An intrinsic, as the compiler takes apart the plain stores of what it has chosen element by
+// element.
+template <bool kAligned, typename T, int V>
+__device__ inline void store_vector(T* x, const Pack<T, V>& pack) {
+  if constexpr (kAligned) {
+    uint4 words[sizeof(pack) / sizeof(uint4)];
+    memcpy(words, &pack, sizeof(pack));
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(pack) / sizeof(uint4)); ++i) {
+      __stwb(reinterpret_cast<uint4*>(x) + i, words[i]);
+    }
+  } else {
+    store<false, V>(x, 0, V, false, pack);
+  }
 }
 
 // Completes the bytes of planes, which begin at bits 0, 8, 16: valid where a byte of elements begins. All lanes take
@@ -231,7 +250,6 @@ struct Windows {
   int64_t rows;    // of windows in one map
   int64_t length;  // elements of one row of windows: columns * channels
   int64_t blocks_per_row;
-  bool aligned;
 };
 
 // One thread's vector of windows.
@@ -283,11 +301,11 @@ __device__ inline unsigned pool_vector(const T* upper, int64_t to_right, int64_t
     row |= (position >> 1 & 1u) << c;
   }
   const unsigned alive = relu_vector(best);
-  store<kAligned, V>(out, 0, V, false, best);
+  store_vector<kAligned>(out, best);
   return column | row << 8 | alive << 16;
 }
 
-template <typename T, bool kCodes>
+template <typename T, bool kAligned, bool kCodes>
 __global__ void __launch_bounds__(kThreads)
     relu_pool_kernel(const T* __restrict__ x, T* __restrict__ out, uint32_t* __restrict__ codes, Windows windows) {
   const Window window = Window::of(windows, x);
@@ -296,10 +314,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t to = (window.batch * windows.rows + window.row) * windows.length + window.at;
   const bool inside = window.at < windows.length;
   unsigned bits = 0;
-  if (inside) {
-    bits = windows.aligned ? pool_vector<true>(x + window.corner, to_right, to_lower, out + to)
-                           : pool_vector<false>(x + window.corner, to_right, to_lower, out + to);
-  }
+  if (inside) bits = pool_vector<kAligned>(x + window.corner, to_right, to_lower, out + to);
   if constexpr (kCodes) {
     const unsigned bytes = gather_bits<kVector<T>>(bits);
     if (inside) put_bits<3>(codes, to, bytes);
@@ -311,7 +326,7 @@ __device__ inline void store_where(T* out, const Pack<T, V>& pack, unsigned bits
   Pack<T, V> kept;
 #pragma unroll
   for (int c = 0; c < V; ++c) kept.value[c] = bits >> c & 1u ? pack.value[c] : narrow<T>(0.0);
-  store<kAligned, V>(out, 0, V, false, kept);
+  store_vector<kAligned>(out, kept);
 }
 
 // A window's gradient: its four corners, or those of them that the map has.
@@ -345,20 +360,21 @@ __device__ inline void spread_vector(const T* grad, const uint32_t* codes, T* ou
   if (has_right && has_lower) store_where<kAligned>(lower + map.channels, g, alive & column & row);
 }
 
-template <typename T>
+template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kThreads)
     relu_pool_backward_kernel(const T* __restrict__ grad, const uint32_t* __restrict__ codes, T* __restrict__ out,
                               Windows windows) {
   const Window window = Window::of(windows, grad);
   if (window.at >= windows.length) return;
-  if (windows.aligned) {
-    spread_vector<true>(grad, codes, out, windows, window);
-  } else {
-    spread_vector<false>(grad, codes, out, windows, window);
-  }
+  spread_vector<kAligned>(grad, codes, out, windows, window);
 }
 
 bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+template <typename F>
+int with_flag(bool flag, F&& f) {
+  return flag ? f(std::true_type{}) : f(std::false_type{});
+}
 
 // launch_kernel for a number of blocks that may be none, or more than a grid takes.
 template <typename... Parameters, typename... Arguments>
@@ -369,9 +385,9 @@ int launch_blocks(void (*kernel)(Parameters...), int64_t blocks, Stream stream, 
 }
 
 // Windows of `rows` by `columns`, shared out to blocks of row_elements each.
-Windows share_out(const MapShape& map, int64_t rows, int64_t columns, int row_elements, bool aligned) {
+Windows share_out(const MapShape& map, int64_t rows, int64_t columns, int row_elements) {
   const int64_t length = columns * map.channels;
-  return {map, rows, length, (length + row_elements - 1) / row_elements, aligned};
+  return {map, rows, length, (length + row_elements - 1) / row_elements};
 }
 
 int64_t block_count(const Windows& windows) { return windows.map.batch * windows.rows * windows.blocks_per_row; }
@@ -408,24 +424,27 @@ int relu_l1_backward(void* grad, DType type, int64_t n, const uint32_t* mask, co
 
 int relu_pool(const void* x, void* out, DType type, const MapShape& shape, uint32_t* codes, Stream stream) {
   return with_type(type, [&](auto t) {
-    using T = decltype(t);
-    const Windows windows =
-        share_out(shape, shape.height / 2, shape.width / 2, kRow<T>, is_aligned(x) && is_aligned(out));
-    const auto kernel = codes != nullptr ? relu_pool_kernel<T, true> : relu_pool_kernel<T, false>;
-    return launch_blocks(kernel, block_count(windows), stream, static_cast<const T*>(x), static_cast<T*>(out), codes,
-                         windows);
+    return with_flag(is_aligned(x) && is_aligned(out), [&](auto aligned) {
+      using T = decltype(t);
+      constexpr bool kAligned = decltype(aligned)::value;
+      const auto kernel = codes != nullptr ? relu_pool_kernel<T, kAligned, true> : relu_pool_kernel<T, kAligned, false>;
+      const Windows windows = share_out(shape, shape.height / 2, shape.width / 2, kRow<T>);
+      return launch_blocks(kernel, block_count(windows), stream, static_cast<const T*>(x), static_cast<T*>(out), codes,
+                           windows);
+    });
   });
 }
 
 int relu_pool_backward(const void* grad, void* out, DType type, const MapShape& shape, const uint32_t* codes,
                        Stream stream) {
   return with_type(type, [&](auto t) {
-    using T = decltype(t);
-    // Windows that the map's edge cuts off too: their elements' gradient is zero.
-    const Windows windows =
-        share_out(shape, (shape.height + 1) / 2, (shape.width + 1) / 2, kRow<T>, is_aligned(grad) && is_aligned(out));
-    return launch_blocks(relu_pool_backward_kernel<T>, block_count(windows), stream, static_cast<const T*>(grad), codes,
-                         static_cast<T*>(out), windows);
+    return with_flag(is_aligned(grad) && is_aligned(out), [&](auto aligned) {
+      using T = decltype(t);
+      // Windows that the map's edge cuts off too: their elements' gradient is zero.
+      const Windows windows = share_out(shape, (shape.height + 1) / 2, (shape.width + 1) / 2, kRow<T>);
+      return launch_blocks(relu_pool_backward_kernel<T, decltype(aligned)::value>, block_count(windows), stream,
+                           static_cast<const T*>(grad), codes, static_cast<T*>(out), windows);
+    });
   });
 }
 
