@@ -276,9 +276,12 @@ class BuildExtension(build_ext):
                 for path in sorted(ROOT.glob("csrc/cuda/*.cu"))
             ]
             plan = graph.compile("csrc/cuda/launch_plan.cpp", CXX_FLAGS)
-            cuda_ops = graph.compile("csrc/ops_cuda.cpp", [*CXX_FLAGS, *shared, "-DUSE_CUDA"])
+            cuda_ops = [
+                graph.compile(f"csrc/{name}.cpp", [*CXX_FLAGS, *shared, "-DUSE_CUDA"])
+                for name in ("ops_cuda", "vgg_cuda")
+            ]
             libs = [f"-L{torch_lib}", "-ltorch_cuda", "-ltorch_cpu", "-ltorch"]
-            graph.link(target["_ops_cuda"], [cuda_ops, tensor, plan, *cuda_kernels], libs, "nvlink")
+            graph.link(target["_ops_cuda"], [*cuda_ops, tensor, plan, *cuda_kernels], libs, "nvlink")
 
         facts = {
             "PIX2PIXHD_VERSION": self.distribution.get_version(),

@@ -1,5 +1,4 @@
 // The operators' CUDA side: allocation, the launch plan, the current stream. The schemas stand in ops_cpu.cpp.
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -8,21 +7,11 @@
 #include <vector>
 
 #include "cuda/kernels.h"
+#include "stable_cuda.h"
 #include "stable_tensor.h"
 
 namespace pix2pixhd {
 namespace {
-
-void check(int error) {
-  STD_TORCH_CHECK(error == 0, "pix2pixhd: a CUDA kernel could not be launched: ", cuda::error_text(error),
-                  "; `pix2pixhd doctor` tells which GPUs it was built for");
-}
-
-cuda::Stream current_stream(Device device) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device.index, &stream));
-  return stream;
-}
 
 bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
@@ -47,8 +36,8 @@ Tensor weighted_means(const cuda::Plan& plan, double initial, bool wide, Device 
   Tensor partial = empty_1d(plan.partials, scalar_type_of(DType::kFloat64), device);
   Tensor loss = empty_scalar(scalar_type_of(wide ? DType::kFloat64 : DType::kFloat32), device);
   auto* sums = static_cast<double*>(partial.mutable_data_ptr());
-  for (const cuda::Launch& launch : plan.launches) check(launch_one(launch, sums, stream));
-  check(cuda::finish_sum(sums, plan.partials, initial, device_scalar(loss), stream));
+  for (const cuda::Launch& launch : plan.launches) check_launch(launch_one(launch, sums, stream));
+  check_launch(cuda::finish_sum(sums, plan.partials, initial, device_scalar(loss), stream));
   return loss;
 }
 
@@ -64,7 +53,7 @@ std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tenso
                                     bool pack_signs) {
   const std::vector<DensePair> pairs = dense_pairs(input, target, weight);
   const Device device(input[0]);
-  const torch::stable::accelerator::DeviceGuard guard(device.index);
+  const DeviceGuard guard(device.index);
   std::vector<int64_t> numels;
   bool wide = false;
   for (const DensePair& pair : pairs) {
@@ -90,7 +79,7 @@ std::vector<Tensor> multi_l1_backward(Tensor grad, Tensor signs, std::vector<dou
                                       std::vector<int64_t> strides, std::vector<int64_t> ndims,
                                       std::vector<int64_t> dtypes) {
   const Device device(signs);
-  const torch::stable::accelerator::DeviceGuard guard(device.index);
+  const DeviceGuard guard(device.index);
   std::vector<Tensor> gradients = empty_gradients(sizes, strides, ndims, dtypes, weight, device, empty_strided);
   std::vector<int64_t> numels;
   for (const Tensor& gradient : gradients) numels.push_back(gradient.numel());
@@ -110,7 +99,7 @@ std::vector<Tensor> multi_l1_backward(Tensor grad, Tensor signs, std::vector<dou
   const Tensor scale = upstream(grad, device);
   const cuda::Stream stream = current_stream(device);
   for (const cuda::Launch& launch : cuda::make_plan(entries).launches) {
-    check(cuda::l1_backward(launch, device_scalar(scale), stream));
+    check_launch(cuda::l1_backward(launch, device_scalar(scale), stream));
   }
   return gradients;
 }
@@ -135,7 +124,7 @@ Tensor multi_pointwise(std::vector<Tensor> input, std::vector<double> constant, 
   const Pointwise loss_kind = pointwise_kind(kind);
   const std::vector<Tensor> dense = dense_list(input, constant, weight);
   const Device device(input[0]);
-  const torch::stable::accelerator::DeviceGuard guard(device.index);
+  const DeviceGuard guard(device.index);
   std::vector<int64_t> numels;
   bool wide = false;
   for (const Tensor& tensor : dense) {
@@ -153,12 +142,12 @@ std::vector<Tensor> multi_pointwise_backward(Tensor grad, std::vector<Tensor> in
   const Pointwise loss_kind = pointwise_kind(kind);
   const std::vector<Tensor> dense = dense_list(input, constant, weight);
   const Device device(input[0]);
-  const torch::stable::accelerator::DeviceGuard guard(device.index);
+  const DeviceGuard guard(device.index);
   std::vector<Tensor> gradients = empty_like_list(dense);
   const Tensor scale = upstream(grad, device);
   const cuda::Stream stream = current_stream(device);
   for (const cuda::Launch& launch : cuda::make_plan(pointwise_entries(dense, &gradients, constant, weight)).launches) {
-    check(cuda::pointwise_backward(launch, loss_kind, device_scalar(scale), stream));
+    check_launch(cuda::pointwise_backward(launch, loss_kind, device_scalar(scale), stream));
   }
   return gradients;
 }

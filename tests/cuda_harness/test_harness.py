@@ -130,7 +130,7 @@ def executable_of(executables: dict[Variant, pathlib.Path], variant: Variant) ->
 @pytest.fixture(scope="session")
 def full_runs(executables: dict[Variant, pathlib.Path]) -> dict[Variant, Run]:
     # The conversions of the half types and the plan are no kernel's: there are no races to look for.
-    tests = {THREAD: ["quick", "simulator", "l1", "pointwise", "finish_sum"]}
+    tests = {THREAD: ["quick", "simulator", "l1", "pointwise", "finish_sum", "vgg"]}
     slowest_first = sorted(executables, key=build.VARIANTS.index, reverse=True)
     with ThreadPoolExecutor(2) as pool:
         runs = pool.map(lambda variant: build.run(executables[variant], *tests.get(variant, ["all"])), slowest_first)
