@@ -10,9 +10,10 @@ import shutil
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 
 import pix2pixhd
-from pix2pixhd.ops import backend, choice, library, lsgan_loss, multi_l1_loss
+from pix2pixhd.ops import backend, choice, library, lsgan_loss, multi_l1_loss, perceptual
 
 
 def _line(label: str, text: str) -> None:
@@ -90,7 +91,35 @@ def _self_test(device: torch.device) -> str:
         pairs = [(value, expected), *zip(gradients, expected_gradients, strict=True)]
         if not all(torch.allclose(a.double(), b, rtol=1e-6, atol=1e-12) for a, b in pairs):
             return f"{name} disagrees with plain PyTorch in float64"
-    return ""
+    return _perceptual_self_test(device)
+
+
+def _perceptual_self_test(device: torch.device) -> str:
+    """The VGG loss's operators on a small chain of convolutions, in float64 where near ties decide alike."""
+    generator = torch.Generator().manual_seed(0)
+
+    def make(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
+
+    plan, factors = perceptual.TAP + perceptual.POOL + perceptual.RELU + perceptual.TAP, [0.25, 1.0]
+    weights = [make(32, 3, 3, 3), *(make(32, 32, 3, 3) / 12 for _ in range(3))]
+    biases = [make(32) for _ in weights]
+    fake, real = make(2, 3, 9, 14).requires_grad_(), make(2, 3, 9, 14)
+    adjoints = [perceptual.adjoint(weight) for weight in weights]
+    value = perceptual.perceptual_loss(fake, real, weights, biases, adjoints, plan, factors)
+    (gradient,) = torch.autograd.grad(value, fake)
+
+    x, y, taps, expected = fake, real, iter(factors), torch.zeros_like(value)
+    for kind, weight, bias in zip(plan, weights, biases, strict=True):
+        x, y = (F.relu(F.conv2d(z, weight, bias, padding=1)) for z in (x, y))
+        if kind == perceptual.TAP:
+            expected = expected + next(taps) * F.l1_loss(x, y)
+        elif kind == perceptual.POOL:
+            x, y = F.max_pool2d(x, 2), F.max_pool2d(y, 2)
+    (expected_gradient,) = torch.autograd.grad(expected, fake)
+    pairs = [(value, expected), (gradient, expected_gradient)]
+    agrees = all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in pairs)
+    return "" if agrees else "the VGG loss's operators disagree with plain PyTorch"
 
 
 def _speed_up(device: torch.device) -> str:
