@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import pix2pixhd
-from pix2pixhd.data.errors import InputError
+from pix2pixhd.errors import InputError
 
 __all__ = ["main"]
 

@@ -3,10 +3,10 @@
 from pix2pixhd.data.check import check_pairs
 from pix2pixhd.data.dataset import EpochSampler, PairedDataset, Sample
 from pix2pixhd.data.encoding import encode_input, instance_edges, one_hot
-from pix2pixhd.data.errors import InputError
 from pix2pixhd.data.folders import Pair, find_inputs, find_pairs
 from pix2pixhd.data.images import read_index_map, read_picture, save_picture
 from pix2pixhd.data.options import DataOptions
+from pix2pixhd.errors import InputError
 
 __all__ = [
     "DataOptions",

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-from pix2pixhd.data.errors import InputError
 from pix2pixhd.data.folders import Pair
 from pix2pixhd.data.images import read_index_map, read_picture
 from pix2pixhd.data.options import DataOptions
 from pix2pixhd.data.transforms import output_size
+from pix2pixhd.errors import InputError
 
 __all__ = ["check_pairs"]
 

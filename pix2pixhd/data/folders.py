@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-from pix2pixhd.data.errors import InputError
 from pix2pixhd.data.options import DataOptions
+from pix2pixhd.errors import InputError
 
 __all__ = ["Pair", "find_inputs", "find_pairs", "list_pictures"]
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pix2pixhd.data.errors import InputError
+from pix2pixhd.errors import InputError
 
 __all__ = ["picture_to_tensor", "read_index_map", "read_picture", "save_picture", "tensor_to_picture"]
 

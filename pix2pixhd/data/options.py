@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from pix2pixhd.data.errors import InputError
+from pix2pixhd.errors import InputError
 
 __all__ = ["DataOptions", "ResizeOrCrop"]
 

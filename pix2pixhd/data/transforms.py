@@ -7,8 +7,8 @@ import random
 
 from PIL import Image
 
-from pix2pixhd.data.errors import InputError
 from pix2pixhd.data.options import DataOptions
+from pix2pixhd.errors import InputError
 
 __all__ = ["Geometry", "draw_geometry", "output_size", "scaled_size"]
 

@@ -3,6 +3,8 @@
 Runs with ``PIX2PIXHD_TEST_SLOW_INSTALL=1``.
 """
 
+import shutil
+
 import pytest
 
 from tests.install.tools import SLOW, Environment
@@ -16,7 +18,9 @@ pytestmark = [
 
 @pytest.fixture
 def alone(tmp_path):
-    return Environment(tmp_path / "alone", alone=True)
+    environment = Environment(tmp_path / "alone", alone=True)
+    yield environment
+    shutil.rmtree(environment.folder)  # gigabytes, which pytest would keep
 
 
 def test_isolated_install(alone, cpu_checkout):
