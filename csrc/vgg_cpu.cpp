@@ -117,6 +117,7 @@ Tensor relu_pool_backward(Tensor grad, Tensor codes, int64_t height, int64_t wid
     std::fill(lower + pooled_bytes, lower + row_bytes, char{0});
     if (row == from.height - 1 && to.height % 2 != 0) std::fill(lower + row_bytes, lower + 2 * row_bytes, char{0});
   });
+  if (to.height == 1) std::fill(at(out, 0, type), at(out, out.numel(), type), char{0});  // there was no row to pool
   return out;
 }
 

@@ -176,8 +176,8 @@ __device__ inline double relu_l1_part(T* x, T* y, uint32_t* signs, uint32_t* mas
 
 template <typename T, bool kBits>
 __global__ void __launch_bounds__(kThreads)
-    relu_l1_kernel(T* __restrict__ input, T* __restrict__ target, uint32_t* __restrict__ signs,
-                   uint32_t* __restrict__ mask, double* __restrict__ partial, int64_t n, bool aligned) {
+    relu_l1_kernel(T* input, T* target, uint32_t* __restrict__ signs, uint32_t* __restrict__ mask,
+                   double* __restrict__ partial, int64_t n, bool aligned) {
   const MapPart part = find_part(n, aligned);
   T* x = input + part.begin;
   T* y = target + part.begin;

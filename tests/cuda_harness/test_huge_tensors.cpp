@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../../csrc/cuda/vgg.h"
 #include "tensors.h"
 
 namespace harness {
@@ -73,6 +74,53 @@ cuda::Launch launch_of(void* first, void* second, void* signs) {
       .launches.at(0);
 }
 
+// Two rows of 2^32 elements and some, of which the last windows are pooled.
+void test_huge_map() {
+  constexpr int64_t kChannels = 32;
+  constexpr int64_t kWidth = (int64_t{1} << 27) + 129;
+  constexpr int64_t kFirstColumn = int64_t{1} << 27;
+  constexpr int64_t kPooled = kWidth / 2 * kChannels;
+  const auto index = [](int64_t row, int64_t column, int64_t c) { return (row * kWidth + column) * kChannels + c; };
+  const auto bytes = static_cast<size_t>(2 * kWidth * kChannels) * 2;
+  Reserved x(bytes), spread(bytes), out(bytes / 4), grad(bytes / 4), codes(static_cast<size_t>(kPooled / 32) * 12);
+  check(x.valid() && spread.valid() && out.valid() && grad.valid() && codes.valid(), "no address space for a huge map");
+  if (failures() > 0) return;
+  const auto set = [](const Reserved& memory, int64_t i, double number) {
+    static_cast<uint16_t*>(memory.data())[i] = static_cast<uint16_t>(encode(kType, number));
+  };
+  for (int64_t column = kFirstColumn; column < kWidth; ++column) {
+    for (int64_t c = 0; c < kChannels; ++c) {
+      for (const int64_t row : {0, 1}) set(x, index(row, column, c), value(index(row, column, c), row));
+      if (column < kWidth / 2 * 2) set(grad, index(0, column / 2, c), value(column / 2 * kChannels + c, 1));
+    }
+  }
+  const cuda::MapShape shape{1, kChannels, 2, kWidth};
+  auto* words = static_cast<uint32_t*>(codes.data());
+  set_first_block(kFirstColumn / 2 * kChannels / (cuda::kThreads * 8));
+  check(cuda::relu_pool(x.data(), out.data(), kType, shape, words, nullptr) == 0, "relu_pool");
+  check(cuda::relu_pool_backward(grad.data(), spread.data(), kType, shape, words, nullptr) == 0, "relu_pool_backward");
+  for (int64_t column = kFirstColumn; column < kWidth; ++column) {
+    for (int64_t c = 0; c < kChannels; ++c) {
+      const bool pooled = column < kWidth / 2 * 2;
+      double best = -HUGE_VAL;
+      int64_t from = 0;
+      for (int64_t k = 0; k < 4 && pooled; ++k) {
+        const double number = read(x, index(k / 2, column / 2 * 2 + k % 2, c));
+        from = number > best ? k : from;
+        best = std::max(best, number);
+      }
+      const int64_t at = column / 2 * kChannels + c;
+      if (pooled) check(read(out, at) == std::max(0.0, best), "relu_pool: [%ld]", static_cast<long>(at));
+      for (const int64_t row : {0, 1}) {
+        const bool here = pooled && best > 0 && from == 2 * row + column % 2;
+        check(read(spread, index(row, column, c)) == (here ? read(grad, at) : 0.0), "relu_pool_backward: [%ld]",
+              static_cast<long>(index(row, column, c)));
+      }
+    }
+  }
+  set_first_block(0);
+}
+
 }  // namespace
 
 void test_huge_tensors() {
@@ -103,7 +151,32 @@ void test_huge_tensors() {
   check(cuda::pointwise_backward(pointwise, Pointwise::kSquaredError, one.device(), nullptr) == 0,
         "pointwise_backward");
   check_gradient(slope, "pointwise_backward", [](int64_t i) { return 2.0 * (value(i, 0) - 0.5); });
+  const int64_t map_blocks = cuda::map_blocks(kNumel);
+  Buffer map_partial(DType::kFloat64, map_blocks);
+  sums = static_cast<double*>(map_partial.data());
+  Reserved mask(static_cast<size_t>((kNumel + 31) / 32) * 4);
+  check(mask.valid(), "no address space for a mask");
+  if (failures() > 0) return;
+  auto* mask_words = static_cast<uint32_t*>(mask.data());
+  auto* sign_words = static_cast<uint32_t*>(signs.data());
+  set_first_block(kFirst / cuda::kMapChunk);
+  check(cuda::relu_l1(input.data(), target.data(), kType, kNumel, sign_words, mask_words, sums, nullptr) == 0,
+        "relu_l1");
+  check_gradient(input, "relu_l1", [](int64_t i) { return std::max(0.0, value(i, 0)); });
+  check_gradient(target, "relu_l1", [](int64_t i) { return std::max(0.0, value(i, 1)); });
+  fill(gradient, 2);
+  check(cuda::relu_l1_backward(gradient.data(), kType, kNumel, mask_words, sign_words, 1.0, nullptr) == 0,
+        "relu_l1_backward");
+  check_gradient(gradient, "relu_l1_backward", [](int64_t i) {
+    const double difference = std::max(0.0, value(i, 0)) - std::max(0.0, value(i, 1));
+    const double sign = difference > 0 ? 1.0 : difference < 0 ? -1.0 : 0.0;
+    return value(i, 0) <= 0 ? 0.0 : value(i, 2) + sign;
+  });
+  fill(slope, 1);
+  check(cuda::relu(slope.data(), kType, kNumel, mask_words, nullptr) == 0, "relu");
+  check_gradient(slope, "relu", [](int64_t i) { return std::max(0.0, value(i, 1)); });
   set_first_block(0);
+  test_huge_map();
 }
 
 #endif
