@@ -63,7 +63,7 @@ def test_relu_l1_and_its_backward(dtype, numel):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 32, 2, 2), (2, 64, 6, 8), (1, 96, 7, 5), (2, 32, 3, 3), (1, 32, 33, 40)])
+@pytest.mark.parametrize("shape", [(1, 32, 2, 2), (2, 64, 6, 8), (1, 96, 7, 5), (2, 32, 3, 3), (1, 32, 33, 40), (1, 32, 1, 64), (2, 32, 5, 1)])
 def test_relu_pool_and_its_backward(dtype, shape):
     x = make(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
     leaf = x.clone().double().requires_grad_()
