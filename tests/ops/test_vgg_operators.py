@@ -63,7 +63,7 @@ def test_relu_l1_and_its_backward(dtype, numel):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 32, 2, 2), (2, 64, 6, 8), (1, 96, 7, 5), (2, 32, 3, 3), (1, 32, 33, 40), (1, 32, 1, 64), (2, 32, 5, 1)])
+@pytest.mark.parametrize("shape", [(1, 32, 2, 2), (2, 64, 6, 8), (1, 96, 7, 5), (2, 32, 3, 3), (1, 32, 33, 40)])
 def test_relu_pool_and_its_backward(dtype, shape):
     x = make(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
     leaf = x.clone().double().requires_grad_()
@@ -75,6 +75,14 @@ def test_relu_pool_and_its_backward(dtype, shape):
     (wanted,) = torch.autograd.grad(expected, leaf, grad.double())
     same(ops.relu_pool_backward(grad, codes, shape[2], shape[3]).double(), wanted)
     assert ops.relu_pool(x, False)[1].numel() == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 1, 64), (2, 32, 5, 1), (1, 32, 1, 1)])
+def test_a_map_too_small_to_pool_gives_nothing_and_gets_zeros(shape):
+    x = make(*shape).contiguous(memory_format=torch.channels_last)
+    out, codes = ops.relu_pool(x, True)
+    assert out.shape == (shape[0], 32, shape[2] // 2, shape[3] // 2)
+    same(ops.relu_pool_backward(out, codes, shape[2], shape[3]), torch.zeros_like(x))
 
 
 def test_bits_are_all_that_is_kept():
