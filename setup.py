@@ -35,7 +35,7 @@ USUAL_NVCC = pathlib.Path("/usr/local/cuda/bin/nvcc")
 CXX_FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-DNDEBUG"]
 # -ffp-contract=off: the same rounding whatever the instruction set. -Wno-maybe-uninitialized: GCC 12 warns of its own
 # AVX-512 header.
-KERNEL_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wno-maybe-uninitialized"]
+KERNEL_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"]
 AVX512_FLAGS = [*AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
 

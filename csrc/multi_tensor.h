@@ -17,6 +17,30 @@ enum class Pointwise : int32_t {
 };
 constexpr int32_t kPointwiseKinds = 3;
 
+// How the perceptual loss compares two maps of VGG.
+enum class Distance : int32_t {
+  kAbsolute = 0,  // |x - y|; its backward needs the sign of x - y, 2 bits an element
+  kSquared = 1,   // (x - y)^2; its backward needs x - y itself
+};
+
+// Two types meet in the wider of the two: float, unless one is double.
+template <typename A, typename B>
+struct Wider {
+  using type = float;
+};
+template <typename B>
+struct Wider<double, B> {
+  using type = double;
+};
+template <typename A>
+struct Wider<A, double> {
+  using type = double;
+};
+template <>
+struct Wider<double, double> {
+  using type = double;
+};
+
 // Signs are kept as two bit planes, 2 bits an element: positive and negative; neither set means zero (a tie or NaN).
 // Every tensor's signs are padded to whole tiles so that one size formula serves every kernel's own order inside a
 // tile.

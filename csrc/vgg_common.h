@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "stable_tensor.h"
@@ -14,11 +15,7 @@ inline uint32_t* words_of(const Tensor& tensor) {
   return tensor.numel() > 0 ? static_cast<uint32_t*>(tensor.mutable_data_ptr()) : nullptr;
 }
 
-inline int64_t mask_words(int64_t numel) { return (numel + 31) / 32; }
-
-inline void check_dense(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(Shape(tensor).is_dense(), "pix2pixhd: ", name, " is written in place and must be dense in memory");
-}
+using OptionalTensor = std::optional<Tensor>;
 
 // A call with tensors on two devices is dispatched to one of them.
 inline void check_same_device(const Tensor& tensor, const char* name, const Tensor& other, const char* other_name) {
@@ -33,19 +30,6 @@ inline void check_words(const Tensor& words, int64_t expected, const char* name,
                   "pix2pixhd: ", name, " must be the contiguous int32 tensor of ", expected,
                   " words that the forward returned");
   check_same_device(words, name, grad, "grad");
-}
-
-// Returns the type of both.
-inline DType check_pair(const Tensor& input, const Tensor& target) {
-  check_dense(input, "input");
-  check_same_device(target, "target", input, "input");
-  const Shape x(input);
-  const Shape y(target);
-  const DType type = dtype_of(input, "input", 0);
-  STD_TORCH_CHECK(x.same_sizes(y) && x.same_layout(y) && type == dtype_of(target, "target", 0),
-                  "pix2pixhd: input and target must have the same shape, strides and type, got ", x.str(), " and ",
-                  y.str());
-  return type;
 }
 
 // [N, C, H, W], channels last.
@@ -68,6 +52,10 @@ struct Picture {
                     " must be in channels_last memory format");
   }
   Picture(int64_t n, int64_t c, int64_t h, int64_t w) : batch(n), channels(c), height(h), width(w) {}
+  int64_t pixels() const { return height * width; }
+  int64_t elements() const { return pixels() * channels; }  // of one of the batch
+  int64_t numel() const { return batch * elements(); }
+  int64_t mask_words() const { return numel() / 32; }
   Picture pooled() const { return {batch, channels, height / 2, width / 2}; }
   // The picture before pooling to this one.
   Picture unpooled(int64_t full_height, int64_t full_width) const {
@@ -84,5 +72,54 @@ struct Picture {
     return empty_strided(sizes(), channels_last_strides(), scalar_type_of(type), device);
   }
 };
+
+// Returns the type of both.
+inline DType check_pair(const Tensor& input, const Tensor& target) {
+  check_same_device(target, "target", input, "input");
+  const Shape x(input);
+  const Shape y(target);
+  const DType type = dtype_of(input, "input", 0);
+  STD_TORCH_CHECK(x.same_sizes(y) && x.same_layout(y) && type == dtype_of(target, "target", 0),
+                  "pix2pixhd: input and target must have the same shape, strides and type, got ", x.str(), " and ",
+                  y.str());
+  return type;
+}
+
+// The numbers, or null where there are none.
+inline const void* data_of(const OptionalTensor& tensor) {
+  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
+}
+
+inline void check_contiguous(const Tensor& tensor, const char* name, int64_t numel, DType type, const Tensor& map) {
+  constexpr const char* kNames[] = {"float32", "float64", "float16", "bfloat16"};
+  STD_TORCH_CHECK(tensor.is_contiguous() && tensor.numel() == numel && dtype_of(tensor, name, 0) == type,
+                  "pix2pixhd: ", name, " must be contiguous, of ", numel, " numbers and ",
+                  kNames[static_cast<int32_t>(type)], ", got ", Shape(tensor).str());
+  check_same_device(tensor, name, map, "the map");
+}
+
+// One number per channel, in the map's type.
+inline void check_bias(const OptionalTensor& bias, const Picture& picture, DType type, const Tensor& map) {
+  if (bias.has_value()) check_contiguous(*bias, "bias", picture.channels, type, map);
+}
+
+// One number per pixel, in the type of the arithmetic.
+inline void check_weight(const OptionalTensor& weight, const Picture& picture, DType type, const Tensor& map) {
+  const DType wide = type == DType::kFloat64 ? type : DType::kFloat32;
+  if (weight.has_value()) check_contiguous(*weight, "weight", picture.batch * picture.pixels(), wide, map);
+}
+
+// What the distance keeps for its backward: 2 bits an element, or the differences.
+inline Tensor empty_kept(const Picture& picture, Distance distance, bool pack, DType type, Device device) {
+  if (distance == Distance::kAbsolute) return empty_1d(pack ? 2 * picture.mask_words() : 0, kInt, device);
+  return empty_1d(pack ? picture.numel() : 0, scalar_type_of(type), device);
+}
+
+inline void check_kept(const Tensor& kept, const Picture& picture, Distance distance, DType type, const Tensor& grad) {
+  if (distance == Distance::kAbsolute) return check_words(kept, 2 * picture.mask_words(), "kept", grad);
+  STD_TORCH_CHECK(kept.is_contiguous() && kept.numel() == picture.numel() && dtype_of(kept, "kept", 0) == type,
+                  "pix2pixhd: kept must be the differences that the forward returned");
+  check_same_device(kept, "kept", grad, "grad");
+}
 
 }  // namespace pix2pixhd

@@ -12,62 +12,88 @@
 namespace pix2pixhd {
 namespace {
 
-cuda::MapShape map_of(const Picture& picture) {
-  return {picture.batch, picture.channels, picture.height, picture.width};
+cuda::MapShape shape_of(const Picture& map) { return {map.batch, map.channels, map.height, map.width}; }
+
+cuda::MapView view_of(const Picture& map, const OptionalTensor& bias, const OptionalTensor& weight) {
+  return {map.batch, map.elements(), map.channels, data_of(bias), data_of(weight)};
 }
 
-Tensor relu_mask_(Tensor x, bool pack) {
-  check_dense(x, "x");
+Tensor relu_mask_(Tensor x, OptionalTensor bias, bool pack) {
+  const Picture map(x, "x");
   const DType type = dtype_of(x, "x", 0);
+  check_bias(bias, map, type, x);
   const Device device(x);
   const DeviceGuard guard(device.index);
-  const int64_t n = x.numel();
-  Tensor mask = empty_1d(pack ? mask_words(n) : 0, kInt, device);
-  check_launch(cuda::relu(x.mutable_data_ptr(), type, n, words_of(mask), current_stream(device)));
+  Tensor mask = empty_1d(pack ? map.mask_words() : 0, kInt, device);
+  check_launch(
+      cuda::relu(x.mutable_data_ptr(), type, view_of(map, bias, std::nullopt), words_of(mask), current_stream(device)));
   return mask;
 }
 
-std::tuple<Tensor, Tensor, Tensor> relu_l1_(Tensor input, Tensor target, bool pack) {
+void relu_backward_(Tensor grad, Tensor mask) {
+  const Picture map(grad, "grad");
+  const DType type = dtype_of(grad, "grad", 0);
+  check_words(mask, map.mask_words(), "mask", grad);
+  const Device device(grad);
+  const DeviceGuard guard(device.index);
+  check_launch(cuda::relu_backward(grad.mutable_data_ptr(), type, view_of(map, std::nullopt, std::nullopt),
+                                   words_of(mask), current_stream(device)));
+}
+
+std::tuple<Tensor, Tensor, Tensor> relu_distance_(Tensor input, Tensor target, OptionalTensor bias,
+                                                  OptionalTensor weight, bool squared, bool target_is_activated,
+                                                  bool pack) {
   const DType type = check_pair(input, target);
+  const Picture map(input, "input");
+  check_bias(bias, map, type, input);
+  check_weight(weight, map, type, input);
+  const Distance distance = squared ? Distance::kSquared : Distance::kAbsolute;
   const Device device(input);
   const DeviceGuard guard(device.index);
   const cuda::Stream stream = current_stream(device);
-  const int64_t n = input.numel();
   const int32_t wide = scalar_type_of(DType::kFloat64);
-  Tensor signs = empty_1d(pack ? 2 * mask_words(n) : 0, kInt, device);
-  Tensor mask = empty_1d(pack ? mask_words(n) : 0, kInt, device);
-  Tensor partial = empty_1d(cuda::map_blocks(n), wide, device);
-  Tensor loss = empty_scalar(wide, device);
+  const int64_t blocks = cuda::map_blocks(map.elements());
+  Tensor mask = empty_1d(pack ? map.mask_words() : 0, kInt, device);
+  Tensor kept = empty_kept(map, distance, pack, type, device);
+  Tensor partial = empty_1d(map.batch * blocks, wide, device);
+  Tensor loss = empty_1d(map.batch, wide, device);
+  if (map.batch == 0) return {loss, mask, kept};
   auto* sums = static_cast<double*>(partial.mutable_data_ptr());
-  check_launch(cuda::relu_l1(input.mutable_data_ptr(), target.mutable_data_ptr(), type, n, words_of(signs),
-                             words_of(mask), sums, stream));
-  // An empty tensor's mean is 0/0 = NaN, as in PyTorch.
-  const double initial = n == 0 ? std::numeric_limits<double>::quiet_NaN() : 0.0;
-  check_launch(cuda::finish_sum(sums, cuda::map_blocks(n), initial, {loss.mutable_data_ptr(), true}, stream));
-  return {loss, signs, mask};
+  void* to_keep = kept.numel() > 0 ? kept.mutable_data_ptr() : nullptr;
+  check_launch(cuda::relu_distance(input.mutable_data_ptr(), target.mutable_data_ptr(), target_is_activated, type,
+                                   view_of(map, bias, weight), distance, to_keep, words_of(mask), sums, stream));
+  // An empty map's mean is 0/0 = NaN, as in PyTorch.
+  const double initial = blocks == 0 ? std::numeric_limits<double>::quiet_NaN() : 0.0;
+  check_launch(
+      cuda::finish_sum(sums, blocks, initial, {loss.mutable_data_ptr(), true}, stream, static_cast<int>(map.batch)));
+  return {loss, mask, kept};
 }
 
-void relu_l1_backward_(Tensor grad, Tensor mask, Tensor signs, double coefficient) {
-  check_dense(grad, "grad");
+void relu_distance_backward_(Tensor grad, Tensor mask, Tensor kept, OptionalTensor weight, bool squared,
+                             double coefficient) {
+  const Picture map(grad, "grad");
   const DType type = dtype_of(grad, "grad", 0);
+  const Distance distance = squared ? Distance::kSquared : Distance::kAbsolute;
+  check_words(mask, map.mask_words(), "mask", grad);
+  check_kept(kept, map, distance, type, grad);
+  check_weight(weight, map, type, grad);
   const Device device(grad);
-  const int64_t n = grad.numel();
-  check_words(mask, mask_words(n), "mask", grad);
-  if (signs.numel() > 0) check_words(signs, 2 * mask_words(n), "signs", grad);
   const DeviceGuard guard(device.index);
-  check_launch(cuda::relu_l1_backward(grad.mutable_data_ptr(), type, n, words_of(mask), words_of(signs), coefficient,
-                                      current_stream(device)));
+  check_launch(cuda::relu_distance_backward(grad.mutable_data_ptr(), type, view_of(map, std::nullopt, weight), distance,
+                                            words_of(mask), kept.const_data_ptr(), coefficient,
+                                            current_stream(device)));
 }
 
-std::tuple<Tensor, Tensor> relu_pool(Tensor x, bool pack) {
+std::tuple<Tensor, Tensor> relu_pool(Tensor x, OptionalTensor bias, bool pack) {
   const Picture from(x, "x");
   const DType type = dtype_of(x, "x", 0);
+  check_bias(bias, from, type, x);
   const Device device(x);
   const DeviceGuard guard(device.index);
   Tensor out = from.pooled().empty(type, device);
   Tensor codes = empty_1d(pack ? out.numel() / 32 * 3 : 0, kInt, device);
-  check_launch(cuda::relu_pool(x.const_data_ptr(), out.mutable_data_ptr(), type, map_of(from), words_of(codes),
-                               current_stream(device)));
+  check_launch(cuda::relu_pool(x.const_data_ptr(), out.mutable_data_ptr(), type, shape_of(from), data_of(bias),
+                               words_of(codes), current_stream(device)));
   return {out, codes};
 }
 
@@ -79,7 +105,7 @@ Tensor relu_pool_backward(Tensor grad, Tensor codes, int64_t height, int64_t wid
   const Device device(grad);
   const DeviceGuard guard(device.index);
   Tensor out = to.empty(type, device);
-  check_launch(cuda::relu_pool_backward(grad.const_data_ptr(), out.mutable_data_ptr(), type, map_of(to),
+  check_launch(cuda::relu_pool_backward(grad.const_data_ptr(), out.mutable_data_ptr(), type, shape_of(to),
                                         words_of(codes), current_stream(device)));
   return out;
 }
@@ -89,8 +115,9 @@ Tensor relu_pool_backward(Tensor grad, Tensor codes, int64_t height, int64_t wid
 
 STABLE_TORCH_LIBRARY_IMPL(pix2pixhd, CUDA, m) {
   m.impl("relu_mask_", TORCH_BOX(&pix2pixhd::relu_mask_));
-  m.impl("relu_l1_", TORCH_BOX(&pix2pixhd::relu_l1_));
-  m.impl("relu_l1_backward_", TORCH_BOX(&pix2pixhd::relu_l1_backward_));
+  m.impl("relu_backward_", TORCH_BOX(&pix2pixhd::relu_backward_));
+  m.impl("relu_distance_", TORCH_BOX(&pix2pixhd::relu_distance_));
+  m.impl("relu_distance_backward_", TORCH_BOX(&pix2pixhd::relu_distance_backward_));
   m.impl("relu_pool", TORCH_BOX(&pix2pixhd::relu_pool));
   m.impl("relu_pool_backward", TORCH_BOX(&pix2pixhd::relu_pool_backward));
 }

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 import pix2pixhd
 from pix2pixhd.ops import backend, choice, library, lsgan_loss, multi_l1_loss, perceptual
+from pix2pixhd.ops.vgg_parts import POOL, RELU, TAP, TAP_POOL
 
 
 def _line(label: str, text: str) -> None:
@@ -101,20 +102,20 @@ def _perceptual_self_test(device: torch.device) -> str:
     def make(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
 
-    plan, factors = perceptual.TAP + perceptual.POOL + perceptual.RELU + perceptual.TAP, [0.25, 1.0]
-    weights = [make(32, 3, 3, 3), *(make(32, 32, 3, 3) / 12 for _ in range(3))]
+    plan, factors = TAP + POOL + RELU + TAP_POOL + TAP, [0.25, 0.5, 1.0]
+    weights = [make(32, 3, 3, 3), *(make(32, 32, 3, 3) / 12 for _ in plan[1:])]
     biases = [make(32) for _ in weights]
     fake, real = make(2, 3, 9, 14).requires_grad_(), make(2, 3, 9, 14)
-    adjoints = [perceptual.adjoint(weight) for weight in weights]
-    value = perceptual.perceptual_loss(fake, real, weights, biases, adjoints, plan, factors)
+    network = perceptual.Network(weights, biases, [perceptual.adjoint(weight) for weight in weights], plan)
+    value = perceptual.perceptual_loss(fake, real, network, factors).mean()
     (gradient,) = torch.autograd.grad(value, fake)
 
     x, y, taps, expected = fake, real, iter(factors), torch.zeros_like(value)
     for kind, weight, bias in zip(plan, weights, biases, strict=True):
         x, y = (F.relu(F.conv2d(z, weight, bias, padding=1)) for z in (x, y))
-        if kind == perceptual.TAP:
+        if kind in (TAP, TAP_POOL):
             expected = expected + next(taps) * F.l1_loss(x, y)
-        elif kind == perceptual.POOL:
+        if kind in (POOL, TAP_POOL):
             x, y = F.max_pool2d(x, 2), F.max_pool2d(y, 2)
     (expected_gradient,) = torch.autograd.grad(expected, fake)
     pairs = [(value, expected), (gradient, expected_gradient)]

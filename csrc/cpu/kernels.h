@@ -12,6 +12,16 @@ namespace pix2pixhd::cpu {
 // chunk under 1 % and lets a discriminator's smallest feature map still be shared between threads.
 constexpr int64_t kChunk = int64_t{1} << 15;
 
+// Part of a map of VGG, [pixels, channels]: size elements, the first of them at `channel` of its pixel. All three are
+// multiples of 32.
+struct MapChunk {
+  int64_t size;
+  int64_t channels;
+  int64_t channel;
+  const void* bias;    // [channels] in the map's type, or null
+  const void* weight;  // [pixels from the first element's on], float, or double for double; or null
+};
+
 struct Kernels {
   const char* name;
 
@@ -32,22 +42,27 @@ struct Kernels {
   void (*pointwise_backward)(void* grad, const void* input, DType type, int64_t n, Pointwise kind, double constant,
                              double coefficient);
 
-  // The elementwise parts of VGG, see vgg_impl.h. Masks and signs are in words of 32 elements, padded by the caller.
-  // x = max(0, x); mask: [ceil(n / 32)] words of what was let through, or null.
-  void (*relu)(void* x, DType type, int64_t n, uint32_t* mask);
+  // The elementwise parts of VGG, see vgg_impl.h.
+  // x = max(0, x + bias); mask: a word per 32 elements of what was let through, or null.
+  void (*relu)(void* x, DType type, const MapChunk& chunk, uint32_t* mask);
 
-  // ReLU of both in place, then the sum over i of |input[i] - target[i]|; signs as in l1_forward, mask that of input.
-  double (*relu_l1)(void* input, void* target, DType type, int64_t n, uint32_t* signs, uint32_t* mask);
+  // The same of both in place, of target only unless it is activated, then the sum of weight * distance.
+  // kept: signs as in l1_forward, or the differences in the map's type; mask: that of input; both may be null.
+  double (*relu_distance)(void* input, void* target, bool target_is_activated, DType type, const MapChunk& chunk,
+                          Distance distance, void* kept, uint32_t* mask);
 
-  // grad = mask * (grad + coefficient * sign), in place; signs may be null.
-  void (*relu_l1_backward)(void* grad, DType type, int64_t n, const uint32_t* mask, const uint32_t* signs,
-                           double coefficient);
+  // grad = mask * grad, in place; n a multiple of 32.
+  void (*relu_backward)(void* grad, DType type, int64_t n, const uint32_t* mask);
 
-  // One row of max-pooling 2x2 of max(0, x), channels last, channels a multiple of 32: out [width, channels] from the
-  // rows upper and lower [2 * width, channels]. codes: 3 words per 32 elements of out (column, row, let through), or
-  // null.
+  // grad = mask * (grad + coefficient * weight * derivative of the distance), in place.
+  void (*relu_distance_backward)(void* grad, DType type, const MapChunk& chunk, Distance distance, const uint32_t* mask,
+                                 const void* kept, double coefficient);
+
+  // One row of max-pooling 2x2 of max(0, x + bias), channels last, channels a multiple of 32: out [width, channels]
+  // from the rows upper and lower [2 * width, channels]. bias: [channels] or null. codes: 3 words per 32 elements of
+  // out (column, row, let through), or null.
   void (*relu_pool)(const void* upper, const void* lower, void* out, DType type, int64_t width, int64_t channels,
-                    uint32_t* codes);
+                    const void* bias, uint32_t* codes);
 
   // Its gradient: upper and lower from grad.
   void (*relu_pool_backward)(const void* grad, void* upper, void* lower, DType type, int64_t width, int64_t channels,

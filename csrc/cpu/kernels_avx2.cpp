@@ -4,7 +4,16 @@
 
 namespace pix2pixhd::cpu {
 const Kernels kAvx2 = {
-    "avx2", l1_forward, l1_backward,      pointwise_forward, pointwise_backward,
-    relu,   relu_l1,    relu_l1_backward, relu_pool,         relu_pool_backward,
+    "avx2",
+    l1_forward,
+    l1_backward,
+    pointwise_forward,
+    pointwise_backward,
+    relu,
+    relu_distance,
+    relu_backward,
+    relu_distance_backward,
+    relu_pool,
+    relu_pool_backward,
 };
 }  // namespace pix2pixhd::cpu

@@ -12,24 +12,6 @@
 namespace pix2pixhd::cpu {
 namespace {
 
-// Two types meet in the wider of the two: float, unless one is double.
-template <typename A, typename B>
-struct Wider {
-  using type = float;
-};
-template <typename B>
-struct Wider<double, B> {
-  using type = double;
-};
-template <typename A>
-struct Wider<A, double> {
-  using type = double;
-};
-template <>
-struct Wider<double, double> {
-  using type = double;
-};
-
 // The processor's own prefetchers stop at the end of a 4 KiB page. Read once, so kept out of the way of the caches.
 template <typename T>
 inline void prefetch(const T* x) {

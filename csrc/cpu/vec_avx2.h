@@ -33,6 +33,15 @@ struct Vec<float> {
     sum.part[part] = _mm256_add_pd(sum.part[part], _mm256_cvtps_pd(_mm256_castps256_ps128(absolute)));
     sum.part[part + 1] = _mm256_add_pd(sum.part[part + 1], _mm256_cvtps_pd(_mm256_extractf128_ps(absolute, 1)));
   }
+  static void add_square(Sum& sum, __m256 x, int lane) {
+    const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(x));
+    const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+    const int part = (lane >> 2) & 2;
+    sum.part[part] = _mm256_add_pd(sum.part[part], _mm256_mul_pd(low, low));
+    sum.part[part + 1] = _mm256_add_pd(sum.part[part + 1], _mm256_mul_pd(high, high));
+  }
+  static __m256 multiply(__m256 a, __m256 b) { return _mm256_mul_ps(a, b); }
+  static __m256 broadcast(float x) { return _mm256_set1_ps(x); }
   static __m256 add(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
   static void store(float* out, __m256 x) { _mm256_storeu_ps(out, x); }
   static void store(Half* out, __m256 x) {
@@ -82,6 +91,12 @@ struct Vec<double> {
     const int part = (lane >> 2) & 3;
     sum.part[part] = _mm256_add_pd(sum.part[part], _mm256_andnot_pd(_mm256_set1_pd(-0.0), x));
   }
+  static void add_square(Sum& sum, __m256d x, int lane) {
+    const int part = (lane >> 2) & 3;
+    sum.part[part] = _mm256_add_pd(sum.part[part], _mm256_mul_pd(x, x));
+  }
+  static __m256d multiply(__m256d a, __m256d b) { return _mm256_mul_pd(a, b); }
+  static __m256d broadcast(double x) { return _mm256_set1_pd(x); }
   static __m256d add(__m256d a, __m256d b) { return _mm256_add_pd(a, b); }
   static void store(double* out, __m256d x) { _mm256_storeu_pd(out, x); }
   using Mask = __m256d;

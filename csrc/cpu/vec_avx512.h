@@ -33,6 +33,15 @@ struct Vec<float> {
     sum.part[part] = _mm512_add_pd(sum.part[part], _mm512_cvtps_pd(_mm512_castps512_ps256(absolute)));
     sum.part[part + 1] = _mm512_add_pd(sum.part[part + 1], _mm512_cvtps_pd(_mm512_extractf32x8_ps(absolute, 1)));
   }
+  static void add_square(Sum& sum, __m512 x, int lane) {
+    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
+    const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
+    const int part = (lane >> 3) & 2;
+    sum.part[part] = _mm512_add_pd(sum.part[part], _mm512_mul_pd(low, low));
+    sum.part[part + 1] = _mm512_add_pd(sum.part[part + 1], _mm512_mul_pd(high, high));
+  }
+  static __m512 multiply(__m512 a, __m512 b) { return _mm512_mul_ps(a, b); }
+  static __m512 broadcast(float x) { return _mm512_set1_ps(x); }
   static __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
   static void store(float* out, __m512 x) { _mm512_storeu_ps(out, x); }
   static void store(Half* out, __m512 x) {
@@ -79,6 +88,12 @@ struct Vec<double> {
     const int part = (lane >> 3) & 3;
     sum.part[part] = _mm512_add_pd(sum.part[part], _mm512_abs_pd(x));
   }
+  static void add_square(Sum& sum, __m512d x, int lane) {
+    const int part = (lane >> 3) & 3;
+    sum.part[part] = _mm512_add_pd(sum.part[part], _mm512_mul_pd(x, x));
+  }
+  static __m512d multiply(__m512d a, __m512d b) { return _mm512_mul_pd(a, b); }
+  static __m512d broadcast(double x) { return _mm512_set1_pd(x); }
   static __m512d add(__m512d a, __m512d b) { return _mm512_add_pd(a, b); }
   static void store(double* out, __m512d x) { _mm512_storeu_pd(out, x); }
   using Mask = __mmask8;

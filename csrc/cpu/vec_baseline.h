@@ -19,7 +19,10 @@ struct Vec {
   }
   static C subtract(C a, C b) { return a - b; }
   static void add_absolute(Sum& sum, C x, int lane) { sum.part[lane & 3] += x < 0 ? -double(x) : double(x); }
+  static void add_square(Sum& sum, C x, int lane) { sum.part[lane & 3] += double(x) * double(x); }
   static C add(C a, C b) { return a + b; }
+  static C multiply(C a, C b) { return a * b; }
+  static C broadcast(C x) { return x; }
   template <typename T>
   static void store(T* out, C x) {
     *out = narrow<T>(x);

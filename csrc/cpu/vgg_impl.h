@@ -3,7 +3,7 @@
 //
 // Kept for the backward are bits: which elements a ReLU let through (1 bit), the sign of the L1 term (2 bits, as
 // multi_l1 keeps them), and for a pooled element which of the four it came from and whether ReLU let it through (3
-// bits).
+// bits). The squared error alone needs the differences themselves.
 #pragma once
 
 #include <cstdint>
@@ -17,22 +17,28 @@ namespace {
 template <typename T>
 using Compute = typename Wider<T, T>::type;
 
-// Runs f(pointer, word index) on 32 elements at a time; the last ones through a padded copy of both tensors.
-template <typename T, typename F>
-void for_each_word(T* x, T* y, int64_t n, F&& f) {
-  int64_t i = 0;
-  for (; i + 32 <= n; i += 32) f(x + i, y == nullptr ? nullptr : y + i, i / 32);
-  if (i == n) return;
-  T tail_x[32] = {};
-  T tail_y[32] = {};
-  for (int64_t lane = 0; i + lane < n; ++lane) {
-    tail_x[lane] = x[i + lane];
-    if (y != nullptr) tail_y[lane] = y[i + lane];
+// Runs f(element, channel) on the chunk's words of 32 elements.
+template <typename F>
+void for_each_word(const MapChunk& chunk, F&& f) {
+  int64_t channel = chunk.channel;
+  for (int64_t i = 0; i < chunk.size; i += 32) {
+    f(i, channel);
+    channel += 32;
+    if (channel == chunk.channels) channel = 0;
   }
-  f(tail_x, y == nullptr ? nullptr : tail_y, i / 32);
-  for (int64_t lane = 0; i + lane < n; ++lane) {
-    x[i + lane] = tail_x[lane];
-    if (y != nullptr) y[i + lane] = tail_y[lane];
+}
+
+template <typename T>
+const T* bias_at(const void* bias, int64_t channel) {
+  return bias == nullptr ? nullptr : static_cast<const T*>(bias) + channel;
+}
+
+// x + bias, rounded to the map's type as PyTorch's own addition is.
+template <typename T>
+void add_bias(T* out, const T* x, const T* bias) {
+  using V = Vec<Compute<T>>;
+  for (int lane = 0; lane < 32; lane += V::kLanes) {
+    V::store(out + lane, V::add(V::load(x + lane), V::load(bias + lane)));
   }
 }
 
@@ -44,74 +50,137 @@ uint32_t alive_bits(const T* x) {
   return bits;
 }
 
+// ReLU of one word in place; returns the bits of what it lets through.
 template <typename T>
-void relu_typed(T* x, int64_t n, uint32_t* mask) {
-  for_each_word(x, static_cast<T*>(nullptr), n, [&](T* block, T*, int64_t word) {
-    const uint32_t bits = alive_bits(block);
-    keep(block, block, bits);
-    if (mask != nullptr) mask[word] = bits;
-  });
+uint32_t relu_word(T* x, const T* bias) {
+  if (bias != nullptr) add_bias(x, x, bias);
+  const uint32_t bits = alive_bits(x);
+  keep(x, x, bits);
+  return bits;
 }
 
 template <typename T>
-double relu_l1_typed(T* input, T* target, int64_t n, uint32_t* signs, uint32_t* mask) {
+void relu_typed(T* x, const MapChunk& chunk, uint32_t* mask) {
+  for_each_word(chunk, [&](int64_t i, int64_t channel) {
+    const uint32_t bits = relu_word(x + i, bias_at<T>(chunk.bias, channel));
+    if (mask != nullptr) mask[i / 32] = bits;
+  });
+}
+
+template <Distance kDistance, typename T>
+double relu_distance_typed(T* input, T* target, bool target_is_activated, const MapChunk& chunk, void* kept,
+                           uint32_t* mask) {
   using V = Vec<Compute<T>>;
+  const auto* weight = static_cast<const Compute<T>*>(chunk.weight);
   typename V::Sum sum = V::zero_sum();
-  for_each_word(input, target, n, [&](T* x, T* y, int64_t word) {
-    const uint32_t alive_x = alive_bits(x);
-    keep(x, x, alive_x);
-    keep(y, y, alive_bits(y));
+  double total = 0.0;
+  for_each_word(chunk, [&](int64_t i, int64_t channel) {
+    T* x = input + i;
+    T* y = target + i;
+    const T* bias = bias_at<T>(chunk.bias, channel);
+    const uint32_t alive = relu_word(x, bias);
+    if (!target_is_activated) relu_word(y, bias);
     uint32_t positive = 0;
     uint32_t negative = 0;
     for (int lane = 0; lane < 32; lane += V::kLanes) {
       const auto difference = V::subtract(V::load(x + lane), V::load(y + lane));
-      V::add_absolute(sum, difference, lane);
-      positive |= V::positive(difference) << lane;
-      negative |= V::negative(difference) << lane;
+      if constexpr (kDistance == Distance::kAbsolute) {
+        V::add_absolute(sum, difference, lane);
+        positive |= V::positive(difference) << lane;
+        negative |= V::negative(difference) << lane;
+      } else {
+        V::add_square(sum, difference, lane);
+        if (kept != nullptr) V::store(static_cast<T*>(kept) + i + lane, difference);
+      }
     }
-    if (mask != nullptr) {
-      mask[word] = alive_x;
-      signs[2 * word] = positive;
-      signs[2 * word + 1] = negative;
+    if (mask != nullptr) mask[i / 32] = alive;
+    if constexpr (kDistance == Distance::kAbsolute) {
+      if (kept != nullptr) {
+        static_cast<uint32_t*>(kept)[i / 16] = positive;
+        static_cast<uint32_t*>(kept)[i / 16 + 1] = negative;
+      }
+    }
+    if (weight != nullptr && (channel + 32 == chunk.channels || i + 32 == chunk.size)) {
+      total += static_cast<double>(*weight++) * V::total(sum);
+      sum = V::zero_sum();
     }
   });
-  return V::total(sum);
+  return weight != nullptr ? total : V::total(sum);
 }
 
 template <typename T>
-void relu_l1_backward_typed(T* grad, int64_t n, const uint32_t* mask, const uint32_t* signs, double coefficient) {
+void relu_backward_typed(T* grad, int64_t n, const uint32_t* mask) {
+  for (int64_t i = 0; i < n; i += 32) keep(grad + i, grad + i, mask[i / 32]);
+}
+
+// Runs f(element, coefficient) on the chunk's words: the coefficient times the weight of the word's pixel.
+template <typename C, typename F>
+void for_each_weighted_word(const MapChunk& chunk, C coefficient, F&& f) {
+  const auto* weight = static_cast<const C*>(chunk.weight);
+  for_each_word(chunk, [&](int64_t i, int64_t channel) {
+    f(i, weight != nullptr ? coefficient * *weight : coefficient);
+    if (weight != nullptr && channel + 32 == chunk.channels) ++weight;
+  });
+}
+
+template <typename T>
+void relu_l1_backward_typed(T* grad, const MapChunk& chunk, const uint32_t* mask, const uint32_t* signs,
+                            double coefficient) {
   using C = Compute<T>;
   using V = Vec<C>;
-  const SignExpander<C, false> expand(static_cast<C>(coefficient), static_cast<C>(-coefficient), C(0));
-  for_each_word(grad, static_cast<T*>(nullptr), n, [&](T* g, T*, int64_t word) {
-    if (signs != nullptr) {
-      alignas(64) C term[32];
-      expand(term, signs[2 * word], signs[2 * word + 1]);
-      for (int lane = 0; lane < 32; lane += V::kLanes) {
-        V::store(g + lane, V::add(V::load(g + lane), V::load(term + lane)));
-      }
+  for_each_weighted_word(chunk, static_cast<C>(coefficient), [&](int64_t i, C factor) {
+    const SignExpander<C, false> expand(factor, -factor, C(0));
+    T* g = grad + i;
+    alignas(64) C term[32];
+    expand(term, signs[i / 16], signs[i / 16 + 1]);
+    for (int lane = 0; lane < 32; lane += V::kLanes) {
+      V::store(g + lane, V::add(V::load(g + lane), V::load(term + lane)));
     }
-    keep(g, g, mask[word]);
+    keep(g, g, mask[i / 32]);
+  });
+}
+
+template <typename T>
+void relu_mse_backward_typed(T* grad, const MapChunk& chunk, const uint32_t* mask, const T* difference,
+                             double coefficient) {
+  using C = Compute<T>;
+  using V = Vec<C>;
+  for_each_weighted_word(chunk, static_cast<C>(2.0 * coefficient), [&](int64_t i, C factor) {
+    T* g = grad + i;
+    const auto factors = V::broadcast(factor);
+    for (int lane = 0; lane < 32; lane += V::kLanes) {
+      V::store(g + lane, V::add(V::load(g + lane), V::multiply(factors, V::load(difference + i + lane))));
+    }
+    keep(g, g, mask[i / 32]);
   });
 }
 
 // One row of 2x2 windows, channels last: out [width, channels] from two rows of x [width or more, channels] pairs.
 template <typename T>
-void relu_pool_typed(const T* upper, const T* lower, T* out, int64_t width, int64_t channels, uint32_t* codes) {
+void relu_pool_typed(const T* upper, const T* lower, T* out, int64_t width, int64_t channels, const T* bias,
+                     uint32_t* codes) {
   using V = Vec<Compute<T>>;
+  T biased[4][32];
   for (int64_t column = 0; column < width; ++column) {
     const T* corner[4] = {upper + 2 * column * channels, upper + (2 * column + 1) * channels,
                           lower + 2 * column * channels, lower + (2 * column + 1) * channels};
     for (int64_t c = 0; c < channels; c += 32) {
+      const T* window[4] = {corner[0] + c, corner[1] + c, corner[2] + c, corner[3] + c};
+      if (bias != nullptr) {
+        for (int k = 0; k < 4; ++k) {
+          add_bias(biased[k], window[k], bias + c);
+          window[k] = biased[k];
+        }
+      }
       uint32_t low = 0;   // bit 0 of the position: right column
       uint32_t high = 0;  // bit 1: lower row
       uint32_t alive = 0;
       for (int lane = 0; lane < 32; lane += V::kLanes) {
-        auto best = V::load(corner[0] + c + lane);
+        auto best = V::load(window[0] + lane);
         uint32_t bit0 = 0;
         uint32_t bit1 = 0;
         for (int position = 1; position < 4; ++position) {
-          const auto value = V::load(corner[position] + c + lane);
+          const auto value = V::load(window[position] + lane);
           const auto beats = V::beats(value, best);  // the first of equals stays, a NaN wins: as in PyTorch
           const uint32_t bits = V::bits(beats);
           best = V::select(beats, value, best);
@@ -154,29 +223,43 @@ void relu_pool_backward_typed(const T* grad, T* upper, T* lower, int64_t width, 
   }
 }
 
-void relu(void* x, DType type, int64_t n, uint32_t* mask) {
-  with_type(type, [&](auto t) { relu_typed(static_cast<decltype(t)*>(x), n, mask); });
+void relu(void* x, DType type, const MapChunk& chunk, uint32_t* mask) {
+  with_type(type, [&](auto t) { relu_typed(static_cast<decltype(t)*>(x), chunk, mask); });
 }
 
-double relu_l1(void* input, void* target, DType type, int64_t n, uint32_t* signs, uint32_t* mask) {
+double relu_distance(void* input, void* target, bool target_is_activated, DType type, const MapChunk& chunk,
+                     Distance distance, void* kept, uint32_t* mask) {
   return with_type(type, [&](auto t) {
     using T = decltype(t);
-    return relu_l1_typed(static_cast<T*>(input), static_cast<T*>(target), n, signs, mask);
+    const auto run = distance == Distance::kAbsolute ? relu_distance_typed<Distance::kAbsolute, T>
+                                                     : relu_distance_typed<Distance::kSquared, T>;
+    return run(static_cast<T*>(input), static_cast<T*>(target), target_is_activated, chunk, kept, mask);
   });
 }
 
-void relu_l1_backward(void* grad, DType type, int64_t n, const uint32_t* mask, const uint32_t* signs,
-                      double coefficient) {
-  with_type(type,
-            [&](auto t) { relu_l1_backward_typed(static_cast<decltype(t)*>(grad), n, mask, signs, coefficient); });
+void relu_backward(void* grad, DType type, int64_t n, const uint32_t* mask) {
+  with_type(type, [&](auto t) { relu_backward_typed(static_cast<decltype(t)*>(grad), n, mask); });
+}
+
+void relu_distance_backward(void* grad, DType type, const MapChunk& chunk, Distance distance, const uint32_t* mask,
+                            const void* kept, double coefficient) {
+  with_type(type, [&](auto t) {
+    using T = decltype(t);
+    T* g = static_cast<T*>(grad);
+    if (distance == Distance::kAbsolute) {
+      relu_l1_backward_typed(g, chunk, mask, static_cast<const uint32_t*>(kept), coefficient);
+    } else {
+      relu_mse_backward_typed(g, chunk, mask, static_cast<const T*>(kept), coefficient);
+    }
+  });
 }
 
 void relu_pool(const void* upper, const void* lower, void* out, DType type, int64_t width, int64_t channels,
-               uint32_t* codes) {
+               const void* bias, uint32_t* codes) {
   with_type(type, [&](auto t) {
     using T = decltype(t);
     relu_pool_typed(static_cast<const T*>(upper), static_cast<const T*>(lower), static_cast<T*>(out), width, channels,
-                    codes);
+                    static_cast<const T*>(bias), codes);
   });
 }
 

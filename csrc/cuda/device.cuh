@@ -38,24 +38,6 @@ __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(double x) {
   return __float2bfloat16_rn(static_cast<float>(x));
 }
 
-// Two types meet in the wider of the two: float, unless one is double.
-template <typename A, typename B>
-struct Wider {
-  using type = float;
-};
-template <typename B>
-struct Wider<double, B> {
-  using type = double;
-};
-template <typename A>
-struct Wider<A, double> {
-  using type = double;
-};
-template <>
-struct Wider<double, double> {
-  using type = double;
-};
-
 // Elements that one thread handles at a time where the layout is free: 16 bytes of the type, 32 of double.
 template <typename T>
 constexpr int kVector = sizeof(T) == 2 ? 8 : 4;

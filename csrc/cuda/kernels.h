@@ -27,8 +27,9 @@ int pointwise_forward(const Launch& launch, Pointwise kind, double* partial, Str
 // data[1][i] = upstream * factor * f'(data[0][i]; constant).
 int pointwise_backward(const Launch& launch, Pointwise kind, DeviceScalar upstream, Stream stream);
 
-// loss = initial + partial[0] + ... + partial[count - 1], in a fixed order.
-int finish_sum(const double* partial, int64_t count, double initial, DeviceScalar loss, Stream stream);
+// loss = initial + partial[0] + ... + partial[count - 1], in a fixed order; for several rows of partial sums as many
+// losses one after another.
+int finish_sum(const double* partial, int64_t count, double initial, DeviceScalar loss, Stream stream, int rows = 1);
 
 const char* error_text(int error);
 

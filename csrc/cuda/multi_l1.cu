@@ -130,17 +130,19 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Sums the partial sums: thread t takes t, t + kThreads, ..., then the block adds the threads' sums in order.
+// Block b sums the partial sums of row b: thread t takes t, t + kThreads, ..., then the block adds the threads' sums in
+// order.
 __global__ void __launch_bounds__(kThreads)
     finish_sum_kernel(const double* __restrict__ partial, int64_t count, double initial, DeviceScalar loss) {
   double sum = 0.0;
-  for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += partial[i];
+  const double* row = partial + blockIdx.x * count;
+  for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += row[i];
   const double total = block_sum(sum) + initial;
   if (threadIdx.x == 0) {
     if (loss.wide) {
-      *static_cast<double*>(loss.data) = total;
+      static_cast<double*>(loss.data)[blockIdx.x] = total;
     } else {
-      *static_cast<float*>(loss.data) = static_cast<float>(total);
+      static_cast<float*>(loss.data)[blockIdx.x] = static_cast<float>(total);
     }
   }
 }
@@ -165,8 +167,8 @@ int l1_backward(const Launch& launch, DeviceScalar upstream, Stream stream) {
   });
 }
 
-int finish_sum(const double* partial, int64_t count, double initial, DeviceScalar loss, Stream stream) {
-  return launch_kernel(finish_sum_kernel, 1, stream, partial, count, initial, loss);
+int finish_sum(const double* partial, int64_t count, double initial, DeviceScalar loss, Stream stream, int rows) {
+  return launch_kernel(finish_sum_kernel, rows, stream, partial, count, initial, loss);
 }
 
 const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

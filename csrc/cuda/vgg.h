@@ -3,7 +3,7 @@
 //
 // Bits are kept as on the CPU: word w of a plane holds the elements 32 * w to 32 * w + 31, the first in bit 0, for
 // every type. Words of several planes alternate: (positive, negative) for signs, (column, row, alive) for pooling.
-// Alive is what ReLU lets through, !(x <= 0): NaN too. Padding in the last word is zero.
+// Alive is what ReLU lets through, !(x <= 0): NaN too.
 #pragma once
 
 #include <cstdint>
@@ -18,17 +18,30 @@ constexpr int64_t kMapChunk = 4096;
 
 constexpr int64_t map_blocks(int64_t n) { return (n + kMapChunk - 1) / kMapChunk; }
 
-// x = max(0, x) in place. mask: [ceil(n / 32)] words, or null.
-int relu(void* x, DType type, int64_t n, uint32_t* mask, Stream stream);
+// A map as the elementwise kernels see it, channels last: elements of one picture and channels, multiples of 32.
+struct MapView {
+  int64_t pictures;
+  int64_t elements;
+  int64_t channels;
+  const void* bias;    // [channels] in the map's type, or null: added before ReLU
+  const void* weight;  // [pictures, pixels] float, or double for double; or null: of each pixel's distance
+};
 
-// ReLU of both in place. partial: [map_blocks(n)], a block's sum of |input - target|, divided by n.
-// signs: [2 * ceil(n / 32)], mask of input: [ceil(n / 32)] words; both or neither.
-int relu_l1(void* input, void* target, DType type, int64_t n, uint32_t* signs, uint32_t* mask, double* partial,
-            Stream stream);
+// x = max(0, x + bias) in place. mask: a word per 32 elements, or null.
+int relu(void* x, DType type, const MapView& map, uint32_t* mask, Stream stream);
 
-// grad = mask * (grad + coefficient * sign) in place, rounded once; without signs, grad = mask * grad.
-int relu_l1_backward(void* grad, DType type, int64_t n, const uint32_t* mask, const uint32_t* signs, double coefficient,
-                     Stream stream);
+// grad = mask * grad in place.
+int relu_backward(void* grad, DType type, const MapView& map, const uint32_t* mask, Stream stream);
+
+// ReLU of both in place, of target only unless it is activated. partial: [pictures, map_blocks(elements)], a block's
+// sum of weight * distance, divided by elements. mask: that of input; kept: 2 words of signs per 32 elements, or the
+// differences in the map's type, aligned as an allocation is; both or neither.
+int relu_distance(void* input, void* target, bool target_is_activated, DType type, const MapView& map,
+                  Distance distance, void* kept, uint32_t* mask, double* partial, Stream stream);
+
+// grad = mask * (grad + coefficient * weight * derivative of the distance) in place, rounded once.
+int relu_distance_backward(void* grad, DType type, const MapView& map, Distance distance, const uint32_t* mask,
+                           const void* kept, double coefficient, Stream stream);
 
 // Of a map before pooling, in memory [batch, height, width, channels]; channels a multiple of 32.
 struct MapShape {
@@ -38,9 +51,10 @@ struct MapShape {
   int64_t width;
 };
 
-// Max-pooling 2x2 of max(0, x), which leaves an odd last row or column out. The first of equals wins, and so does every
-// NaN. out: [batch, height / 2, width / 2, channels]; codes: 3 words per 32 elements of out, or null.
-int relu_pool(const void* x, void* out, DType type, const MapShape& shape, uint32_t* codes, Stream stream);
+// Max-pooling 2x2 of max(0, x + bias), which leaves an odd last row or column out. The first of equals wins, and so
+// does every NaN. out: [batch, height / 2, width / 2, channels]; codes: 3 words per 32 elements of out, or null.
+int relu_pool(const void* x, void* out, DType type, const MapShape& shape, const void* bias, uint32_t* codes,
+              Stream stream);
 
 // Its gradient, every element of it: out [batch, height, width, channels] of grad, which has the pooled shape.
 int relu_pool_backward(const void* grad, void* out, DType type, const MapShape& shape, const uint32_t* codes,

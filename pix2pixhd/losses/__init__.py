@@ -5,6 +5,7 @@ from pix2pixhd.losses.gan import GANLoss
 from pix2pixhd.losses.l1 import L1Loss
 from pix2pixhd.losses.objective import DiscriminatorLoss, DiscriminatorTerms, GeneratorLoss, GeneratorTerms
 from pix2pixhd.losses.vgg import VGGLoss
+from pix2pixhd.losses.vgg_features import VGGFeatures
 
 __all__ = [
     "DiscriminatorLoss",
@@ -14,5 +15,6 @@ __all__ = [
     "GeneratorLoss",
     "GeneratorTerms",
     "L1Loss",
+    "VGGFeatures",
     "VGGLoss",
 ]

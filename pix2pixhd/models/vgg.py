@@ -1,4 +1,4 @@
-"""VGG19 as the perceptual loss uses it: five maps, frozen weights, and where those come from."""
+"""VGG19 and VGG16 as the perceptual loss uses them: some maps, frozen weights, and where those come from."""
 
 from __future__ import annotations
 
@@ -6,99 +6,212 @@ import pathlib
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from pix2pixhd.ops.perceptual import adjoint
+from pix2pixhd.ops.perceptual import Network, adjoint
+from pix2pixhd.ops.vgg_parts import POOL, RELU, TAP, TAP_POOL
 
-# Positions in torchvision's `vgg19().features`.
-TAPS = {"relu1_1": 1, "relu2_1": 6, "relu3_1": 11, "relu4_1": 20, "relu5_1": 29}
-_DEPTH = max(TAPS.values()) + 1
+Architecture = Literal["vgg19", "vgg16"]
 
-_OFFLINE = """the ImageNet weights of VGG19 could not be fetched: {error}
-Put the file {name} (548 MB, from {url}) at
+PAPER_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
+
+# torchvision's names of the configurations D and E of arXiv 1409.1556.
+_CONFIGURATIONS = {"vgg19": "E", "vgg16": "D"}
+
+_OFFLINE = """the ImageNet weights of {network} could not be fetched: {error}
+Put the file {name} ({size} MB, from {url}) at
     {path}
 or pass its path, VGGLoss(vgg="/path/to/{name}"). For tests and demonstrations only, vgg="random" needs no file."""
 
 
-# What follows each convolution.
-_PLAN = "tptptrrptrrpt"
+class _Convolution(NamedTuple):
+    """One convolution of the network.
+
+    Attributes:
+        position: In torchvision's ``features``; its ReLU follows.
+        relu: The ReLU's name.
+        pooled: Whether max-pooling comes after.
+    """
+
+    position: int
+    relu: str
+    pooled: bool
 
 
-def _lay_out_again(vgg: VGG19Features, _: object) -> None:
-    weights, _, adjoints, _ = vgg.chain()
-    for weight, buffer in zip(weights, adjoints, strict=True):
-        buffer.copy_(adjoint(weight))
+def _convolutions(network: str) -> list[_Convolution]:
+    from torchvision.models.vgg import cfgs
+
+    found, index, block, number = [], 0, 1, 1
+    configuration = cfgs[_CONFIGURATIONS[network]]
+    for here, after in zip(configuration, [*configuration[1:], None], strict=True):
+        if here == "M":
+            index, block, number = index + 1, block + 1, 1
+        else:
+            found.append(_Convolution(index, f"relu{block}_{number}", after == "M"))
+            index, number = index + 2, number + 1
+    return found
 
 
-class VGG19Features(nn.Module):
-    """The part of VGG19 (arXiv 1409.1556) up to relu5_1, with torchvision's parameter names (``features.0.weight`` …).
+def check_network(network: str) -> None:
+    """Refuses what is no network of this module.
 
-    The weights are uninitialised until a state dict is loaded; ``load_vgg19`` does both.
+    Raises:
+        ValueError: Names those there are.
+    """
+    if network not in _CONFIGURATIONS:
+        raise ValueError(f"network must be {' or '.join(get_args(Architecture))}, got {network!r}")
+
+
+def layer_names(network: str, layers: Sequence[str]) -> list[str]:
+    """Brings layer names into the form ``relu3_1``; ``relu_3_1`` is the same layer.
+
+    Raises:
+        TypeError: For a single string.
+        ValueError: For a name that the network does not have, one that comes twice, or none at all.
 
     Example:
-        >>> import torch
-        >>> from pix2pixhd.models.vgg import load_vgg19
-        >>> maps = load_vgg19("random")(torch.rand(1, 3, 32, 32))
+        >>> layer_names("vgg16", ["relu_1_2", "relu2_2"])
+        ['relu1_2', 'relu2_2']
+    """
+    if isinstance(layers, str):
+        raise TypeError(f"layers must be a list of names, got {layers!r}; did you mean [{layers!r}]?")
+    known = [convolution.relu for convolution in _convolutions(network)]
+    names = []
+    for layer in layers:
+        match = re.fullmatch(r"relu_?(\d)_(\d)", str(layer))
+        name = f"relu{match[1]}_{match[2]}" if match else ""
+        if name not in known:
+            raise ValueError(f"layers: {network} has no layer {layer!r}; it has {', '.join(known)}")
+        if name in names:
+            raise ValueError(f"layers: {layer!r} comes twice")
+        names.append(name)
+    if not names:
+        raise ValueError(f"layers must name at least one of {', '.join(known)}")
+    return names
+
+
+def _lay_out_again(vgg: FrozenVGG, _: object) -> None:
+    for layer, buffer in zip(vgg.convolutions(), vgg.adjoints(), strict=True):
+        buffer.copy_(adjoint(layer.weight))
+
+
+class FrozenVGG(nn.Module):
+    """The part of VGG19 or VGG16 (arXiv 1409.1556) that some layers need, with torchvision's parameter names.
+
+    The weights are uninitialised until a state dict is loaded; ``load_vgg`` does both.
+
+    Args:
+        network: ``"vgg19"`` or ``"vgg16"``.
+        layers: Names of the ReLUs whose maps are asked for, ``relu1_1`` or ``relu_1_1``.
+
+    Raises:
+        ValueError: For an unknown network or layer.
+
+    Example:
+        >>> from pix2pixhd.models.vgg import load_vgg
+        >>> maps = load_vgg("random")(torch.rand(1, 3, 32, 32))
         >>> [tuple(x.shape[1:]) for x in maps]
         [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 2, 2)]
     """
 
-    def __init__(self) -> None:
+    def __init__(self, network: Architecture = "vgg19", layers: Sequence[str] = PAPER_LAYERS) -> None:
         super().__init__()
+        check_network(network)
         from torchvision.models.vgg import cfgs, make_layers
 
+        self.network = network
+        self.layers = layer_names(network, layers)
+        convolutions = _convolutions(network)
+        deepest = max(k for k, convolution in enumerate(convolutions) if convolution.relu in self.layers)
+        used = convolutions[: deepest + 1]
+        # Where in `features` a map is taken, in the network's order, and which of `layers` it is.
+        self._taps = {c.position + 1: self.layers.index(c.relu) for c in used if c.relu in self.layers}
+        self.plan = "".join(self._kind(convolution, convolution is used[-1]) for convolution in used)
+        self.depth = used[-1].position + 2
         with torch.device("meta"):  # no time and no random numbers spent on an initialisation that nobody uses
-            layers = make_layers(cfgs["E"])
-        self.features = layers[:_DEPTH].to_empty(device="cpu").to(memory_format=torch.channels_last)
+            features = make_layers(cfgs[_CONFIGURATIONS[network]])
+        self.features = features[: self.depth].to_empty(device="cpu").to(memory_format=torch.channels_last)
         self.requires_grad_(False).eval()
-        for index, convolution in enumerate(self._convolutions()):
+        for index, convolution in enumerate(self.convolutions()):
             # Follows the module from device to device; derived, so not in the state dict.
             self.register_buffer(f"adjoint{index}", adjoint(convolution.weight), persistent=False)
+        self._converted: dict[torch.dtype, tuple[list[int], Network]] = {}
         self.register_load_state_dict_post_hook(_lay_out_again)  # type: ignore[no-untyped-call]
 
-    def _convolutions(self) -> list[nn.Conv2d]:
+    def _kind(self, convolution: _Convolution, last: bool) -> str:
+        tapped, pooled = convolution.relu in self.layers, convolution.pooled and not last
+        if tapped:
+            return TAP_POOL if pooled else TAP
+        return POOL if pooled else RELU
+
+    def convolutions(self) -> list[nn.Conv2d]:
+        """The convolutions, in order."""
         return [layer for layer in self.features if isinstance(layer, nn.Conv2d)]
 
-    def chain(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], str]:
-        """Weights, biases, adjoint weights and plan, as ``pix2pixhd.ops.perceptual`` takes them."""
-        convolutions = self._convolutions()
-        weights = [layer.weight for layer in convolutions]
-        biases = [cast(Tensor, layer.bias) for layer in convolutions]
-        adjoints = [cast(Tensor, getattr(self, f"adjoint{index}")) for index in range(len(convolutions))]
-        return weights, biases, adjoints, _PLAN
+    def adjoints(self) -> list[Tensor]:
+        """The weights of the convolutions' gradients, see ``pix2pixhd.ops.perceptual.adjoint``."""
+        return [cast(Tensor, getattr(self, f"adjoint{index}")) for index in range(len(self.convolutions()))]
+
+    def chain(self, dtype: torch.dtype | None = None) -> Network:
+        """The network as ``pix2pixhd.ops.perceptual`` takes it.
+
+        Args:
+            dtype: Of the weights. A copy in another type than the module's is made once and kept.
+        """
+        layers = self.convolutions()
+        own = Network([c.weight for c in layers], [cast(Tensor, c.bias) for c in layers], self.adjoints(), self.plan)
+        if dtype is None or dtype == own.weights[0].dtype or torch.compiler.is_compiling():
+            return own
+        versions = [tensor._version for tensors in own[:3] for tensor in tensors]
+        if dtype not in self._converted or self._converted[dtype][0] != versions:
+            weights, biases, adjoints = ([x.detach().to(dtype) for x in tensors] for tensors in own[:3])
+            self._converted[dtype] = versions, Network(weights, biases, adjoints, self.plan)
+        return self._converted[dtype][1]
+
+    def factors(self, weights: Sequence[float]) -> list[float]:
+        """One weight per layer, as given, in the order in which the network comes by them."""
+        return [weights[k] for k in self._taps.values()]
+
+    def in_order(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps as ``forward`` returns them, in the order in which the network comes by them."""
+        return [maps[k] for k in self._taps.values()]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The maps relu1_1, relu2_1, relu3_1, relu4_1, relu5_1 of pictures ``[N, 3, H, W]``, H and W at least 16."""
-        maps = []
+        """The layers' maps, in the order of ``layers``, of pictures ``[N, 3, H, W]``."""
+        maps: dict[int, Tensor] = {}
         for index, layer in enumerate(self.features):
             x = layer(x)  # ReLUs work in place, on convolution outputs that nobody else reads
-            if index in TAPS.values():
-                maps.append(x)
-        return maps
+            if index in self._taps:
+                maps[self._taps[index]] = x
+        return [maps[k] for k in range(len(maps))]
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FrozenVGG:
+        self._converted.clear()  # of another device or type from now on
+        return cast(FrozenVGG, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
 
-def _shapes() -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in VGG19Features().state_dict().items()}
+def _shapes(vgg: FrozenVGG) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in vgg.state_dict().items()}
 
 
-def _as_torchvision(state: Mapping[str, Any]) -> dict[str, Tensor]:
+def _as_torchvision(state: Mapping[str, Any], depth: int) -> dict[str, Tensor]:
     """Brings torchvision's names, with or without classifier, and those of NVIDIA's ``Vgg19`` into one form."""
     renamed = {}
     for name, value in state.items():
         # NVIDIA's slices number their layers as torchvision's `features` does.
         name = re.sub(r"^slice[1-5]\.", "features.", name.removeprefix("module.").removeprefix("vgg."))
         match = re.match(r"features\.(\d+)\.", name)
-        if match and int(match[1]) < _DEPTH:
+        if match and int(match[1]) < depth:
             renamed[name] = value
     return renamed
 
 
-def load_state(vgg: VGG19Features, state: object, source: str) -> None:
-    """Loads a VGG19 state dict of any of the known layouts.
+def load_state(vgg: FrozenVGG, state: object, source: str) -> None:
+    """Loads a state dict of any of the known layouts.
 
     Args:
         vgg: Where to.
@@ -106,15 +219,16 @@ def load_state(vgg: VGG19Features, state: object, source: str) -> None:
         source: What error messages call it.
 
     Raises:
-        ValueError: If it is no state dict of VGG19: names the missing and misshapen entries.
+        ValueError: If it is no state dict of this network: names the missing and misshapen entries.
     """
+    title = vgg.network.upper()
     if not isinstance(state, Mapping):
-        raise ValueError(f"{source} holds a {type(state).__name__}, expected a state dict of VGG19")
-    renamed, shapes = _as_torchvision(state), _shapes()
+        raise ValueError(f"{source} holds a {type(state).__name__}, expected a state dict of {title}")
+    renamed, shapes = _as_torchvision(state, vgg.depth), _shapes(vgg)
     missing = [name for name in shapes if name not in renamed]
     if missing:
         raise ValueError(
-            f"{source} is no VGG19 state dict: {len(missing)} of {len(shapes)} entries are missing, the first is "
+            f"{source} is no {title} state dict: {len(missing)} of {len(shapes)} entries are missing, the first is "
             f"{missing[0]}; it has {', '.join(map(str, list(state)[:3])) or 'no entries'} …; expected "
             "torchvision's names, features.0.weight and so on"
         )
@@ -125,11 +239,11 @@ def load_state(vgg: VGG19Features, state: object, source: str) -> None:
     vgg.load_state_dict({name: renamed[name] for name in shapes})
 
 
-def _random_state(seed: int = 0) -> dict[str, Tensor]:
+def _random_state(vgg: FrozenVGG, seed: int = 0) -> dict[str, Tensor]:
     """He initialisation from a generator of its own: the same on every machine, and nobody's random numbers move."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
-    for name, shape in _shapes().items():
+    for name, shape in _shapes(vgg).items():
         if name.endswith("weight"):
             fan_in = shape[1] * shape[2] * shape[3]
             state[name] = torch.randn(shape, generator=generator) * (2.0 / fan_in) ** 0.5
@@ -138,10 +252,10 @@ def _random_state(seed: int = 0) -> dict[str, Tensor]:
     return state
 
 
-def _imagenet_state() -> Mapping[str, Any]:
-    from torchvision.models import VGG19_Weights
+def _imagenet_state(network: str) -> Mapping[str, Any]:
+    from torchvision.models import VGG16_Weights, VGG19_Weights
 
-    weights = VGG19_Weights.IMAGENET1K_V1
+    weights = {"vgg19": VGG19_Weights, "vgg16": VGG16_Weights}[network].IMAGENET1K_V1
     name = pathlib.PurePosixPath(weights.url).name
     path = pathlib.Path(torch.hub.get_dir(), "checkpoints", name)
     try:
@@ -149,14 +263,17 @@ def _imagenet_state() -> Mapping[str, Any]:
             progress=True, check_hash=True, map_location="cpu", weights_only=True
         )
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise RuntimeError(_OFFLINE.format(error=error, name=name, url=weights.url, path=path)) from error
+        size = round(weights.meta["_file_size"])
+        raise RuntimeError(
+            _OFFLINE.format(error=error, name=name, size=size, url=weights.url, path=path, network=network.upper())
+        ) from error
     return state
 
 
 def _file_state(path: pathlib.Path) -> object:
     if not path.is_file():
         raise FileNotFoundError(
-            f"vgg: there is no file {path}; pass 'imagenet', 'random', a module, or the path of a VGG19 state dict"
+            f"vgg: there is no file {path}; pass 'imagenet', 'random', a module, or the path of a state dict"
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -165,33 +282,37 @@ def _file_state(path: pathlib.Path) -> object:
         raise ValueError(f"vgg: {path} cannot be read as a state dict: {reason}") from error
 
 
-def load_vgg19(vgg: str | pathlib.Path = "imagenet") -> VGG19Features:
-    """Builds VGG19 up to relu5_1 with frozen weights.
+def load_vgg(
+    vgg: str | pathlib.Path = "imagenet", network: Architecture = "vgg19", layers: Sequence[str] = PAPER_LAYERS
+) -> FrozenVGG:
+    """Builds a VGG as far as some layers need it, with frozen weights.
 
     Args:
-        vgg: ``"imagenet"`` for torchvision's ``VGG19_Weights.IMAGENET1K_V1``, fetched once and kept by torch.hub;
+        vgg: ``"imagenet"`` for torchvision's ``IMAGENET1K_V1`` weights, fetched once and kept by torch.hub;
             ``"random"`` for seeded random weights, with a warning; else the path of a state dict with torchvision's
             names (``features.0.weight``) or those of NVIDIA's ``Vgg19`` (``slice1.0.weight``).
+        network: ``"vgg19"`` or ``"vgg16"``.
+        layers: Names of the ReLUs whose maps are asked for.
 
     Raises:
         RuntimeError: If the pretrained weights cannot be fetched; says which file to put where.
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is no VGG19 state dict.
+        ValueError: For an unknown network or layer, or a file that is no state dict of the network.
 
     Example:
-        >>> vgg = load_vgg19("random")
+        >>> vgg = load_vgg("random", "vgg16", ["relu1_2", "relu2_2"])
     """
-    model = VGG19Features()
+    model = FrozenVGG(network, layers)
     if vgg == "imagenet":
-        load_state(model, _imagenet_state(), "torchvision's VGG19_Weights.IMAGENET1K_V1")
+        load_state(model, _imagenet_state(network), f"torchvision's {network.upper()}_Weights.IMAGENET1K_V1")
     elif vgg == "random":
         warnings.warn(
-            "pix2pixhd: VGG19 has random weights (vgg='random'). Good for tests and demonstrations; for training use "
-            "vgg='imagenet' or the path of pretrained weights.",
+            f"pix2pixhd: {network.upper()} has random weights (vgg='random'). Good for tests and demonstrations; for "
+            "training use vgg='imagenet' or the path of pretrained weights.",
             UserWarning,
             stacklevel=3,
         )
-        load_state(model, _random_state(), "the random state dict")
+        load_state(model, _random_state(model), "the random state dict")
     else:
         load_state(model, _file_state(pathlib.Path(vgg)), str(vgg))
     return model

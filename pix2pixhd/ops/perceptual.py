@@ -1,27 +1,40 @@
-"""The perceptual loss and its gradient in one forward pass, with no activation kept.
+"""The perceptual loss and its gradient in one forward pass, with no activation kept: the operator.
 
 With frozen weights the loss is a scalar function of one picture, so its gradient is one picture: it is computed along
-with the value, and nothing else stays until the backward. Generated and real side run in lockstep; a map goes as soon
-as the next one is there. For the way back only bits are kept, until the end of the forward: which elements a ReLU let
-through, where a pooled element came from, the signs of the L1 terms.
+with the value (``vgg_pass``), part by part where memory is bounded (``vgg_parts``), and nothing else stays until the
+backward.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pix2pixhd.ops import choice, library
-
-# What follows each convolution of the network: a plain ReLU, one whose map is compared, or one with max-pooling.
-RELU, TAP, POOL = "r", "t", "p"
+from pix2pixhd.ops.vgg_parts import plan_parts
+from pix2pixhd.ops.vgg_pass import Chain, PartPass, channels_last, run_part
 
 # Under float16 the gradient of a mean over millions of elements is below the smallest number: 2^20 lifts 1e-9 to 1e-3,
 # and leaves the deepest map's, the largest, eight powers of two below the largest number.
 _FLOAT16_SCALE = 2.0**20
+
+
+class Network(NamedTuple):
+    """A chain of 3×3 convolutions of stride 1 and padding 1, as the operator takes it.
+
+    Attributes:
+        weights: ``[out, in, 3, 3]`` each, out a multiple of 32.
+        biases: ``[out]`` each.
+        adjoints: ``adjoint`` of each weight.
+        plan: One letter per convolution, see ``pix2pixhd.ops.vgg_parts``.
+    """
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+    adjoints: list[Tensor]
+    plan: str
 
 
 def adjoint(weight: Tensor) -> Tensor:
@@ -29,7 +42,7 @@ def adjoint(weight: Tensor) -> Tensor:
 
     The gradient of a 3×3 convolution of stride 1 and padding 1 is another one, with weights transposed and mirrored.
     """
-    return weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    return channels_last(weight.flip(2, 3).transpose(0, 1))
 
 
 def _has_kernels(loaded: bool, key: str) -> bool:
@@ -45,105 +58,81 @@ def can_run(pictures: Tensor) -> bool:
     return _DEVICES.get(pictures.device.type, False) and choice.use_fused(pictures)
 
 
-def _forward(
-    x: Tensor, y: Tensor, weights: list[Tensor], biases: list[Tensor], factors: list[float], plan: str, pack: bool
-) -> tuple[Tensor, Tensor, list[tuple[Any, ...]]]:
-    """Value, the shape of the last map, and what the way back needs, per convolution."""
-    ops = torch.ops.pix2pixhd
-    loss = x.new_zeros((), dtype=torch.float64)
-    trail: list[tuple[Any, ...]] = []
-    taps = iter(factors)
-    for kind, weight, bias in zip(plan, weights, biases, strict=True):
-        # One side after the other: the input of a side's convolution goes before the other side's output comes.
-        x = F.conv2d(x, weight, bias, padding=1)
-        y = F.conv2d(y, weight, bias, padding=1)
-        if kind == TAP:
-            term, signs, mask = ops.relu_l1_.default(x, y, pack)
-            factor = next(taps)
-            loss += factor * term
-            trail.append((mask, signs, factor / x.numel()))
-        elif kind == POOL:
-            size = x.shape[2:]
-            x, codes = ops.relu_pool.default(x, pack)
-            y, _ = ops.relu_pool.default(y, False)
-            trail.append((codes, *size))
-        else:
-            trail.append((ops.relu_mask_.default(x, pack),))
-            ops.relu_mask_.default(y, False)
-    return loss, x, trail
-
-
-def _backward(last: Tensor, adjoints: list[Tensor], plan: str, trail: list[tuple[Any, ...]], scale: float) -> Tensor:
-    ops = torch.ops.pix2pixhd
-    no_signs = last.new_empty(0, dtype=torch.int32)
-    gradient = torch.zeros_like(last)
-    del last
-    for kind, weight in zip(reversed(plan), reversed(adjoints), strict=True):
-        kept = trail.pop()
-        if kind == TAP:
-            mask, signs, coefficient = kept
-            ops.relu_l1_backward_.default(gradient, mask, signs, coefficient * scale)
-        elif kind == POOL:
-            gradient = ops.relu_pool_backward.default(gradient, *kept)
-        else:
-            ops.relu_l1_backward_.default(gradient, kept[0], no_signs, 0.0)
-        gradient = F.conv2d(gradient, weight, padding=1)
-    return gradient
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @torch.library.custom_op("pix2pixhd::perceptual_loss", mutates_args=())
 def _perceptual_loss(
     fake: Tensor,
-    real: Tensor,
+    real: Tensor | None,
+    features: list[Tensor],
+    weight_map: Tensor | None,
     weights: list[Tensor],
     biases: list[Tensor],
     adjoints: list[Tensor],
     factors: list[float],
     plan: str,
+    squared: bool,
     dtype: torch.dtype,
+    memory_limit: int | None,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
+    parts = plan_parts(
+        plan, [len(b) for b in biases], fake.shape, dtype.itemsize, squared, 1 if real is None else 2, memory_limit
+    )
+    scale = _FLOAT16_SCALE if dtype == torch.float16 else 1.0
+    wide = _wide(dtype)
+    losses = torch.zeros(len(fake), dtype=torch.float64, device=fake.device)
+    gradient = None
     with torch.no_grad(), torch.autocast(fake.device.type, enabled=False):
-
-        def laid_out(x: Tensor) -> Tensor:
-            return x.to(dtype, memory_format=torch.channels_last)
-
-        loss, last, trail = _forward(
-            laid_out(fake),
-            laid_out(real),
-            [laid_out(w) for w in weights],
+        chain = Chain(
+            [channels_last(w.to(dtype)) for w in weights],
             [b.to(dtype) for b in biases],
-            factors,
+            [channels_last(w.to(dtype)) for w in adjoints] if with_gradient else weights,
             plan,
-            with_gradient,
+            factors,
+            squared,
+            bias_apart=fake.device.type != "cpu",
         )
-        value = loss.to(torch.float64 if dtype == torch.float64 else torch.float32)
-        if not with_gradient:
-            return value, fake.new_empty(0)
-        scale = _FLOAT16_SCALE if dtype == torch.float16 else 1.0
-        gradient = _backward(last, [laid_out(w) for w in adjoints], plan, trail, scale)
-        # At least float32: an unscaled float16 gradient would vanish before the upstream gradient reaches it.
-        gradient = gradient.to(value.dtype)
-        return value, gradient.div_(scale) if scale != 1.0 else gradient
+        for part in parts:
+            one = PartPass(chain, part, with_gradient)
+            loss, own = run_part(one, fake, real, features, weight_map, dtype, scale)
+            losses[part.first : part.end] += loss
+            if own is None:
+                continue
+            # At least float32: an unscaled float16 gradient would vanish before the upstream gradient reaches it.
+            own = own.to(wide)
+            own = own.div_(scale) if scale != 1.0 else own
+            if len(parts) == 1:
+                gradient = own
+                break
+            if gradient is None:
+                gradient = torch.zeros_like(fake, dtype=wide, memory_format=torch.channels_last)
+            gradient[part.first : part.end, :, part.stages[0].first : part.stages[0].end] += own
+    return losses.to(wide), fake.new_empty(0) if gradient is None else gradient
 
 
 @_perceptual_loss.register_fake
 def _(
     fake: Tensor,
-    real: Tensor,
+    real: Tensor | None,
+    features: list[Tensor],
+    weight_map: Tensor | None,
     weights: list[Tensor],
     biases: list[Tensor],
     adjoints: list[Tensor],
     factors: list[float],
     plan: str,
+    squared: bool,
     dtype: torch.dtype,
+    memory_limit: int | None,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    value = fake.new_empty((), dtype=wide)
+    values = fake.new_empty(fake.shape[0], dtype=_wide(dtype))
     if not with_gradient:
-        return value, fake.new_empty(0)
-    return value, torch.empty_like(fake, dtype=wide, memory_format=torch.channels_last)
+        return values, fake.new_empty(0)
+    return values, torch.empty_like(fake, dtype=_wide(dtype), memory_format=torch.channels_last)
 
 
 class _RefuseDoubleBackward(torch.autograd.Function):
@@ -161,21 +150,24 @@ class _RefuseDoubleBackward(torch.autograd.Function):
         )
 
 
+_LISTS = (2, 4, 5, 6)  # features, weights, biases, adjoints
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     fake, with_gradient = inputs[0], inputs[-1]
     if not with_gradient:
         raise RuntimeError("pix2pixhd.perceptual_loss: with_gradient must be True when a gradient is wanted")
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1], fake)
-    ctx.no_gradients = [[None] * len(tensors) for tensors in inputs[2:5]]
+    ctx.no_gradients = [[None] * len(x) if k in _LISTS else None for k, x in enumerate(inputs)][1:]
 
 
 def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
     gradient, fake = ctx.saved_tensors
-    result = (grad * gradient).to(fake.dtype)
+    result = (grad.view(-1, 1, 1, 1) * gradient).to(fake.dtype)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         result = _RefuseDoubleBackward.apply(result, fake)
-    return result, None, *ctx.no_gradients, None, None, None, None
+    return result, *ctx.no_gradients
 
 
 _perceptual_loss.register_autograd(_autograd, setup_context=_setup_context)
@@ -183,30 +175,53 @@ _perceptual_loss.register_autograd(_autograd, setup_context=_setup_context)
 
 def perceptual_loss(
     fake: Tensor,
-    real: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    adjoints: list[Tensor],
-    plan: str,
+    real: Tensor | None,
+    network: Network,
     factors: list[float],
+    *,
+    features: list[Tensor] | None = None,
+    weight_map: Tensor | None = None,
+    squared: bool = False,
+    dtype: torch.dtype | None = None,
+    memory_limit: int | None = None,
 ) -> Tensor:
-    """``Σ_k factors[k] · mean|φ_k(fake) − φ_k(real)|`` for a chain of 3×3 convolutions; see the module's docstring.
+    """``Σ_k factors[k] · mean(weight · distance(φ_k(fake), φ_k(real)))`` of each picture; see the module's docstring.
 
     Args:
         fake: Pictures ``[N, C, H, W]``.
-        real: The same for the real side; gets no gradient.
-        weights: Of the convolutions, ``[out, in, 3, 3]``, out a multiple of 32.
-        biases: Of the convolutions, ``[out]``.
-        adjoints: ``adjoint`` of each weight.
-        plan: One letter per convolution, ``RELU``, ``TAP`` or ``POOL``.
+        real: The same for the real side; gets no gradient. None where ``features`` are given.
+        network: φ: weights in float32, or in the type of the pass.
         factors: One number per tapped map.
+        features: The real pictures' tapped maps, after ReLU.
+        weight_map: ``[N, 1, H, W]``, averaged to each map's size; None for 1 everywhere.
+        squared: Squared error instead of L1.
+        dtype: In which the network runs; None for autocast's, or the pictures' own without it.
+        memory_limit: Most bytes for maps and bits at a time, or None.
 
     Returns:
-        A scalar: float64 for float64 pictures, else float32. Under autocast the network runs in autocast's type.
+        ``[N]``: float64 for float64, else float32.
+
+    Raises:
+        ValueError: If the bound on memory is too low.
     """
     device = fake.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else fake.dtype
+    if dtype is None:
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else fake.dtype
     wanted = torch.is_grad_enabled() and fake.requires_grad
-    loss: Tensor
-    loss, _ = _perceptual_loss(fake, real.detach(), weights, biases, adjoints, factors, plan, dtype, wanted)
-    return loss
+    losses: Tensor
+    losses, _ = _perceptual_loss(
+        fake,
+        None if real is None else real.detach(),
+        features or [],
+        weight_map,
+        network.weights,
+        network.biases,
+        network.adjoints,
+        factors,
+        network.plan,
+        squared,
+        dtype,
+        memory_limit,
+        wanted,
+    )
+    return losses

@@ -41,3 +41,19 @@ def hinge_loss(preds: Sequence[Tensor], signs: Sequence[float], weights: Sequenc
 def mean_loss(preds: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """``Σ_k weights[k] · mean(preds[k])``."""
     return _weighted_sum([x.mean() for x in preds], weights)
+
+
+def distances(
+    inputs: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[float], squared: bool, pixels: Tensor | None
+) -> Tensor:
+    """``Σ_k weights[k] · mean(pixels · distance(inputs[k], targets[k]))`` of each picture, ``[N]``.
+
+    The distance is ``|x − y|`` or ``(x − y)²``; ``pixels`` are weights ``[N, 1, H, W]``, averaged to each map's size.
+    """
+    terms = []
+    for x, y in zip(inputs, targets, strict=True):
+        distance = F.mse_loss(x, y, reduction="none") if squared else F.l1_loss(x, y, reduction="none")
+        if pixels is not None:
+            distance = distance * F.adaptive_avg_pool2d(pixels, (x.shape[2], x.shape[3]))
+        terms.append(distance.flatten(1).mean(1))
+    return _weighted_sum(terms, weights)

@@ -53,6 +53,7 @@ class Buffer {
   ~Buffer();
 
   void* data() { return memory_.data() + begin_; }
+  const void* data() const { return memory_.data() + begin_; }
   int64_t numel() const { return numel_; }
   double get(DType type, int64_t i) const;
   void set(DType type, int64_t i, double x);

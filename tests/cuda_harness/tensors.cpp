@@ -63,12 +63,6 @@ std::vector<int64_t> some_awkward_sizes() {
   return {1, 33, 127, 257, 1025, 4097, kBlockChunk + 1};
 }
 
-std::vector<int64_t> map_sizes() {
-  if (fewer_sizes) return {0, 1, 33, 257, 4097};
-  return {0,   1,   2,    7,    8,    9,    31,   32,   33,   63,   64,   65,   127,  128,  255,
-          256, 257, 1023, 1024, 1025, 2049, 4088, 4095, 4096, 4097, 4127, 8191, 8192, 8193, 3 * 4096 + 5};
-}
-
 std::vector<Shape> of_types(const std::vector<int64_t>& numels, DType first, DType second) {
   std::vector<Shape> shapes;
   for (const int64_t numel : numels) shapes.push_back({numel, {first, second}});

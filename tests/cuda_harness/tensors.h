@@ -26,7 +26,6 @@ double draw(Random& random, Values values);
 std::vector<int64_t> awkward_sizes();
 std::vector<int64_t> some_awkward_sizes();
 // The borders of words, warps and blocks in a single map.
-std::vector<int64_t> map_sizes();
 std::vector<Shape> of_types(const std::vector<int64_t>& numels, DType first, DType second);
 // Empty tensors at the beginning, in the middle and at the end; more tensors than one launch takes; several types in
 // turn.

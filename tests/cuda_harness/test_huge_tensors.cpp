@@ -61,8 +61,8 @@ void check_partial(Buffer& partial, const char* kernel, double (*term)(int64_t))
   partial.check_guards("partial sums");
 }
 
-void check_gradient(const Reserved& gradient, const char* kernel, double (*wanted)(int64_t)) {
-  for (int64_t i = kFirst; i < kNumel; ++i) {
+void check_gradient(const Reserved& gradient, const char* kernel, double (*wanted)(int64_t), int64_t numel = kNumel) {
+  for (int64_t i = kFirst; i < numel; ++i) {
     check(read(gradient, i) == wanted(i), "%s: [%ld] is %g, not %g", kernel, static_cast<long>(i), read(gradient, i),
           wanted(i));
   }
@@ -97,7 +97,7 @@ void test_huge_map() {
   const cuda::MapShape shape{1, kChannels, 2, kWidth};
   auto* words = static_cast<uint32_t*>(codes.data());
   set_first_block(kFirstColumn / 2 * kChannels / (cuda::kThreads * 8));
-  check(cuda::relu_pool(x.data(), out.data(), kType, shape, words, nullptr) == 0, "relu_pool");
+  check(cuda::relu_pool(x.data(), out.data(), kType, shape, nullptr, words, nullptr) == 0, "relu_pool");
   check(cuda::relu_pool_backward(grad.data(), spread.data(), kType, shape, words, nullptr) == 0, "relu_pool_backward");
   for (int64_t column = kFirstColumn; column < kWidth; ++column) {
     for (int64_t c = 0; c < kChannels; ++c) {
@@ -119,6 +119,44 @@ void test_huge_map() {
     }
   }
   set_first_block(0);
+}
+
+// One picture of 2^32 elements and some, of which the last chunks are compared.
+void test_huge_view(const Reserved& input, const Reserved& target, const Reserved& gradient, const Reserved& slope,
+                    const Reserved& signs) {
+  constexpr int64_t kMapNumel = kNumel / 32 * 32;
+  const cuda::MapView view{1, kMapNumel, 32, nullptr, nullptr};
+  Buffer partial(DType::kFloat64, cuda::map_blocks(kMapNumel));
+  auto* sums = static_cast<double*>(partial.data());
+  Reserved mask(static_cast<size_t>(kMapNumel / 32) * 4);
+  check(mask.valid(), "no address space for a mask");
+  if (failures() > 0) return;
+  auto* mask_words = static_cast<uint32_t*>(mask.data());
+  auto* sign_words = static_cast<uint32_t*>(signs.data());
+  set_first_block(kFirst / cuda::kMapChunk);
+  check(cuda::relu_distance(input.data(), target.data(), false, kType, view, Distance::kAbsolute, sign_words,
+                            mask_words, sums, nullptr) == 0,
+        "relu_distance");
+  check_gradient(input, "relu_distance", [](int64_t i) { return std::max(0.0, value(i, 0)); }, kMapNumel);
+  check_gradient(target, "relu_distance", [](int64_t i) { return std::max(0.0, value(i, 1)); }, kMapNumel);
+  fill(gradient, 2);
+  check(cuda::relu_distance_backward(gradient.data(), kType, view, Distance::kAbsolute, mask_words, sign_words, 1.0,
+                                     nullptr) == 0,
+        "relu_distance_backward");
+  check_gradient(
+      gradient, "relu_distance_backward",
+      [](int64_t i) {
+        const double difference = std::max(0.0, value(i, 0)) - std::max(0.0, value(i, 1));
+        const double sign = difference > 0 ? 1.0 : difference < 0 ? -1.0 : 0.0;
+        return value(i, 0) <= 0 ? 0.0 : value(i, 2) + sign;
+      },
+      kMapNumel);
+  fill(slope, 1);
+  check(cuda::relu(slope.data(), kType, view, mask_words, nullptr) == 0, "relu");
+  check_gradient(slope, "relu", [](int64_t i) { return std::max(0.0, value(i, 1)); }, kMapNumel);
+  fill(gradient, 2);
+  check(cuda::relu_backward(gradient.data(), kType, view, mask_words, nullptr) == 0, "relu_backward");
+  check_gradient(gradient, "relu_backward", [](int64_t i) { return value(i, 1) <= 0 ? 0.0 : value(i, 2); }, kMapNumel);
 }
 
 }  // namespace
@@ -151,30 +189,7 @@ void test_huge_tensors() {
   check(cuda::pointwise_backward(pointwise, Pointwise::kSquaredError, one.device(), nullptr) == 0,
         "pointwise_backward");
   check_gradient(slope, "pointwise_backward", [](int64_t i) { return 2.0 * (value(i, 0) - 0.5); });
-  const int64_t map_blocks = cuda::map_blocks(kNumel);
-  Buffer map_partial(DType::kFloat64, map_blocks);
-  sums = static_cast<double*>(map_partial.data());
-  Reserved mask(static_cast<size_t>((kNumel + 31) / 32) * 4);
-  check(mask.valid(), "no address space for a mask");
-  if (failures() > 0) return;
-  auto* mask_words = static_cast<uint32_t*>(mask.data());
-  auto* sign_words = static_cast<uint32_t*>(signs.data());
-  set_first_block(kFirst / cuda::kMapChunk);
-  check(cuda::relu_l1(input.data(), target.data(), kType, kNumel, sign_words, mask_words, sums, nullptr) == 0,
-        "relu_l1");
-  check_gradient(input, "relu_l1", [](int64_t i) { return std::max(0.0, value(i, 0)); });
-  check_gradient(target, "relu_l1", [](int64_t i) { return std::max(0.0, value(i, 1)); });
-  fill(gradient, 2);
-  check(cuda::relu_l1_backward(gradient.data(), kType, kNumel, mask_words, sign_words, 1.0, nullptr) == 0,
-        "relu_l1_backward");
-  check_gradient(gradient, "relu_l1_backward", [](int64_t i) {
-    const double difference = std::max(0.0, value(i, 0)) - std::max(0.0, value(i, 1));
-    const double sign = difference > 0 ? 1.0 : difference < 0 ? -1.0 : 0.0;
-    return value(i, 0) <= 0 ? 0.0 : value(i, 2) + sign;
-  });
-  fill(slope, 1);
-  check(cuda::relu(slope.data(), kType, kNumel, mask_words, nullptr) == 0, "relu");
-  check_gradient(slope, "relu", [](int64_t i) { return std::max(0.0, value(i, 1)); });
+  test_huge_view(input, target, gradient, slope, signs);
   set_first_block(0);
   test_huge_map();
 }

@@ -36,12 +36,10 @@ class Words {
   Buffer buffer_;
 };
 
-int64_t words_for(int64_t n) { return (n + 31) / 32; }
-
 // Planes of bits as vgg.h describes them.
 class Planes {
  public:
-  Planes(int64_t n, int64_t planes) : words(static_cast<size_t>(words_for(n) * planes)), planes_(planes) {}
+  Planes(int64_t n, int64_t planes) : words(static_cast<size_t>(n / 32 * planes)), planes_(planes) {}
   void set(int64_t i, int64_t plane, bool bit) {
     words[static_cast<size_t>(i / 32 * planes_ + plane)] |= uint32_t{bit} << i % 32;
   }
@@ -82,8 +80,37 @@ void check_same(const Buffer& got, const Buffer& wanted, DType type, const char*
   got.check_guards(what);
 }
 
-std::string describe(const char* kernel, DType type, int64_t n, int64_t offset, Values values) {
-  return harness::describe(kernel, std::to_string(n).c_str(), {{n, {type, type}}}, offset, values);
+// A map as the elementwise kernels see it.
+struct View {
+  int64_t pictures;
+  int64_t pixels;
+  int64_t channels;
+
+  int64_t elements() const { return pixels * channels; }
+  int64_t numel() const { return pictures * elements(); }
+  int64_t blocks() const { return pictures * map_blocks(elements()); }
+  cuda::MapView with(const Buffer* bias, const Buffer* weight) const {
+    return {pictures, elements(), channels, bias != nullptr ? bias->data() : nullptr,
+            weight != nullptr ? weight->data() : nullptr};
+  }
+  std::string str() const {
+    return std::to_string(pictures) + "x" + std::to_string(pixels) + "x" + std::to_string(channels);
+  }
+};
+
+std::string describe(const char* kernel, DType type, const std::string& shape, int64_t offset, Values values) {
+  return harness::describe(kernel, shape.c_str(), {{1, {type, type}}}, offset, values);
+}
+
+// x + bias, rounded to the map's type.
+Buffer biased(const Buffer& x, DType type, const View& view, const Buffer* bias) {
+  Buffer sum(type, x.numel());
+  for (int64_t i = 0; i < x.numel(); ++i) {
+    const double own = bias != nullptr ? bias->get(type, i % view.channels) : 0.0;
+    const double value = x.get(type, i);
+    sum.set(type, i, bias != nullptr ? rounded(type, rounded(arithmetic(type), value + own)) : value);
+  }
+  return sum;
 }
 
 Buffer relu_of(const Buffer& x, DType type) {
@@ -92,141 +119,225 @@ Buffer relu_of(const Buffer& x, DType type) {
   return wanted;
 }
 
-void run_relu(DType type, int64_t n, int64_t offset, Values values) {
-  set_case(describe("relu", type, n, offset, values));
+Planes alive_bits(const Buffer& x, DType type) {
+  Planes bits(x.numel(), 1);
+  for (int64_t i = 0; i < x.numel(); ++i) bits.set(i, 0, alive(x.get(type, i)));
+  return bits;
+}
+
+void run_relu(DType type, const View& view, int64_t offset, Values values, bool with_bias) {
+  set_case(describe(with_bias ? "bias and relu" : "relu", type, view.str(), offset, values));
+  const int64_t n = view.numel();
   const Buffer x = filled(type, n, offset, values, static_cast<uint64_t>(n));
-  const Buffer wanted = relu_of(x, type);
-  Planes bits(n, 1);
-  for (int64_t i = 0; i < n; ++i) bits.set(i, 0, alive(x.get(type, i)));
+  const Buffer bias = filled(type, view.channels, offset, values, 7);
+  const Buffer before = biased(x, type, view, with_bias ? &bias : nullptr);
+  const Buffer wanted = relu_of(before, type);
+  const Planes bits = alive_bits(before, type);
+  const Buffer grad = filled(type, n, offset, values, 11);
+  Buffer wanted_grad(type, n);
+  for (int64_t i = 0; i < n; ++i) wanted_grad.set(type, i, alive(before.get(type, i)) ? grad.get(type, i) : 0.0);
   for (const Order order : {Order::kForward, Order::kReversed}) {
     set_order(order);
     for (const bool pack : {true, false}) {
       Buffer in_place = copy_of(x, type, offset);
-      Words mask(words_for(n));
-      const int error = cuda::relu(in_place.data(), type, n, pack ? mask.data() : nullptr, nullptr);
+      Words mask(n / 32);
+      const cuda::MapView map = view.with(with_bias ? &bias : nullptr, nullptr);
+      const int error = cuda::relu(in_place.data(), type, map, pack ? mask.data() : nullptr, nullptr);
       check(error == 0, "relu returns %d", error);
       check_same(in_place, wanted, type, "max(0, x)");
-      if (pack) mask.check_are(bits.words, "mask");
+      if (!pack) continue;
+      mask.check_are(bits.words, "mask");
+      Buffer masked = copy_of(grad, type, offset);
+      check(cuda::relu_backward(masked.data(), type, map, mask.data(), nullptr) == 0, "relu_backward");
+      check_same(masked, wanted_grad, type, "masked gradient");
     }
   }
   set_order(Order::kForward);
 }
 
-struct L1Case {
+// The sums bit for bit, but for the sign of a NaN, which C++ leaves to the compiler.
+std::vector<uint64_t> bits_of(const Buffer& sums) {
+  std::vector<uint64_t> bits;
+  for (int64_t i = 0; i < sums.numel(); ++i) {
+    const double sum = sums.get(DType::kFloat64, i);
+    const double one_nan = std::isnan(sum) ? NAN : sum;
+    uint64_t word = 0;
+    std::memcpy(&word, &one_nan, sizeof(word));
+    bits.push_back(word);
+  }
+  return bits;
+}
+
+struct Options {
+  Distance distance;
+  bool bias;
+  bool weight;
+  bool activated;
+};
+
+struct DistanceCase {
   DType type;
+  View view;
+  Options options;
   int64_t n;
   int64_t offset[2];
   Values values;
-  Buffer x, y, relu_x, relu_y;
-  Planes alive_x, signs;
+  Buffer x, y, bias, weight, before, relu_x, relu_y;
 
-  L1Case(DType type_, int64_t n_, int64_t offset_x, int64_t offset_y, Values values_)
+  DistanceCase(DType type_, const View& view_, Options options_, int64_t offset_x, int64_t offset_y, Values values_)
       : type(type_),
-        n(n_),
+        view(view_),
+        options(options_),
+        n(view_.numel()),
         offset{offset_x, offset_y},
         values(values_),
         x(filled(type, n, offset_x, values, static_cast<uint64_t>(n) + 1)),
         y(filled(type, n, offset_y, values, static_cast<uint64_t>(n) + 2, &x)),
-        relu_x(relu_of(x, type)),
-        relu_y(relu_of(y, type)),
-        alive_x(n, 1),
-        signs(n, 2) {
+        bias(filled(type, view.channels, 0, values, 7)),
+        weight(filled(arithmetic(type), view.pictures * view.pixels, 0, Values::kEighths, 8)),
+        before(biased(x, type, view, own_bias())),
+        relu_x(relu_of(before, type)),
+        relu_y(options.activated ? copy_of(y, type, 0) : relu_of(biased(y, type, view, own_bias()), type)) {}
+
+  const Buffer* own_bias() const { return options.bias ? &bias : nullptr; }
+  const Buffer* own_weight() const { return options.weight ? &weight : nullptr; }
+  double weight_at(int64_t i) const { return options.weight ? weight.get(arithmetic(type), i / view.channels) : 1.0; }
+  bool squared() const { return options.distance == Distance::kSquared; }
+  double difference(int64_t i) const { return rounded(arithmetic(type), relu_x.get(type, i) - relu_y.get(type, i)); }
+  double distance(int64_t i) const { return squared() ? difference(i) * difference(i) : std::fabs(difference(i)); }
+
+  Planes signs() const {
+    Planes planes(n, 2);
     for (int64_t i = 0; i < n; ++i) {
-      alive_x.set(i, 0, alive(x.get(type, i)));
-      signs.set(i, 0, difference(i) > 0);
-      signs.set(i, 1, difference(i) < 0);
+      planes.set(i, 0, difference(i) > 0);
+      planes.set(i, 1, difference(i) < 0);
     }
+    return planes;
   }
 
-  double difference(int64_t i) const { return rounded(arithmetic(type), relu_x.get(type, i) - relu_y.get(type, i)); }
-
   void check_partial(const Buffer& partial) const {
-    for (int64_t block = 0; block < map_blocks(n); ++block) {
+    const int64_t per_picture = map_blocks(view.elements());
+    for (int64_t block = 0; block < view.blocks(); ++block) {
       double sum = 0.0;
-      for (int64_t i = block * kMapChunk; i < std::min((block + 1) * kMapChunk, n); ++i)
-        sum += std::fabs(difference(i));
-      const double wanted = sum / static_cast<double>(n);
+      double size = 0.0;
+      const int64_t within = block % per_picture * kMapChunk;
+      const int64_t begin = block / per_picture * view.elements();
+      for (int64_t i = within; i < std::min(within + kMapChunk, view.elements()); ++i) {
+        sum += weight_at(begin + i) * distance(begin + i);
+        size += std::fabs(weight_at(begin + i)) * distance(begin + i);
+      }
+      const double scale = static_cast<double>(view.elements());
       const double relative = type == DType::kFloat64 ? 1e-13 : 1e-6;
-      const double tolerance = values == Values::kEighths ? 0.0 : relative * std::fabs(wanted);
+      const double tolerance = values == Values::kEighths ? 0.0 : relative * size / scale;
       const double got = partial.get(DType::kFloat64, block);
-      check(close(got, wanted, tolerance), "partial sum %ld is %.17g, not %.17g", static_cast<long>(block), got,
-            wanted);
+      check(close(got, sum / scale, tolerance), "partial sum %ld is %.17g, not %.17g", static_cast<long>(block), got,
+            sum / scale);
     }
     partial.check_guards("partial sums");
   }
 
-  std::vector<unsigned char> forward(Words* sign_words, Words* mask) const {
+  void check_kept(const Buffer& differences, const Words& sign_words) const {
+    if (squared()) {
+      Buffer wanted(type, n);
+      for (int64_t i = 0; i < n; ++i) wanted.set(type, i, difference(i));
+      check_same(differences, wanted, type, "differences");
+    } else {
+      sign_words.check_are(signs().words, "signs");
+    }
+  }
+
+  std::vector<uint64_t> forward(Buffer* differences, Words* sign_words, Words* mask) const {
     Buffer a = copy_of(x, type, offset[0]);
     Buffer b = copy_of(y, type, offset[1]);
-    Buffer partial(DType::kFloat64, map_blocks(n));
-    const bool pack = mask != nullptr;
-    const int error = cuda::relu_l1(a.data(), b.data(), type, n, pack ? sign_words->data() : nullptr,
-                                    pack ? mask->data() : nullptr, static_cast<double*>(partial.data()), nullptr);
-    check(error == 0, "relu_l1 returns %d", error);
+    Buffer partial(DType::kFloat64, view.blocks());
+    void* kept = nullptr;
+    if (mask != nullptr) kept = squared() ? differences->data() : sign_words->data();
+    const int error = cuda::relu_distance(
+        a.data(), b.data(), options.activated, type, view.with(own_bias(), own_weight()), options.distance, kept,
+        mask != nullptr ? mask->data() : nullptr, static_cast<double*>(partial.data()), nullptr);
+    check(error == 0, "relu_distance returns %d", error);
     check_same(a, relu_x, type, "max(0, input)");
     check_same(b, relu_y, type, "max(0, target)");
     check_partial(partial);
-    if (pack) {
-      mask->check_are(alive_x.words, "mask");
-      sign_words->check_are(signs.words, "signs");
+    if (mask != nullptr) {
+      mask->check_are(alive_bits(before, type).words, "mask");
+      check_kept(*differences, *sign_words);
     }
-    return partial.bytes();
+    return bits_of(partial);
   }
 
-  void backward(Words* sign_words, Words& mask, double coefficient, int64_t grad_offset) const {
+  void backward(Buffer& differences, Words& sign_words, Words& mask, double coefficient, int64_t grad_offset) const {
     const Buffer grad = filled(type, n, grad_offset, values, static_cast<uint64_t>(n) + 3);
     Buffer wanted(type, n);
-    const double term = rounded(arithmetic(type), coefficient);
+    const DType wide = arithmetic(type);
     for (int64_t i = 0; i < n; ++i) {
-      double g = grad.get(type, i);
-      if (sign_words != nullptr) {
-        const double sign = sign_of(difference(i));
-        g = rounded(type, rounded(arithmetic(type), g + (sign == 0.0 ? 0.0 : sign * term)));
-      }
-      wanted.set(type, i, alive(x.get(type, i)) ? g : 0.0);
+      double factor = rounded(wide, squared() ? 2.0 * coefficient : coefficient);
+      if (options.weight) factor = rounded(wide, factor * weight_at(i));
+      const double sign = sign_of(difference(i));
+      double term = sign == 0.0 ? 0.0 : sign * factor;
+      if (squared()) term = rounded(wide, factor * rounded(type, difference(i)));
+      const double g = rounded(type, rounded(wide, grad.get(type, i) + term));
+      wanted.set(type, i, alive(before.get(type, i)) ? g : 0.0);
     }
     Buffer in_place = copy_of(grad, type, grad_offset);
-    const int error =
-        cuda::relu_l1_backward(in_place.data(), type, n, mask.data(),
-                               sign_words != nullptr ? sign_words->data() : nullptr, coefficient, nullptr);
-    check(error == 0, "relu_l1_backward returns %d", error);
-    check_same(in_place, wanted, type, sign_words != nullptr ? "gradient with signs" : "gradient without signs");
-    mask.check_are(alive_x.words, "mask");
+    const int error = cuda::relu_distance_backward(
+        in_place.data(), type, view.with(nullptr, own_weight()), options.distance, mask.data(),
+        squared() ? static_cast<const void*>(differences.data()) : sign_words.data(), coefficient, nullptr);
+    check(error == 0, "relu_distance_backward returns %d", error);
+    check_same(in_place, wanted, type, "gradient of a distance");
+    mask.check_are(alive_bits(before, type).words, "mask");
+    check_kept(differences, sign_words);
   }
 };
 
-void run_relu_l1(DType type, int64_t n, int64_t offset_x, int64_t offset_y, Values values) {
-  set_case(describe("relu_l1", type, n, offset_x, values));
-  const L1Case one(type, n, offset_x, offset_y, values);
-  Words signs(2 * words_for(n));
-  Words mask(words_for(n));
-  const std::vector<unsigned char> once = one.forward(&signs, &mask);
+void run_distance(DType type, const View& view, Options options, int64_t offset_x, int64_t offset_y, Values values) {
+  const std::string name = std::string(options.distance == Distance::kSquared ? "squared" : "absolute") +
+                           (options.bias ? ", bias" : "") + (options.weight ? ", weight" : "") +
+                           (options.activated ? ", activated" : "");
+  set_case(describe(("relu_distance " + name).c_str(), type, view.str(), offset_x, values));
+  const DistanceCase one(type, view, options, offset_x, offset_y, values);
+  const int64_t kept = options.distance == Distance::kSquared ? one.n : 0;
+  Buffer differences(type, kept);
+  Words signs(one.n / 16);
+  Words mask(one.n / 32);
+  const std::vector<uint64_t> once = one.forward(&differences, &signs, &mask);
   set_order(Order::kReversed);
-  Words other_signs(2 * words_for(n));
-  Words other_mask(words_for(n));
-  check(one.forward(&other_signs, &other_mask) == once, "partial sums depend on the order of threads and blocks");
-  check(one.forward(nullptr, nullptr) == once, "partial sums depend on whether bits are packed");
-  one.backward(&signs, mask, 0.3, offset_x);
+  Buffer other_differences(type, kept);
+  Words other_signs(one.n / 16);
+  Words other_mask(one.n / 32);
+  check(one.forward(&other_differences, &other_signs, &other_mask) == once,
+        "partial sums depend on the order of threads and blocks");
+  check(one.forward(nullptr, nullptr, nullptr) == once, "partial sums depend on whether bits are packed");
+  one.backward(differences, signs, mask, 0.3, offset_x);
   set_order(Order::kForward);
-  one.backward(&signs, mask, 0.25, offset_y);
-  one.backward(nullptr, mask, 0.25, offset_x);
-  if (values == Values::kSpecial) one.backward(&signs, mask, NAN, offset_x);
+  one.backward(differences, signs, mask, 0.25, offset_y);
+  if (values == Values::kSpecial) one.backward(differences, signs, mask, NAN, offset_x);
 }
 
-// The mean that the operator returns: what relu_l1 leaves goes into finish_sum.
-void run_mean(DType type, int64_t n) {
-  set_case(describe("mean of relu_l1", type, n, 0, Values::kEighths));
-  const L1Case one(type, n, 0, 0, Values::kEighths);
+// The means that the operator returns: what relu_distance leaves goes into finish_sum, a row per picture.
+void run_means(DType type, const View& view) {
+  set_case(describe("means of relu_distance", type, view.str(), 0, Values::kEighths));
+  const DistanceCase one(type, view, {Distance::kAbsolute, false, false, false}, 0, 0, Values::kEighths);
   Buffer a = copy_of(one.x, type, 0);
   Buffer b = copy_of(one.y, type, 0);
-  Buffer partial(DType::kFloat64, map_blocks(n));
+  Buffer partial(DType::kFloat64, view.blocks());
   auto* sums = static_cast<double*>(partial.data());
-  Scalar loss(0.0, true);
-  check(cuda::relu_l1(a.data(), b.data(), type, n, nullptr, nullptr, sums, nullptr) == 0, "relu_l1");
-  check(cuda::finish_sum(sums, map_blocks(n), 0.0, loss.device(), nullptr) == 0, "finish_sum");
-  double wanted = 0.0;
-  for (int64_t i = 0; i < n; ++i) wanted += std::fabs(one.difference(i)) / static_cast<double>(n);
-  check(close(loss.get(), wanted, 1e-13 * wanted), "the mean is %.17g, not %.17g", loss.get(), wanted);
+  check(cuda::relu_distance(a.data(), b.data(), false, type, view.with(nullptr, nullptr), Distance::kAbsolute, nullptr,
+                            nullptr, sums, nullptr) == 0,
+        "relu_distance");
+  Buffer means(DType::kFloat64, view.pictures);
+  check(cuda::finish_sum(sums, map_blocks(view.elements()), 0.0, {means.data(), true}, nullptr,
+                         static_cast<int>(view.pictures)) == 0,
+        "finish_sum");
+  for (int64_t picture = 0; picture < view.pictures; ++picture) {
+    double wanted = 0.0;
+    for (int64_t i = 0; i < view.elements(); ++i) {
+      wanted += one.distance(picture * view.elements() + i) / static_cast<double>(view.elements());
+    }
+    const double got = means.get(DType::kFloat64, picture);
+    check(close(got, wanted, 1e-12 * wanted), "mean %ld is %.17g, not %.17g", static_cast<long>(picture), got, wanted);
+  }
+  means.check_guards("means");
 }
 
 struct Map {
@@ -259,16 +370,20 @@ struct PoolCase {
   Map pooled;
   int64_t offset;
   Values values;
-  Buffer x, wanted, grad, wanted_grad;
+  bool with_bias;
+  Buffer x, bias, before, wanted, grad, wanted_grad;
   Planes codes;
 
-  PoolCase(DType type_, const Map& map_, int64_t offset_, Values values_)
+  PoolCase(DType type_, const Map& map_, int64_t offset_, Values values_, bool with_bias_)
       : type(type_),
         map(map_),
         pooled(map_.pooled()),
         offset(offset_),
         values(values_),
+        with_bias(with_bias_),
         x(filled(type, map.numel(), offset, values, static_cast<uint64_t>(map.numel()))),
+        bias(filled(type, map.shape.channels, offset, values, 6)),
+        before(biased(x, type, {1, 1, map.shape.channels}, with_bias ? &bias : nullptr)),
         wanted(type, pooled.numel()),
         grad(filled(type, pooled.numel(), offset, values, 5)),
         wanted_grad(type, map.numel()),
@@ -295,14 +410,15 @@ struct PoolCase {
   }
 
   double at(int64_t n, int64_t row, int64_t column, int64_t c, int64_t k) const {
-    return x.get(type, map.index(n, 2 * row + k / 2, 2 * column + k % 2, c));
+    return before.get(type, map.index(n, 2 * row + k / 2, 2 * column + k % 2, c));
   }
 
   void run(int64_t out_offset) {
     Words words(3 * (pooled.numel() / 32));
     for (const bool pack : {false, true}) {
       Buffer out(type, pooled.numel(), out_offset);
-      const int error = cuda::relu_pool(x.data(), out.data(), type, map.shape, pack ? words.data() : nullptr, nullptr);
+      const int error = cuda::relu_pool(x.data(), out.data(), type, map.shape, with_bias ? bias.data() : nullptr,
+                                        pack ? words.data() : nullptr, nullptr);
       check(error == 0, "relu_pool returns %d", error);
       check_same(out, wanted, type, "pooled");
       x.check_guards("x");
@@ -317,9 +433,9 @@ struct PoolCase {
   }
 };
 
-void run_pool(DType type, const cuda::MapShape& shape, int64_t offset, Values values) {
-  PoolCase one(type, {shape}, offset, values);
-  set_case(describe("relu_pool", type, one.map.numel(), offset, values) + " " + one.map.str());
+void run_pool(DType type, const cuda::MapShape& shape, int64_t offset, Values values, bool with_bias) {
+  PoolCase one(type, {shape}, offset, values, with_bias);
+  set_case(describe(with_bias ? "bias and relu_pool" : "relu_pool", type, one.map.str(), offset, values));
   one.run(offset);
   set_order(Order::kReversed);
   one.run(1);
@@ -334,26 +450,37 @@ void test_vgg() {
   const std::vector<cuda::MapShape> shapes = {{1, 32, 2, 2},  {2, 32, 5, 7},   {1, 64, 4, 6},  {2, 96, 3, 11},
                                               {2, 64, 2, 50}, {1, 160, 7, 17}, {3, 32, 1, 5},  {2, 64, 5, 1},
                                               {2, 32, 1, 1},  {0, 32, 4, 4},   {1, 2080, 3, 2}};
+  // Chunks that end with a picture, before one or within one; pixels across the border of two; nothing at all.
+  const std::vector<View> views = {{1, 1, 32},  {2, 3, 96},  {3, 1, 160},  {1, 127, 32},    {1, 128, 32}, {2, 129, 32},
+                                   {1, 64, 64}, {2, 43, 96}, {1, 2, 2080}, {1, 3 * 43, 96}, {0, 4, 32},   {2, 0, 32}};
   for (const DType type : kTypes) {
-    for (const int64_t n : map_sizes()) {
-      run_relu(type, n, 0, Values::kEighths);
-      run_relu_l1(type, n, 0, 0, Values::kEighths);
+    for (const View& view : views) {
+      for (const bool option : {false, true}) {
+        run_relu(type, view, 0, Values::kEighths, option);
+        for (const Distance distance : {Distance::kAbsolute, Distance::kSquared}) {
+          run_distance(type, view, {distance, option, option, false}, 0, 0, Values::kEighths);
+        }
+      }
     }
-    for (const int64_t n : {int64_t{5}, int64_t{129}, kMapChunk + 1}) {
-      run_relu(type, n, 1, Values::kSpecial);
-      run_relu_l1(type, n, 1, 1, Values::kRandom);
-      run_relu_l1(type, n, 0, 3, Values::kSpecial);
-      run_mean(type, n);
+    for (const View& view : {views[1], views[7]}) {
+      run_relu(type, view, 1, Values::kSpecial, true);
+      for (const Distance distance : {Distance::kAbsolute, Distance::kSquared}) {
+        run_distance(type, view, {distance, true, false, false}, 1, 1, Values::kRandom);
+        run_distance(type, view, {distance, false, true, false}, 0, 3, Values::kSpecial);
+        run_distance(type, view, {distance, false, false, true}, 0, 0, Values::kRandom);
+        run_distance(type, view, {distance, false, true, true}, 3, 0, Values::kEighths);
+      }
+      run_means(type, view);
     }
-    run_relu(type, kMapChunk, 3, Values::kRandom);
-    run_relu_l1(type, kMapChunk, 0, 0, Values::kSpecial);
-    run_relu_l1(type, 2 * kMapChunk, 0, 0, Values::kRandom);
+    run_relu(type, views[4], 3, Values::kRandom, false);
+    run_distance(type, views[4], {Distance::kAbsolute, false, false, false}, 0, 0, Values::kSpecial);
+    run_distance(type, {1, 256, 32}, {Distance::kAbsolute, true, true, false}, 0, 0, Values::kRandom);
     for (const cuda::MapShape& shape : shapes) {
-      run_pool(type, shape, 0, Values::kEighths);
-      run_pool(type, shape, 0, Values::kSpecial);
+      run_pool(type, shape, 0, Values::kEighths, false);
+      run_pool(type, shape, 0, Values::kSpecial, true);
     }
-    run_pool(type, shapes[1], 1, Values::kSpecial);
-    run_pool(type, shapes[3], 3, Values::kRandom);
+    run_pool(type, shapes[1], 1, Values::kSpecial, false);
+    run_pool(type, shapes[3], 3, Values::kRandom, true);
   }
 }
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import pix2pixhd
-from pix2pixhd.models.vgg import VGG19Features, load_vgg19
+from pix2pixhd.models.vgg import FrozenVGG, load_vgg
 
 
 def predictions(num_D=2, n_layers=3, size=24, seed=0, dtype=torch.float32, requires_grad=False):
@@ -19,9 +19,9 @@ def predictions(num_D=2, n_layers=3, size=24, seed=0, dtype=torch.float32, requi
 
 
 @pytest.fixture(scope="session")
-def vgg() -> VGG19Features:
+def vgg() -> FrozenVGG:
     with pytest.warns(UserWarning, match="random weights"):
-        return load_vgg19("random")
+        return load_vgg("random")
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ import urllib.error
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision.models import VGG19_Weights, vgg19
+from torchvision.models import VGG19_Weights, vgg16, vgg19
 
 from pix2pixhd.losses import VGGLoss
-from pix2pixhd.models.vgg import TAPS, VGG19Features, load_vgg19
+from pix2pixhd.models.vgg import FrozenVGG, load_vgg
 
 WEIGHTS = [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0]
 CONVOLUTIONS = [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28]
@@ -67,11 +67,30 @@ def test_real_picture_itself_gives_zero_loss_and_gradient(vgg):
     assert (fake.grad == 0).all()
 
 
-def test_the_maps_are_torchvisions_layers(vgg):
-    whole = vgg19(weights=None).features
-    names = [type(layer).__name__ for layer in whole[:30]]
-    assert [names[i] for i in TAPS.values()] == ["ReLU"] * 5
-    assert list(vgg.state_dict()) == [n for n in whole.state_dict(prefix="features.") if int(n.split(".")[1]) < 30]
+@pytest.mark.parametrize(("network", "build"), [("vgg19", vgg19), ("vgg16", vgg16)])
+def test_the_maps_are_torchvisions_layers(network, build):
+    """Counted from the names: relu3_2 is the second ReLU after the second pooling."""
+    whole = build(weights=None).features
+    block, number, names = 1, 0, {}
+    for index, layer in enumerate(whole):
+        if isinstance(layer, torch.nn.MaxPool2d):
+            block, number = block + 1, 0
+        elif isinstance(layer, torch.nn.ReLU):
+            number += 1
+            names[f"relu{block}_{number}"] = index
+    layers = list(names)
+    with pytest.warns(UserWarning, match="random weights"):
+        vgg = load_vgg("random", network, layers)
+    state = {name.removeprefix("features."): value for name, value in vgg.state_dict().items()}
+    assert list(state) == list(whole.state_dict())
+    whole.load_state_dict(state)
+    x = pictures(1, 3, 35, 32)
+    maps, expected = vgg(x), []
+    for layer in whole:
+        x = layer(x).clone()
+        if isinstance(layer, torch.nn.ReLU):
+            expected.append(x)
+    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_imagenet_normalisation_and_gray_pictures(vgg):
@@ -87,7 +106,7 @@ def test_imagenet_normalisation_and_gray_pictures(vgg):
 def test_random_weights_announce_themselves_are_seeded_and_leave_the_random_state_alone():
     before = torch.get_rng_state()
     with pytest.warns(UserWarning, match="random weights"):
-        first = load_vgg19("random")
+        first = load_vgg("random")
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.warns(UserWarning, match="random weights"):
         second = VGGLoss(vgg="random").vgg
@@ -105,26 +124,26 @@ def test_state_dicts_of_the_known_layouts(vgg, vgg_file, tmp_path):
         nvidias[f"slice{slices[int(index)]}.{index}.{kind}"] = value
     torch.save(nvidias, tmp_path / "nvidia.pth")
     for path in (vgg_file, str(vgg_file), tmp_path / "nvidia.pth"):
-        loaded = load_vgg19(path).state_dict()
+        loaded = load_vgg(path).state_dict()
         assert all(torch.equal(loaded[name], value) for name, value in expected.items())
 
 
 def test_files_that_do_not_fit_are_named(vgg, tmp_path):
     state = vgg.state_dict()
     with pytest.raises(FileNotFoundError, match=r"there is no file .*absent\.pth; pass 'imagenet', 'random'"):
-        load_vgg19(tmp_path / "absent.pth")
+        load_vgg(tmp_path / "absent.pth")
     (tmp_path / "garbage.pth").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=r"garbage\.pth cannot be read as a state dict"):
-        load_vgg19(tmp_path / "garbage.pth")
+        load_vgg(tmp_path / "garbage.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="holds a list, expected a state dict"):
-        load_vgg19(tmp_path / "list.pth")
+        load_vgg(tmp_path / "list.pth")
     torch.save({n: v for n, v in state.items() if n != "features.5.bias"}, tmp_path / "missing.pth")
     with pytest.raises(ValueError, match=r"1 of 26 entries are missing, the first is features\.5\.bias"):
-        load_vgg19(tmp_path / "missing.pth")
+        load_vgg(tmp_path / "missing.pth")
     torch.save({**state, "features.0.weight": torch.zeros(64, 1, 3, 3)}, tmp_path / "shape.pth")
     with pytest.raises(ValueError, match=r"features\.0\.weight must have shape \(64, 3, 3, 3\), got \(64, 1, 3, 3\)"):
-        load_vgg19(tmp_path / "shape.pth")
+        load_vgg(tmp_path / "shape.pth")
 
 
 def test_without_network_the_message_says_which_file_to_put_where(monkeypatch, tmp_path):
@@ -228,7 +247,7 @@ def test_types_that_do_not_agree_are_named(vgg):
     with pytest.raises(TypeError, match=message):
         VGGLoss(vgg=vgg)(half.float(), half)
     with pytest.raises(TypeError, match=r"real is torch\.uint8 and the VGG"):
-        VGGLoss(vgg=vgg)(half, torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+        VGGLoss(vgg=vgg)(half.float(), torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
     with pytest.raises(TypeError, match="gpu_ids must be a list of GPU numbers, got 'random'; did you mean vgg='rand"):
         VGGLoss("random")
 
@@ -258,7 +277,7 @@ def test_pictures_on_another_device_are_named(vgg):
 
 
 def test_uninitialised_until_loaded():
-    assert not any(p.requires_grad for p in VGG19Features().parameters())
+    assert not any(p.requires_grad for p in FrozenVGG().parameters())
     with pytest.raises(ValueError, match="normalize must be none or imagenet, got 'vgg'"):
         VGGLoss(vgg=torch.nn.Identity(), normalize="vgg")
     assert isinstance(pathlib.PurePosixPath(VGG19_Weights.IMAGENET1K_V1.url).name, str)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pix2pixhd.losses import VGGLoss
-from pix2pixhd.ops import perceptual
+from pix2pixhd.ops import perceptual, vgg_pass
 
 from .test_vgg import pictures
 
@@ -62,7 +62,7 @@ def test_nothing_but_the_gradient_is_kept(vgg):
 
 
 def test_without_gradient_only_the_value_is_computed(vgg, monkeypatch):
-    monkeypatch.setattr(perceptual, "_backward", lambda *a: pytest.fail("computed a gradient"))
+    monkeypatch.setattr(vgg_pass.PartPass, "backward", lambda *a: pytest.fail("computed a gradient"))
     fake, real = pictures(1, 3, 32, 32), pictures(1, 3, 32, 32, seed=1)
     lean, full = both(vgg)
     assert not lean(fake, real).requires_grad
@@ -150,9 +150,16 @@ def test_opcheck(vgg):
     weights, biases, adjoints, plan = vgg.chain()
     fake, real = pictures(1, 3, 16, 16).requires_grad_(), pictures(1, 3, 16, 16, seed=1)
     factors = [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0]
-    arguments = (fake, real, weights, biases, adjoints, factors, plan, torch.float32, True)
+    network = (weights, biases, adjoints, factors, plan)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.pix2pixhd.perceptual_loss.default, arguments, test_utils=tests)
+    for first, options in (
+        ((fake, real, [], None), (False, torch.float32, None, True)),
+        ((fake, real, [], torch.rand(1, 1, 16, 16)), (True, torch.bfloat16, 10**8, True)),
+        ((fake, None, vgg(real), None), (False, torch.float32, None, True)),
+        ((fake.detach(), real, [], None), (False, torch.float32, None, False)),
+    ):
+        arguments = (*first, *network, *options)
+        torch.library.opcheck(torch.ops.pix2pixhd.perceptual_loss.default, arguments, test_utils=tests)
 
 
 def test_the_adjoint_weights_follow_the_weights(vgg):

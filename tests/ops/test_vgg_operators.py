@@ -29,82 +29,184 @@ def every_instruction_set(request, instruction_set):  # noqa: F811
     instruction_set(request.param)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("numel", [1, 31, 32, 33, 1000, 32768 + 7, 200_003])
-def test_relu_and_its_mask(dtype, numel):
-    x = make(numel, dtype=dtype)
-    y = x.clone()
-    mask = ops.relu_mask_(y, True)
-    same(y, F.relu(x))
-    grad = make(numel, dtype=dtype, seed=1, special=False)
-    expected = torch.where(x <= 0, torch.zeros_like(grad), grad)  # NaN passes, as in PyTorch
-    ops.relu_l1_backward_(grad, mask, mask.new_empty(0), 0.0)
-    same(grad, expected)
-    assert ops.relu_mask_(x.clone(), False).numel() == 0
+# Chunks of a picture end with the picture; the third is two chunks and a bit, with pixels across their border.
+SHAPES = [(1, 32, 1, 1), (2, 96, 3, 5), (2, 96, 26, 29), (3, 64, 2, 1)]
+
+
+def make_map(*shape, **options):
+    return make(*shape, **options).contiguous(memory_format=torch.channels_last)
+
+
+def wide(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def biased(x, bias):
+    """x + bias, rounded to the map's type, as PyTorch adds the bias of a convolution on CUDA."""
+    return x if bias is None else x + bias.view(1, -1, 1, 1)
+
+
+def biases(shape, dtype):
+    return None, make(shape[1], dtype=dtype, seed=9, special=False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("numel", [1, 31, 33, 1000, 32768 + 7])
-def test_relu_l1_and_its_backward(dtype, numel):
-    x, y = make(numel, dtype=dtype, special=False), make(numel, dtype=dtype, seed=1, special=False)
-    y[::3] = x[::3]
-    a, b = x.clone(), y.clone()
-    loss, signs, mask = ops.relu_l1_(a, b, True)
-    same(a, F.relu(x))
-    same(b, F.relu(y))
-    assert loss.dtype == torch.float64
-    torch.testing.assert_close(loss, (a.double() - b.double()).abs().mean(), rtol=1e-6, atol=0)
-    grad = make(numel, dtype=dtype, seed=2, special=False)
-    sign = (a.double() - b.double()).sign()
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    expected = ((grad.to(wide) + 0.25 * sign.to(wide)) * (x > 0)).to(dtype)
-    ops.relu_l1_backward_(grad, mask, signs, 0.25)
-    same(grad, expected)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_relu_and_its_mask(dtype, shape):
+    x = make_map(*shape, dtype=dtype)
+    for bias in biases(shape, dtype):
+        y, before = x.clone(), biased(x, bias)
+        mask = ops.relu_mask_(y, bias, True)
+        same(y, F.relu(before))
+        grad = make_map(*shape, dtype=dtype, seed=1, special=False)
+        expected = torch.where(before <= 0, torch.zeros_like(grad), grad)  # NaN passes, as in PyTorch
+        ops.relu_backward_(grad, mask)
+        same(grad, expected)
+        again = x.clone()
+        assert ops.relu_mask_(again, bias, False).numel() == 0
+        same(again, y)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_relu_distance_and_its_backward(dtype, shape, squared, weighted):
+    x = make_map(*shape, dtype=dtype, special=False)
+    y = make_map(*shape, dtype=dtype, seed=1, special=False)
+    y[:, ::3] = x[:, ::3]
+    weight = None
+    if weighted:  # weights below zero too
+        weight = make(shape[0], shape[2], shape[3], dtype=wide(dtype), seed=4, special=False)
+    pixels = 1.0 if weight is None else weight.double().unsqueeze(1)
+    for bias in biases(shape, dtype):
+        a, b = x.clone(), y.clone()
+        loss, mask, kept = ops.relu_distance_(a, b, bias, weight, squared, False, True)
+        alive = biased(x, bias) > 0
+        same(a, F.relu(biased(x, bias)))
+        same(b, F.relu(biased(y, bias)))
+        difference = a.to(wide(dtype)) - b.to(wide(dtype))
+        distance = difference.double() ** 2 if squared else difference.double().abs()
+        terms = (pixels * distance).flatten(1)
+        assert loss.dtype == torch.float64
+        torch.testing.assert_close(loss, terms.mean(1), rtol=1e-6, atol=1e-7 * float(terms.abs().mean()))
+        grad = make_map(*shape, dtype=dtype, seed=2, special=False)
+        derivative = 2.0 * difference.to(dtype).to(wide(dtype)) if squared else difference.sign()
+        factor = 0.25 if weight is None else 0.25 * weight.unsqueeze(1)
+        expected = ((grad.to(wide(dtype)) + factor * derivative) * alive).to(dtype)
+        ops.relu_distance_backward_(grad, mask, kept, weight, squared, 0.25)
+        same(grad, expected)
+        without, no_mask, nothing = ops.relu_distance_(x.clone(), y.clone(), bias, weight, squared, False, False)
+        same(without, loss)
+        assert no_mask.numel() == nothing.numel() == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("squared", [False, True])
+def test_a_target_that_is_activated_is_left_alone(dtype, squared):
+    x, y = make_map(2, 64, 5, 3, dtype=dtype), make_map(2, 64, 5, 3, dtype=dtype, seed=1, special=False)
+    negative = -y.abs()  # a ReLU would make zeros of it
+    before = negative.clone()
+    ops.relu_distance_(x.clone(), negative, None, None, squared, True, True)
+    same(negative, before)
+    activated = F.relu(y)
+    one = ops.relu_distance_(x.clone(), activated, None, None, squared, True, True)
+    other = ops.relu_distance_(x.clone(), y.clone(), None, None, squared, False, True)
+    for a, b in zip(one, other, strict=True):
+        same(a, b)
+
+
+def test_nan_and_inf_reach_the_loss_of_their_own_picture_only():
+    x, y = make_map(3, 32, 4, 4, special=False), make_map(3, 32, 4, 4, seed=1, special=False)
+    x[0, 0, 0, 0], x[1, 5, 3, 3] = float("nan"), float("inf")
+    loss, mask, signs = ops.relu_distance_(x, y, None, None, False, False, True)
+    assert loss[0].isnan()
+    assert loss[1] == float("inf")
+    assert loss[2].isfinite()
+    grad = make_map(3, 32, 4, 4, seed=2, special=False)
+    expected = grad[0, 0, 0, 0].clone()
+    ops.relu_distance_backward_(grad, mask, signs, None, False, 1.0)
+    same(grad[0, 0, 0, 0], expected)  # |NaN| has gradient 0 in PyTorch
+
+
+def test_an_empty_batch_has_no_loss_and_an_empty_map_a_mean_of_nan():
+    assert ops.relu_distance_(make_map(0, 32, 4, 4), make_map(0, 32, 4, 4), None, None, False, False, True)[
+        0
+    ].shape == (0,)
+    loss = ops.relu_distance_(make_map(2, 32, 0, 4), make_map(2, 32, 0, 4), None, None, False, False, True)[0]
+    assert loss.isnan().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 32, 2, 2), (2, 64, 6, 8), (1, 96, 7, 5), (2, 32, 3, 3), (1, 32, 33, 40)])
 def test_relu_pool_and_its_backward(dtype, shape):
-    x = make(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    leaf = x.clone().double().requires_grad_()
-    expected = F.max_pool2d(F.relu(leaf), 2)
-    out, codes = ops.relu_pool(x, True)
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    same(out.double(), expected.detach())
-    grad = make(*out.shape, dtype=dtype, seed=3, special=False).contiguous(memory_format=torch.channels_last)
-    (wanted,) = torch.autograd.grad(expected, leaf, grad.double())
-    same(ops.relu_pool_backward(grad, codes, shape[2], shape[3]).double(), wanted)
-    assert ops.relu_pool(x, False)[1].numel() == 0
+    x = make_map(*shape, dtype=dtype)
+    for bias in biases(shape, dtype):
+        leaf = biased(x, bias).clone().double().requires_grad_()
+        expected = F.max_pool2d(F.relu(leaf), 2)
+        before = x.clone()
+        out, codes = ops.relu_pool(x, bias, True)
+        same(x, before)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        same(out.double(), expected.detach())
+        grad = make_map(*out.shape, dtype=dtype, seed=3, special=False)
+        (wanted,) = torch.autograd.grad(expected, leaf, grad.double())
+        same(ops.relu_pool_backward(grad, codes, shape[2], shape[3]).double(), wanted)
+        assert ops.relu_pool(x, bias, False)[1].numel() == 0
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 1, 64), (2, 32, 5, 1), (1, 32, 1, 1)])
 def test_a_map_too_small_to_pool_gives_nothing_and_gets_zeros(shape):
-    x = make(*shape).contiguous(memory_format=torch.channels_last)
-    out, codes = ops.relu_pool(x, True)
+    x = make_map(*shape)
+    out, codes = ops.relu_pool(x, None, True)
     assert out.shape == (shape[0], 32, shape[2] // 2, shape[3] // 2)
     same(ops.relu_pool_backward(out, codes, shape[2], shape[3]), torch.zeros_like(x))
 
 
 def test_bits_are_all_that_is_kept():
-    x = make(1, 64, 32, 32).contiguous(memory_format=torch.channels_last)
-    assert ops.relu_mask_(x.clone(), True).nbytes == x.numel() // 8
-    assert ops.relu_pool(x, True)[1].nbytes == x.numel() // 4 * 3 // 8
+    x = make_map(1, 64, 32, 32)
+    assert ops.relu_mask_(x.clone(), None, True).nbytes == x.numel() // 8
+    assert ops.relu_pool(x, None, True)[1].nbytes == x.numel() // 4 * 3 // 8
+    _, mask, signs = ops.relu_distance_(x.clone(), x.clone(), None, None, False, False, True)
+    assert mask.nbytes + signs.nbytes == x.numel() * 3 // 8
 
 
 def test_wrong_arguments_are_named():
     x = make(1, 32, 4, 4)
     last = x.contiguous(memory_format=torch.channels_last)
-    out, codes = ops.relu_pool(last, True)
+    out, codes = ops.relu_pool(last, None, True)
+    mask = ops.relu_mask_(last.clone(), None, True)
     cases = [
-        (lambda: ops.relu_mask_(x[..., :2], True), "x is written in place and must be dense"),
-        (lambda: ops.relu_l1_(x, last, True), "must have the same shape, strides and type"),
-        (lambda: ops.relu_pool(x, True), "x must be in channels_last memory format"),
-        (lambda: ops.relu_pool(last[:, :31], True), "C a multiple of 32"),
+        (lambda: ops.relu_mask_(x, None, True), "x must be in channels_last memory format"),
+        (lambda: ops.relu_mask_(last, torch.ones(31), True), "bias must be contiguous, of 32 numbers"),
+        (
+            lambda: ops.relu_mask_(last, torch.ones(32).half(), True),
+            "bias must be contiguous, of 32 numbers and float32",
+        ),
+        (
+            lambda: ops.relu_distance_(x, last, None, None, False, False, True),
+            "must have the same shape, strides and type",
+        ),
+        (
+            lambda: ops.relu_distance_(last, last.clone(), None, torch.ones(15), False, False, True),
+            "weight must be contiguous, of 16 numbers and float32",
+        ),
+        (
+            lambda: ops.relu_distance_(last, last.clone(), None, torch.ones(16).double(), False, False, True),
+            "weight must be contiguous, of 16 numbers and float32",
+        ),
+        (lambda: ops.relu_pool(x, None, True), "x must be in channels_last memory format"),
+        (lambda: ops.relu_pool(last[:, :31], None, True), "C a multiple of 32"),
         (lambda: ops.relu_pool_backward(out, codes, 6, 4), "height and width must be those before pooling"),
         (lambda: ops.relu_pool_backward(out, codes[1:], 4, 4), "codes must be the contiguous int32 tensor"),
+        (lambda: ops.relu_backward_(last, mask[:3]), "mask must be the contiguous int32 tensor of 16"),
         (
-            lambda: ops.relu_l1_backward_(last, codes[:3], codes[:0], 1.0),
-            "mask must be the contiguous int32 tensor of 16",
+            lambda: ops.relu_distance_backward_(last, mask, mask, None, False, 1.0),
+            "kept must be the contiguous int32 tensor of 32",
+        ),
+        (
+            lambda: ops.relu_distance_backward_(last, mask, torch.zeros(511), None, True, 1.0),
+            "kept must be the differences",
         ),
     ]
     for call, message in cases:
