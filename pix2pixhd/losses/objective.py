@@ -13,6 +13,7 @@ from pix2pixhd.losses.gan import GANLoss, GANMode
 from pix2pixhd.losses.predictions import Prediction, as_scales
 from pix2pixhd.losses.presets import PresetName, get_preset
 from pix2pixhd.losses.vgg import VGGLoss
+from pix2pixhd.losses.vgg_features import VGGFeatures
 
 
 class GeneratorTerms(NamedTuple):
@@ -83,13 +84,15 @@ class GeneratorLoss(nn.Module):
         self.vgg: VGGLoss | None = None
         if self.lambda_vgg != 0.0:
             self.vgg = vgg if isinstance(vgg, VGGLoss) else VGGLoss(vgg=vgg, normalize=chosen.normalize)
+            if self.vgg.reduction != "mean":
+                raise ValueError('vgg must be a VGGLoss(..., reduction="mean"): the total is one number')
 
     def forward(
         self,
         pred_fake: Prediction,
         pred_real: Prediction | None = None,
         fake: Tensor | None = None,
-        real: Tensor | None = None,
+        real: Tensor | VGGFeatures | None = None,
     ) -> GeneratorTerms:
         """Computes the terms.
 
@@ -97,7 +100,7 @@ class GeneratorLoss(nn.Module):
             pred_fake: The discriminator's output for generated pictures, scales of layers.
             pred_real: The same for the real pictures; needed for feature matching.
             fake: Generated pictures ``[N, 3, H, W]`` in [−1, 1]; needed for the VGG loss.
-            real: The real pictures; needed for the VGG loss.
+            real: The real pictures, or what ``VGGLoss.features`` returned for them; needed for the VGG loss.
 
         Returns:
             ``gan``, ``feat``, ``vgg`` and ``total``, scalars; call ``total.backward()``.

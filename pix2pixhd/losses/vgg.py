@@ -137,7 +137,9 @@ class VGGLoss(nn.Module):
         own_module = isinstance(vgg, nn.Module) and not isinstance(vgg, FrozenVGG)
         if layers is not None and isinstance(vgg, nn.Module):
             raise ValueError("layers are for a network that this loss loads; a module returns the maps it returns")
-        self.vgg = vgg if isinstance(vgg, nn.Module) else load_vgg(vgg, network, layers or PAPER_LAYERS)
+        self.vgg = (
+            vgg if isinstance(vgg, nn.Module) else load_vgg(vgg, network, PAPER_LAYERS if layers is None else layers)
+        )
         self.vgg.requires_grad_(False).eval()
         if weights is None:
             names = tuple(self.vgg.layers) if isinstance(self.vgg, FrozenVGG) else PAPER_LAYERS
@@ -248,26 +250,29 @@ class VGGLoss(nn.Module):
                 memory_limit=self.memory_limit,
             )
             return losses.mean() if self.reduction == "mean" else losses
-        if isinstance(real, Tensor):
-            with torch.no_grad():
-                features = self._maps(real)
-        real_maps = cast("list[Tensor]", features)
-        fake_maps = self._maps(fake)
+        with self._precision(fake):
+            if isinstance(real, Tensor):
+                with torch.no_grad():
+                    features = self._maps(real)
+            return self._compare(self._maps(fake), cast("list[Tensor]", features), factors, weight_map)
+
+    def _compare(
+        self, fake_maps: list[Tensor], real_maps: list[Tensor], factors: list[float], weight_map: Tensor | None
+    ) -> Tensor:
         self._check_map_count(len(fake_maps))
         if self.criterion == "l1" and self.reduction == "mean" and weight_map is None:
             return multi_l1_loss(fake_maps, real_maps, factors)
         losses = reference.distances(fake_maps, real_maps, factors, self.criterion == "mse", weight_map)
         return losses.mean() if self.reduction == "mean" else losses
 
+    def _precision(self, pictures: Tensor) -> contextlib.AbstractContextManager[Any]:
+        if self.dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(pictures.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
     def _maps(self, pictures: Tensor) -> list[Tensor]:
         """The VGG's maps, with a graph where one is wanted."""
-        device = pictures.device.type
-        precision: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        if self.dtype is not None:
-            pictures = pictures.to(torch.float32)
-            precision = torch.autocast(device, dtype=self.dtype, enabled=self.dtype != torch.float32)
-        with precision:
-            return list(self.vgg(pictures))
+        return list(self.vgg(pictures if self.dtype is None else pictures.to(torch.float32)))
 
     def _pass_dtype(self, pictures: Tensor) -> torch.dtype:
         if self.dtype is not None:

@@ -1,0 +1,170 @@
+"""VGGLoss within a bound on memory: groups of pictures and bands of rows."""
+
+import copy
+import itertools
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pix2pixhd.losses import VGGLoss
+from pix2pixhd.models.vgg import PAPER_LAYERS, load_vgg
+from pix2pixhd.ops.vgg_parts import plan_parts
+from pix2pixhd.ops.vgg_pass import Chain, PartPass, run_part
+
+from .test_vgg import pictures
+
+
+def network(name, layers):
+    with pytest.warns(UserWarning, match="random weights"):
+        return load_vgg("random", name, layers).double()
+
+
+def parts_of(vgg, shape, itemsize, limit, squared=False, sides=2):
+    channels = [layer.out_channels for layer in vgg.convolutions()]
+    return plan_parts(vgg.plan, channels, shape, itemsize, squared, sides, limit)
+
+
+def least_bound(vgg, shape, itemsize=8, squared=False):
+    """The least bound under which one picture stays whole."""
+    low, high = 1, 2**40
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            whole = len(parts_of(vgg, shape, itemsize, middle, squared)) <= shape[0]
+        except ValueError:
+            whole = False
+        low, high = (low, middle) if whole else (middle, high)
+    return high
+
+
+@pytest.fixture(scope="module")
+def wide(vgg):
+    return copy.deepcopy(vgg).double()
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive and were made in here."""
+
+    def __init__(self, *given):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = weakref.WeakSet(tensor.untyped_storage() for tensor in given)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.count(tensor.untyped_storage())
+        return out
+
+    def count(self, storage):
+        if storage in self.known:
+            return
+        self.known.add(storage)
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.release, size)
+
+    def release(self, size):
+        self.now -= size
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "height"),
+    [
+        ("vgg19", PAPER_LAYERS, 384),
+        ("vgg19", PAPER_LAYERS, 415),
+        ("vgg16", ("relu1_2", "relu2_2", "relu3_3", "relu4_3"), 401),
+        ("vgg19", ("relu5_4",), 401),
+    ],
+)
+def test_bands_give_the_value_and_the_gradient_of_the_whole(name, layers, height):
+    vgg = network(name, layers)
+    fake, real = pictures(2, 3, height, 17).double().requires_grad_(), pictures(2, 3, height, 17, seed=1).double()
+    mask = pictures(2, 1, height, 17, seed=2).double()
+    whole = VGGLoss(vgg=vgg)
+    expected = [whole(fake, real), whole(fake, real, mask)]
+    gradients = [torch.autograd.grad(loss, fake)[0] for loss in expected]
+    needed = least_bound(vgg, fake.shape)
+    counts = set()
+    for share in (1.5, 0.8, 0.72):
+        limit = int(share * needed)
+        counts.add(len(parts_of(vgg, fake.shape, 8, limit)))
+        bounded = VGGLoss(vgg=vgg, memory_limit=limit)
+        for other in (real, whole.features(real)):
+            for loss, value, gradient in zip(
+                (bounded(fake, other), bounded(fake, other, mask)), expected, gradients, strict=True
+            ):
+                torch.testing.assert_close(loss, value, rtol=1e-12, atol=0)
+                torch.testing.assert_close(torch.autograd.grad(loss, fake)[0], gradient, rtol=1e-9, atol=1e-15)
+    assert 2 in counts  # picture by picture
+    assert max(counts) >= 4  # bands
+
+
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [1.0, 0.7, 0.5])
+def test_the_bound_is_kept_and_is_not_far_off(vgg, squared, dtype, share):
+    """Counted tensor by tensor, for the maps, bits and gradients of every part."""
+    shape = (1, 3, 512, 64)
+    fake, real = pictures(*shape), pictures(*shape, seed=1)
+    chain = vgg.chain(dtype)
+    laid_out = Chain(
+        [w.contiguous(memory_format=torch.channels_last) for w in chain.weights],
+        chain.biases,
+        [w.contiguous(memory_format=torch.channels_last) for w in chain.adjoints],
+        chain.plan,
+        [1.0] * 5,
+        squared,
+        bias_apart=False,
+    )
+    limit = int(share * least_bound(vgg, shape, dtype.itemsize, squared))
+    parts, peak = parts_of(vgg, shape, dtype.itemsize, limit, squared), 0
+    assert (len(parts) > 1) == (share < 1.0)
+    for part in parts:
+        with torch.no_grad(), LiveBytes(fake, real) as live:
+            run_part(PartPass(laid_out, part, True), fake, real, [], None, dtype, 1.0)
+        peak = max(peak, live.peak)
+    assert peak <= limit + 4096  # a few scalars
+    assert peak > 0.7 * limit
+
+
+def test_as_few_parts_as_the_bound_allows(wide):
+    shape = (5, 3, 64, 32)
+    one = least_bound(wide, (1, *shape[1:]))
+    assert [(p.first, p.end) for p in parts_of(wide, shape, 8, 2 * one)] == [(0, 2), (2, 4), (4, 5)]
+    assert len(parts_of(wide, shape, 8, 5 * one)) == 1
+    assert len(parts_of(wide, shape, 8, None)) == 1
+
+
+def test_bands_cover_every_row_once(wide):
+    shape = (1, 3, 1000, 32)
+    for share in (0.6, 0.4, 0.3):
+        parts = parts_of(wide, shape, 8, int(share * least_bound(wide, shape)))
+        for level in range(5):
+            rows = [part.stages[level] for part in parts]
+            assert rows[0].own_first == 0
+            assert rows[-1].own_end == 1000 >> level
+            assert all(a.own_end == b.own_first for a, b in itertools.pairwise(rows))
+            assert all(0 <= r.first <= r.own_first < r.own_end <= r.end <= r.height for r in rows)
+
+
+def test_a_bound_that_is_too_low_is_named(vgg):
+    x = torch.zeros(1, 3, 512, 256)
+    with pytest.raises(
+        ValueError, match=r"memory_limit is 10 MiB, and pictures of 512x256 need at least \d+ MiB in 32-bit"
+    ):
+        VGGLoss(vgg=vgg, memory_limit=10 * 2**20)(x, x)
+
+
+def test_other_types_within_a_bound(vgg):
+    fake, real = pictures(1, 3, 400, 32).requires_grad_(), pictures(1, 3, 400, 32, seed=1)
+    for dtype, tolerance in ((torch.float16, 2e-3), (torch.bfloat16, 2e-2)):
+        whole = VGGLoss(vgg=vgg, dtype=dtype)(fake, real)
+        bounded = VGGLoss(vgg=vgg, dtype=dtype, memory_limit=4 * 2**20)(fake, real)
+        torch.testing.assert_close(bounded, whole, rtol=1e-4, atol=0)
+        (a,), (b,) = (torch.autograd.grad(loss, fake) for loss in (bounded, whole))
+        assert (a - b).norm() / b.norm() < tolerance

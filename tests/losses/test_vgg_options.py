@@ -1,0 +1,286 @@
+"""VGGLoss's options, each against the formula written out in float64."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pix2pixhd.losses import GeneratorLoss, VGGLoss
+from pix2pixhd.models.vgg import PAPER_LAYERS, load_vgg
+
+from .test_vgg import pictures
+
+JOHNSON = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")  # arXiv 1603.08155; each is followed by a pooling
+LAYERS = {
+    "vgg19": [PAPER_LAYERS, ("relu5_4", "relu1_1"), ("relu2_2",), ("relu_3_2", "relu_1_2", "relu3_1")],
+    "vgg16": [PAPER_LAYERS, JOHNSON, ("relu5_3",)],
+}
+NETWORKS = [(network, layers) for network, many in LAYERS.items() for layers in many]
+
+
+@pytest.fixture(scope="module")
+def networks():
+    made = {}
+
+    def get(network, layers):
+        if (network, layers) not in made:
+            with pytest.warns(UserWarning, match="random weights"):
+                vgg = load_vgg("random", network, layers).double()
+            for layer in vgg.convolutions():
+                torch.nn.init.normal_(layer.bias, std=0.1, generator=torch.Generator().manual_seed(layer.out_channels))
+            made[network, layers] = vgg
+        return made[network, layers]
+
+    return get
+
+
+def maps_by_name(vgg, x):
+    """Every ReLU's map, by name: the network as its state dict and its pattern of poolings define it."""
+    per_block = {"vgg19": (2, 2, 4, 4, 4), "vgg16": (2, 2, 3, 3, 3)}[vgg.network]
+    state, index, maps = vgg.state_dict(), 0, {}
+    for block, count in enumerate(per_block, 1):
+        for number in range(1, count + 1):
+            if f"features.{index}.weight" not in state:
+                return maps
+            x = F.relu(F.conv2d(x, state[f"features.{index}.weight"], state[f"features.{index}.bias"], padding=1))
+            maps[f"relu{block}_{number}"] = x
+            index += 2
+        x, index = F.max_pool2d(x, 2), index + 1
+    return maps
+
+
+def formula(vgg, layers, weights, fake, real, squared=False, mask=None):
+    """The loss of each picture."""
+    total = 0.0
+    a, b = maps_by_name(vgg, fake), maps_by_name(vgg, real)
+    for layer, weight in zip(layers, weights, strict=True):
+        name = layer.replace("relu_", "relu")
+        difference = a[name] - b[name]
+        distance = difference**2 if squared else difference.abs()
+        if mask is not None:
+            distance = distance * F.adaptive_avg_pool2d(mask, distance.shape[2:])
+        total = total + weight * distance.flatten(1).mean(1)
+    return total
+
+
+def check(criterion, expected, fake, real, mask=None, upstream=None):
+    """Value and gradient, of both forms and with kept features."""
+    criterion = criterion.double()
+    wanted = torch.autograd.grad(expected, fake, upstream)
+    for keep in (False, True):
+        criterion.keep_activations = keep
+        for other in (real, criterion.features(real)):
+            loss = criterion(fake, other, mask)
+            torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+            torch.testing.assert_close(torch.autograd.grad(loss, fake, upstream), wanted, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize(("network", "layers"), NETWORKS)
+@pytest.mark.parametrize("criterion", ["l1", "mse"])
+def test_networks_and_layers(networks, network, layers, criterion):
+    vgg = networks(network, layers)
+    fake, real = pictures(2, 3, 33, 47).double().requires_grad_(), pictures(2, 3, 33, 47, seed=1).double()
+    weights = [0.5 + 0.25 * k for k in range(len(layers))]
+    expected = formula(vgg, layers, weights, fake, real, criterion == "mse").mean()
+    check(VGGLoss(vgg=vgg, weights=weights, criterion=criterion), expected, fake, real)
+
+
+@pytest.mark.parametrize("criterion", ["l1", "mse"])
+@pytest.mark.parametrize("shape", [(2, 1, 40, 37), (1, 1, 40, 37), (40, 37)])
+def test_a_weight_map(networks, criterion, shape):
+    vgg = networks("vgg16", JOHNSON)
+    fake, real = pictures(2, 3, 40, 37).double().requires_grad_(), pictures(2, 3, 40, 37, seed=1).double()
+    mask = pictures(*shape, seed=2).double() * 2  # below zero too
+    whole = mask.expand(2, 1, 40, 37)
+    expected = formula(vgg, JOHNSON, [1.0] * 4, fake, real, criterion == "mse", whole).mean()
+    check(VGGLoss(vgg=vgg, criterion=criterion), expected, fake, real, mask)
+
+
+def test_a_mask_of_ones_changes_nothing_and_one_of_zeros_leaves_nothing(vgg):
+    fake, real = pictures(1, 3, 48, 40).requires_grad_(), pictures(1, 3, 48, 40, seed=1)
+    criterion = VGGLoss(vgg=vgg)
+    loss = criterion(fake, real)
+    torch.testing.assert_close(criterion(fake, real, torch.ones(48, 40)), loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(criterion(fake, real, torch.ones(48, 40, dtype=torch.bool)), loss, rtol=1e-6, atol=0)
+    nothing = criterion(fake, real, torch.zeros(1, 1, 48, 40))
+    (gradient,) = torch.autograd.grad(nothing, fake)
+    assert nothing == 0
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("criterion", ["l1", "mse"])
+def test_one_number_per_picture(networks, criterion):
+    vgg = networks("vgg19", PAPER_LAYERS)
+    fake, real = pictures(3, 3, 32, 35).double().requires_grad_(), pictures(3, 3, 32, 35, seed=1).double()
+    weights = [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0]
+    expected = formula(vgg, PAPER_LAYERS, weights, fake, real, criterion == "mse")
+    assert expected.shape == (3,)
+    upstream = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    check(VGGLoss(vgg=vgg, reduction="none", criterion=criterion), expected, fake, real, upstream=upstream)
+
+
+@pytest.mark.parametrize("scale_weights", [(1.0, 0.5, 0.25), (0.0, 1.0), (2.0,)])
+def test_scales_of_the_picture(networks, scale_weights):
+    vgg = networks("vgg16", JOHNSON)
+    fake, real = pictures(1, 3, 70, 67).double().requires_grad_(), pictures(1, 3, 70, 67, seed=1).double()
+    mask = pictures(1, 1, 70, 67, seed=2).double()
+    x, y, expected = fake, real, 0.0
+    for weight in scale_weights:
+        expected = expected + weight * formula(vgg, JOHNSON, [1.0] * 4, x, y, mask=mask).mean()
+        x, y = (
+            F.interpolate(z, size=(z.shape[2] // 2, z.shape[3] // 2), mode="bilinear", align_corners=False)
+            for z in (x, y)
+        )
+    check(VGGLoss(vgg=vgg, scale_weights=scale_weights), expected, fake, real, mask)
+
+
+def test_the_range_of_the_pictures(networks):
+    vgg = networks("vgg16", JOHNSON)
+    fake, real = pictures(1, 3, 32, 32).double(), pictures(1, 3, 32, 32, seed=1).double()
+    for normalize in ("none", "imagenet"):
+        expected = VGGLoss(vgg=vgg, normalize=normalize).double()(fake, real)
+        for low, high in ((0.0, 1.0), (0.0, 255.0)):
+            scaled = [(x + 1) / 2 * (high - low) + low for x in (fake, real)]
+            loss = VGGLoss(vgg=vgg, normalize=normalize, input_range=(low, high)).double()(*scaled)
+            torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_precision_of_the_pass(vgg, keep):
+    fake, real = pictures(1, 3, 48, 48).requires_grad_(), pictures(1, 3, 48, 48, seed=1)
+    plain = VGGLoss(vgg=vgg, keep_activations=keep)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = plain(fake, real)
+        exact = VGGLoss(vgg=vgg, dtype=torch.float32, keep_activations=keep)(fake.bfloat16(), real)
+    loss = VGGLoss(vgg=vgg, dtype=torch.bfloat16, keep_activations=keep)(fake, real)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(loss, fake), torch.autograd.grad(expected, fake))
+    torch.testing.assert_close(exact, plain(fake.bfloat16().float(), real), rtol=1e-6, atol=0)
+    assert exact.dtype == loss.dtype == torch.float32
+
+
+def test_half_weights_are_made_once_and_again_when_the_network_changes(vgg):
+    other = copy.deepcopy(vgg)
+    first = other.chain(torch.bfloat16)
+    assert first.weights[0].dtype == torch.bfloat16
+    assert other.chain(torch.bfloat16) is first
+    other.load_state_dict({name: value * 0.5 for name, value in other.state_dict().items()})
+    halved = other.chain(torch.bfloat16)
+    torch.testing.assert_close(halved.weights[2], first.weights[2] * 0.5)
+    torch.testing.assert_close(halved.adjoints[2], first.adjoints[2] * 0.5)
+    assert other.double().chain(torch.float64).weights[0] is other.convolutions()[0].weight
+    assert other.chain(torch.bfloat16) is not halved
+
+
+def test_the_generators_objective_takes_features(vgg):
+    fake, real = pictures(1, 3, 32, 32).requires_grad_(), pictures(1, 3, 32, 32, seed=1)
+    criterion = GeneratorLoss(lambda_feat=0.0, vgg=vgg)
+    pred = [[torch.zeros(1, 1, 4, 4)]]
+    terms = criterion(pred, pred, fake, criterion.vgg.features(real))
+    torch.testing.assert_close(terms.vgg, criterion(pred, pred, fake, real).vgg, rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match=r'reduction="mean"'):
+        GeneratorLoss(vgg=VGGLoss(vgg=vgg, reduction="none"))
+
+
+def test_it_compiles_with_features_mask_and_scales(vgg):
+    torch._dynamo.reset()
+    criterion = VGGLoss(vgg=vgg, scale_weights=(1.0, 1.0), reduction="none", normalize="imagenet")
+    fake, real = pictures(2, 3, 48, 48).requires_grad_(), pictures(2, 3, 48, 48, seed=1)
+    mask = torch.rand(48, 48, generator=torch.Generator().manual_seed(0))
+    features = criterion.features(real)
+
+    def loss(x):
+        return (criterion(torch.tanh(x), features, mask) + criterion(torch.tanh(x), real)).sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    (a,), (b,) = (torch.autograd.grad(f(fake), fake) for f in (compiled, loss))
+    torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"network": "vgg11"}, "network must be vgg19 or vgg16, got 'vgg11'"),
+        ({"layers": ["relu3_5"]}, "layers: vgg19 has no layer 'relu3_5'; it has relu1_1, relu1_2"),
+        ({"layers": ["relu3_1", "relu_3_1"]}, "layers: 'relu_3_1' comes twice"),
+        ({"layers": []}, "layers must name at least one of relu1_1"),
+        ({"layers": ["relu1_1"], "weights": [1.0, 2.0]}, "weights must have one number per map of vgg, 1, got 2"),
+        ({"criterion": "l2"}, "criterion must be l1 or mse, got 'l2'"),
+        ({"reduction": "sum"}, "reduction must be mean or none, got 'sum'"),
+        ({"input_range": (1, 0)}, r"input_range must be \(lowest, highest\)"),
+        ({"scale_weights": (0.0,)}, "scale_weights must have one number per scale, not all 0"),
+        ({"dtype": torch.float64}, "dtype must be torch.float32, torch.bfloat16, torch.float16 or None"),
+        ({"memory_limit": 0}, "memory_limit must be a number of bytes above 0"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:pix2pixhd. VGG")
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        VGGLoss(vgg="random", **options)
+
+
+@pytest.mark.filterwarnings("ignore:pix2pixhd. VGG")
+def test_wrong_arguments_are_named(vgg):
+    with pytest.raises(TypeError, match=r"layers must be a list of names, got 'relu1_1'; did you mean \['relu1_1'\]"):
+        VGGLoss(vgg="random", layers="relu1_1")
+    with pytest.raises(ValueError, match="layers are for a network that this loss loads"):
+        VGGLoss(vgg=vgg, layers=["relu1_1"])
+    x = torch.zeros(2, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"mask must be .* got \(2, 3, 32, 32\)"):
+        VGGLoss(vgg=vgg)(x, x, x)
+    with pytest.raises(ValueError, match="must be at least 64x64 for 3 scales, got 32x32"):
+        VGGLoss(vgg=vgg, scale_weights=(1.0, 1.0, 1.0))(x, x)
+    features = VGGLoss(vgg=vgg).features(x)
+    with pytest.raises(ValueError, match=r"real must have the shape of fake, \(1, 3, 32, 32\), got \(2, 3, 32, 32\)"):
+        VGGLoss(vgg=vgg)(x[:1], features)
+    with pytest.raises(
+        ValueError, match=r"real holds features made by \('vgg19', .*'none'.*and this loss is.*'imagenet'"
+    ):
+        VGGLoss(vgg=vgg, normalize="imagenet")(x, features)
+
+
+def test_files_of_the_other_network_are_refused(vgg, vgg_file, tmp_path):
+    with pytest.raises(ValueError, match=r"is no VGG16 state dict: \d+ of 26 entries are missing"):
+        load_vgg(vgg_file, "vgg16", ["relu5_3"])
+    with pytest.warns(UserWarning, match="VGG16 has random weights"):
+        state = load_vgg("random", "vgg16", ["relu5_3"]).state_dict()
+    torch.save({**state, "classifier.6.bias": torch.zeros(1000)}, tmp_path / "vgg16.pth")
+    loaded = load_vgg(tmp_path / "vgg16.pth", "vgg16", JOHNSON).state_dict()
+    assert all(torch.equal(loaded[name], state[name]) for name in loaded)
+    with pytest.raises(ValueError, match="is no VGG19 state dict"):
+        load_vgg(tmp_path / "vgg16.pth")
+
+
+def test_features_are_cut_joined_and_moved(vgg):
+    fake, real = pictures(3, 3, 32, 32), pictures(3, 3, 32, 32, seed=1)
+    criterion = VGGLoss(vgg=vgg, reduction="none")
+    features = criterion.features(real)
+    assert features.nbytes == 3 * 122 * 32 * 32 * 4
+    assert features.to(torch.bfloat16).nbytes * 2 == features.nbytes
+    expected = criterion(fake, real)
+    torch.testing.assert_close(criterion(fake, features), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(criterion(fake[1:], features[1:]), expected[1:], rtol=1e-6, atol=0)
+    joined = type(features).cat([features[2:3], features[:1]])
+    torch.testing.assert_close(criterion(fake[[2, 0]], joined), expected[[2, 0]], rtol=1e-6, atol=0)
+    with pytest.raises(TypeError, match="features are taken by slice"):
+        features[0]
+    with pytest.raises(ValueError, match="parts is empty"):
+        type(features).cat([])
+    with pytest.raises(ValueError, match="parts must be of pictures of one size and of one loss"):
+        type(features).cat([features, criterion.features(pictures(1, 3, 32, 48))])
+
+
+def test_with_features_the_real_side_is_not_computed(vgg, monkeypatch):
+    fake, real = pictures(1, 3, 32, 32), pictures(1, 3, 32, 32, seed=1)
+    criterion = VGGLoss(vgg=vgg)
+    features = criterion.features(real)
+    before = [x.clone() for x in features.maps[0]]
+    calls = []
+    original = F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda *a, **k: calls.append(a) or original(*a, **k))
+    criterion(fake, real)
+    both = len(calls)
+    criterion(fake, features)
+    assert len(calls) - both == both // 2 == 13
+    assert all(torch.equal(a, b) for a, b in zip(before, features.maps[0], strict=True))
