@@ -1,17 +1,21 @@
-"""Time and memory of VGGLoss at one size, each rival in a fresh process.
+"""Time and memory of VGGLoss from small to large pictures, each rival in fresh processes.
 
-    python benchmarks/vgg_loss.py [--size 1024x512] [--rounds 5]
+    python benchmarks/vgg_loss.py [--sizes 1024x512 …] [--rounds 3] [--turns 1] [--json FILE] [--plot FILE]
+    python benchmarks/vgg_loss.py --l1-part        what the loss itself adds to running the VGG
 
-Rivals: ``ours``, ``plain`` (the same loss in plain PyTorch), ``checkpoint`` (plain, with torch.utils.checkpoint over
-the VGG's blocks), ``compiled`` (plain under torch.compile), each in float32 and under bfloat16 autocast. Times are
+Rivals: ``ours``; ``features`` (ours, with the real pictures' features kept from before); ``bounded`` (ours within
+``--memory-limit`` MiB); ``plain`` (the same loss in plain PyTorch), ``checkpoint`` (plain, with torch.utils.checkpoint
+over the VGG's blocks), ``compiled`` (plain under torch.compile); each in float32 and under bfloat16 autocast. Times are
 medians of forward + backward. Memory is resident memory above what stood before the loss was called: *retained* between
-forward and backward, and the *peak* of both. VGG weights are random: they change neither.
+forward and backward, and the *peak* of each, in processes of their own in which freed memory goes back to the system at
+once. VGG weights are random: they change neither.
 """
 
 import argparse
 import gc
 import itertools
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -19,7 +23,9 @@ import sys
 import time
 import warnings
 
-RIVALS = ["ours", "plain", "checkpoint", "compiled"]
+RIVALS = ["ours", "features", "bounded", "plain", "checkpoint", "compiled"]
+SIZES = ["256x128", "512x256", "1024x512", "2048x1024"]
+OURS = ("ours", "features", "bounded")
 
 
 def resident(key="VmRSS"):
@@ -32,17 +38,15 @@ def reset_peak():
 
 
 def checkpointed(vgg, weights):
+    import torch
     import torch.nn.functional as F
     from torch.utils.checkpoint import checkpoint
 
-    from pix2pixhd.models.vgg import TAPS
-
-    ends = [0, *(index + 1 for index in TAPS.values())]
-    blocks = [vgg.features[a:b] for a, b in itertools.pairwise(ends)]
+    ends = [0, *(index + 1 for index, layer in enumerate(vgg.features) if isinstance(layer, torch.nn.ReLU))]
+    taps = (1, 3, 5, 9, 13)  # the ReLUs of relu1_1, relu2_1, relu3_1, relu4_1, relu5_1, counted from 1
+    blocks = [vgg.features[ends[a] : ends[b]] for a, b in itertools.pairwise((0, *taps))]
 
     def loss(fake, real):
-        import torch
-
         total = 0.0
         for block, weight in zip(blocks, weights, strict=True):
             fake = checkpoint(block, fake, use_reentrant=False)
@@ -54,76 +58,195 @@ def checkpointed(vgg, weights):
     return loss
 
 
-def measure(rival, dtype, width, height, rounds):
-    warnings.simplefilter("ignore")
+def pictures(width, height):
     import torch
 
-    import pix2pixhd
+    generator = torch.Generator().manual_seed(0)
+    fake, real = (torch.rand(1, 3, height, width, generator=generator) * 2 - 1 for _ in range(2))
+    return fake.requires_grad_(), real
+
+
+def make_loss(rival, real, dtype, memory_limit):
+    """From the generated picture to the loss."""
+    import torch
+
     from pix2pixhd.losses import VGGLoss
 
-    criterion = VGGLoss(vgg="random")
+    criterion = VGGLoss(vgg="random", memory_limit=memory_limit * 2**20 if rival == "bounded" else None)
+    half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16")
     loss = criterion
     if rival == "checkpoint":
         loss = checkpointed(criterion.vgg, criterion.weights)
     elif rival == "compiled":
         loss = torch.compile(criterion)
-    generator = torch.Generator().manual_seed(0)
-    fake, real = (torch.rand(1, 3, height, width, generator=generator) * 2 - 1 for _ in range(2))
-    fake.requires_grad_()
+    elif rival == "features":
+        with half:
+            real = criterion.features(real)
 
-    def forward():
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+    def forward(fake):
+        with half:
             return loss(fake, real)
 
-    seconds, retained, peak = [], [], []
-    with pix2pixhd.backend("fused" if rival == "ours" else "reference"):
+    return forward
+
+
+def measure(rival, dtype, size, rounds, memory_limit):
+    """Medians of the rounds after the first, which compiles, lays weights out and touches memory for the first time."""
+    warnings.simplefilter("ignore")
+    import pix2pixhd
+
+    width, height = size
+    fake, real = pictures(width, height)
+    found = {"seconds": [], "retained": [], "peak_forward": [], "peak_backward": []}
+    with pix2pixhd.backend("fused" if rival in OURS else "reference"):
+        forward = make_loss(rival, real, dtype, memory_limit)
         for turn in range(rounds + 1):
             fake.grad = None
             gc.collect()
             reset_peak()
             before, begin = resident(), time.perf_counter()
-            value = forward()
-            middle = resident()
+            value = forward(fake)
+            middle, peak_forward = resident(), resident("VmHWM")
+            reset_peak()
             value.backward()
             took = time.perf_counter() - begin
-            if turn > 0:  # the first one compiles, lays weights out and touches memory for the first time
-                seconds.append(took)
-                retained.append(middle - before)
-                peak.append(resident("VmHWM") - before)
+            if turn > 0:
+                found["seconds"].append(took)
+                found["retained"].append(middle - before)
+                found["peak_forward"].append(peak_forward - before)
+                found["peak_backward"].append(resident("VmHWM") - before)
             del value
-    return {name: statistics.median(v) for name, v in (("seconds", seconds), ("retained", retained), ("peak", peak))}
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def run_child(options, size, rival, dtype):
+    """One process for the time, one for the memory."""
+    command = [sys.executable, __file__, "--sizes", size, "--memory-limit", str(options.memory_limit)]
+    found = []
+    # With these glibc maps and unmaps every tensor, which is exact and slow.
+    exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "PIX2PIXHD_RECYCLE": "0"}
+    for rounds, environment in ((options.rounds, None), (1, exact)):
+        child = [*command, "--rounds", str(rounds), "--child", rival, dtype]
+        out = subprocess.run(child, capture_output=True, text=True, check=True, env=environment).stdout
+        found.append(json.loads(out.splitlines()[-1]))
+    timed, weighed = found
+    return {**weighed, "seconds": timed["seconds"], "peak": max(weighed["peak_forward"], weighed["peak_backward"])}
+
+
+def run_size(options, size):
+    """All rivals at one size, by name; prints a table."""
+    print(f"VGGLoss, forward + backward at {size}, medians of {options.rounds} rounds in {options.turns} processes")
+    columns = ("time", "of plain", "retained", "of plain", "peak forw.", "peak backw.", "of plain")
+    print(f"{'rival':<20}" + "".join(f"{column:>12}" for column in columns))
+    names = [(rival, dtype) for dtype in options.dtypes for rival in options.rivals]
+    names.sort(key=lambda name: name != ("plain", "float32"))  # what all are compared with comes first
+    runs = {name: [] for name in names}
+    for _ in range(options.turns):
+        for name in names:
+            runs[name].append(run_child(options, size, *name))
+    rows = {}
+    for name, many in runs.items():
+        row = {key: statistics.median(run[key] for run in many) for key in many[0]}
+        rows[" ".join(name)] = row
+        base = rows[" ".join(names[0])]
+        print(
+            f"{' '.join(name):<20}{row['seconds']:>10.3f} s{row['seconds'] / base['seconds']:>12.2f}"
+            f"{row['retained'] / 1e6:>9.0f} MB{row['retained'] / base['retained']:>12.3f}"
+            f"{row['peak_forward'] / 1e6:>9.0f} MB{row['peak_backward'] / 1e6:>9.0f} MB"
+            f"{row['peak'] / base['peak']:>12.2f}",
+            flush=True,
+        )
+    return rows
+
+
+def l1_part(size, rounds):
+    """What comparing adds to running the VGG: the operators that compare against those that do ReLU alone."""
+    warnings.simplefilter("ignore")
+    import torch
+
+    from pix2pixhd.bench.timing import compare
+    from pix2pixhd.losses import VGGLoss
+
+    width, height = size
+    criterion = VGGLoss(vgg="random")
+    fake, real = pictures(width, height)
+    ops = torch.ops.pix2pixhd
+    maps = [(x.detach(), torch.rand_like(x)) for x in criterion.vgg(fake.detach())]
+    kept = [ops.relu_distance_(x, y, None, None, False, False, True)[1:] for x, y in maps]
+    gradients = [torch.rand_like(x) for x, _ in maps]
+
+    def comparing():
+        for (x, y), (mask, signs), g in zip(maps, kept, gradients, strict=True):
+            ops.relu_distance_(x, y, None, None, False, False, True)
+            ops.relu_distance_backward_(g, mask, signs, None, False, 1e-9)
+
+    def relu_alone():
+        for (x, y), (mask, _), g in zip(maps, kept, gradients, strict=True):
+            ops.relu_mask_(x, None, True)
+            ops.relu_mask_(y, None, False)
+            ops.relu_backward_(g, mask)
+
+    def whole():
+        criterion(fake, real).backward()
+
+    times = {name: t.median for name, t in compare({"c": comparing, "r": relu_alone, "w": whole}, rounds).items()}
+    added = times["c"] - times["r"]
+    print(
+        f"VGGLoss at {width}x{height}, float32: {times['w']:.3f} s, of which the operators of the five compared maps "
+        f"take {times['c'] * 1e3:.1f} ms, with ReLU alone {times['r'] * 1e3:.1f} ms: L1 adds "
+        f"{added / (times['w'] - added):.2%}"
+    )
+
+
+def plot(results, path):
+    """Time and peak of every rival against plain float32, over the size of the picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5))
+    sizes = list(results)
+    for axis, key, title in zip(axes, ("seconds", "peak"), ("time", "peak memory"), strict=True):
+        for rival in results[sizes[0]]:
+            name, dtype = rival.split()
+            ys = [results[size][rival][key] / results[size]["plain float32"][key] for size in sizes]
+            style = "-" if dtype == "float32" else "--"
+            axis.plot(sizes, ys, style, marker="o", color=f"C{RIVALS.index(name)}", label=rival)
+        axis.set(title=f"VGGLoss, forward + backward: {title}", ylabel="of plain PyTorch in float32", ylim=(0, None))
+        axis.grid(alpha=0.3)
+    axes[1].legend(fontsize="small", ncols=2)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="1024x512", help="width x height (default: 1024x512)")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sizes", nargs="+", default=["1024x512"], help=f"width x height; 'all' is {' '.join(SIZES)}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=1, help="processes per rival, taken in turns")
     parser.add_argument("--rivals", nargs="+", default=RIVALS, choices=RIVALS)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--memory-limit", type=int, default=256, help="MiB, of the rival 'bounded'")
+    parser.add_argument("--l1-part", action="store_true")
     parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--plot", type=pathlib.Path)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    width, height = (int(side) for side in options.size.split("x"))
+    names = SIZES if options.sizes == ["all"] else options.sizes
+    sizes = [tuple(int(side) for side in name.split("x")) for name in names]
     if options.child:
-        print(json.dumps(measure(*options.child, width, height, options.rounds)))
-        return
-    results = {}
-    print(f"VGGLoss, forward + backward at {options.size}, medians of {options.rounds}")
-    print(f"{'rival':<22} {'time':>9} {'of plain':>9} {'retained':>10} {'of plain':>9} {'peak':>10} {'of plain':>9}")
-    for dtype in options.dtypes:
-        for rival in sorted(options.rivals, key=lambda name: name != "plain"):
-            command = [sys.executable, __file__, "--size", options.size, "--rounds", str(options.rounds)]
-            out = subprocess.run([*command, "--child", rival, dtype], capture_output=True, text=True, check=True).stdout
-            row = results[f"{rival} {dtype}"] = json.loads(out.splitlines()[-1])
-            base = results.get("plain float32", row)
-            print(
-                f"{rival + ' ' + dtype:<22} {row['seconds']:>7.2f} s {row['seconds'] / base['seconds']:>9.2f} "
-                f"{row['retained'] / 1e6:>7.0f} MB {row['retained'] / base['retained']:>9.3f} "
-                f"{row['peak'] / 1e6:>7.0f} MB {row['peak'] / base['peak']:>9.2f}",
-                flush=True,
-            )
-    if options.json:
-        options.json.write_text(json.dumps({"size": options.size, "results": results}, indent=2) + "\n")
+        print(json.dumps(measure(*options.child, sizes[0], options.rounds, options.memory_limit)))
+    elif options.l1_part:
+        for size in sizes:
+            l1_part(size, options.rounds)
+    else:
+        results = {name: run_size(options, name) for name in names}
+        if options.json:
+            facts = {"memory_limit": options.memory_limit, "rounds": options.rounds, "turns": options.turns}
+            options.json.write_text(json.dumps({**facts, "results": results}, indent=2) + "\n")
+        if options.plot:
+            plot(results, options.plot)
 
 
 if __name__ == "__main__":

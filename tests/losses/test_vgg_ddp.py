@@ -1,0 +1,45 @@
+"""VGGLoss in two processes: the averaged gradients are those of one process with the joint batch."""
+
+import warnings
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from pix2pixhd.losses import VGGLoss
+
+from .test_vgg import pictures
+
+
+def generator():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Tanh(), torch.nn.Conv2d(8, 3, 1)).double()
+
+
+def gradients(netG, label, real, criterion):
+    criterion(torch.tanh(netG(label)), real).backward()
+    return [parameter.grad.clone() for parameter in netG.parameters()]
+
+
+def loss_of(vgg_file):
+    warnings.simplefilter("ignore")
+    return VGGLoss(vgg=vgg_file).double()
+
+
+def work(rank, vgg_file, folder, label, real):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    own = slice(2 * rank, 2 * rank + 2)
+    netG = DistributedDataParallel(generator())
+    torch.save(gradients(netG, label[own], real[own], loss_of(vgg_file)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_are_one_with_the_joint_batch(vgg_file, tmp_path):
+    label, real = pictures(4, 3, 32, 32).double(), pictures(4, 3, 32, 32, seed=1).double()
+    mp.spawn(work, args=(vgg_file, tmp_path, label, real), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    joint = gradients(generator(), label, real, loss_of(vgg_file))
+    torch.testing.assert_close(first, joint, rtol=1e-9, atol=1e-15)
