@@ -108,19 +108,32 @@ class GeneratorLoss(nn.Module):
         Raises:
             ValueError: If a term that is on lacks its input, and for shapes that do not agree.
         """
+        gan, feat = self.adversarial(pred_fake, pred_real)
+        vgg = torch.zeros_like(gan) if self.vgg is None else self.perceptual(fake, real)
+        return GeneratorTerms(gan, feat, vgg, gan + feat + vgg)
+
+    def adversarial(self, pred_fake: Prediction, pred_real: Prediction | None = None) -> tuple[Tensor, Tensor]:
+        """The terms that see predictions, ``gan`` and ``feat``; arguments and errors are those of a call."""
         off = torch.zeros((), device=as_scales("pred_fake", pred_fake)[0][-1].device)
-        gan = feat = vgg = off
+        gan = feat = off
         if self.lambda_gan != 0.0:
             gan = self.gan.weighted(pred_fake, True, False, self.lambda_gan * self.gan_factor)
         if self.lambda_feat != 0.0:
             if pred_real is None:
                 raise ValueError("pred_real is needed for feature matching; pass it or set lambda_feat=0")
             feat = self.feat.weighted(pred_fake, pred_real, self.lambda_feat)
-        if self.vgg is not None:
-            if fake is None or real is None:
-                raise ValueError("fake and real are needed for the VGG loss; pass them or set lambda_vgg=0")
-            vgg = self.vgg.weighted(fake, real, self.lambda_vgg)
-        return GeneratorTerms(gan, feat, vgg, gan + feat + vgg)
+        return gan, feat
+
+    def perceptual(self, fake: Tensor | None, real: Tensor | VGGFeatures | None) -> Tensor:
+        """The term that sees pictures, ``vgg``; arguments and errors are those of a call.
+
+        On its own it can be computed, and its gradient taken, before the discriminator's activations need memory.
+        """
+        if fake is None or real is None:
+            raise ValueError("fake and real are needed for the VGG loss; pass them or set lambda_vgg=0")
+        if self.vgg is None:
+            return torch.zeros((), device=fake.device)
+        return self.vgg.weighted(fake, real, self.lambda_vgg)
 
     def extra_repr(self) -> str:
         """The weights, for ``repr``."""

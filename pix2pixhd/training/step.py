@@ -49,25 +49,27 @@ def compute_gradients(
     generated = netG(condition)
     # Everything after the generator starts at this leaf: its gradient is all that G needs to know of the losses.
     fake = generated.detach().requires_grad_()
+    # What is done with goes before what comes next needs memory: VGG before D's activations are there, D's before G's
+    # gradients are.
+    vgg = generator_loss.perceptual(fake, real)
+    if vgg.requires_grad:
+        backward(vgg, inputs=[fake])
     pred_fake = netD(torch.cat([condition, fake], dim=1))
     pred_real = netD(torch.cat([condition, real], dim=1))
-
-    loss_G = generator_loss(pred_fake, pred_real, fake, real)
+    gan, feat = generator_loss.adversarial(pred_fake, pred_real)
     loss_D = discriminator_loss(pred_fake, pred_real)
-    # D's pass over the generated picture is needed once more, VGG's activations are not: they go first.
-    if loss_G.vgg.requires_grad:
-        backward(loss_G.vgg, inputs=[fake])
-    through_D = loss_G.gan + loss_G.feat
+    del pred_fake, pred_real
+    through_D = gan + feat
     if through_D.requires_grad:
         backward(through_D, inputs=[fake], retain_graph=True)
-    generated.backward(fake.grad)
     backward(loss_D.total, inputs=list(netD.parameters()))
+    generated.backward(fake.grad)
     terms = {
         "D_real": loss_D.real,
         "D_fake": loss_D.fake,
-        "G_GAN": loss_G.gan,
-        "G_GAN_Feat": loss_G.feat,
-        "G_VGG": loss_G.vgg,
-        "G_total": loss_G.total,
+        "G_GAN": gan,
+        "G_GAN_Feat": feat,
+        "G_VGG": vgg,
+        "G_total": gan + feat + vgg,
     }
     return {name: term.detach() for name, term in terms.items()}

@@ -1,0 +1,73 @@
+"""The training step of NVIDIA's pix2pixHD (train.py and models/pix2pixHD_model.py), written out in plain PyTorch.
+
+The rival of this package's step: three passes through the discriminator, one criterion call per layer and scale, a
+discriminator whose weights get gradients of the generator's loss that nobody uses.
+"""
+
+import torch
+import torch.nn.functional as F
+
+VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
+
+
+class OriginalStep:
+    """One optimisation step of G and of D.
+
+    Args:
+        netG: The generator.
+        netD: The discriminator, which returns the features of its layers.
+        vgg: From pictures to five maps, frozen; None leaves the perceptual loss out.
+        optimizers: Adam for G and for D.
+        lambda_feat: Weight of feature matching and of the perceptual loss, as there.
+    """
+
+    def __init__(self, netG, netD, vgg, optimizers, lambda_feat=10.0):
+        self.netG, self.netD, self.vgg = netG, netD, vgg
+        self.optimizer_G, self.optimizer_D = optimizers
+        self.lambda_feat = lambda_feat
+
+    def __call__(self, condition, real):
+        terms = self.losses(condition, real)
+        loss_G = terms["G_GAN"] + terms["G_GAN_Feat"] + terms["G_VGG"]
+        loss_D = (terms["D_fake"] + terms["D_real"]) * 0.5
+        self.optimizer_G.zero_grad()
+        loss_G.backward()
+        self.optimizer_G.step()
+        self.optimizer_D.zero_grad()
+        loss_D.backward()
+        self.optimizer_D.step()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def losses(self, condition, real):
+        fake = self.netG(condition)
+        pred_fake_pool = self.netD(torch.cat((condition, fake.detach()), dim=1))
+        pred_real = self.netD(torch.cat((condition, real.detach()), dim=1))
+        pred_fake = self.netD(torch.cat((condition, fake), dim=1))
+        return {
+            "D_fake": gan_loss(pred_fake_pool, 0.0),
+            "D_real": gan_loss(pred_real, 1.0),
+            "G_GAN": gan_loss(pred_fake, 1.0),
+            "G_GAN_Feat": self.feature_matching(pred_fake, pred_real),
+            "G_VGG": self.perceptual(fake, real) * self.lambda_feat,
+        }
+
+    def feature_matching(self, pred_fake, pred_real):
+        feat_weights, d_weights = 4.0 / (len(pred_fake[0]) - 1), 1.0 / len(pred_fake)
+        total = 0.0
+        for scale_fake, scale_real in zip(pred_fake, pred_real, strict=True):
+            for x, y in zip(scale_fake[:-1], scale_real[:-1], strict=True):
+                total = total + d_weights * feat_weights * F.l1_loss(x, y.detach()) * self.lambda_feat
+        return total
+
+    def perceptual(self, fake, real):
+        if self.vgg is None:
+            return torch.zeros((), device=fake.device)
+        total = 0.0
+        for weight, x, y in zip(VGG_WEIGHTS, self.vgg(fake), self.vgg(real), strict=True):
+            total = total + weight * F.l1_loss(x, y.detach())
+        return total
+
+
+def gan_loss(predictions, label):
+    """LSGAN summed over the scales, against labels expanded to the predictions' size."""
+    return sum(F.mse_loss(scale[-1], torch.full_like(scale[-1], label)) for scale in predictions)
