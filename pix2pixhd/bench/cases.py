@@ -12,6 +12,7 @@ Rivals of one case do the same work, forward and backward:
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -47,39 +48,43 @@ def vgg_shapes(height: int = 512, width: int = 1024, batch: int = 1) -> list[Sha
     return [(batch, min(64 << k, 512), height >> k, width >> k) for k in range(5)]
 
 
-def _pairs(shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+# Lists of tensors of the generated and of the real side.
+Inputs = tuple[list[Tensor], list[Tensor]]
+Loss = Callable[[list[Tensor], list[Tensor]], Tensor]
+
+
+def _inputs(
+    shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device, sets: int, both: bool = False
+) -> list[Inputs]:
+    """Random inputs, as many sets as asked for; ``both`` when the real side gets a gradient too."""
     generator = torch.Generator(device).manual_seed(0)
-    fake, real = (
-        [torch.randn(shape, generator=generator, dtype=dtype, device=device) for shape in shapes] for _ in range(2)
-    )
-    return [x.requires_grad_() for x in fake], real
+
+    def make(requires_grad: bool) -> list[Tensor]:
+        tensors = [torch.randn(shape, generator=generator, dtype=dtype, device=device) for shape in shapes]
+        return [x.requires_grad_(requires_grad) for x in tensors]
+
+    return [(make(True), make(both)) for _ in range(sets)]
 
 
-def _step(loss: Callable[[], Tensor], wrt: Sequence[Tensor]) -> Rival:
+def _in_backend(name: str, loss: Loss, inputs: Sequence[Inputs]) -> Rival:
     """Forward and backward; the gradients are dropped at once, as a training step's next node would consume them."""
+    wrt = [[x for x in (*fake, *real) if x.requires_grad] for fake, real in inputs]
+    turns = itertools.cycle(list(zip(inputs, wrt, strict=True)))
 
     def run() -> None:
-        torch.autograd.grad(loss(), wrt)
+        (fake, real), leaves = next(turns)
+        with backend(name):
+            torch.autograd.grad(loss(fake, real), leaves)
 
     return run
 
 
-def _in_backend(name: str, run: Rival) -> Rival:
-    def wrapped() -> object:
-        with backend(name):
-            return run()
-
-    return wrapped
-
-
-def _rivals(loss: Callable[[], Tensor], wrt: Sequence[Tensor], with_compile: bool) -> dict[str, Rival]:
-    rivals = {
-        "fused": _in_backend("fused", _step(loss, wrt)),
-        "plain": _in_backend("reference", _step(loss, wrt)),
-    }
+def _rivals(loss: Loss, inputs: Sequence[Inputs], with_compile: bool) -> dict[str, Rival]:
+    rivals = {"fused": _in_backend("fused", loss, inputs), "plain": _in_backend("reference", loss, inputs)}
     if with_compile:
         # Compiled under the reference backend, and called under it: the choice is a guard of the compiled code.
-        rivals["compiled"] = _in_backend("reference", _step(torch.compile(loss, fullgraph=True, dynamic=False), wrt))
+        compiled = torch.compile(loss, fullgraph=True, dynamic=False)
+        rivals["compiled"] = _in_backend("reference", compiled, inputs)
     return rivals
 
 
@@ -90,17 +95,17 @@ def l1_rivals(
     device: str | torch.device = "cpu",
     with_compile: bool = True,
     with_limit: bool = True,
+    sets: int = 1,
 ) -> dict[str, Rival]:
-    """Rivals of the multi-tensor weighted L1 over these shapes."""
-    device = torch.device(device)
-    fake, real = _pairs(shapes, dtype, device)
-    rivals = _rivals(lambda: multi_l1_loss(fake, real, list(weights)), fake, with_compile)
+    """Rivals of the multi-tensor weighted L1 over these shapes; with several sets of inputs they take turns."""
+    inputs = _inputs(shapes, dtype, torch.device(device), sets)
+    rivals = _rivals(lambda fake, real: multi_l1_loss(fake, real, list(weights)), inputs, with_compile)
     if with_limit:
-        plain = [x.detach() for x in fake]
-        out = [torch.zeros_like(x) for x in plain]
+        plain = [([x.detach() for x in fake], real) for fake, real in inputs]
+        turns = itertools.cycle([(fake, real, [torch.zeros_like(x) for x in fake]) for fake, real in plain])
 
         def limit() -> None:
-            for x, y, z in zip(plain, real, out, strict=True):
+            for x, y, z in zip(*next(turns), strict=True):
                 torch.add(x, y, out=z)
 
         rivals["limit"] = limit
@@ -108,19 +113,19 @@ def l1_rivals(
 
 
 def feature_matching(
-    dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", with_compile: bool = True
+    dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", with_compile: bool = True, sets: int = 1
 ) -> dict[str, Rival]:
     """Feature matching over the 512p discriminator's features: 24.1 M elements in 8 tensors."""
     features, predictions = discriminator_shapes()
     weight = 1.0 / len(predictions)  # 4 / (n_layers_D + 1) is 1 at n_layers_D = 3
-    return l1_rivals(features, [weight] * len(features), dtype, device, with_compile)
+    return l1_rivals(features, [weight] * len(features), dtype, device, with_compile, sets=sets)
 
 
 def vgg_maps(
-    dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", with_compile: bool = True
+    dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", with_compile: bool = True, sets: int = 1
 ) -> dict[str, Rival]:
     """The weighted L1 over the five VGG19 maps at 1024×512: 64.0 M elements."""
-    return l1_rivals(vgg_shapes(), [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0], dtype, device, with_compile)
+    return l1_rivals(vgg_shapes(), [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0], dtype, device, with_compile, sets=sets)
 
 
 def lsgan(
@@ -128,15 +133,16 @@ def lsgan(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     with_compile: bool = True,
+    sets: int = 1,
 ) -> dict[str, Rival]:
     """LSGAN over the scales of the 512p discriminator: the generator's side, or the discriminator's (real and fake)."""
     _, predictions = discriminator_shapes()
-    fake, real = _pairs(predictions, dtype, torch.device(device))
-    if not for_discriminator:
-        return _rivals(lambda: lsgan_loss(fake, 1.0, [0.5] * len(fake)), fake, with_compile)
-    both = fake + [x.requires_grad_() for x in real]
-    labels = [0.0] * len(fake) + [1.0] * len(real)
-    return _rivals(lambda: lsgan_loss(both, labels, [0.5] * len(both)), both, with_compile)
+    inputs = _inputs(predictions, dtype, torch.device(device), sets, both=for_discriminator)
+    count = len(predictions)
+    if for_discriminator:
+        labels, weights = [0.0] * count + [1.0] * count, [0.5] * 2 * count
+        return _rivals(lambda fake, real: lsgan_loss(fake + real, labels, weights), inputs, with_compile)
+    return _rivals(lambda fake, _: lsgan_loss(fake, 1.0, [0.5] * count), inputs, with_compile)
 
 
 CASES: dict[str, Callable[..., dict[str, Rival]]] = {

@@ -1,0 +1,408 @@
+"""Builds the package, tests it and measures it on the GPU at hand; one command, at most eight minutes.
+
+    python benchmarks/gpu.py                   on a GPU: builds in place, runs tests/gpu, measures, writes the results
+    python benchmarks/gpu.py --device cpu      a dry run of the same code with small sizes, on a machine without a GPU
+
+Needs the checkout, torch with torchvision, nvcc and a C++ compiler (and pybind11 and ninja to build, pytest to test,
+where they are not there yet: pip fetches them). The table stands last; the same and more goes to a JSON beside it,
+``--out`` (benchmarks/results).
+
+Time is measured with CUDA events, rivals in turns, over several sets of inputs that together exceed the L2 cache;
+bandwidth as a share of a device copy measured in the same run; kernels are counted by PyTorch's profiler.
+"""
+
+import argparse
+import dataclasses
+import functools
+import importlib.util
+import json
+import pathlib
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+import types
+import warnings
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+L1_CASES = {"feature matching": 24.1e6, "VGG maps": 64.0e6}  # elements
+
+
+@dataclasses.dataclass
+class Row:
+    """One line of the table: a figure, and the goal that it is held against."""
+
+    what: str
+    figure: float
+    unit: str
+    goal: str
+    reached: bool
+
+    def __str__(self):
+        return f"{self.what:<62}{self.figure:>10.3f} {self.unit:<12}{self.goal:<10}{'yes' if self.reached else 'NO'}"
+
+
+class Report:
+    """Collects figures; prints and writes them."""
+
+    def __init__(self):
+        self.rows = []
+        self.data = {}
+
+    def at_least(self, what, figure, goal, unit="times"):
+        self.rows.append(Row(what, figure, unit, f">= {goal}", figure >= goal))
+
+    def at_most(self, what, figure, goal, unit="of plain"):
+        self.rows.append(Row(what, figure, unit, f"<= {goal}", figure <= goal))
+
+    def table(self):
+        header = f"{'forward + backward':<62}{'measured':>10} {'':<12}{'goal':<10}reached"
+        return "\n".join([header, "-" * len(header), *map(str, self.rows)])
+
+
+def call(command, **options):
+    print("$", " ".join(map(str, command)), flush=True)
+    begin = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, text=True, **options)
+    return done, time.perf_counter() - begin
+
+
+def build(report):
+    """Builds in place for the GPU at hand."""
+    missing = [name for name in ("setuptools", "pybind11", "ninja") if importlib.util.find_spec(name) is None]
+    if missing:
+        call([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    done, seconds = call(command)
+    if done.returncode != 0:
+        raise SystemExit("the build failed; its messages stand above")
+    report.data["build_seconds"] = seconds
+    report.at_most("the build, CPU and CUDA", seconds, 60, "s")
+
+
+def run_tests(report, limit):
+    """Runs tests/gpu; its last lines go into the report."""
+    if importlib.util.find_spec("pytest") is None:
+        call([sys.executable, "-m", "pip", "install", "--quiet", "pytest", "hypothesis", "expecttest"], check=False)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "tests/gpu"]
+    try:
+        done, seconds = call(command, timeout=limit, capture_output=True)
+        output, ended = done.stdout + done.stderr, done.returncode == 0
+    except subprocess.TimeoutExpired as error:
+        output, seconds, ended = str(error.stdout or b"", "utf-8", "replace"), limit, False
+    print(output[-4000:], flush=True)
+    passed = re.search(r"(\d+) passed", output)
+    report.data["tests"] = {"output": output[-2000:], "seconds": seconds, "passed": int(passed[1]) if passed else 0}
+    report.at_least("tests/gpu: all passed", float(ended and passed is not None), 1, "(1 = yes)")
+
+
+def facts(device):
+    import torch
+
+    import pix2pixhd
+    from pix2pixhd import _C
+
+    found = {
+        "pix2pixhd": pix2pixhd.__version__,
+        "built for": _C.cuda_archs or "the CPU",
+        "nvcc": _C.cuda_version,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        found |= {
+            "gpu": properties.name,
+            "L2 MB": properties.L2_cache_size >> 20,
+            "SMs": properties.multi_processor_count,
+        }
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        found["driver"] = subprocess.run(command, capture_output=True, text=True).stdout.split("\n")[0]
+    return found
+
+
+def copy_bandwidth(device):
+    """Bytes read and written per second by a large copy on the device."""
+    import torch
+
+    from pix2pixhd.bench.timing import compare
+
+    source = torch.randn((1 << 28) if device == "cuda" else (1 << 24), device=device)
+    target = torch.empty_like(source)
+    seconds = compare({"copy": lambda: target.copy_(source)}, rounds=11)["copy"].median
+    return 2 * source.nbytes / seconds
+
+
+def count_kernels(run, device):
+    """Kernels that one call launches, copies and fills included; None on the CPU."""
+    if device != "cuda":
+        return None
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as recorded:
+        run()
+        torch.cuda.synchronize()
+    return sum(event.count for event in recorded.key_averages() if event.device_type.name == "CUDA")
+
+
+def measure_l1(report, device, dtype, bandwidth, rounds, with_compile):
+    import torch
+
+    from pix2pixhd.bench.cases import CASES
+    from pix2pixhd.bench.timing import compare
+
+    sets = 3 if device == "cuda" else 1
+    for case, elements in L1_CASES.items():
+        rivals = CASES[case](dtype=dtype, device=device, with_compile=with_compile, sets=sets)
+        medians = {name: timing.median for name, timing in compare(rivals, rounds=rounds).items()}
+        kernels = {name: count_kernels(run, device) for name, run in rivals.items()}
+        name = f"{case}, {str(dtype).removeprefix('torch.')}"
+        share = 3 * elements * torch.empty((), dtype=dtype).element_size() / medians["fused"] / bandwidth
+        report.data[name] = {"seconds": medians, "kernels": kernels, "share of copy bandwidth": share}
+        report.at_least(f"{name}: of plain PyTorch's speed", medians["plain"] / medians["fused"], 10)
+        if with_compile:
+            report.at_least(f"{name}: of torch.compile's speed", medians["compiled"] / medians["fused"], 2)
+        report.at_least(f"{name}: share of a device copy's bandwidth", share, 0.85, "of copy")
+        if kernels["fused"] is not None:
+            report.at_most(f"{name}: kernel launches", kernels["fused"], 3, "launches")
+        del rivals
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def captured(run):
+    """The same work replayed from a CUDA graph: what it costs without Python and launches."""
+    import torch
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def measure_lsgan(report, device, rounds, with_compile):
+    from pix2pixhd.bench.cases import CASES
+    from pix2pixhd.bench.timing import compare
+
+    for case in ("LSGAN, generator", "LSGAN, discriminator"):
+        rivals = CASES[case](device=device, with_compile=with_compile)
+        kernels = {name: count_kernels(run, device) for name, run in rivals.items()}
+        if device == "cuda":
+            rivals |= {f"{name}, graph": captured(rivals[name]) for name in ("fused", "plain")}
+        medians = {name: timing.median for name, timing in compare(rivals, rounds=rounds).items()}
+        report.data[case] = {"seconds": medians, "kernels": kernels}
+        report.at_least(f"{case}: of plain PyTorch's speed", medians["plain"] / medians["fused"], 3)
+        if kernels["fused"] is not None:
+            report.at_most(f"{case}: kernel launches", kernels["fused"], 3, "launches")
+            speed = medians["plain, graph"] / medians["fused, graph"]
+            report.at_least(f"{case}: of plain's speed, both as CUDA graphs", speed, 3)
+
+
+class Memory:
+    """Bytes allocated on the GPU above what was there; zeros on the CPU, where benchmarks/vgg_loss.py weighs."""
+
+    def __init__(self, device):
+        self.cuda = device == "cuda"
+
+    def begin(self):
+        import torch
+
+        if self.cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        self.before = torch.cuda.memory_allocated() if self.cuda else 0
+
+    def now(self):
+        import torch
+
+        return torch.cuda.memory_allocated() - self.before if self.cuda else 0
+
+    def peak(self):
+        import torch
+
+        return torch.cuda.max_memory_allocated() - self.before if self.cuda else 0
+
+
+def precision(name, device):
+    """TF32 on or off, and autocast."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=name == "bfloat16")
+
+
+def vgg_rivals(size, device, name, with_compile):
+    """Forward + backward of VGGLoss, by rival; each returns what it retained and its peak."""
+    import torch
+    import vgg_loss
+
+    import pix2pixhd
+    from pix2pixhd.losses import VGGLoss
+
+    width, height = size
+    fake, real = vgg_loss.pictures(width, height)
+    fake, real = fake.detach().to(device).requires_grad_(), real.to(device)
+    criterion = VGGLoss(vgg="random").to(device)
+    losses = {"ours": ("fused", criterion), "plain": ("reference", criterion)}
+    losses["checkpoint"] = ("reference", vgg_loss.checkpointed(criterion.vgg, criterion.weights))
+    if with_compile:
+        losses["compiled"] = ("reference", torch.compile(criterion))
+
+    def run(backend, loss):
+        memory = Memory(device)
+        memory.begin()
+        with pix2pixhd.backend(backend):
+            with precision(name, device):
+                value = loss(fake, real)
+            retained = memory.now()
+            torch.autograd.grad(value, fake)
+        return retained, memory.peak()
+
+    return {rival: functools.partial(run, *found) for rival, found in losses.items()}
+
+
+def measure_vgg(report, device, size, rounds, with_compile):
+    from pix2pixhd.bench.timing import compare
+
+    title = f"VGGLoss {size[0]}x{size[1]}"
+    base = None
+    for name in ("float32", "tf32", "bfloat16") if device == "cuda" else ("float32", "bfloat16"):
+        rivals = vgg_rivals(size, device, name, with_compile and name != "float32")
+        medians = {rival: t.median for rival, t in compare(rivals, rounds=rounds, warmup=2).items()}
+        memory = {rival: run() for rival, run in rivals.items()}
+        report.data[f"{title}, {name}"] = {"seconds": medians, "retained, peak": memory}
+        base = base or medians["plain"]
+        report.at_most(f"{title}, {name}: time", medians["ours"] / medians["plain"], 0.75)
+        if name == "bfloat16":
+            report.at_most(
+                f"{title}, bfloat16: time, of plain float32's", medians["ours"] / base, 0.36, "of plain fp32"
+            )
+        if device == "cuda":
+            picture = 3 * 4 * size[0] * size[1]
+            retained = (memory["ours"][0] - picture) / memory["plain"][0]
+            report.at_most(f"{title}, {name}: retained beyond the gradient", retained, 0.01)
+            report.at_most(f"{title}, {name}: peak", memory["ours"][1] / memory["plain"][1], 0.35)
+
+
+def measure_cost_per_pixel(report, device, sizes, rounds):
+    from pix2pixhd.bench.timing import compare
+
+    costs = {}
+    for width, height in sizes:
+        rivals = vgg_rivals((width, height), device, "bfloat16", with_compile=False)
+        seconds = compare({"ours": rivals["ours"]}, rounds=rounds, warmup=2)["ours"].median
+        costs[f"{width}x{height}"] = seconds / (width * height)
+    report.data["VGGLoss, bfloat16, seconds per pixel"] = costs
+    spread = max(costs.values()) / min(costs.values()) - 1
+    report.at_most(f"VGGLoss: cost per pixel from {next(iter(costs))} up, spread", spread, 0.10, "")
+
+
+def measure_step(report, device, options, rounds):
+    """The whole training step against NVIDIA's, with the same weights."""
+    import torch
+    import training_step
+
+    import pix2pixhd
+
+    condition, real = training_step.batch(options, device)
+    base = None
+    for name in ("tf32", "bfloat16") if device == "cuda" else ("float32", "bfloat16"):
+        seconds, peaks = {}, {}
+        for rival, backend in (("original", "reference"), ("ours", "fused")):
+            memory, found = Memory(device), []
+            with pix2pixhd.backend(backend):
+                step = training_step.make_step(rival, options, device)
+                for _ in range(rounds + 2):
+                    memory.begin()
+                    begin = time.perf_counter()
+                    with precision(name, device):
+                        step(condition, real)
+                    if device == "cuda":
+                        torch.cuda.synchronize()
+                    found.append(time.perf_counter() - begin)
+            seconds[rival], peaks[rival] = statistics.median(found[2:]), memory.peak()
+            del step
+            if device == "cuda":
+                torch.cuda.empty_cache()
+        title = f"training step {options.size}, {name}"
+        report.data[title] = {"seconds": seconds, "peak": peaks}
+        base = base or seconds["original"]
+        report.at_least(f"{title}: of NVIDIA's speed", seconds["original"] / seconds["ours"], 1.25)
+        if name == "bfloat16":
+            report.at_least(f"{title}: of its speed before bfloat16", base / seconds["ours"], 2.2)
+        if device == "cuda":
+            report.at_most(f"{title}: peak memory", peaks["ours"] / peaks["original"], 0.5, "of NVIDIA's")
+
+
+def measure(report, device, with_compile):
+    import torch
+
+    warnings.simplefilter("ignore")
+    small = device == "cpu"
+    torch.manual_seed(0)
+    bandwidth = report.data["copy bandwidth, bytes per second"] = copy_bandwidth(device)
+    print(f"a device copy moves {bandwidth / 1e9:.0f} GB/s", flush=True)
+    rounds = 3 if small else 21
+    measure_lsgan(report, device, rounds, with_compile)
+    for dtype in (torch.float32,) if small else (torch.float32, torch.bfloat16):
+        measure_l1(report, device, dtype, bandwidth, rounds, with_compile)
+    measure_vgg(report, device, (128, 64) if small else (1024, 512), 3 if small else 7, with_compile)
+    sizes = [(64, 32), (128, 64)] if small else [(512, 256), (1024, 512), (2048, 1024)]
+    measure_cost_per_pixel(report, device, sizes, 3 if small else 7)
+    options = types.SimpleNamespace(size="1024x512", ngf=64, ndf=64, n_blocks=9, label_nc=35)
+    if small:
+        options = types.SimpleNamespace(size="64x64", ngf=8, ndf=8, n_blocks=2, label_nc=5)
+    measure_step(report, device, options, 3 if small else 7)
+
+
+def write(report, folder, device):
+    """The table and the JSON, under the GPU's name."""
+    found = report.data["machine"]
+    stem = re.sub(r"[^a-z0-9]+", "-", found.get("gpu", "cpu-dry-run").lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    text = ", ".join(f"{key} {value}" for key, value in found.items()) + "\n\n" + report.table() + "\n"
+    if device == "cpu":
+        text = "A DRY RUN ON THE CPU, at small sizes: the goals are those of a GPU, the figures mean nothing.\n" + text
+    (folder / f"{stem}.txt").write_text(text)
+    rows = [dataclasses.asdict(row) for row in report.rows]
+    (folder / f"{stem}.json").write_text(json.dumps({**report.data, "table": rows}, indent=2) + "\n")
+    print(f"\n{text}\nwritten to {folder / stem}.txt and .json")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--skip-build", action="store_true")
+    parser.add_argument("--skip-tests", action="store_true")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    options = parser.parse_args()
+    import torch
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no GPU is visible to PyTorch; for a dry run of this script: --device cpu")
+    report = Report()
+    if not options.skip_build:
+        build(report)
+    if not options.skip_tests:
+        run_tests(report, limit=180)
+    report.data["machine"] = facts(options.device)
+    measure(report, options.device, not options.no_compile)
+    write(report, options.out, options.device)
+
+
+if __name__ == "__main__":
+    main()
