@@ -1,0 +1,125 @@
+"""Every operator on the GPU against the same operator on the CPU."""
+
+import pytest
+import torch
+
+from ..ops.oracle import DTYPES, LAYOUTS, in_layout
+from .inputs import AWKWARD, FEATURES, LOSSES, MANY, lists, on, value_and_gradients
+
+ops = torch.ops.pix2pixhd
+
+
+def check(loss, xs, ys, device, exact_gradients=True):
+    value, gradients = value_and_gradients(loss, xs, ys)
+    ours, found = value_and_gradients(loss, on(device, xs), on(device, ys))
+    assert ours.device.type == device.type
+    assert ours.dtype == value.dtype
+    rtol = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 1e-6, torch.float64: 1e-12}[value.dtype]
+    torch.testing.assert_close(ours.cpu(), value, rtol=rtol, atol=rtol, equal_nan=True)
+    for x, a, b in zip((*xs, *ys), found, gradients, strict=True):
+        assert a.dtype == b.dtype == x.dtype
+        assert a.stride() == b.stride()
+        # The same formula in the same precision; the coefficient may differ in its last bit.
+        eps = {torch.float64: 1e-14, torch.float32: 2e-7, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[x.dtype]
+        tiny = torch.finfo(x.dtype).tiny
+        torch.testing.assert_close(a.cpu(), b, rtol=eps, atol=tiny, equal_nan=True)
+        assert torch.equal(a.cpu() == 0, b == 0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shapes", [FEATURES, AWKWARD, MANY, [(3, 100_000)]], ids=["features", "awkward", "many", "large"]
+)
+def test_values_and_gradients(name, dtype, shapes, device):
+    check(LOSSES[name], *lists(shapes, dtype), device)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_infinities_and_ties(name, dtype, device):
+    check(LOSSES[name], *lists(FEATURES, dtype, special=True), device)
+
+
+@pytest.mark.parametrize("first", DTYPES)
+@pytest.mark.parametrize("second", DTYPES)
+def test_mixed_types(first, second, device):
+    check(LOSSES["l1"], *lists([*FEATURES, (77,)], first, target_dtype=second), device)
+
+
+@pytest.mark.parametrize("first", LAYOUTS)
+@pytest.mark.parametrize("second", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layouts(first, second, dtype, device):
+    xs, ys = lists([(2, 32, 9, 13), (1, 3, 40, 33)], dtype)
+    check(LOSSES["l1"], [in_layout(x, first) for x in xs], [in_layout(y, second) for y in ys], device)
+
+
+def maps(*shape, dtype, seed):
+    x, y = lists([shape], dtype, seed=seed, special=True)
+    return (z[0].contiguous(memory_format=torch.channels_last) for z in (x, y))
+
+
+def same(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=0, atol=0, equal_nan=True)
+
+
+SHAPES = [(1, 32, 1, 1), (2, 96, 7, 5), (3, 64, 33, 40), (1, 512, 2, 3), (0, 32, 4, 4)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("biased", [False, True])
+def test_relu_and_pooling_of_vggs_maps(dtype, shape, biased, device):
+    x, grad = maps(*shape, dtype=dtype, seed=1)
+    bias = torch.randn(shape[1], generator=torch.Generator().manual_seed(2)).to(dtype) if biased else None
+
+    def run(x, grad, bias):
+        y, g = x.clone(), grad.clone()
+        mask = ops.relu_mask_(y, bias, True)
+        ops.relu_backward_(g, mask)
+        out, codes = ops.relu_pool(x, bias, True)
+        back = ops.relu_pool_backward(out.clone(), codes, x.shape[2], x.shape[3])
+        return y, mask, g, out, codes, back
+
+    moved = (x.to(device), grad.to(device), None if bias is None else bias.to(device))
+    same(run(*moved), run(x, grad, bias))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("options", [(False, False, False), (True, True, False), (False, True, True)])
+def test_distances_of_vggs_maps(dtype, shape, squared, options, device):
+    biased, weighted, activated = options
+    (x, y), (grad, _) = maps(*shape, dtype=dtype, seed=1), maps(*shape, dtype=dtype, seed=2)
+    generator = torch.Generator().manual_seed(3)
+    bias = torch.randn(shape[1], generator=generator).to(dtype) if biased else None
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    weight = torch.randn((shape[0], *shape[2:]), generator=generator).to(wide) if weighted else None
+
+    def run(x, y, grad, bias, weight):
+        a, b, g = x.clone(), y.clone(), grad.clone()
+        loss, mask, kept = ops.relu_distance_(a, b, bias, weight, squared, activated, True)
+        ops.relu_distance_backward_(g, mask, kept, weight, squared, 0.25)
+        return loss, (a, b, mask, kept, g)
+
+    expected, exact = run(x, y, grad, bias, weight)
+    ours, found = run(*(None if z is None else z.to(device) for z in (x, y, grad, bias, weight)))
+    torch.testing.assert_close(ours.cpu(), expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+    same(found, exact)
+
+
+@pytest.mark.cuda_only
+def test_more_elements_than_32_bits_count():
+    if torch.cuda.mem_get_info()[0] < 16 * 2**30:
+        pytest.skip("needs 16 GB of GPU memory")
+    x = torch.zeros(2**31 + 77, dtype=torch.bfloat16, device="cuda")
+    x[-5:] = 1.0
+    x.requires_grad_()
+    loss = LOSSES["l1"]([x], [torch.zeros((), dtype=torch.bfloat16, device="cuda").expand_as(x).contiguous()])
+    torch.testing.assert_close(loss.double(), torch.tensor(0.5 * 5 / x.numel(), dtype=torch.float64, device="cuda"),
+                               rtol=1e-2, atol=0)  # fmt: skip
+    (gradient,) = torch.autograd.grad(loss * 2.0**31, x)
+    assert torch.equal(gradient.nonzero().flatten(), torch.arange(x.numel() - 5, x.numel(), device="cuda"))
