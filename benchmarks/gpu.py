@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import math
 import pathlib
 import platform
 import re
@@ -29,39 +30,7 @@ import warnings
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-L1_CASES = {"feature matching": 24.1e6, "VGG maps": 64.0e6}  # elements
-
-
-@dataclasses.dataclass
-class Row:
-    """One line of the table: a figure, and the goal that it is held against."""
-
-    what: str
-    figure: float
-    unit: str
-    goal: str
-    reached: bool
-
-    def __str__(self):
-        return f"{self.what:<62}{self.figure:>10.3f} {self.unit:<12}{self.goal:<10}{'yes' if self.reached else 'NO'}"
-
-
-class Report:
-    """Collects figures; prints and writes them."""
-
-    def __init__(self):
-        self.rows = []
-        self.data = {}
-
-    def at_least(self, what, figure, goal, unit="times"):
-        self.rows.append(Row(what, figure, unit, f">= {goal}", figure >= goal))
-
-    def at_most(self, what, figure, goal, unit="of plain"):
-        self.rows.append(Row(what, figure, unit, f"<= {goal}", figure <= goal))
-
-    def table(self):
-        header = f"{'forward + backward':<62}{'measured':>10} {'':<12}{'goal':<10}reached"
-        return "\n".join([header, "-" * len(header), *map(str, self.rows)])
+from report import Report  # noqa: E402
 
 
 def call(command, **options):
@@ -131,7 +100,7 @@ def copy_bandwidth(device):
 
     from pix2pixhd.bench.timing import compare
 
-    source = torch.randn((1 << 28) if device == "cuda" else (1 << 24), device=device)
+    source = torch.randn((1 << 28) if device == "cuda" else (1 << 22), device=device)
     target = torch.empty_like(source)
     seconds = compare({"copy": lambda: target.copy_(source)}, rounds=11)["copy"].median
     return 2 * source.nbytes / seconds
@@ -152,19 +121,31 @@ def count_kernels(run, device):
     return sum(event.count for event in recorded.key_averages() if event.device_type.name == "CUDA")
 
 
+def l1_cases(device):
+    """Shapes and weights of the two multi-tensor L1 losses at the paper's 512p size; small ones for a dry run."""
+    from pix2pixhd.bench.cases import discriminator_shapes, vgg_shapes
+
+    height, width = (512, 1024) if device == "cuda" else (32, 64)
+    features, predictions = discriminator_shapes(height, width)
+    return {
+        "feature matching": (features, [1.0 / len(predictions)] * len(features)),
+        "VGG maps": (vgg_shapes(height, width), [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0]),
+    }
+
+
 def measure_l1(report, device, dtype, bandwidth, rounds, with_compile):
     import torch
 
-    from pix2pixhd.bench.cases import CASES
+    from pix2pixhd.bench.cases import l1_rivals
     from pix2pixhd.bench.timing import compare
 
-    sets = 3 if device == "cuda" else 1
-    for case, elements in L1_CASES.items():
-        rivals = CASES[case](dtype=dtype, device=device, with_compile=with_compile, sets=sets)
+    for case, (shapes, weights) in l1_cases(device).items():
+        rivals = l1_rivals(shapes, weights, dtype, device, with_compile, sets=3)
         medians = {name: timing.median for name, timing in compare(rivals, rounds=rounds).items()}
         kernels = {name: count_kernels(run, device) for name, run in rivals.items()}
         name = f"{case}, {str(dtype).removeprefix('torch.')}"
-        share = 3 * elements * torch.empty((), dtype=dtype).element_size() / medians["fused"] / bandwidth
+        moved = 3 * sum(math.prod(shape) for shape in shapes) * dtype.itemsize  # two reads, one write
+        share = moved / medians["fused"] / bandwidth
         report.data[name] = {"seconds": medians, "kernels": kernels, "share of copy bandwidth": share}
         report.at_least(f"{name}: of plain PyTorch's speed", medians["plain"] / medians["fused"], 10)
         if with_compile:
@@ -355,17 +336,17 @@ def measure(report, device, with_compile):
     torch.manual_seed(0)
     bandwidth = report.data["copy bandwidth, bytes per second"] = copy_bandwidth(device)
     print(f"a device copy moves {bandwidth / 1e9:.0f} GB/s", flush=True)
-    rounds = 3 if small else 21
+    rounds = 2 if small else 21
     measure_lsgan(report, device, rounds, with_compile)
     for dtype in (torch.float32,) if small else (torch.float32, torch.bfloat16):
         measure_l1(report, device, dtype, bandwidth, rounds, with_compile)
-    measure_vgg(report, device, (128, 64) if small else (1024, 512), 3 if small else 7, with_compile)
+    measure_vgg(report, device, (128, 64) if small else (1024, 512), 2 if small else 7, with_compile)
     sizes = [(64, 32), (128, 64)] if small else [(512, 256), (1024, 512), (2048, 1024)]
-    measure_cost_per_pixel(report, device, sizes, 3 if small else 7)
+    measure_cost_per_pixel(report, device, sizes, 2 if small else 7)
     options = types.SimpleNamespace(size="1024x512", ngf=64, ndf=64, n_blocks=9, label_nc=35)
     if small:
         options = types.SimpleNamespace(size="64x64", ngf=8, ndf=8, n_blocks=2, label_nc=5)
-    measure_step(report, device, options, 3 if small else 7)
+    measure_step(report, device, options, 2 if small else 7)
 
 
 def write(report, folder, device):

@@ -1,0 +1,57 @@
+"""Training with this package's step follows NVIDIA's step, written out in plain PyTorch, for twenty steps."""
+
+import copy
+import importlib.util
+import pathlib
+import sys
+
+import pytest
+import torch
+
+from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
+from pix2pixhd.models import define_D, define_G
+from pix2pixhd.models.vgg import load_vgg
+from pix2pixhd.training.step import compute_gradients
+
+
+@pytest.fixture(scope="module")
+def original_step():
+    path = pathlib.Path(__file__).parents[2] / "benchmarks" / "original_step.py"
+    spec = importlib.util.spec_from_file_location("original_step", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["original_step"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def adam(*nets):
+    return [torch.optim.Adam(net.parameters(), lr=2e-4, betas=(0.5, 0.999)) for net in nets]
+
+
+@pytest.mark.parametrize("with_vgg", [False, True])
+def test_twenty_steps(original_step, with_vgg):
+    torch.manual_seed(0)
+    netG = define_G(4, 3, 4, "global", 2, 1).double()
+    netD = define_D(7, 4, 2, num_D=2, getIntermFeat=True).double()
+    vgg = None
+    if with_vgg:
+        with pytest.warns(UserWarning, match="random weights"):
+            vgg = load_vgg("random").double()
+    nets = copy.deepcopy(netG), copy.deepcopy(netD)
+    theirs = original_step.OriginalStep(*nets, vgg, adam(*nets))
+    loss_G = GeneratorLoss(preset="nvidia", lambda_vgg=10.0 if with_vgg else 0.0, vgg=vgg or "imagenet").double()
+    loss_D, optimizers = DiscriminatorLoss(preset="nvidia"), adam(netG, netD)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        condition = torch.rand(1, 4, 32, 48, generator=generator, dtype=torch.float64)
+        real = torch.rand(1, 3, 32, 48, generator=generator, dtype=torch.float64) * 2 - 1
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        ours = compute_gradients(netG, netD, loss_G, loss_D, condition, real)
+        for optimizer in optimizers:
+            optimizer.step()
+        expected = theirs(condition, real)
+        for name in ("G_GAN", "G_GAN_Feat", "G_VGG"):
+            torch.testing.assert_close(ours[name], expected[name], rtol=1e-6, atol=1e-9, check_dtype=False)
+        for name in ("D_fake", "D_real"):  # ours have NVIDIA's factor of 0.5 in the terms
+            torch.testing.assert_close(ours[name], 0.5 * expected[name], rtol=1e-6, atol=1e-9)
