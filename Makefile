@@ -23,11 +23,17 @@ $(VENV)/.torch:
 	$(BIN)/python -m pip install --quiet "torch>=2.10" torchvision "setuptools>=77" "pybind11>=2.13" ninja
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.torch pyproject.toml setup.py pix2pixhd/__init__.py $(SOURCES)
+# nvcc where there is a GPU and no CUDA toolkit: without a build environment of its own pip does not ask for it.
+$(VENV)/.nvcc: $(VENV)/.torch
+	@packages=$$($(BIN)/python -m build_tools.backend) && \
+		if [ -n "$$packages" ]; then $(BIN)/python -m pip install --quiet $$packages; fi
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.nvcc pyproject.toml setup.py $(wildcard build_tools/*.py) pix2pixhd/__init__.py $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,demo]"
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.torch pyproject.toml setup.py pix2pixhd/__init__.py $(SOURCES)
+$(VENV)/.dev: $(VENV)/.nvcc pyproject.toml setup.py $(wildcard build_tools/*.py) pix2pixhd/__init__.py $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	@touch $@
 

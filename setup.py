@@ -4,17 +4,17 @@
   wrong;
 * ``pix2pixhd/_ops``     CPU kernels and the operators' schemas, on the LibTorch stable ABI (runs under any torch >=
   2.10);
-* ``pix2pixhd/_ops_cuda``  CUDA kernels, when torch is a CUDA build and nvcc is found.
+* ``pix2pixhd/_ops_cuda``  CUDA kernels, when torch is a CUDA build and nvcc is found; ``build_tools`` looks for it.
 
 Environment variables:
     PIX2PIXHD_CUDA        auto (default), 0 (never) or 1 (required: fail when it cannot be built)
-    TORCH_CUDA_ARCH_LIST  as PyTorch reads it, e.g. "8.0;9.0+PTX"; default: the visible GPUs, else 8.0, 9.0 and PTX
+    TORCH_CUDA_ARCH_LIST  as PyTorch reads it, e.g. "8.0;9.0+PTX"; default: the visible GPUs, else 8.0, 9.0 and PTX;
+                          what nvcc does not know is replaced by PTX of the newest that it knows
     CUDA_HOME, CXX, CXXFLAGS, MAX_JOBS  as usual
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pathlib
 import platform
@@ -28,9 +28,12 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # for a setuptools that is called without the backend of pyproject.toml
+
+from build_tools.cuda_toolkit import Cuda, find_cuda  # noqa: E402
+from build_tools.messages import BuildError, say  # noqa: E402
+
 TARGET_VERSION = "0x020a000000000000"  # torch 2.10: the oldest that the built operators run on
-DEFAULT_ARCHS = "8.0;9.0+PTX"
-USUAL_NVCC = pathlib.Path("/usr/local/cuda/bin/nvcc")
 
 CXX_FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-DNDEBUG"]
 # -ffp-contract=off: the same rounding whatever the instruction set. -Wno-maybe-uninitialized: GCC 12 warns of its own
@@ -38,17 +41,8 @@ CXX_FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wex
 KERNEL_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"]
 AVX512_FLAGS = [*AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
-
-
-class BuildError(SystemExit):
-    """Ends the build with one message instead of a traceback."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(f"\npix2pixhd: {message}\n")
-
-
-def say(message: str) -> None:
-    print(f"pix2pixhd: {message}", file=sys.stderr, flush=True)
+# -fmad=false: the same rounding as on the CPU; the kernels wait for memory, not for arithmetic.
+NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
 def import_torch():
@@ -63,93 +57,6 @@ def import_torch():
     if version < (2, 10):
         raise BuildError(f"torch >= 2.10 is needed to build, found {torch.__version__}. Run: pip install -U torch")
     return torch
-
-
-@dataclasses.dataclass
-class Cuda:
-    """A CUDA toolkit: its compiler, its version and the architectures to build for."""
-
-    nvcc: str
-    version: str
-    archs: list[str]
-
-    @property
-    def gencode(self) -> list[str]:
-        flags = []
-        for arch in self.archs:
-            number = arch.removesuffix("+PTX").replace(".", "")
-            flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-            if arch.endswith("+PTX"):
-                flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-        return flags
-
-
-def cuda_archs(torch) -> list[str]:
-    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
-    if not asked and torch.cuda.is_available():
-        found = sorted({torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})
-        asked = ";".join(f"{major}.{minor}" for major, minor in found) + "+PTX"
-    archs = re.split(r"[;, ]+", (asked or DEFAULT_ARCHS).strip("; ,"))
-    for arch in archs:
-        if not re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", arch):
-            raise BuildError(f"TORCH_CUDA_ARCH_LIST must be numbers such as '8.0;9.0+PTX', got {arch!r} in {asked!r}.")
-    return archs
-
-
-def find_nvcc() -> str | None:
-    """nvcc of CUDA_HOME, else of the PATH (where it may be a wrapper script: it is only ever called, never located)."""
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        home = os.environ.get(variable)
-        if home:
-            nvcc = pathlib.Path(home, "bin", "nvcc")
-            if nvcc.exists():
-                return str(nvcc)
-            say(f"{variable}={home} has no bin/nvcc; looking on the PATH")
-    return shutil.which("nvcc") or (str(USUAL_NVCC) if USUAL_NVCC.exists() else None)
-
-
-def find_cuda(torch) -> Cuda | None:
-    """The toolkit to build with, or None with the reason said; raises when PIX2PIXHD_CUDA=1 cannot be met."""
-    wish = os.environ.get("PIX2PIXHD_CUDA") or "auto"
-    if wish not in ("auto", "0", "1"):
-        raise BuildError(f"PIX2PIXHD_CUDA must be auto, 0 or 1, got {wish!r}.")
-    if wish == "0":
-        say("building without CUDA kernels: PIX2PIXHD_CUDA=0")
-        return None
-
-    def without(reason: str, remedy: str) -> None:
-        if wish == "1":
-            raise BuildError(f"PIX2PIXHD_CUDA=1, but {reason}. {remedy}")
-        say(f"building without CUDA kernels: {reason}. {remedy}")
-
-    if torch.version.cuda is None:
-        return without(
-            f"torch {torch.__version__} is a build without CUDA", "For a GPU, install a CUDA build of torch."
-        )
-    nvcc = find_nvcc()
-    if nvcc is None:
-        return without(
-            "no nvcc was found", f"For a GPU, install the CUDA {torch.version.cuda} toolkit or set CUDA_HOME."
-        )
-    try:
-        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, errors="replace", check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        return without(f"{nvcc} --version fails ({error})", "Set CUDA_HOME to a working toolkit.")
-    match = re.search(r"release (\d+)\.(\d+)", text)
-    if match is None:
-        return without(f"{nvcc} --version names no release", "Set CUDA_HOME to a working toolkit.")
-    if int(match[1]) > int(torch.version.cuda.split(".")[0]):
-        return without(
-            f"nvcc is of CUDA {match[1]}.{match[2]} and torch of CUDA {torch.version.cuda}; a newer runtime than "
-            "torch's may not start on this driver",
-            f"Point CUDA_HOME at a CUDA {torch.version.cuda} toolkit.",
-        )
-    cuda = Cuda(nvcc, f"{match[1]}.{match[2]}", cuda_archs(torch))
-    say(
-        f"building CUDA kernels with nvcc {cuda.version} for {';'.join(cuda.archs)} "
-        f"(torch's CUDA: {torch.version.cuda})"
-    )
-    return cuda
 
 
 class Graph:
@@ -269,8 +176,7 @@ class BuildExtension(build_ext):
         graph.link(target["_ops"], [*ops, tensor, *plain, *kernels], torch_libs)
 
         if self.cuda is not None:
-            # -fmad=false: the same rounding as on the CPU; the kernels wait for memory, not for arithmetic.
-            flags = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden", *self.cuda.gencode]
+            flags = [*NVCC_FLAGS, *self.cuda.compile_flags]
             cuda_kernels = [
                 graph.compile(str(path.relative_to(ROOT)), flags, "nvcc")
                 for path in sorted(ROOT.glob("csrc/cuda/*.cu"))
@@ -280,7 +186,7 @@ class BuildExtension(build_ext):
                 graph.compile(f"csrc/{name}.cpp", [*CXX_FLAGS, *shared, "-DUSE_CUDA"])
                 for name in ("ops_cuda", "vgg_cuda")
             ]
-            libs = [f"-L{torch_lib}", "-ltorch_cuda", "-ltorch_cpu", "-ltorch"]
+            libs = [f"-L{torch_lib}", "-ltorch_cuda", "-ltorch_cpu", "-ltorch", *self.cuda.link_flags]
             graph.link(target["_ops_cuda"], [*cuda_ops, tensor, plan, *cuda_kernels], libs, "nvlink")
 
         facts = {

@@ -46,6 +46,12 @@ def _load(name: str, stem: str) -> Part:
     return Part(name, True)
 
 
+def nvcc_remedy(cuda: str) -> str:
+    """How to come to an nvcc for this version of CUDA. From CUDA 13 on the package index has one."""
+    toolkit = f"install a CUDA toolkit for CUDA {cuda}"
+    return toolkit if int(cuda.split(".")[0]) < 13 else f"{toolkit}, or set PIX2PIXHD_CUDA=1, which fetches nvcc,"
+
+
 @functools.cache
 def cpu() -> Part:
     """Loads the CPU operators (and all schemas) once."""
@@ -61,7 +67,7 @@ def cuda() -> Part:
         return Part("cuda", False, f"torch {torch.__version__} is a build without CUDA")
     if not (_PACKAGE / "_ops_cuda.so").exists():
         why = "the package was built without CUDA kernels (no nvcc was found, or PIX2PIXHD_CUDA=0)"
-        return Part("cuda", False, f"{why}; install a CUDA toolkit for CUDA {torch.version.cuda} and {_REBUILD}")
+        return Part("cuda", False, f"{why}; {nvcc_remedy(torch.version.cuda)} and {_REBUILD}")
     return _load("cuda", "_ops_cuda")
 
 

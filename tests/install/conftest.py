@@ -16,6 +16,7 @@ import zipfile
 import pytest
 import torch
 
+from build_tools import cuda_toolkit
 from tests.install.tools import SLOW, Environment, Wheel, archs_here, checkout, find_nvcc
 
 
@@ -134,6 +135,18 @@ def run_in_copy(builder, package_copy):
         return builder.run(*arguments, cwd=package_copy, **options)
 
     return run
+
+
+@pytest.fixture
+def bare_machine(monkeypatch, tmp_path):
+    """A machine as setup.py sees it: no variables set, an empty PATH, no toolkit in any other place."""
+    for name in ("PIX2PIXHD_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(cuda_toolkit, "USUAL_NVCC", tmp_path / "nowhere" / "nvcc")
+    others = [folder for folder in sys.path if "-packages" not in folder]
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *others])
 
 
 def pytest_collection_modifyitems(items):

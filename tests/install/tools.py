@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import types
 
 import torch
 
@@ -47,6 +48,35 @@ def archs_here() -> str:
 def no_cuda_reason() -> str:
     """Why no CUDA kernels are built with a broken nvcc: that, or a torch that has no use for it."""
     return "--version fails" if torch.version.cuda else "is a build without CUDA"
+
+
+def script(path: pathlib.Path, body: str) -> pathlib.Path:
+    """Writes a program that is only ever called."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+def torch_with(
+    cuda: str | None, *capabilities: tuple[int, int], folder: pathlib.Path | str = "/no/such"
+) -> types.SimpleNamespace:
+    """A torch of that CUDA version, in that folder, which sees GPUs of those capabilities."""
+    return types.SimpleNamespace(
+        __version__="2.15.0",
+        __file__=f"{folder}/torch/__init__.py",
+        version=types.SimpleNamespace(cuda=cuda),
+        cuda=types.SimpleNamespace(
+            is_available=lambda: bool(capabilities),
+            device_count=lambda: len(capabilities),
+            get_device_capability=lambda index: capabilities[index],
+        ),
+    )
+
+
+def nvcc(path: pathlib.Path, release: str = "13.0") -> pathlib.Path:
+    """An nvcc that answers with its version."""
+    return script(path, f"echo 'Cuda compilation tools, release {release}, V{release}.48'")
 
 
 def variables(**changes: str) -> dict[str, str]:

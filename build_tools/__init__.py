@@ -1,0 +1,1 @@
+"""What the build needs beside setuptools; no part of the installed package."""

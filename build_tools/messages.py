@@ -1,0 +1,16 @@
+"""How the build speaks."""
+
+from __future__ import annotations
+
+import sys
+
+
+class BuildError(SystemExit):
+    """Ends the build with one message instead of a traceback."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"\npix2pixhd: {message}\n")
+
+
+def say(message: str) -> None:
+    print(f"pix2pixhd: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,175 @@
+"""What the build decides about CUDA, without building: every machine it can meet, and the message it gives."""
+
+import pytest
+
+from build_tools import archs, cuda_toolkit
+from build_tools.messages import BuildError
+from tests.install.tools import nvcc, script, torch_with
+
+pytestmark = [pytest.mark.install, pytest.mark.usefixtures("bare_machine")]
+
+
+def test_a_wrapper_script_on_the_path_is_enough(tmp_path, capsys):
+    path = nvcc(tmp_path / "bin" / "nvcc")
+    cuda = cuda_toolkit.find_cuda(torch_with("13.2"))
+    assert (cuda.nvcc, cuda.version, cuda.archs) == (str(path), "13.0", ["8.0", "9.0+PTX"])
+    assert "building CUDA kernels with nvcc 13.0 for 8.0;9.0+PTX (torch's CUDA: 13.2)" in capsys.readouterr().err
+
+
+def test_cuda_home_goes_before_the_path_and_the_path_before_the_usual_place(monkeypatch, tmp_path):
+    usual = nvcc(tmp_path / "usual" / "nvcc", "11.1")
+    monkeypatch.setattr(cuda_toolkit, "USUAL_NVCC", usual)
+    assert cuda_toolkit.find_cuda(torch_with("13.2")).nvcc == str(usual)
+    on_path = nvcc(tmp_path / "bin" / "nvcc", "12.2")
+    assert cuda_toolkit.find_cuda(torch_with("13.2")).nvcc == str(on_path)
+    home = nvcc(tmp_path / "toolkit" / "bin" / "nvcc", "13.1")
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path / "toolkit"))
+    assert cuda_toolkit.find_cuda(torch_with("13.2")).nvcc == str(home)
+    other = nvcc(tmp_path / "other" / "bin" / "nvcc", "13.0")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "other"))
+    assert cuda_toolkit.find_cuda(torch_with("13.2")).nvcc == str(other)
+
+
+def test_a_cuda_home_without_nvcc_is_said_and_passed_over(monkeypatch, tmp_path, capsys):
+    path = nvcc(tmp_path / "bin" / "nvcc")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "empty"))
+    assert cuda_toolkit.find_cuda(torch_with("13.2")).nvcc == str(path)
+    assert f"CUDA_HOME={tmp_path / 'empty'} has no bin/nvcc; looking on the PATH" in capsys.readouterr().err
+
+
+# What is there, torch's CUDA, and what the message names: the reason and the remedy.
+WITHOUT = {
+    "torch without CUDA": (lambda bin: nvcc(bin / "nvcc"), None, ["torch 2.15.0 is a build without CUDA"], "of torch"),
+    "no nvcc": (lambda bin: None, "13.2", ["no nvcc was found"], "install the CUDA 13.2 toolkit or set CUDA_HOME"),
+    "newer major": (
+        lambda bin: nvcc(bin / "nvcc", "14.1"),
+        "13.2",
+        ["nvcc is of CUDA 14.1 and torch of CUDA 13.2"],
+        "Point CUDA_HOME at a CUDA 13.2 toolkit",
+    ),
+    "nvcc fails": (
+        lambda bin: script(bin / "nvcc", "exit 3"),
+        "13.2",
+        ["--version fails", "exit status 3"],
+        "CUDA_HOME",
+    ),
+    "nvcc is garbage": (lambda bin: script(bin / "nvcc", "echo hello"), "13.2", ["names no release"], "CUDA_HOME"),
+    "nvcc does not start": (
+        lambda bin: script(bin / "nvcc", "").write_text("#!/no/such/shell\n"),
+        "13.2",
+        ["--version fails", "No such file"],
+        "CUDA_HOME",
+    ),
+    "nvcc answers bytes": (
+        lambda bin: script(bin / "nvcc", r"printf '\377\376'"),
+        "13.2",
+        ["names no release"],
+        "CUDA_HOME",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT)
+def test_without_cuda_the_reason_is_said(monkeypatch, tmp_path, capsys, case):
+    make, torch_cuda, reasons, remedy = WITHOUT[case]
+    make(tmp_path / "bin")
+    assert cuda_toolkit.find_cuda(torch_with(torch_cuda)) is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("pix2pixhd: building without CUDA kernels: ")
+    assert all(reason in line for reason in reasons)
+    assert remedy in line
+
+    monkeypatch.setenv("PIX2PIXHD_CUDA", "1")
+    with pytest.raises(BuildError) as caught:
+        cuda_toolkit.find_cuda(torch_with(torch_cuda))
+    (line,) = str(caught.value).strip().splitlines()
+    assert line.startswith("pix2pixhd: PIX2PIXHD_CUDA=1, but ")
+    assert all(reason in line for reason in [*reasons, remedy])
+
+
+@pytest.mark.parametrize(("wish", "built"), [("0", False), ("1", True), ("auto", True), ("", True)])
+def test_the_wish_decides(monkeypatch, tmp_path, capsys, wish, built):
+    nvcc(tmp_path / "bin" / "nvcc")
+    monkeypatch.setenv("PIX2PIXHD_CUDA", wish)
+    assert (cuda_toolkit.find_cuda(torch_with("13.2")) is not None) == built
+    assert ("building without CUDA kernels: PIX2PIXHD_CUDA=0" in capsys.readouterr().err) == (not built)
+
+
+@pytest.mark.parametrize("wish", ["yes", "2", "ON"])
+def test_a_wish_that_is_none_is_refused(monkeypatch, wish):
+    monkeypatch.setenv("PIX2PIXHD_CUDA", wish)
+    with pytest.raises(SystemExit, match=f"PIX2PIXHD_CUDA must be auto, 0 or 1, got '{wish}'"):
+        cuda_toolkit.find_cuda(torch_with("13.2"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "expected"),
+    [
+        ("", (), ["8.0", "9.0+PTX"]),
+        ("", ((9, 0), (8, 6), (9, 0)), ["8.6", "9.0+PTX"]),
+        ("7.5", ((9, 0),), ["7.5"]),
+        ("8.0;9.0a+PTX", (), ["8.0", "9.0a+PTX"]),
+        ("8.0 8.6,9.0; 12.0", (), ["8.0", "8.6", "9.0", "12.0"]),
+        (";9.0;", (), ["9.0"]),
+    ],
+)
+def test_architectures(monkeypatch, asked, gpus, expected):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    assert archs.wanted(torch_with("13.2", *gpus)) == expected
+
+
+@pytest.mark.parametrize("asked", ["Hopper", "sm_90", "90", "9.0;native", ";", "9.0+SASS"])
+def test_bad_architectures(monkeypatch, asked):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    with pytest.raises(SystemExit, match=r"TORCH_CUDA_ARCH_LIST must be numbers such as '8.0;9.0\+PTX', got '"):
+        archs.wanted(torch_with("13.2"))
+
+
+def test_flags_of_nvcc():
+    cuda = cuda_toolkit.Cuda("nvcc", "13.0", ["8.0", "9.0a+PTX"])
+    assert cuda.gencode == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_90a,code=compute_90a",
+    ]
+
+
+# nvcc 12.6 of the docker images that name GPUs for every toolkit, and nvcc 13.0.
+OLD, NEW = [(5, 0), (7, 0), (8, 0), (8, 7), (9, 0)], [(7, 5), (8, 0), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "capabilities", "expected", "said"),
+    [
+        ("8.0;9.0+PTX", OLD, "8.0;9.0+PTX", ""),
+        ("9.0+PTX;9.0", OLD, "9.0+PTX", ""),
+        ("9.0a;10.0f", NEW, "9.0a;10.0f", ""),
+        ("13.0", NEW, "12.1+PTX", "nvcc 13 does not know 13.0; taking 12.1+PTX, which a GPU of 13.0 compiles"),
+        ("13.0a", NEW, "12.1+PTX", "does not know 13.0a"),
+        ("10.0+PTX", OLD, "9.0+PTX", "does not know 10.0; taking 9.0+PTX"),
+        ("8.8", OLD, "8.7+PTX", "does not know 8.8; taking 8.7+PTX"),
+        ("9.0;12.0;10.0", OLD, "9.0+PTX", "does not know 12.0"),
+        ("7.0;8.0", NEW, "8.0", "does not build for 7.0 any more; left out"),
+        ("13.0", [], "13.0", ""),
+    ],
+)
+def test_architectures_that_nvcc_does_not_know(capsys, asked, capabilities, expected, said):
+    assert archs.fit(asked.split(";"), capabilities, "nvcc 13") == expected.split(";")
+    err = capsys.readouterr().err
+    assert said in err
+    assert bool(said) == bool(err)
+
+
+def test_nvcc_is_asked_what_it_knows(monkeypatch, tmp_path, capsys):
+    answers = "case $1 in --version) echo 'release 13.0,';; *) printf 'compute_%s\\n' 75 90 103; esac"
+    path = script(tmp_path / "bin" / "nvcc", answers)
+    assert archs.known(str(path)) == [(7, 5), (9, 0), (10, 3)]
+    assert cuda_toolkit.find_cuda(torch_with("13.2", (12, 0))).archs == ["10.3+PTX"]
+    assert "nvcc 13.0 does not know 12.0; taking 10.3+PTX" in capsys.readouterr().err
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "5.2 7.0")
+    assert cuda_toolkit.find_cuda(torch_with("13.2")) is None
+    assert "nvcc 13.0 builds for no GPU of 5.2;7.0. Use a torch and a toolkit" in capsys.readouterr().err
+
+
+def test_an_nvcc_that_does_not_tell_what_it_knows(tmp_path):
+    assert archs.known(str(script(tmp_path / "bin" / "nvcc", "exit 1"))) == []
