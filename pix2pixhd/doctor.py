@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import pix2pixhd
-from pix2pixhd.ops import backend, choice, library, lsgan_loss, multi_l1_loss, perceptual
+from pix2pixhd.ops import backend, choice, kernel_images, library, lsgan_loss, multi_l1_loss, perceptual
 from pix2pixhd.ops.vgg_parts import POOL, RELU, TAP, TAP_POOL
 
 
@@ -47,6 +47,22 @@ def _build() -> None:
     _line("CUDA kernels", archs)
 
 
+def _gpus(loaded: bool) -> bool:
+    """Prints the GPUs that torch sees; returns whether the CUDA kernels can run on all of them."""
+    if not torch.cuda.is_available():
+        _line("GPU", "none visible to torch")
+        return True
+    covered = loaded
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        _line(f"GPU {index}", f"{torch.cuda.get_device_name(index)}, compute capability {major}.{minor}")
+        missing = kernel_images.missing(index) if loaded else ""
+        if missing:
+            _line("", f"no: {missing}")
+            covered = False
+    return covered
+
+
 def _parts() -> bool:
     """Prints what loads; returns whether something that should load does not."""
     print("loaded")
@@ -57,18 +73,13 @@ def _parts() -> bool:
     else:
         _line("CPU operators", f"no: {cpu.reason}")
     _line("CUDA operators", "yes" if cuda.loaded else f"no: {cuda.reason}")
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            major, minor = torch.cuda.get_device_capability(index)
-            _line(f"GPU {index}", f"{torch.cuda.get_device_name(index)}, compute capability {major}.{minor}")
-    else:
-        _line("GPU", "none visible to torch")
+    covered = _gpus(cuda.loaded)
     if not cuda.loaded and torch.version.cuda is not None:
-        nvcc = shutil.which("nvcc")
-        _line("nvcc", nvcc or "not on the PATH: install a CUDA toolkit and reinstall to get the CUDA kernels")
+        remedy = f"{library.nvcc_remedy(torch.version.cuda)} and reinstall to get the CUDA kernels"
+        _line("nvcc", shutil.which("nvcc") or f"not on the PATH: {remedy}")
     asked = os.environ.get("PIX2PIXHD_BACKEND", "auto")
     _line("backend", f"{asked} (PIX2PIXHD_BACKEND)")
-    return not cpu.loaded or (torch.cuda.is_available() and not cuda.loaded)
+    return not cpu.loaded or not covered
 
 
 def _self_test(device: torch.device) -> str:

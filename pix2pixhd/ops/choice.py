@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pix2pixhd.ops import library
+from pix2pixhd.ops import kernel_images, library
 
 NAMES = ("auto", "fused", "reference")
 
@@ -61,7 +61,9 @@ _REASONS: dict[str, str] = {"cpu": library.cpu().reason, "cuda": library.cuda().
 
 def unavailable(device: torch.device) -> str:
     """Why the fused operators cannot run on this device; empty when they can."""
-    return _REASONS.get(device.type, f"there are no fused kernels for {device.type} tensors")
+    reason = _REASONS.get(device.type, f"there are no fused kernels for {device.type} tensors")
+    # Not at import: to ask a GPU, CUDA must be initialized.
+    return kernel_images.missing(device.index) if device.type == "cuda" and not reason else reason
 
 
 def use_fused(tensor: Tensor) -> bool:
@@ -75,8 +77,8 @@ def use_fused(tensor: Tensor) -> bool:
         return True
     if _current == "fused":
         raise RuntimeError(f"backend('fused') was asked for, but {reason}")
-    if tensor.device.type not in _warned:
-        _warned.add(tensor.device.type)
+    if reason not in _warned:
+        _warned.add(reason)
         warnings.warn(
             f"pix2pixhd: the losses on {tensor.device.type} run in plain PyTorch, slower and with more memory: "
             f"{reason}",
