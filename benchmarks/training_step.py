@@ -48,10 +48,10 @@ def batch(options, device="cpu"):
     return condition.to(device), real.to(device)
 
 
-def adam(netG, netD):
+def adam(netG, netD, fused=False):
     import torch
 
-    return [torch.optim.Adam(net.parameters(), lr=2e-4, betas=(0.5, 0.999)) for net in (netG, netD)]
+    return [torch.optim.Adam(net.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=fused) for net in (netG, netD)]
 
 
 def make_step(rival, options, device="cpu"):
@@ -65,7 +65,7 @@ def make_step(rival, options, device="cpu"):
 
     netG, netD = networks(options, device)
     vgg = load_vgg("random").to(device)
-    optimizers = adam(netG, netD)
+    optimizers = adam(netG, netD, fused=rival == "ours")  # as the training package does
     if rival == "original":
         vgg.to(memory_format=torch.contiguous_format)
         return OriginalStep(netG, netD, vgg, optimizers)

@@ -214,7 +214,7 @@ def main():
     parser.add_argument("--turns", type=int, default=1, help="processes per rival, taken in turns")
     parser.add_argument("--rivals", nargs="+", default=RIVALS, choices=RIVALS)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--memory-limit", type=int, default=256, help="MiB, of the rival 'bounded'")
+    parser.add_argument("--memory-limit", type=int, default=768, help="MiB, of the rival 'bounded'")
     parser.add_argument("--l1-part", action="store_true")
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--plot", type=pathlib.Path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -13,8 +14,10 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 from pix2pixhd.data import DataOptions, InputError, Sample, encode_input
 from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
+from pix2pixhd.training.distributed import GradientAverager
 from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions
 from pix2pixhd.training.padding import generate_padded
+from pix2pixhd.training.pool import ImagePool
 from pix2pixhd.training.step import compute_gradients
 
 __all__ = ["Pix2PixHD"]
@@ -27,7 +30,7 @@ def generator_loss(options: LossOptions) -> GeneratorLoss:
         InputError: If the weights of VGG19 cannot be had; says which file to put where.
     """
     try:
-        return GeneratorLoss(
+        loss = GeneratorLoss(
             options.lambda_gan,
             options.lambda_feat,
             options.lambda_vgg,
@@ -37,6 +40,9 @@ def generator_loss(options: LossOptions) -> GeneratorLoss:
         )
     except (RuntimeError, FileNotFoundError, ValueError) as error:
         raise InputError(f"loss.vgg: {error}\nOr train without the perceptual loss: loss.lambda_vgg: 0") from error
+    if loss.vgg is not None and options.vgg_memory_limit is not None:
+        loss.vgg.memory_limit = options.vgg_memory_limit * 2**20
+    return loss
 
 
 class Pix2PixHD(pl.LightningModule):
@@ -84,6 +90,7 @@ class Pix2PixHD(pl.LightningModule):
         self.netG = model.generator(data)
         self.netD = model.discriminator(data)
         self.generator_loss = generator_loss(loss)
+        self.pool = ImagePool(loss.pool_size, f"{torch.initial_seed()}:{os.environ.get('RANK', 0)}")
         self.discriminator_loss = DiscriminatorLoss(preset=loss.preset, gan_mode=loss.gan_mode)
         self.val_metrics = MetricCollection(
             {
@@ -105,8 +112,9 @@ class Pix2PixHD(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam for G and D, with the learning rate's linear decay."""
         options = self.optimizer_options
+        # Fused: one pass over weights, gradients and moments instead of nine.
         optimizers = [
-            torch.optim.Adam(net.parameters(), lr=options.lr, betas=(options.beta1, options.beta2))
+            torch.optim.Adam(net.parameters(), lr=options.lr, betas=(options.beta1, options.beta2), fused=True)
             for net in (self.netG, self.netD)
         ]
         return optimizers, [torch.optim.lr_scheduler.LambdaLR(optimizer, options.rate) for optimizer in optimizers]
@@ -122,8 +130,9 @@ class Pix2PixHD(pl.LightningModule):
         self.log_dict(terms, prog_bar=True, batch_size=len(batch["image"]))
 
     def compute_gradients(self, condition: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """Fills both networks' gradients; returns the loss terms, detached."""
-        return compute_gradients(
+        """Fills both networks' gradients, averaged between processes; returns this one's loss terms, detached."""
+        averager = GradientAverager()
+        terms = compute_gradients(
             self.netG,
             self.netD,
             self.generator_loss,
@@ -131,7 +140,21 @@ class Pix2PixHD(pl.LightningModule):
             condition,
             real,
             backward=self.manual_backward,
+            on_gradients=averager.start,
+            pool=self.pool,
         )
+        averager.finish()
+        return terms
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the image pool, of the process that writes."""
+        if self.pool.size:
+            checkpoint["image_pool"] = self.pool.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the image pool back; a run that had none begins with an empty one."""
+        if "image_pool" in checkpoint:
+            self.pool.load_state_dict(checkpoint["image_pool"])
 
     def on_train_epoch_end(self) -> None:
         """Lowers the learning rate."""

@@ -99,9 +99,11 @@ class LossOptions:
         lambda_feat: Weight of discriminator feature matching; the preset's when None, 10. 0 turns it off.
         lambda_vgg: Weight of the perceptual loss; the preset's when None, 10 for ``paper``. 0 turns it off.
         vgg: Weights of VGG19: ``imagenet``, a path to a state dict, or ``random`` (for tests).
+        vgg_memory_limit: Most MiB that the perceptual loss's maps may take at a time; None for no bound.
+        pool_size: Generated pictures kept from earlier steps, which the discriminator is shown too; 0 for none.
 
     Raises:
-        InputError: For negative weights.
+        InputError: For negative weights and sizes.
 
     Example:
         >>> LossOptions(preset="nvidia", lambda_vgg=0.0).preset
@@ -114,8 +116,13 @@ class LossOptions:
     lambda_feat: float | None = None
     lambda_vgg: float | None = None
     vgg: str = "imagenet"
+    vgg_memory_limit: int | None = None
+    pool_size: int = 0
 
     def __post_init__(self) -> None:
+        _at_least("loss", self, pool_size=0)
+        if self.vgg_memory_limit is not None:
+            _at_least("loss", self, vgg_memory_limit=1)
         weights = {name: getattr(self, name) for name in ("lambda_gan", "lambda_feat", "lambda_vgg")}
         _at_least("loss", self, **{name: 0 for name, weight in weights.items() if weight is not None})
         if all(weight == 0 for weight in weights.values()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import pathlib
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pix2pixhd.data import DataOptions, InputError
 from pix2pixhd.training.callbacks import LossBar, SampleSheets
 from pix2pixhd.training.checkpoint import read_checkpoint
 from pix2pixhd.training.datamodule import PairedData
+from pix2pixhd.training.distributed import AveragedGradients
 from pix2pixhd.training.generate import check_writable
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions, RunOptions
@@ -36,7 +38,8 @@ class TrainConfig:
         optimizer: Adam's settings and the number of epochs.
         run: Output folder and seed.
         trainer: Arguments of Lightning's ``Trainer``. ``max_epochs`` defaults to ``niter + niter_decay``; ``max_steps``
-            counts steps, each of which updates both networks.
+            counts steps, each of which updates both networks. With several ``devices`` or ``num_nodes``, or under
+            torchrun, every process takes its share of the pictures, ``batchSize`` at a time; gradients are averaged.
     """
 
     data: DataOptions
@@ -104,7 +107,6 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], output: pathlib.
     options: dict[str, Any] = {
         "max_epochs": None,
         "max_steps": -1,
-        "devices": 1,
         "log_every_n_steps": 10,
         "num_sanity_val_steps": 0,  # the data have been checked
         "enable_model_summary": False,
@@ -118,13 +120,25 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], output: pathlib.
         options["max_steps"] *= 2
     if options.get("enable_progress_bar") is not False:
         callbacks = [*callbacks, LossBar()]
-    trainer = pl.Trainer(**options, callbacks=callbacks, logger=_loggers(output), use_distributed_sampler=False)
-    if trainer.world_size > 1:
-        # The step runs several backwards per forward, which Lightning's DDP hooks do not survive yet.
+    _spread(options)
+    return pl.Trainer(**options, callbacks=callbacks, logger=_loggers(output), use_distributed_sampler=False)
+
+
+def _spread(options: dict[str, Any]) -> None:
+    """Chooses devices and strategy: one process, or as many as torchrun or ``trainer.devices`` say."""
+    if options.get("devices", "auto") == "auto":
+        options["devices"] = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if "GROUP_WORLD_SIZE" in os.environ:
+            options["num_nodes"] = int(os.environ["GROUP_WORLD_SIZE"])
+    several = options["devices"] not in (1, "1") or options.get("num_nodes", 1) > 1
+    strategy = options.setdefault("strategy", "auto")
+    if strategy not in ("auto", "ddp"):
         raise InputError(
-            f"trainer.devices: {trainer.world_size} processes are not supported yet; set trainer.devices: 1"
+            f"trainer.strategy: {strategy!r} cannot run this training step, which takes several backwards through one "
+            "forward; leave it out, or use ddp"
         )
-    return trainer
+    if several:
+        options["strategy"] = AveragedGradients()
 
 
 def _quiet() -> None:

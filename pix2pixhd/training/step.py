@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
+from pix2pixhd.training.pool import ImagePool
 
 __all__ = ["compute_gradients"]
+
+
+@contextlib.contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """No gradients for the weights of a network in what is computed inside."""
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 def compute_gradients(
@@ -20,6 +35,8 @@ def compute_gradients(
     condition: Tensor,
     real: Tensor,
     backward: Callable[..., None] = torch.autograd.backward,
+    on_gradients: Callable[[nn.Module], None] | None = None,
+    pool: ImagePool | None = None,
 ) -> dict[str, Tensor]:
     """Adds both networks' gradients of one step to their ``.grad``.
 
@@ -36,6 +53,8 @@ def compute_gradients(
         condition: The encoded input ``[N, C, H, W]``.
         real: Real pictures ``[N, 3, H, W]`` in [−1, 1].
         backward: What runs a backward; Lightning's, which scales losses under float16.
+        on_gradients: Called with each network as soon as its gradients are complete, D's before G's backward.
+        pool: Of generated pictures for the discriminator's loss. With one, D runs a third time, on what it gives back.
 
     Returns:
         The loss terms, detached: ``D_real``, ``D_fake``, ``G_GAN``, ``G_GAN_Feat``, ``G_VGG``, ``G_total``.
@@ -54,16 +73,29 @@ def compute_gradients(
     vgg = generator_loss.perceptual(fake, real)
     if vgg.requires_grad:
         backward(vgg, inputs=[fake])
-    pred_fake = netD(torch.cat([condition, fake], dim=1))
+    pooled = pool is not None and pool.size > 0
+    # With a pool this pass is the generator's alone, and D's weights need no gradient of it.
+    with _frozen(netD) if pooled else contextlib.nullcontext():
+        pred_fake = netD(torch.cat([condition, fake], dim=1))
     pred_real = netD(torch.cat([condition, real], dim=1))
     gan, feat = generator_loss.adversarial(pred_fake, pred_real)
-    loss_D = discriminator_loss(pred_fake, pred_real)
-    del pred_fake, pred_real
     through_D = gan + feat
-    if through_D.requires_grad:
-        backward(through_D, inputs=[fake], retain_graph=True)
+    if pool is not None and pooled:
+        if through_D.requires_grad:
+            backward(through_D, inputs=[fake])
+        pred_fake = netD(pool.query(torch.cat([condition, fake.detach()], dim=1)))
+        loss_D = discriminator_loss(pred_fake, pred_real)
+    else:
+        loss_D = discriminator_loss(pred_fake, pred_real)
+        if through_D.requires_grad:
+            backward(through_D, inputs=[fake], retain_graph=True)
+    del pred_fake, pred_real
     backward(loss_D.total, inputs=list(netD.parameters()))
+    if on_gradients is not None:
+        on_gradients(netD)
     generated.backward(fake.grad)
+    if on_gradients is not None:
+        on_gradients(netG)
     terms = {
         "D_real": loss_D.real,
         "D_fake": loss_D.fake,

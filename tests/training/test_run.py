@@ -140,10 +140,10 @@ def test_trainer_options_that_cannot_work(make_config):
         train(config)
 
 
-def test_several_processes_are_refused(make_config):
+def test_strategies_that_cannot_run_the_step_are_named(make_config):
     config = make_config()
-    config.trainer |= {"devices": 2, "strategy": "ddp"}
-    with pytest.raises(InputError, match="2 processes are not supported yet"):
+    config.trainer |= {"devices": 2, "strategy": "fsdp"}
+    with pytest.raises(InputError, match=r"trainer\.strategy: 'fsdp' cannot run this training step"):
         train(config)
 
 

@@ -1,0 +1,103 @@
+"""Two processes on the CPU: the gradients of the joint batch, the same weights everywhere, one set of files."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import yaml
+
+from pix2pixhd.data import DataOptions
+from pix2pixhd.training.checkpoint import read_checkpoint
+from pix2pixhd.training.distributed import AveragedGradients, _buckets
+from pix2pixhd.training.module import Pix2PixHD
+from pix2pixhd.training.options import LossOptions, ModelOptions
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def make_module(seed=0):
+    torch.manual_seed(seed)
+    module = Pix2PixHD(
+        ModelOptions(ngf=4, n_downsample_global=2, n_blocks_global=1, ndf=4, n_layers_D=2),
+        DataOptions(label_nc=4),
+        LossOptions(lambda_vgg=0.0),
+    ).double()
+    module.manual_backward = lambda loss, **options: loss.backward(**options)
+    return module
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    condition = torch.rand(4, 5, 16, 24, generator=generator, dtype=torch.float64)
+    return condition, torch.rand(4, 3, 16, 24, generator=generator, dtype=torch.float64) * 2 - 1
+
+
+def gradients(module, own):
+    condition, real = inputs()
+    module.compute_gradients(condition[own], real[own])
+    return {name: p.grad for name, p in module.named_parameters() if p.requires_grad}
+
+
+def work(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    module = make_module(seed=rank)  # other weights in every process: the strategy must see to it
+    strategy = AveragedGradients()
+    strategy.model = module
+    strategy.configure_ddp()
+    torch.save(gradients(module, slice(2 * rank, 2 * rank + 2)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_gradients_of_two_processes_are_those_of_the_joint_batch(tmp_path):
+    mp.spawn(work, args=(tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    joint = gradients(make_module(), slice(None))
+    assert first.keys() == joint.keys()
+    torch.testing.assert_close(first, joint, rtol=1e-9, atol=1e-15)
+
+
+def test_buckets_hold_every_tensor_once_and_one_type_each():
+    tensors = [torch.zeros(2**20), torch.zeros(7 * 2**20), torch.zeros(1, dtype=torch.float64), torch.zeros(3)]
+    buckets = _buckets(tensors)
+    assert [[x.numel() for x in bucket] for bucket in buckets] == [[2**20, 7 * 2**20], [1], [3]]
+    assert _buckets([]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "lightning"])
+def test_a_run_of_two_processes(make_config, data_root, tmp_path, launcher):
+    config = make_config(epochs=2)
+    sections = {
+        "data": {"dataroot": str(data_root), "label_nc": 4, "resize_or_crop": "crop", "fineSize": 16, "nThreads": 0},
+        "model": vars(config.model),
+        "loss": {"lambda_vgg": 0.0},
+        "optimizer": {"niter": 2, "niter_decay": 0},
+        "run": {"output": str(tmp_path / "run"), "samples_every": 1, "sample_count": 1},
+        "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
+    }
+    if launcher == "lightning":
+        sections["trainer"]["devices"] = 2
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(sections))
+    start = (
+        ["-m", "pix2pixhd.cli"] if launcher == "lightning" else ["-m", "torch.distributed.run", "--nproc_per_node=2"]
+    )
+    command = [sys.executable, *start, *(["-m", "pix2pixhd.cli"] if launcher == "torchrun" else [])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for resume in ([], ["--resume", "--optimizer.niter=3"]):
+        arguments = ["train", "--config", str(tmp_path / "config.yaml"), *resume]
+        done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    saved = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert all(torch.isfinite(value).all() for value in saved.weights.values())
+    # Three pictures for two processes: two steps an epoch, three epochs.
+    assert sorted(p.name for p in (tmp_path / "run" / "samples").iterdir()) == [
+        f"step_{k:06d}.png" for k in range(1, 7)
+    ]
+    assert sorted(p.name for p in (tmp_path / "run" / "logs").iterdir()) == ["run_0", "run_1"]
