@@ -16,7 +16,7 @@ from pix2pixhd.data.images import tensor_to_picture
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.pictures import colorize, sheet
 
-__all__ = ["LossBar", "SampleSheets", "sample_row"]
+__all__ = ["LossBar", "SampleSheets", "StopAtNaN", "sample_row"]
 
 
 def sample_row(module: Pix2PixHD, sample: Sample) -> list[Tensor]:
@@ -83,6 +83,57 @@ class SampleSheets(pl.Callback):
             if isinstance(logger, pl.loggers.TensorBoardLogger):
                 picture = torch.from_numpy(_as_array(grid))
                 logger.experiment.add_image("label | generated | real", picture, step, dataformats="HWC")
+
+
+class StopAtNaN(pl.Callback):
+    """Ends a run whose losses are no longer numbers, before a checkpoint of it replaces a good one.
+
+    The losses stay on the device; they are looked at every ``every`` steps and at the end of an epoch. Under float16
+    the weights are, at its end only: there a step with an infinite gradient is skipped, as it should be.
+
+    Args:
+        every: Steps between two looks.
+
+    Example:
+        >>> stop = StopAtNaN(every=50)
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        self.every = every
+        self._bad: dict[str, Tensor] = {}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Takes note of this step's losses."""
+        if str(trainer.precision).startswith("16"):
+            return
+        for name, term in trainer.callback_metrics.items():
+            if name.startswith(("G_", "D_")):
+                bad = ~term.detach().isfinite()
+                self._bad[name] = self._bad[name] | bad if name in self._bad else bad
+        if batch_idx % self.every == self.every - 1:
+            self._look(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Looks before the checkpoint of this epoch is written."""
+        self._look(trainer)
+        for name, parameter in pl_module.named_parameters():
+            if parameter.requires_grad and not bool(parameter.isfinite().all()):
+                self._raise(trainer, f"the weights {name} are")
+
+    def _look(self, trainer: pl.Trainer) -> None:
+        bad = [name for name, flag in self._bad.items() if bool(flag)]
+        self._bad.clear()
+        if bad:
+            self._raise(trainer, f"{', '.join(bad)} {'is' if len(bad) == 1 else 'are'}")
+
+    @staticmethod
+    def _raise(trainer: pl.Trainer, what: str) -> None:
+        raise InputError(
+            f"epoch {trainer.current_epoch}: {what} no longer finite, so training was stopped; the checkpoint of the "
+            "epoch before is untouched. Lower optimizer.lr or choose another trainer.precision, and start anew from it"
+        )
 
 
 def _as_array(grid: Tensor) -> Any:

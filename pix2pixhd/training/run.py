@@ -16,8 +16,9 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from pix2pixhd.data import DataOptions, InputError
-from pix2pixhd.training.callbacks import LossBar, SampleSheets
+from pix2pixhd.training.callbacks import LossBar, SampleSheets, StopAtNaN
 from pix2pixhd.training.checkpoint import read_checkpoint
+from pix2pixhd.training.checkpoint_io import AtomicCheckpointIO
 from pix2pixhd.training.datamodule import PairedData
 from pix2pixhd.training.distributed import AveragedGradients
 from pix2pixhd.training.generate import check_writable
@@ -100,6 +101,7 @@ def _callbacks(config: TrainConfig, data: PairedData, output: pathlib.Path) -> l
         checkpoint("epoch_{epoch:04d}", every=run.save_every, keep=-1),
         SampleSheets(data.val or data.train, output / "samples", run.samples_every, run.sample_count),
         LearningRateMonitor("epoch"),
+        StopAtNaN(),
     ]
 
 
@@ -121,7 +123,14 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], output: pathlib.
     if options.get("enable_progress_bar") is not False:
         callbacks = [*callbacks, LossBar()]
     _spread(options)
-    return pl.Trainer(**options, callbacks=callbacks, logger=_loggers(output), use_distributed_sampler=False)
+    plugins = options.pop("plugins", None) or []
+    return pl.Trainer(
+        **options,
+        callbacks=callbacks,
+        logger=_loggers(output),
+        use_distributed_sampler=False,
+        plugins=[*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()],
+    )
 
 
 def _spread(options: dict[str, Any]) -> None:

@@ -1,0 +1,120 @@
+"""Killed, out of disk, out of numbers: the last good state stays, and a resumed run ends where an unbroken one does."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from pix2pixhd.data import InputError
+from pix2pixhd.training import checkpoint_io
+from pix2pixhd.training.checkpoint import read_checkpoint
+from pix2pixhd.training.checkpoint_io import AtomicCheckpointIO
+from pix2pixhd.training.run import train
+
+from .test_run import assert_identical, weights
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    writer = AtomicCheckpointIO()
+    writer.save_checkpoint({"value": 1}, path)
+
+    def half_written(checkpoint, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_io.torch, "save", half_written)
+    with pytest.raises(InputError, match=r"last\.ckpt: the checkpoint cannot be written .*No space left.* --resume"):
+        writer.save_checkpoint({"value": 2}, path)
+    assert torch.load(path) == {"value": 1}
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_disk_that_is_really_full(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(pathlib.Path, "with_name", lambda self, name: pathlib.Path("/dev/full"))
+    monkeypatch.setattr(pathlib.Path, "unlink", lambda self, missing_ok: None)
+    with pytest.raises(InputError, match="cannot be written"):
+        AtomicCheckpointIO().save_checkpoint({"value": torch.zeros(1000)}, path)
+    assert path.read_bytes() == b"old"
+
+
+def test_a_full_disk_ends_a_run_with_the_last_epoch_intact(make_config, tmp_path, monkeypatch):
+    config = make_config(epochs=3)
+    config.trainer["max_epochs"] = 1
+    train(config)
+    unbroken = make_config("unbroken", epochs=3)
+    before = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").weights
+    config.trainer["max_epochs"] = 3
+
+    def full(checkpoint, file):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_io.torch, "save", full)
+        with pytest.raises(InputError, match="cannot be written"):
+            train(config, resume=True)
+    assert_identical(before, read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").weights)
+    assert_identical(weights(train(unbroken)), weights(train(config, resume=True)))
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_its_checkpoint(make_config, tmp_path):
+    config = make_config(epochs=2)
+    config.trainer["max_epochs"] = 1
+    train(config)
+    good = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").weights
+    config.trainer["max_epochs"] = 2
+
+    class Poison(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            with torch.no_grad():
+                next(module.netG.parameters())[0] = float("nan")
+
+    message = r"epoch 1: G_GAN, .* are no longer finite, so training was stopped; .*optimizer\.lr"
+    with pytest.raises(InputError, match=message):
+        train(config, resume=True, callbacks=[Poison()])
+    assert_identical(good, read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 0.15, 0.4])
+def test_a_killed_run_resumes_to_where_an_unbroken_one_ends(command_line, make_config, tmp_path, delay):
+    """kill -9, some time after the first checkpoint: in the middle of an epoch, or of writing."""
+    epochs = 40
+    unbroken = weights(train(make_config("unbroken", epochs=epochs)))
+    arguments = [*command_line(output="killed"), f"--optimizer.niter={epochs}", "--run.samples_every=2"]
+    arguments += ["--run.sample_count=2"]
+    command = [sys.executable, "-m", "pix2pixhd.cli", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        deadline = time.monotonic() + 120
+        while not last.exists() and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(delay)
+        assert run.poll() is None, "the run ended before it was killed"
+        run.send_signal(signal.SIGKILL)
+    done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_identical(unbroken, read_checkpoint(last).weights)
+
+
+def test_a_damaged_checkpoint_is_named(make_config, tmp_path):
+    config = make_config()
+    train(config)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    whole = last.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"x" * 100):
+        last.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"last\.ckpt: (the checkpoint cannot be read|not a checkpoint)"):
+            train(config, resume=True)
