@@ -132,7 +132,7 @@ class StopAtNaN(pl.Callback):
     def _raise(trainer: pl.Trainer, what: str) -> None:
         raise InputError(
             f"epoch {trainer.current_epoch}: {what} no longer finite, so training was stopped; the checkpoint of the "
-            "epoch before is untouched. Lower optimizer.lr or choose another trainer.precision, and start anew from it"
+            "epoch before is untouched. Train again with a lower optimizer.lr or in another trainer.precision"
         )
 
 

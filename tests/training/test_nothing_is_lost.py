@@ -80,14 +80,14 @@ def test_a_loss_that_is_no_number_ends_the_run_before_its_checkpoint(make_config
             with torch.no_grad():
                 next(module.netG.parameters())[0] = float("nan")
 
-    message = r"epoch 1: G_GAN, .* are no longer finite, so training was stopped; .*optimizer\.lr"
+    message = r"epoch 1: .*G_GAN, .* are no longer finite, so training was stopped; .*optimizer\.lr"
     with pytest.raises(InputError, match=message):
         train(config, resume=True, callbacks=[Poison()])
     assert_identical(good, read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").weights)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.0, 0.15, 0.4])
+@pytest.mark.parametrize("delay", [0.0, 0.3])
 def test_a_killed_run_resumes_to_where_an_unbroken_one_ends(command_line, make_config, tmp_path, delay):
     """kill -9, some time after the first checkpoint: in the middle of an epoch, or of writing."""
     epochs = 40
