@@ -17,6 +17,7 @@ _TRAIN_EXTRAS = {"lightning", "jsonargparse", "torchmetrics", "tensorboard", "ri
 _COMMANDS = {
     "train": "train a generator: --config FILE.yaml, --resume, and any option of the file",
     "generate": "turn label maps or pictures into pictures with a trained generator",
+    "data": "check DIR: tell all that is wrong with a data set",
     "demo": "train on photographs that scikit-image ships and write a sheet of results",
     "doctor": "say what was built, what loads, and what the fused losses save here",
     "bench": "measure the fused losses against plain PyTorch and torch.compile",
@@ -40,6 +41,12 @@ def _generate(argv: Sequence[str]) -> int:
     from pix2pixhd.training.generate_cli import main as generate
 
     return generate(argv)
+
+
+def _data(argv: Sequence[str]) -> int:
+    from pix2pixhd.data.cli import main as data
+
+    return data(argv)
 
 
 def _demo(argv: Sequence[str]) -> int:
@@ -69,6 +76,7 @@ def _bench(argv: Sequence[str]) -> int:
 _RUN: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "generate": _generate,
+    "data": _data,
     "demo": _demo,
     "doctor": _doctor,
     "bench": _bench,

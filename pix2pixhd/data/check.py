@@ -18,7 +18,7 @@ from pix2pixhd.data.options import DataOptions
 from pix2pixhd.data.transforms import output_size
 from pix2pixhd.errors import InputError
 
-__all__ = ["check_pairs"]
+__all__ = ["check_pairs", "find_problems"]
 
 _SHOWN = 5
 
@@ -96,8 +96,44 @@ def _check_batches(pairs: Sequence[Pair], findings: Iterable[_Finding], options:
     ]
 
 
+def find_problems(
+    pairs: Sequence[Pair],
+    options: DataOptions,
+    multiple: int,
+    training: bool = True,
+    on_checked: Callable[[], object] = lambda: None,
+) -> list[str]:
+    """Reads every file once, in parallel threads, and tells all that is wrong, each with file, value and remedy.
+
+    Args:
+        pairs: The files, from ``find_pairs``.
+        options: The ``data`` section.
+        multiple: What the generator needs of height and width.
+        training: Whether sizes after scaling and cropping are checked too; validation and generation pad them.
+        on_checked: Called after each pair, from several threads.
+
+    Returns:
+        One text per problem; nothing when all is well. Sizes that no batch can take are told once the files are right.
+
+    Example:
+        >>> find_problems(find_pairs(options, "train"), options, multiple=16)  # doctest: +SKIP
+        []
+    """
+
+    def check(pair: Pair) -> _Finding:
+        finding = _check_pair(pair, options, multiple, training)
+        on_checked()
+        return finding
+
+    # Decoding happens outside Python's global lock, so threads do.
+    with concurrent.futures.ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 1)) as pool:
+        findings = list(pool.map(check, pairs))
+    problems = [problem for finding in findings for problem in finding.problems]
+    return problems or _check_batches(pairs, findings, options)
+
+
 def check_pairs(pairs: Sequence[Pair], options: DataOptions, multiple: int, training: bool = True) -> None:
-    """Reads every file once, in parallel threads, and raises one error that tells what is wrong and what to do.
+    """Raises one error that tells what ``find_problems`` finds, the first few of them when there are many.
 
     Args:
         pairs: The files, from ``find_pairs``.
@@ -106,21 +142,16 @@ def check_pairs(pairs: Sequence[Pair], options: DataOptions, multiple: int, trai
         training: Whether sizes after scaling and cropping are checked too; validation and generation pad them.
 
     Raises:
-        InputError: For unreadable files, label ids outside ``label_nc``, sizes that differ within a pair, sizes that
-            the generator or the batch cannot take. The message names file, value and remedy, the first few of them
-            when there are many.
+        InputError: For unreadable files, label ids outside ``label_nc``, label maps saved as JPEG, sizes that differ
+            within a pair, sizes that the generator or the batch cannot take.
 
     Example:
         >>> check_pairs(find_pairs(options, "train"), options, multiple=16)  # doctest: +SKIP
     """
-    # Decoding happens outside Python's global lock, so threads do.
-    with concurrent.futures.ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 1)) as pool:
-        findings = list(pool.map(lambda pair: _check_pair(pair, options, multiple, training), pairs))
-    problems = [problem for finding in findings for problem in finding.problems]
-    problems = problems or _check_batches(pairs, findings, options)
+    problems = find_problems(pairs, options, multiple, training)
     if len(problems) == 1:
         raise InputError(problems[0])
     if problems:
-        more = f"\n  … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        more = f"\n  … and {len(problems) - _SHOWN} more; `pix2pixhd data check` lists all of them"
         listed = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
-        raise InputError(f"{len(problems)} problems in the data:{listed}{more}")
+        raise InputError(f"{len(problems)} problems in the data:{listed}{more if len(problems) > _SHOWN else ''}")

@@ -48,6 +48,11 @@ def read_index_map(path: pathlib.Path, kind: Literal["label map", "instance map"
         >>> ids = np.asarray(read_index_map(pathlib.Path("train_inst/a.png"), "instance map"))  # doctest: +SKIP
     """
     image = _open(path)
+    if image.format == "JPEG":
+        raise InputError(
+            f"{path}: a {kind} saved as JPEG has lost its ids, which its compression blurs; save it anew as a PNG from "
+            "where it was made"
+        )
     if image.mode not in _INDEX_MODES:
         raise InputError(
             f"{path}: a {kind} must have one channel with an id per pixel, got a picture of mode {image.mode}; "

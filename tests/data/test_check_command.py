@@ -1,0 +1,78 @@
+"""``pix2pixhd data check`` tells all that is wrong, and nothing else."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pix2pixhd.cli import main
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "abcdefgh":
+        for kind, array in (
+            ("label", rng.integers(0, 4, (32, 48), dtype=np.uint8)),
+            ("inst", rng.integers(0, 50000, (32, 48)).astype(np.uint16)),
+            ("img", rng.integers(0, 256, (32, 48, 3), dtype=np.uint8)),
+        ):
+            path = tmp_path / f"train_{kind}" / f"{name}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(array).save(path)
+    return tmp_path
+
+
+def check(capsys, dataset, *more):
+    code = main(["data", "check", str(dataset), "--label-nc", "4", *more])
+    return code, capsys.readouterr().out
+
+
+def test_a_good_data_set(capsys, dataset):
+    assert check(capsys, dataset) == (0, "train: 8 pictures, no problems\n")
+
+
+def test_all_problems_are_listed_each_with_file_value_and_remedy(capsys, dataset):
+    label = np.zeros((32, 48), dtype=np.uint8)
+    for k, name in enumerate("abcdef"):
+        label[0, 0] = 10 + k
+        Image.fromarray(label).save(dataset / "train_label" / f"{name}.png")
+    whole = (dataset / "train_img" / "g.png").read_bytes()
+    (dataset / "train_img" / "g.png").write_bytes(whole[:80])
+    Image.new("RGB", (48, 30)).save(dataset / "train_img" / "h.png")
+    code, out = check(capsys, dataset)
+    assert code == 1
+    for k, name in enumerate("abcdef"):
+        assert f"{name}.png: label id {10 + k} is outside data.label_nc=4" in out
+    assert "g.png: cannot be read" in out
+    assert "h.png is 48x30 (width x height), but" in out
+    assert out.endswith("train: 8 pictures, 8 problems\n")
+    found = json.loads(check(capsys, dataset, "--json")[1])["train"]
+    assert found["pictures"] == 8
+    assert len(found["problems"]) == 8
+
+
+def test_label_maps_saved_as_jpeg_are_refused(capsys, dataset):
+    path = dataset / "train_label" / "a.png"
+    Image.open(path).save(path.with_suffix(".jpg"))
+    path.unlink()
+    code, out = check(capsys, dataset)
+    assert code == 1
+    assert "a.jpg: a label map saved as JPEG has lost its ids" in out
+
+
+def test_missing_partners_and_folders(capsys, dataset, tmp_path):
+    (dataset / "train_inst" / "c.png").unlink()
+    code, out = check(capsys, dataset)
+    assert code == 1
+    assert "c.png has no partner c.* in" in out
+    assert check(capsys, dataset, "--no-instance")[0] == 0
+    code, out = check(capsys, dataset, "--phase", "val")
+    assert code == 1
+    assert "val_label: there is no such folder" in out
+
+
+def test_what_cannot_be_asked(capsys):
+    assert main(["data"]) == 2
+    assert "pix2pixhd data check DIR" in capsys.readouterr().err
