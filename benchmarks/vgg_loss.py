@@ -112,12 +112,11 @@ def measure(rival, dtype, size, rounds, memory_limit):
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def run_child(options, size, rival, dtype):
-    """One process for the time, one for the memory."""
+def run_child(options, size, rival, dtype, exact_memory):
+    """One process: for the time, or for the memory."""
     command = ["--sizes", size, "--memory-limit", str(options.memory_limit), "--child", rival, dtype]
-    timed = run_script(__file__, [*command, "--rounds", str(options.rounds)])
-    weighed = run_script(__file__, [*command, "--rounds", "1"], exact_memory=True)
-    return {**weighed, "seconds": timed["seconds"], "peak": max(weighed["peak_forward"], weighed["peak_backward"])}
+    rounds = 1 if exact_memory else options.rounds
+    return run_script(__file__, [*command, "--rounds", str(rounds)], exact_memory)
 
 
 def run_size(options, size):
@@ -127,13 +126,14 @@ def run_size(options, size):
     print(f"{'rival':<20}" + "".join(f"{column:>12}" for column in columns))
     names = [(rival, dtype) for dtype in options.dtypes for rival in options.rivals]
     names.sort(key=lambda name: name != ("plain", "float32"))  # what all are compared with comes first
-    runs = {name: [] for name in names}
+    seconds = {name: [] for name in names}
     for _ in range(options.turns):
         for name in names:
-            runs[name].append(run_child(options, size, *name))
+            seconds[name].append(run_child(options, size, *name, exact_memory=False)["seconds"])
     rows = {}
-    for name, many in runs.items():
-        row = {key: statistics.median(run[key] for run in many) for key in many[0]}
+    for name in names:
+        row = run_child(options, size, *name, exact_memory=True)
+        row |= {"seconds": statistics.median(seconds[name]), "peak": max(row["peak_forward"], row["peak_backward"])}
         rows[" ".join(name)] = row
         base = rows[" ".join(names[0])]
         print(
