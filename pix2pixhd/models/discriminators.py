@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pix2pixhd.models.layers import NormLayer, init_weights
+from pix2pixhd.models.layers import InstanceNorm2d, NormLayer, init_weights
 
 __all__ = ["MultiscaleDiscriminator", "NLayerDiscriminator"]
 
@@ -63,7 +63,7 @@ class NLayerDiscriminator(nn.Module):
         input_nc: int,
         ndf: int = 64,
         n_layers: int = 3,
-        norm_layer: NormLayer = nn.InstanceNorm2d,
+        norm_layer: NormLayer = InstanceNorm2d,
         use_sigmoid: bool = False,
         getIntermFeat: bool = False,
     ) -> None:
@@ -125,7 +125,7 @@ class MultiscaleDiscriminator(nn.Module):
         input_nc: int,
         ndf: int = 64,
         n_layers: int = 3,
-        norm_layer: NormLayer = nn.InstanceNorm2d,
+        norm_layer: NormLayer = InstanceNorm2d,
         use_sigmoid: bool = False,
         num_D: int = 3,
         getIntermFeat: bool = False,

@@ -1,4 +1,4 @@
-"""Networks from NVIDIA's options: ``define_G`` and ``define_D`` with the arguments of its ``networks.py``."""
+"""Networks by the names of NVIDIA's options, as its ``networks.py`` makes them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import TypeVar
 from torch import nn
 
 from pix2pixhd.models.discriminators import MultiscaleDiscriminator
+from pix2pixhd.models.encoder import Encoder
 from pix2pixhd.models.generators import GlobalGenerator, LocalEnhancer
 from pix2pixhd.models.layers import get_norm_layer
 
-__all__ = ["define_D", "define_G"]
+__all__ = ["define_D", "define_E", "define_G"]
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
@@ -27,15 +28,15 @@ def define_G(
     n_blocks_local: int = 3,
     norm: str = "instance",
     gpu_ids: Sequence[int] = (),
-) -> GlobalGenerator | LocalEnhancer:
+) -> GlobalGenerator | LocalEnhancer | Encoder:
     """A generator by the names of NVIDIA's options.
 
     Args:
         input_nc: Channels of the input.
         output_nc: Channels of the generated picture.
         ngf: Channels of the first convolution.
-        netG: ``"global"`` or ``"local"``.
-        n_downsample_global: How often the global part halves its input.
+        netG: ``"global"``, ``"local"`` or ``"encoder"``.
+        n_downsample_global: How often the global part, or the encoder, halves its input.
         n_blocks_global: Residual blocks of the global part.
         n_local_enhancers: Number of enhancers (``"local"``).
         n_blocks_local: Residual blocks of each enhancer (``"local"``).
@@ -49,7 +50,7 @@ def define_G(
         >>> generator = define_G(36, 3, 8, "global", n_downsample_global=2, n_blocks_global=1)
     """
     norm_layer = get_norm_layer(norm)
-    generator: GlobalGenerator | LocalEnhancer
+    generator: GlobalGenerator | LocalEnhancer | Encoder
     if netG == "global":
         generator = GlobalGenerator(input_nc, output_nc, ngf, n_downsample_global, n_blocks_global, norm_layer)
     elif netG == "local":
@@ -63,9 +64,38 @@ def define_G(
             n_blocks_local,
             norm_layer,
         )
+    elif netG == "encoder":
+        generator = Encoder(input_nc, output_nc, ngf, n_downsample_global, norm_layer)
     else:
-        raise ValueError(f"netG must be 'global' or 'local', got {netG!r}")
+        raise ValueError(f"netG must be 'global', 'local' or 'encoder', got {netG!r}")
     return _placed(generator, gpu_ids)
+
+
+def define_E(
+    input_nc: int,
+    output_nc: int,
+    nef: int = 16,
+    n_downsample_E: int = 4,
+    norm: str = "instance",
+    gpu_ids: Sequence[int] = (),
+) -> Encoder:
+    """An instance feature encoder by the names of NVIDIA's options.
+
+    Args:
+        input_nc: Channels of the picture.
+        output_nc: Number of features, ``feat_num`` in NVIDIA's options.
+        nef: Channels of the first convolution.
+        n_downsample_E: How often the encoder halves its input.
+        norm: ``"instance"`` or ``"batch"``.
+        gpu_ids: The first one is where the network goes; the CPU when empty.
+
+    Raises:
+        ValueError: For an unknown ``norm`` and for counts that are too small.
+
+    Example:
+        >>> encoder = define_E(3, 3, nef=8, n_downsample_E=2)
+    """
+    return _placed(Encoder(input_nc, output_nc, nef, n_downsample_E, get_norm_layer(norm)), gpu_ids)
 
 
 def define_D(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import cast
 
-from pix2pixhd.models.layers import NormLayer, ResnetBlock, init_weights
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pix2pixhd.models.layers import InstanceNorm2d, NormLayer, ResnetBlock, init_weights
 
 __all__ = ["GlobalGenerator", "LocalEnhancer"]
 
@@ -60,6 +64,20 @@ def _global_trunk(
     return layers
 
 
+def _run(layers: nn.Sequential, x: Tensor, checkpoints: bool) -> Tensor:
+    """The layers' output; with ``checkpoints`` activations are kept behind every ReLU and residual block only."""
+    if not (checkpoints and torch.is_grad_enabled()):
+        output: Tensor = layers(x)
+        return output
+    start = 0
+    for end, layer in enumerate(layers, 1):
+        # What is kept is read by a convolution or a padding; a ReLU would change it in place.
+        if end == len(layers) or isinstance(layer, (nn.ReLU, ResnetBlock)):
+            x = cast(Tensor, checkpoint(layers[start:end], x, use_reentrant=False, preserve_rng_state=False))
+            start = end
+    return x
+
+
 class GlobalGenerator(nn.Module):
     """The global generator G1: downsampling, residual blocks, upsampling; pictures in [−1, 1] come out.
 
@@ -78,6 +96,7 @@ class GlobalGenerator(nn.Module):
 
     Attributes:
         multiple: Height and width of the input must be multiples of this, and at least twice as large.
+        checkpoint_activations: Whether training keeps every third activation or so and computes the others twice.
 
     Raises:
         ValueError: For counts that are too small or an unknown ``padding_type``; in ``forward`` for an input of another
@@ -97,13 +116,14 @@ class GlobalGenerator(nn.Module):
         ngf: int = 64,
         n_downsampling: int = 3,
         n_blocks: int = 9,
-        norm_layer: NormLayer = nn.InstanceNorm2d,
+        norm_layer: NormLayer = InstanceNorm2d,
         padding_type: str = "reflect",
     ) -> None:
         super().__init__()
         _check_counts(input_nc=input_nc, output_nc=output_nc, ngf=ngf, n_downsampling=n_downsampling, n_blocks=n_blocks)
         self.input_nc = input_nc
         self.multiple: int = 2**n_downsampling
+        self.checkpoint_activations = False
         trunk = _global_trunk(input_nc, ngf, n_downsampling, n_blocks, norm_layer, padding_type)
         self.model = nn.Sequential(*trunk, *_to_picture(ngf, output_nc))
         init_weights(self)
@@ -111,8 +131,7 @@ class GlobalGenerator(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Generates pictures ``[N, output_nc, H, W]`` in [−1, 1] from ``[N, input_nc, H, W]``."""
         _check_input(input, self.input_nc, self.multiple)
-        output: Tensor = self.model(input)
-        return output
+        return _run(self.model, input, self.checkpoint_activations)
 
 
 class LocalEnhancer(nn.Module):
@@ -135,6 +154,7 @@ class LocalEnhancer(nn.Module):
 
     Attributes:
         multiple: Height and width of the input must be multiples of this, and at least twice as large.
+        checkpoint_activations: Whether training keeps every third activation or so and computes the others twice.
 
     Raises:
         ValueError: As for ``GlobalGenerator``.
@@ -155,7 +175,7 @@ class LocalEnhancer(nn.Module):
         n_blocks_global: int = 9,
         n_local_enhancers: int = 1,
         n_blocks_local: int = 3,
-        norm_layer: NormLayer = nn.InstanceNorm2d,
+        norm_layer: NormLayer = InstanceNorm2d,
         padding_type: str = "reflect",
     ) -> None:
         super().__init__()
@@ -171,6 +191,7 @@ class LocalEnhancer(nn.Module):
         self.input_nc = input_nc
         self.n_local_enhancers = n_local_enhancers
         self.multiple: int = 2 ** (n_downsample_global + n_local_enhancers)
+        self.checkpoint_activations = False
         ngf_global = ngf * 2**n_local_enhancers
         self.model = nn.Sequential(
             *_global_trunk(input_nc, ngf_global, n_downsample_global, n_blocks_global, norm_layer, padding_type)
@@ -192,8 +213,18 @@ class LocalEnhancer(nn.Module):
         pyramid = [input]
         for _ in range(self.n_local_enhancers):
             pyramid.append(self.downsample(pyramid[-1]))
-        features: Tensor = self.model(pyramid.pop())
+        features = _run(self.model, pyramid.pop(), self.checkpoint_activations)
         for n in range(1, self.n_local_enhancers + 1):
-            down, up = self.get_submodule(f"model{n}_1"), self.get_submodule(f"model{n}_2")
-            features = up(down(pyramid.pop()) + features)
+            down, up = (self._enhancer(n, way) for way in (1, 2))
+            fine = _run(down, pyramid.pop(), self.checkpoint_activations)
+            features = _run(up, fine + features, self.checkpoint_activations)
         return features
+
+    def _enhancer(self, n: int, way: int) -> nn.Sequential:
+        layers = self.get_submodule(f"model{n}_{way}")
+        assert isinstance(layers, nn.Sequential)
+        return layers
+
+    def finest_enhancer(self) -> tuple[nn.Sequential, nn.Sequential]:
+        """The last enhancer's way down and up: what is trained first when a trained global part is enhanced."""
+        return self._enhancer(self.n_local_enhancers, 1), self._enhancer(self.n_local_enhancers, 2)

@@ -17,6 +17,24 @@ _PADDING: dict[str, tuple[type[nn.Module] | None, int]] = {
 }
 
 
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """``torch.nn.InstanceNorm2d``, computed as batch normalisation where the batch is one picture, which is the same.
+
+    That way channels-last maps stay as they are, in half of the time; and gradients are right: in PyTorch 2.15's
+    instance norm on the CPU those of one picture are not, where the gradient that comes in lies channels last.
+
+    Example:
+        >>> InstanceNorm2d(8)(torch.randn(1, 8, 4, 4)).shape
+        torch.Size([1, 8, 4, 4])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises every channel of every picture ``[N, C, H, W]`` to mean 0 and variance 1."""
+        if input.dim() != 4 or input.shape[0] != 1 or self.track_running_stats:
+            return super().forward(input)
+        return nn.functional.batch_norm(input, None, None, self.weight, self.bias, training=True, eps=self.eps)
+
+
 def get_norm_layer(norm_type: str = "instance") -> NormLayer:
     """The normalisation layer of a name, as NVIDIA's ``--norm`` option spells it.
 
@@ -34,7 +52,7 @@ def get_norm_layer(norm_type: str = "instance") -> NormLayer:
         False
     """
     if norm_type == "instance":
-        return functools.partial(nn.InstanceNorm2d, affine=False, track_running_stats=False)
+        return functools.partial(InstanceNorm2d, affine=False, track_running_stats=False)
     if norm_type == "batch":
         return functools.partial(nn.BatchNorm2d, affine=True)
     raise ValueError(f"norm must be 'instance' or 'batch', got {norm_type!r}")

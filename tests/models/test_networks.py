@@ -5,6 +5,7 @@ from torch import nn
 
 from pix2pixhd.models import (
     GlobalGenerator,
+    InstanceNorm2d,
     LocalEnhancer,
     MultiscaleDiscriminator,
     NLayerDiscriminator,
@@ -149,7 +150,7 @@ def test_wrong_channels():
         (lambda: GlobalGenerator(3, 3, n_blocks=-1), "n_blocks must be at least 0, got -1"),
         (lambda: GlobalGenerator(0, 3), "input_nc must be at least 1"),
         (lambda: GlobalGenerator(3, 3, 4, 1, 1, padding_type="circular"), "padding_type must be one of"),
-        (lambda: define_G(3, 3, 4, "encoder"), "netG must be 'global' or 'local'"),
+        (lambda: define_G(3, 3, 4, "finest"), "netG must be 'global', 'local' or 'encoder'"),
         (lambda: define_G(3, 3, 4, "global", norm="layer"), "norm must be 'instance' or 'batch'"),
         (lambda: MultiscaleDiscriminator(3, num_D=0), "num_D must be at least 1"),
         (lambda: NLayerDiscriminator(3, n_layers=0), "n_layers must be at least 1"),
@@ -168,3 +169,30 @@ def test_gradients_reach_every_parameter():
     sum(scale[-1].square().mean() for scale in results).backward()
     for network in (generator, discriminator):
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_gradients_do_not_depend_on_the_memory_format(n):
+    """PyTorch's own instance norm gives other gradients for one picture whose gradient lies channels last."""
+    torch.manual_seed(0)
+    network = define_G(5, 3, 4, "global", 2, 1).double()
+    x = torch.randn(n, 5, 16, 24, dtype=torch.float64)
+    weight = torch.randn(n, 3, 16, 24, dtype=torch.float64)
+    expected = torch.autograd.grad((network(x) * weight).sum(), list(network.parameters()))
+    network.to(memory_format=torch.channels_last)
+    found = torch.autograd.grad((network(x) * weight).sum(), list(network.parameters()))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 5, 7), (2, 3, 4, 4), (3, 6, 8)])
+def test_instance_norm_is_torchs(shape):
+    x = torch.randn(shape, dtype=torch.float64)
+    torch.testing.assert_close(InstanceNorm2d(3)(x), torch.nn.InstanceNorm2d(3)(x), rtol=1e-12, atol=1e-12)
+    affine, plain = InstanceNorm2d(3, affine=True).double(), torch.nn.InstanceNorm2d(3, affine=True).double()
+    for module in (affine, plain):
+        torch.nn.init.constant_(module.weight, 2.0)
+        torch.nn.init.constant_(module.bias, 0.5)
+    torch.testing.assert_close(affine(x), plain(x), rtol=1e-12, atol=1e-12)
+    tracking = InstanceNorm2d(3, track_running_stats=True).double().eval()
+    torch.testing.assert_close(tracking(x), x / (1 + 1e-5) ** 0.5, rtol=1e-12, atol=1e-12)
