@@ -13,10 +13,24 @@ from pix2pixhd.errors import InputError
 
 __all__ = ["main"]
 
-_TRAIN_EXTRAS = {"lightning", "jsonargparse", "torchmetrics", "tensorboard", "rich", "tqdm", "pytorch_lightning"}
+_TRAIN_EXTRAS = {
+    "lightning",
+    "jinja2",
+    "jsonargparse",
+    "pytorch_lightning",
+    "rich",
+    "sklearn",
+    "tensorboard",
+    "torchmetrics",
+    "tqdm",
+    "yaml",
+}
 _COMMANDS = {
     "train": "train a generator: --config FILE.yaml, --resume, and any option of the file",
     "generate": "turn label maps or pictures into pictures with a trained generator",
+    "features": "cluster the looks of a data set's instances, for generators trained with features",
+    "export": "write a trained generator as ONNX, as a torch.export program, or for NVIDIA's code",
+    "migrate": "print the configuration that an opt.txt of NVIDIA's code amounts to",
     "data": "check DIR: tell all that is wrong with a data set",
     "demo": "train on photographs that scikit-image ships and write a sheet of results",
     "doctor": "say what was built, what loads, and what the fused losses save here",
@@ -41,6 +55,32 @@ def _generate(argv: Sequence[str]) -> int:
     from pix2pixhd.training.generate_cli import main as generate
 
     return generate(argv)
+
+
+def _features(argv: Sequence[str]) -> int:
+    from pix2pixhd.training.features import main as features
+
+    return features(argv)
+
+
+def _export(argv: Sequence[str]) -> int:
+    from pix2pixhd.training.export import main as export
+
+    return export(argv)
+
+
+def _migrate(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="pix2pixhd migrate",
+        description="Prints the configuration that trains what an opt.txt of NVIDIA's code trained; put it into a file "
+        "for `pix2pixhd train --config`.",
+    )
+    parser.add_argument("options", type=pathlib.Path, metavar="OPT.TXT", help="checkpoints/NAME/opt.txt")
+    options = parser.parse_args(argv)
+    from pix2pixhd.training.nvidia_options import main as migrate
+
+    print(migrate(options.options))
+    return 0
 
 
 def _data(argv: Sequence[str]) -> int:
@@ -76,6 +116,9 @@ def _bench(argv: Sequence[str]) -> int:
 _RUN: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "generate": _generate,
+    "features": _features,
+    "export": _export,
+    "migrate": _migrate,
     "data": _data,
     "demo": _demo,
     "doctor": _doctor,

@@ -1,9 +1,9 @@
 """Paired pictures in NVIDIA's folder layout, checked before training."""
 
-from pix2pixhd.data.check import check_pairs
+from pix2pixhd.data.check import check_pairs, checking
 from pix2pixhd.data.dataset import EpochSampler, PairedDataset, Sample
 from pix2pixhd.data.encoding import encode_input, instance_edges, one_hot
-from pix2pixhd.data.folders import Pair, find_inputs, find_pairs
+from pix2pixhd.data.folders import Pair, find_inputs, find_pairs, list_pictures
 from pix2pixhd.data.images import read_index_map, read_picture, save_picture
 from pix2pixhd.data.options import DataOptions
 from pix2pixhd.errors import InputError
@@ -16,10 +16,12 @@ __all__ = [
     "PairedDataset",
     "Sample",
     "check_pairs",
+    "checking",
     "encode_input",
     "find_inputs",
     "find_pairs",
     "instance_edges",
+    "list_pictures",
     "one_hot",
     "read_index_map",
     "read_picture",

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-from PIL import Image
 
-from pix2pixhd.data.folders import Pair
-from pix2pixhd.data.images import read_index_map, read_picture
+from pix2pixhd.data.folders import Pair, raise_problems
+from pix2pixhd.data.images import Picture, read_index_map, read_picture
 from pix2pixhd.data.options import DataOptions
 from pix2pixhd.data.transforms import output_size
 from pix2pixhd.errors import InputError
 
-__all__ = ["check_pairs", "find_problems"]
-
-_SHOWN = 5
+__all__ = ["check_pairs", "checking", "find_problems"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +40,7 @@ def _check_label_ids(pair: Pair, ids: np.ndarray, label_nc: int) -> list[str]:
 
 def _check_pair(pair: Pair, options: DataOptions, multiple: int, crops: bool) -> _Finding:
     problems: list[str] = []
+    source: Picture
     try:
         if options.label_nc:
             source = read_index_map(pair.input)
@@ -50,9 +49,9 @@ def _check_pair(pair: Pair, options: DataOptions, multiple: int, crops: bool) ->
             source = read_picture(pair.input, options.input_nc)
     except InputError as error:
         return _Finding([str(error)])
-    readers: list[tuple[pathlib.Path | None, Callable[[pathlib.Path], Image.Image]]] = [
+    readers: list[tuple[pathlib.Path | None, Callable[[pathlib.Path], Picture]]] = [
         (pair.instance, functools.partial(read_index_map, kind="instance map")),
-        (pair.image, read_picture),
+        (pair.image, functools.partial(read_picture, channels=options.output_nc)),
     ]
     for path, read in readers:
         if path is None:
@@ -64,7 +63,8 @@ def _check_pair(pair: Pair, options: DataOptions, multiple: int, crops: bool) ->
             continue
         if size != source.size:
             problems.append(
-                f"{path} is {size[0]}x{size[1]} (width x height), but {pair.input} is {source.width}x{source.height}; "
+                f"{path} is {size[0]}x{size[1]} (width x height), but {pair.input} is "
+                f"{source.size[0]}x{source.size[1]}; "
                 "the files of one picture must have one size: resize or replace one of them"
             )
     if not crops:
@@ -132,14 +132,14 @@ def find_problems(
     return problems or _check_batches(pairs, findings, options)
 
 
-def check_pairs(pairs: Sequence[Pair], options: DataOptions, multiple: int, training: bool = True) -> None:
-    """Raises one error that tells what ``find_problems`` finds, the first few of them when there are many.
-
-    Args:
-        pairs: The files, from ``find_pairs``.
-        options: The ``data`` section.
-        multiple: What the generator needs of height and width.
-        training: Whether sizes after scaling and cropping are checked too; validation and generation pad them.
+def check_pairs(
+    pairs: Sequence[Pair],
+    options: DataOptions,
+    multiple: int,
+    training: bool = True,
+    on_checked: Callable[[], object] = lambda: None,
+) -> None:
+    """Raises one error that tells all that ``find_problems`` finds; the arguments are the same.
 
     Raises:
         InputError: For unreadable files, label ids outside ``label_nc``, label maps saved as JPEG, sizes that differ
@@ -148,10 +148,21 @@ def check_pairs(pairs: Sequence[Pair], options: DataOptions, multiple: int, trai
     Example:
         >>> check_pairs(find_pairs(options, "train"), options, multiple=16)  # doctest: +SKIP
     """
-    problems = find_problems(pairs, options, multiple, training)
-    if len(problems) == 1:
-        raise InputError(problems[0])
-    if problems:
-        more = f"\n  … and {len(problems) - _SHOWN} more; `pix2pixhd data check` lists all of them"
-        listed = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
-        raise InputError(f"{len(problems)} problems in the data:{listed}{more if len(problems) > _SHOWN else ''}")
+    raise_problems(find_problems(pairs, options, multiple, training, on_checked))
+
+
+@contextlib.contextmanager
+def checking(what: str, count: int, quiet: bool = False) -> Iterator[Callable[[], object]]:
+    """A progress bar on stderr; yields what is called after each pair.
+
+    Args:
+        what: What is checked, for the bar.
+        count: How many pairs.
+        quiet: Whether to show nothing.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
+        task = progress.add_task(f"checking {what}: {count} pictures", total=count)
+        yield lambda: progress.advance(task)

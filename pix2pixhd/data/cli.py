@@ -7,8 +7,8 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from pix2pixhd.data.check import find_problems
-from pix2pixhd.data.folders import find_pairs
+from pix2pixhd.data.check import checking, find_problems
+from pix2pixhd.data.folders import match_files
 from pix2pixhd.data.options import DataOptions
 from pix2pixhd.errors import InputError
 
@@ -50,21 +50,13 @@ def _options(arguments: argparse.Namespace) -> DataOptions:
 
 
 def _check(phase: str, options: DataOptions, multiple: int, scaled: bool, quiet: bool) -> tuple[int, list[str]]:
-    from rich.console import Console
-    from rich.progress import Progress
-
     try:
-        pairs = find_pairs(options, phase)
+        pairs, missing = match_files(options, phase)
     except InputError as error:
         return 0, [str(error)]
-    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
-        task = progress.add_task(f"{phase}: {len(pairs)} pictures", total=len(pairs))
-        return len(pairs), find_problems(
-            pairs,
-            options,
-            multiple,
-            training=scaled and phase == options.phase,
-            on_checked=lambda: progress.advance(task),
+    with checking(phase, len(pairs), quiet) as on_checked:
+        return len(pairs), missing + find_problems(
+            pairs, options, multiple, training=scaled and phase == options.phase, on_checked=on_checked
         )
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import pathlib
 import random
 from collections.abc import Iterator, Sequence
 from typing import TypedDict
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from typing_extensions import NotRequired
 
 from pix2pixhd.data.folders import Pair
-from pix2pixhd.data.images import picture_to_tensor, read_index_map, read_picture
+from pix2pixhd.data.images import Picture, picture_to_tensor, read_index_map, read_picture
 from pix2pixhd.data.options import DataOptions
 from pix2pixhd.data.transforms import Geometry, draw_geometry, scaled_size
 
@@ -38,7 +36,7 @@ class Sample(TypedDict):
     name: str
 
 
-def _ids(image: Image.Image) -> Tensor:
+def _ids(image: Picture) -> Tensor:
     return torch.from_numpy(np.array(image, dtype=np.int32))
 
 
@@ -81,11 +79,13 @@ class PairedDataset(Dataset[Sample]):
     def __getitem__(self, key: int) -> Sample:
         """The picture ``key % len(self)`` as augmented in epoch ``key // len(self)``."""
         pair = self.pairs[key % len(self.pairs)]
-        source = self._read_input(pair.input)
-        geometry = self._geometry(source.size, key)
         if self.options.label_nc:
-            sample = Sample(input=_ids(geometry.apply(source, smooth=False)), name=pair.name)
+            labels = read_index_map(pair.input)
+            geometry = self._geometry(labels.size, key)
+            sample = Sample(input=_ids(geometry.apply(labels, smooth=False)), name=pair.name)
         else:
+            source = read_picture(pair.input, self.options.input_nc)
+            geometry = self._geometry(source.size, key)
             sample = Sample(input=picture_to_tensor(geometry.apply(source, smooth=True)), name=pair.name)
         if pair.instance is not None:
             sample["instance"] = _ids(geometry.apply(read_index_map(pair.instance, "instance map"), smooth=False))
@@ -93,11 +93,6 @@ class PairedDataset(Dataset[Sample]):
             real = read_picture(pair.image, self.options.output_nc)
             sample["image"] = picture_to_tensor(geometry.apply(real, smooth=True))
         return sample
-
-    def _read_input(self, path: pathlib.Path) -> Image.Image:
-        if self.options.label_nc:
-            return read_index_map(path)
-        return read_picture(path, self.options.input_nc)
 
 
 class EpochSampler(Sampler[int]):
@@ -109,6 +104,9 @@ class EpochSampler(Sampler[int]):
         seed: Seed of the order.
         rank: Which of the processes this is.
         processes: Number of processes that share the pictures; each gets as many, some twice where it does not divide.
+
+    Attributes:
+        skip: How many pictures the next reading leaves out at its beginning, once.
 
     Example:
         >>> sampler = EpochSampler(4, shuffle=False)
@@ -124,6 +122,7 @@ class EpochSampler(Sampler[int]):
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
+        self.skip = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch; Lightning calls this before each one."""
@@ -138,4 +137,5 @@ class EpochSampler(Sampler[int]):
         if self.shuffle:
             random.Random(f"{self.seed}:{self.epoch}").shuffle(order)
         share = [order[k % self.length] for k in range(self.rank, len(self) * self.processes, self.processes)]
-        return iter([self.epoch * self.length + i for i in share])
+        skip, self.skip = self.skip, 0
+        return iter([self.epoch * self.length + i for i in share[skip:]])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 from pix2pixhd.data.options import DataOptions
 from pix2pixhd.errors import InputError
 
-__all__ = ["Pair", "find_inputs", "find_pairs", "list_pictures"]
+__all__ = ["Pair", "find_inputs", "find_pairs", "list_pictures", "match_files", "raise_problems"]
 
-_EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
+_EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp", ".npy"}
 
 # Cityscapes, the original's own example, names the three files of one picture differently.
 _SUFFIXES = (
@@ -81,6 +82,55 @@ def list_pictures(folder: pathlib.Path, purpose: str) -> dict[str, pathlib.Path]
     return pictures
 
 
+def match_files(options: DataOptions, phase: str) -> tuple[list[Pair], list[str]]:
+    """The pictures of a phase, matched by file name, and what has no partner.
+
+    Args:
+        options: The ``data`` section.
+        phase: Prefix of the folders, ``"train"`` say.
+
+    Returns:
+        One entry per complete picture, in alphabetical order; and one text per missing file.
+
+    Raises:
+        InputError: If a folder is missing or empty.
+
+    Example:
+        >>> pairs, problems = match_files(DataOptions(dataroot="datasets/cityscapes"), "train")  # doctest: +SKIP
+    """
+    if not options.dataroot:
+        raise InputError("data.dataroot is not set; name the folder that holds the pictures, or try `pix2pixhd demo`")
+    root = pathlib.Path(options.dataroot)
+    if not root.is_dir():
+        raise InputError(
+            f"data.dataroot: there is no folder {root}; name the folder that holds {phase}_img or {phase}_B"
+        )
+    what = {
+        options.input_folder: "label maps" if options.label_nc else "input pictures",
+        options.image_folder: "real pictures",
+    }
+    if not options.no_instance:
+        what["inst"] = "instance maps (or set data.no_instance: true)"
+    found = {kind: list_pictures(root / f"{phase}_{kind}", purpose) for kind, purpose in what.items()}
+    complete = set.intersection(*(set(files) for files in found.values()))
+    pairs = [
+        Pair(name, path, found["inst"][name] if "inst" in found else None, found[options.image_folder][name])
+        for name, path in found[options.input_folder].items()
+        if name in complete
+    ]
+    return pairs[: options.max_dataset_size], _without_partner(root, phase, found)
+
+
+def _without_partner(root: pathlib.Path, phase: str, found: dict[str, dict[str, pathlib.Path]]) -> list[str]:
+    names = {name: files[name] for files in reversed(found.values()) for name in files}
+    return [
+        f"{path} has no partner {name}.* in {root / f'{phase}_{kind}'}; add it, or remove the file"
+        for name, path in sorted(names.items())
+        for kind, files in found.items()
+        if name not in files
+    ]
+
+
 def find_pairs(options: DataOptions, phase: str) -> list[Pair]:
     """The pictures of a phase, matched by file name, never by position.
 
@@ -97,39 +147,21 @@ def find_pairs(options: DataOptions, phase: str) -> list[Pair]:
     Example:
         >>> pairs = find_pairs(DataOptions(dataroot="datasets/cityscapes"), "train")  # doctest: +SKIP
     """
-    if not options.dataroot:
-        raise InputError("data.dataroot is not set; name the folder that holds the pictures, or try `pix2pixhd demo`")
-    root = pathlib.Path(options.dataroot)
-    if not root.is_dir():
-        raise InputError(
-            f"data.dataroot: there is no folder {root}; name the folder that holds {phase}_img or {phase}_B"
-        )
-    what = {
-        options.input_folder: "label maps" if options.label_nc else "input pictures",
-        options.image_folder: "real pictures",
-    }
-    if not options.no_instance:
-        what["inst"] = "instance maps (or set data.no_instance: true)"
-    found = {kind: list_pictures(root / f"{phase}_{kind}", purpose) for kind, purpose in what.items()}
-    _check_partners(root, phase, found)
-    return [
-        Pair(name, path, found["inst"][name] if "inst" in found else None, found[options.image_folder][name])
-        for name, path in found[options.input_folder].items()
-    ]
+    pairs, problems = match_files(options, phase)
+    raise_problems(problems)
+    return pairs
 
 
-def _check_partners(root: pathlib.Path, phase: str, found: dict[str, dict[str, pathlib.Path]]) -> None:
-    missing = []
-    names = {name: files[name] for files in reversed(found.values()) for name in files}
-    for name, path in sorted(names.items()):
-        missing += [
-            f"{path} has no partner {name}.* in {root / f'{phase}_{kind}'}"
-            for kind, files in found.items()
-            if name not in files
-        ]
-    if missing:
-        more = f" (and {len(missing) - 3} more)" if len(missing) > 3 else ""
-        raise InputError(f"{'; '.join(missing[:3])}{more}; add the missing files or remove the ones without a partner")
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raises one error that tells all problems; returns when there are none.
+
+    Raises:
+        InputError: With the problems.
+    """
+    if len(problems) == 1:
+        raise InputError(problems[0])
+    if problems:
+        raise InputError(f"{len(problems)} problems in the data:" + "".join(f"\n  {problem}" for problem in problems))
 
 
 def find_inputs(folder: pathlib.Path, options: DataOptions, instances: pathlib.Path | None = None) -> list[Pair]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,10 +14,70 @@ from torch import Tensor
 
 from pix2pixhd.errors import InputError
 
-__all__ = ["picture_to_tensor", "read_index_map", "read_picture", "save_picture", "tensor_to_picture"]
+__all__ = [
+    "ChannelStack",
+    "Picture",
+    "picture_to_tensor",
+    "read_index_map",
+    "read_picture",
+    "save_picture",
+    "tensor_to_picture",
+]
 
 _INDEX_MODES = {"1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N"}
 _DEEP_MODES = {"I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelStack:
+    """A picture of any number of channels: a gray picture each, with the methods of Pillow's that geometry needs.
+
+    Attributes:
+        channels: One picture of mode ``"L"`` per channel, all of one size.
+
+    Example:
+        >>> ChannelStack((Image.new("L", (4, 2)),) * 5).size
+        (4, 2)
+    """
+
+    channels: tuple[Image.Image, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.channels[0].size
+
+    def _each(self, change: Callable[[Image.Image], Image.Image]) -> ChannelStack:
+        return ChannelStack(tuple(change(channel) for channel in self.channels))
+
+    def resize(self, size: tuple[int, int], resample: Image.Resampling) -> ChannelStack:
+        """Every channel scaled."""
+        return self._each(lambda channel: channel.resize(size, resample))
+
+    def crop(self, box: tuple[int, int, int, int]) -> ChannelStack:
+        """Every channel cropped."""
+        return self._each(lambda channel: channel.crop(box))
+
+    def transpose(self, method: Image.Transpose) -> ChannelStack:
+        """Every channel mirrored or turned."""
+        return self._each(lambda channel: channel.transpose(method))
+
+
+Picture = Image.Image | ChannelStack
+
+
+def _read_array(path: pathlib.Path, channels: int) -> ChannelStack:
+    try:
+        array: Any = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); the file is damaged or no .npy file, replace it") from None
+    array = array[..., None] if array.ndim == 2 else array
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != channels or 0 in array.shape:
+        raise InputError(
+            f"{path}: must hold an array [height, width, {channels}] of uint8, got {list(array.shape)} of "
+            f"{array.dtype}; save it anew, or set data.input_nc and data.output_nc to its channels"
+        )
+    return ChannelStack(tuple(Image.fromarray(np.ascontiguousarray(array[..., k])) for k in range(channels)))
 
 
 def _open(path: pathlib.Path) -> Image.Image:
@@ -63,19 +125,26 @@ def read_index_map(path: pathlib.Path, kind: Literal["label map", "instance map"
     return Image.fromarray(np.asarray(image).astype(np.int32))
 
 
-def read_picture(path: pathlib.Path, channels: int = 3) -> Image.Image:
-    """A picture of 8 bits per channel, in colour or gray.
+def read_picture(path: pathlib.Path, channels: int = 3) -> Picture:
+    """A picture of 8 bits per channel: in colour, gray, or with any number of channels.
 
     Args:
-        path: Any format that Pillow reads.
-        channels: 3 for RGB, 1 for gray.
+        path: Any format that Pillow reads, or an ``.npy`` file with an array ``[height, width, channels]`` of uint8.
+        channels: 3 for RGB, 1 for gray; other numbers need ``.npy`` files.
 
     Raises:
-        InputError: If the file cannot be read, has more than 8 bits per channel or is partly transparent.
+        InputError: If the file cannot be read, has more than 8 bits per channel, is partly transparent, or has another
+            number of channels than an ``.npy`` file is needed for.
 
     Example:
         >>> picture = read_picture(pathlib.Path("train_img/a.png"))  # doctest: +SKIP
     """
+    if path.suffix.lower() == ".npy":
+        return _read_array(path, channels)
+    if channels not in (1, 3):
+        raise InputError(
+            f"{path}: pictures of {channels} channels must be .npy files [height, width, {channels}] of uint8"
+        )
     image = _open(path)
     if image.mode in _DEEP_MODES:
         raise InputError(f"{path}: pictures must have 8 bits per channel, got mode {image.mode}; convert it to 8 bits")
@@ -84,16 +153,24 @@ def read_picture(path: pathlib.Path, channels: int = 3) -> Image.Image:
     return image.convert("RGB" if channels == 3 else "L")
 
 
-def picture_to_tensor(image: Image.Image) -> Tensor:
+def picture_to_tensor(image: Picture) -> Tensor:
     """A picture as ``[C, H, W]`` float32 in [−1, 1].
 
     Example:
         >>> picture_to_tensor(Image.new("RGB", (4, 2), (255, 0, 0)))[:, 0, 0]
         tensor([ 1., -1., -1.])
     """
+    if isinstance(image, ChannelStack):
+        return torch.cat([picture_to_tensor(channel) for channel in image.channels])
     array = np.array(image, dtype=np.float32)
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(array)).div_(127.5).sub_(1.0)
+
+
+def _to_bytes(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """``[C, H, W]`` in [−1, 1] as ``[H, W, C]`` in 0 … 255."""
+    scaled = tensor.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+    return np.ascontiguousarray(scaled.permute(1, 2, 0).numpy())
 
 
 def tensor_to_picture(tensor: Tensor) -> Image.Image:
@@ -103,13 +180,15 @@ def tensor_to_picture(tensor: Tensor) -> Image.Image:
         >>> tensor_to_picture(torch.ones(3, 2, 4)).getpixel((0, 0))
         (255, 255, 255)
     """
-    scaled = tensor.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu()
-    array = scaled.permute(1, 2, 0).numpy()
-    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
+    array = _to_bytes(tensor)
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
-def save_picture(tensor: Tensor, path: pathlib.Path) -> None:
-    """Writes ``[C, H, W]`` in [−1, 1] as a PNG.
+def save_picture(tensor: Tensor, path: pathlib.Path) -> pathlib.Path:
+    """Writes ``[C, H, W]`` in [−1, 1]: as a PNG, or for other channels than 1 and 3 as an ``.npy`` file beside it.
+
+    Returns:
+        The file written.
 
     Raises:
         InputError: If the file cannot be written.
@@ -119,6 +198,11 @@ def save_picture(tensor: Tensor, path: pathlib.Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensor_to_picture(tensor).save(path)
+        if tensor.shape[0] in (1, 3):
+            tensor_to_picture(tensor).save(path)
+            return path
+        path = path.with_suffix(".npy")
+        np.save(path, _to_bytes(tensor))
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from None
+    return path

@@ -22,8 +22,9 @@ class DataOptions:
         phase: Prefix of the folders to train on.
         val_phase: Prefix of the folders to validate on; nothing is validated when None.
         label_nc: Number of label classes, one-hot encoded; 0 when the input are pictures.
-        input_nc: Channels of the input pictures (``label_nc`` 0): 3 for colour, 1 for gray.
-        output_nc: Channels of the pictures to generate: 3 for colour, 1 for gray.
+        input_nc: Channels of the input pictures (``label_nc`` 0): 3 for colour, 1 for gray, any number from ``.npy``
+            files.
+        output_nc: Channels of the pictures to generate: likewise.
         no_instance: Whether to do without instance maps and their edge channel.
         resize_or_crop: ``scale_width`` scales to width ``loadSize``; ``scale_width_and_crop`` then crops
             ``fineSize``×``fineSize``; ``resize_and_crop`` scales to ``loadSize``×``loadSize`` and crops; ``crop`` crops
@@ -31,6 +32,8 @@ class DataOptions:
         loadSize: Size to scale to, in pixels.
         fineSize: Size of the crop, in pixels.
         no_flip: Whether to leave out random horizontal flips.
+        serial_batches: Whether to train on the pictures in alphabetical order instead of a new one per epoch.
+        max_dataset_size: Takes only the first so many pictures; None for all.
         batchSize: Pictures per step and process.
         nThreads: Worker processes that load pictures; 0 loads in the training process.
 
@@ -53,6 +56,8 @@ class DataOptions:
     loadSize: int = 1024
     fineSize: int = 512
     no_flip: bool = False
+    serial_batches: bool = False
+    max_dataset_size: int | None = None
     batchSize: int = 1
     nThreads: int = 2
 
@@ -60,11 +65,13 @@ class DataOptions:
         if self.label_nc < 0:
             raise InputError(f"data.label_nc must be 0 (pictures) or the number of classes, got {self.label_nc}")
         for name in ("input_nc", "output_nc"):
-            if getattr(self, name) not in (1, 3):
-                raise InputError(f"data.{name} must be 1 (gray) or 3 (colour), got {getattr(self, name)}")
+            if getattr(self, name) < 1:
+                raise InputError(f"data.{name} must be at least 1: 1 for gray, 3 for colour, got {getattr(self, name)}")
         for name, least in (("loadSize", 1), ("fineSize", 1), ("batchSize", 1), ("nThreads", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"data.{name} must be at least {least}, got {getattr(self, name)}")
+        if self.max_dataset_size is not None and self.max_dataset_size < 1:
+            raise InputError(f"data.max_dataset_size must be at least 1 (or null for all), got {self.max_dataset_size}")
 
     @property
     def input_channels(self) -> int:

@@ -7,6 +7,7 @@ import random
 
 from PIL import Image
 
+from pix2pixhd.data.images import Picture
 from pix2pixhd.data.options import DataOptions
 from pix2pixhd.errors import InputError
 
@@ -29,7 +30,7 @@ class Geometry:
     crop: tuple[int, int, int, int] | None = None
     flip: bool = False
 
-    def apply(self, image: Image.Image, smooth: bool) -> Image.Image:
+    def apply(self, image: Picture, smooth: bool) -> Picture:
         """The picture scaled (bicubic when ``smooth``, else nearest, as ids need it), cropped and flipped."""
         if image.size != self.size:
             resampling = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST

@@ -9,30 +9,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
-from torch.utils.data import default_collate
 
-from pix2pixhd.data import InputError, PairedDataset, Sample, save_picture
+from pix2pixhd.data import InputError, PairedDataset, save_picture
 from pix2pixhd.data.images import tensor_to_picture
 from pix2pixhd.training.module import Pix2PixHD
-from pix2pixhd.training.pictures import colorize, sheet
+from pix2pixhd.training.pictures import sheet
+from pix2pixhd.training.results import sample_pictures, viewable
 
-__all__ = ["LossBar", "SampleSheets", "StopAtNaN", "sample_row"]
-
-
-def sample_row(module: Pix2PixHD, sample: Sample) -> list[Tensor]:
-    """Label, generated and real picture of one sample, each ``[3, H, W]`` in [−1, 1]."""
-    batch: Any = default_collate([sample])
-    on_device: Any = {
-        key: value.to(module.device) if isinstance(value, Tensor) else value for key, value in batch.items()
-    }
-    training = module.netG.training
-    module.netG.eval()
-    with torch.no_grad():
-        generated = module(module.encode(on_device))[0]
-    module.netG.train(training)
-    label_nc = module.data_options.label_nc
-    source = colorize(sample["input"], label_nc, sample.get("instance")) if label_nc else sample["input"]
-    return [source, generated.clamp(-1, 1), sample["image"]]
+__all__ = ["LossBar", "SampleSheets", "StopAtNaN"]
 
 
 class SampleSheets(pl.Callback):
@@ -73,7 +57,7 @@ class SampleSheets(pl.Callback):
 
     def _write(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
         assert isinstance(module, Pix2PixHD)
-        grid = sheet([sample_row(module, sample) for sample in self.samples])
+        grid = sheet([[viewable(x) for x in sample_pictures(module, sample)] for sample in self.samples])
         try:
             save_picture(grid, self.folder / f"step_{step:06d}.png")
         except InputError as error:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pix2pixhd.data import DataOptions, InputError
 from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions
 
-__all__ = ["Checkpoint", "Generator", "load_generator", "read_checkpoint"]
+__all__ = ["Checkpoint", "Generator", "load_generator", "load_strictly", "read_checkpoint", "read_state_dict"]
 
 _FORMAT = 1
 _Section = TypeVar("_Section", DataOptions, ModelOptions, LossOptions, OptimizerOptions)
@@ -53,11 +53,14 @@ class Generator:
         network: The generator, in evaluation mode.
         model: Its options.
         data: How its input is encoded.
+        encoder: What it takes instance features from, in evaluation mode; None where it takes none, or where NVIDIA's
+            ``latest_net_E.pth`` is not beside it.
     """
 
     network: nn.Module
     model: ModelOptions
     data: DataOptions
+    encoder: nn.Module | None = None
 
 
 def _read(path: pathlib.Path) -> Any:
@@ -143,8 +146,36 @@ def load_strictly(network: nn.Module, weights: Mapping[str, Tensor], path: pathl
     network.load_state_dict(weights)
 
 
+def read_state_dict(path: pathlib.Path) -> dict[str, Tensor]:
+    """A bare state dict, as NVIDIA's ``latest_net_G.pth`` is, without what no network has any longer.
+
+    Raises:
+        InputError: If the file is missing, damaged, or something else.
+    """
+    weights = _read(path)
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise InputError(f"{path}: a .pth file must be a state dict, as NVIDIA's latest_net_G.pth is")
+    if any(key.endswith(("running_mean", "running_var")) for key in weights) and not _has_batch_norm(weights):
+        return {k: v for k, v in weights.items() if not k.endswith(_UNUSED_STATISTICS)}
+    return dict(weights)
+
+
+def _has_batch_norm(weights: Mapping[str, Tensor]) -> bool:
+    """Whether statistics belong to layers with a weight of their own; instance norm has none."""
+    return any(
+        key.endswith("running_mean") and f"{key.removesuffix('running_mean')}weight" in weights for key in weights
+    )
+
+
+def _with_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
 def load_generator(
-    path: str | pathlib.Path, model: ModelOptions | None = None, data: DataOptions | None = None
+    path: str | pathlib.Path,
+    model: ModelOptions | None = None,
+    data: DataOptions | None = None,
+    averaged: bool = True,
 ) -> Generator:
     """A generator from a checkpoint of this package, or from NVIDIA's ``latest_net_G.pth``.
 
@@ -152,6 +183,7 @@ def load_generator(
         path: The file.
         model: The networks' options; for NVIDIA's files, which do not carry them.
         data: The data's encoding; for NVIDIA's files.
+        averaged: Whether the moving average of the weights is taken, where the run kept one.
 
     Raises:
         InputError: If the file is missing or damaged, or if the weights are not exactly those of the network.
@@ -163,15 +195,19 @@ def load_generator(
     if path.suffix != ".pth":
         checkpoint = read_checkpoint(path)
         model, data = checkpoint.model, checkpoint.data
-        prefix = "netG."
-        weights = {k.removeprefix(prefix): v for k, v in checkpoint.weights.items() if k.startswith(prefix)}
+        kept = _with_prefix(checkpoint.weights, "ema.module.") if averaged else {}
+        weights = kept or checkpoint.weights
+        weights_G, weights_E = _with_prefix(weights, "netG."), _with_prefix(weights, "netE.")
     else:
-        weights = _read(path)
-        if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-            raise InputError(f"{path}: a .pth file must be a state dict, as NVIDIA's latest_net_G.pth is")
         model, data = model or ModelOptions(), data or DataOptions()
-        if model.norm == "instance":
-            weights = {k: v for k, v in weights.items() if not k.endswith(_UNUSED_STATISTICS)}
+        weights_G, weights_E = read_state_dict(path), {}
+        beside = path.with_name(path.name.replace("net_G", "net_E"))
+        if model.has_features and beside != path and beside.is_file():
+            weights_E = read_state_dict(beside)
     network = model.generator(data)
-    load_strictly(network, weights, path)
-    return Generator(network.eval(), model, data)
+    load_strictly(network, weights_G, path)
+    encoder = model.encoder(data) if weights_E else None
+    if encoder is not None:
+        load_strictly(encoder, weights_E, path)
+        encoder.eval()
+    return Generator(network.eval(), model, data, encoder)

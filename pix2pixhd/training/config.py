@@ -15,7 +15,7 @@ import yaml  # type: ignore[import-untyped]
 
 import pix2pixhd
 from pix2pixhd.data import DataOptions, InputError
-from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions, RunOptions
+from pix2pixhd.training.options import ComputeOptions, LossOptions, ModelOptions, OptimizerOptions, RunOptions
 from pix2pixhd.training.run import TrainConfig
 
 __all__ = ["build_parser", "parse_train", "save_config"]
@@ -25,6 +25,7 @@ _SECTIONS = {
     "model": ModelOptions,
     "loss": LossOptions,
     "optimizer": OptimizerOptions,
+    "compute": ComputeOptions,
     "run": RunOptions,
 }
 
@@ -117,7 +118,7 @@ def parse_train(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
 
     Args:
         argv: What follows ``pix2pixhd train``. ``--config`` takes a file, or the name of a configuration that comes
-            with the package: ``cityscapes_512p``, ``pairs``.
+            with the package: ``cityscapes_512p``, ``cityscapes_1024p``, ``pairs``.
 
     Returns:
         The options, and whether to resume.

@@ -15,12 +15,12 @@ from torch.utils.data import default_collate
 from pix2pixhd.data import DataOptions, InputError, PairedDataset, find_pairs
 from pix2pixhd.data.demo import LABEL_NC, write_demo_data
 from pix2pixhd.data.images import tensor_to_picture
-from pix2pixhd.training.callbacks import sample_row
 from pix2pixhd.training.config import save_config
 from pix2pixhd.training.generate import check_writable
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions, RunOptions
 from pix2pixhd.training.pictures import sheet, with_titles
+from pix2pixhd.training.results import sample_pictures
 from pix2pixhd.training.run import TrainConfig, train
 from pix2pixhd.training.savings import Savings, measure_savings
 
@@ -50,7 +50,7 @@ def demo_config(out: pathlib.Path, seed: int, epochs: int) -> TrainConfig:
         # The perceptual loss needs VGG19's ImageNet weights, a download of 550 MB.
         loss=LossOptions(lambda_vgg=0.0),
         optimizer=OptimizerOptions(lr=1e-3, niter=epochs - epochs // 2, niter_decay=epochs // 2),
-        run=RunOptions(output=str(out / "run"), seed=seed, samples_every=160, save_every=_EPOCHS),
+        run=RunOptions(output=str(out / "run"), seed=seed, display_freq=160, save_epoch_freq=_EPOCHS),
         trainer={"accelerator": "cpu", "check_val_every_n_epoch": 4},
     )
 
@@ -103,7 +103,7 @@ class _Plan(pl.Callback):
 
 
 def _save_results(module: Pix2PixHD, dataset: PairedDataset, path: pathlib.Path) -> None:
-    rows = [sample_row(module, dataset[i]) for i in range(len(dataset))]
+    rows = [sample_pictures(module, dataset[i]) for i in range(len(dataset))]
     grid = tensor_to_picture(sheet(rows, rows_across=2))
     with_titles(grid, ["label", "generated", "real"] * 2).save(path)
 

@@ -15,9 +15,32 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-__all__ = ["AveragedGradients", "GradientAverager"]
+__all__ = ["AveragedGradients", "GradientAverager", "gather_states", "rank", "world_size"]
 
 _BUCKET_BYTES = 25 * 2**20
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def gather_states(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every process's state, in order, on the first process; an empty list on the others.
+
+    Args:
+        state: Tensors, numbers and strings.
+    """
+    if world_size() == 1:
+        return [state]
+    states: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(state, states)
+    return states or []
 
 
 def _buckets(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
@@ -47,7 +70,7 @@ class GradientAverager:
 
     def start(self, network: nn.Module) -> None:
         """Begins to average the gradients of a network, which must not change until ``finish``."""
-        if not dist.is_initialized() or dist.get_world_size() == 1:
+        if world_size() == 1:
             return
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
         for bucket in _buckets(gradients):
@@ -58,7 +81,7 @@ class GradientAverager:
         """Waits, and puts the averages in place."""
         for work, flat, bucket in self._pending:
             work.wait()
-            flat /= dist.get_world_size()
+            flat /= world_size()
             for gradient, average in zip(bucket, torch.split(flat, [x.numel() for x in bucket]), strict=True):
                 gradient.copy_(average.view_as(gradient))
         self._pending.clear()

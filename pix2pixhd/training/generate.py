@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from pix2pixhd.data import InputError, PairedDataset, check_pairs, encode_input, find_inputs, save_picture
+from pix2pixhd.data import (
+    InputError,
+    Pair,
+    PairedDataset,
+    Sample,
+    check_pairs,
+    encode_input,
+    find_inputs,
+    list_pictures,
+    save_picture,
+)
 from pix2pixhd.training.checkpoint import Generator
+from pix2pixhd.training.features import FeatureClusters, encode_picture
 from pix2pixhd.training.padding import generate_padded
+from pix2pixhd.training.results import figures_of, shown_input, write_page
 
-__all__ = ["check_writable", "generate_folder", "generate_picture"]
+__all__ = ["Looks", "check_writable", "generate_folder", "generate_picture"]
 
 
 def check_writable(folder: pathlib.Path, name: str) -> None:
@@ -31,24 +44,97 @@ def check_writable(folder: pathlib.Path, name: str) -> None:
 
 
 @torch.inference_mode()
-def generate_picture(generator: Generator, input: Tensor, instance: Tensor | None = None) -> Tensor:
-    """One picture.
+def generate_picture(
+    generator: Generator, input: Tensor, instance: Tensor | None = None, features: Tensor | None = None
+) -> Tensor:
+    """One picture, or a batch of them.
 
     Args:
         generator: From ``load_generator``.
-        input: Label ids ``[H, W]``, or a picture ``[C, H, W]`` in [−1, 1].
+        input: Label ids ``[H, W]``, or a picture ``[C, H, W]`` in [−1, 1]; or a batch, with one dimension more.
         instance: Instance ids ``[H, W]`` where the generator was trained with them.
+        features: The look of the instances, ``[F, H, W]``, where it was trained with an encoder.
 
     Returns:
         ``[C, H, W]`` in [−1, 1], of the input's size, whatever that is.
 
+    Raises:
+        InputError: If the generator needs features and none are given.
+
     Example:
         >>> picture = generate_picture(generator, ids)  # doctest: +SKIP
     """
+    single = input.dim() == (2 if generator.data.label_nc else 3)
     device = next(generator.network.parameters()).device
-    batched = None if instance is None else instance[None].to(device)
-    condition = encode_input(input[None].to(device), batched, generator.data.label_nc)
-    return generate_padded(generator.network, condition, generator.model.multiple)[0]
+
+    def batched(x: Tensor | None) -> Tensor | None:
+        return None if x is None else (x[None] if single else x).to(device)
+
+    inputs, given = batched(input), batched(features)
+    assert inputs is not None
+    condition = encode_input(inputs, batched(instance), generator.data.label_nc)
+    if generator.model.has_features:
+        if given is None:
+            raise InputError(
+                "this generator takes features of every instance's look: give --features FILE (from `pix2pixhd "
+                "features`) or --encode FOLDER with pictures to take them from"
+            )
+        condition = torch.cat([condition, given.to(condition)], dim=1)
+    pictures = generate_padded(generator.network, condition, generator.model.multiple)
+    return pictures[0] if single else pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class Looks:
+    """Where the features of a generator with an encoder come from.
+
+    Attributes:
+        clusters: Looks drawn at random, by ``seed`` and picture.
+        encode: Or a folder with a picture of the same name for every input, whose look is taken.
+        seed: Of the draw.
+    """
+
+    clusters: FeatureClusters | None = None
+    encode: pathlib.Path | None = None
+    seed: int = 0
+
+    def of(self, sample: Sample, generator: Generator) -> Tensor | None:
+        """Features ``[F, H, W]`` for one sample; None for a generator that takes none."""
+        if not generator.model.has_features:
+            return None
+        if self.encode is not None:
+            return encode_picture(generator, sample)
+        return None if self.clusters is None else self.clusters.draw(sample, generator, f"{self.seed}:{sample['name']}")
+
+
+def _with_pictures(pairs: list[Pair], folder: pathlib.Path, option: str) -> list[Pair]:
+    pictures = list_pictures(folder, f"pictures ({option})")
+    for pair in pairs:
+        if pair.name not in pictures:
+            raise InputError(f"{option}: {pair.input} has no picture {pair.name}.* in {folder}; add it")
+    return [dataclasses.replace(pair, image=pictures[pair.name]) for pair in pairs]
+
+
+def _batches(dataset: PairedDataset, size: int) -> Iterator[list[Sample]]:
+    """Samples in order, together as long as they have one size."""
+    batch: list[Sample] = []
+    for i in range(len(dataset)):
+        sample = dataset[i]
+        if batch and (len(batch) == size or sample["input"].shape != batch[0]["input"].shape):
+            yield batch
+            batch = []
+        batch.append(sample)
+    yield batch
+
+
+def _generate_batch(generator: Generator, batch: list[Sample], looks: Looks) -> Tensor:
+    features = [looks.of(sample, generator) for sample in batch]
+    return generate_picture(
+        generator,
+        torch.stack([sample["input"] for sample in batch]),
+        torch.stack([sample["instance"] for sample in batch]) if "instance" in batch[0] else None,
+        torch.stack([x for x in features if x is not None]) if features[0] is not None else None,
+    ).cpu()
 
 
 def generate_folder(
@@ -57,6 +143,12 @@ def generate_folder(
     target: pathlib.Path,
     instances: pathlib.Path | None = None,
     keep_size: bool = False,
+    *,
+    batch: int = 1,
+    how_many: int | None = None,
+    looks: Looks | None = None,
+    real: pathlib.Path | None = None,
+    page: bool = False,
 ) -> list[pathlib.Path]:
     """Generates a PNG of the same name for every label map or picture of a folder.
 
@@ -69,6 +161,11 @@ def generate_folder(
         target: Where the pictures go.
         instances: Instance maps; beside ``source`` when None.
         keep_size: Whether to leave the inputs' size as it is.
+        batch: Pictures of one size that are generated together.
+        how_many: Only the first so many pictures; None for all.
+        looks: Features, for a generator with an encoder.
+        real: Folder of real pictures, for the page and its figures.
+        page: Whether to write a results page, ``target/index.html``.
 
     Returns:
         The files written.
@@ -79,18 +176,34 @@ def generate_folder(
     Example:
         >>> files = generate_folder(generator, pathlib.Path("test_label"), pathlib.Path("out"))  # doctest: +SKIP
     """
+    looks = looks or Looks()
     if not source.is_dir():
         raise InputError(f"--input: there is no folder {source}")
     check_writable(target, "--output")
     data = dataclasses.replace(generator.data, resize_or_crop="crop") if keep_size else generator.data
-    pairs = find_inputs(source, data, instances)
+    pairs = find_inputs(source, data, instances)[:how_many]
+    if looks.encode is not None:
+        pairs = _with_pictures(pairs, looks.encode, "--encode")
+    elif real is not None:
+        pairs = _with_pictures(pairs, real, "--real")
     check_pairs(pairs, data, generator.model.multiple, training=False)
     dataset = PairedDataset(pairs, data, generator.model.multiple, augment=False)
-    written = []
-    for i in range(len(dataset)):
-        sample = dataset[i]
-        picture = generate_picture(generator, sample["input"], sample.get("instance"))
-        path = target / f"{sample['name']}.png"
-        save_picture(picture, path)
-        written.append(path)
+    written: list[pathlib.Path] = []
+
+    def rows() -> Iterator[tuple[str, dict[str, Tensor], dict[str, float]]]:
+        for samples in _batches(dataset, batch):
+            for sample, picture in zip(samples, _generate_batch(generator, samples, looks), strict=True):
+                written.append(save_picture(picture, target / f"{sample['name']}.png"))
+                pictures = {"input": shown_input(sample, data), "generated": picture}
+                figures: dict[str, float] = {}
+                if page and "image" in sample:
+                    pictures["real"] = sample["image"]
+                    figures = figures_of(picture, sample["image"])
+                yield sample["name"], pictures, figures
+
+    if page:
+        write_page(target, f"{source}: {len(pairs)} pictures", rows())
+    else:
+        for _ in rows():
+            pass
     return written

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MetricCollection
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pix2pixhd.data import DataOptions, InputError, Sample, encode_input
 from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
-from pix2pixhd.training.distributed import GradientAverager
-from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions
-from pix2pixhd.training.padding import generate_padded
+from pix2pixhd.models import LocalEnhancer
+from pix2pixhd.training.distributed import GradientAverager, gather_states, rank, world_size
+from pix2pixhd.training.metrics import build_metrics, update_metrics
+from pix2pixhd.training.options import ComputeOptions, LossOptions, ModelOptions, OptimizerOptions
+from pix2pixhd.training.padding import encode_padded, generate_padded
 from pix2pixhd.training.pool import ImagePool
 from pix2pixhd.training.step import compute_gradients
 
@@ -54,11 +56,18 @@ class Pix2PixHD(pl.LightningModule):
         model: The networks.
         data: How pictures are encoded.
         loss: Weights of the loss terms.
-        optimizer: Adam's settings and the learning rate's course.
+        optimizer: Adam's settings, the learning rate's course, the moving average, accumulation.
+        compute: How the step is computed.
+        metrics: Of validation, see ``RunOptions``.
 
     Attributes:
         netG: The generator.
         netD: The discriminator.
+        netE: The encoder of instance features; None without.
+        ema: Moving averages of ``netG`` and ``netE``; None without.
+
+    Raises:
+        InputError: For options that do not go together, and if pretrained weights cannot be had.
 
     Example:
         >>> module = Pix2PixHD(ModelOptions(ngf=8, ndf=8), DataOptions(label_nc=5), LossOptions(lambda_vgg=0.0))
@@ -70,11 +79,15 @@ class Pix2PixHD(pl.LightningModule):
         data: DataOptions,
         loss: LossOptions | None = None,
         optimizer: OptimizerOptions | None = None,
+        compute: ComputeOptions | None = None,
+        metrics: Sequence[str] = ("l1", "psnr", "ssim"),
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.model_options = model
         self.data_options = data
         self.optimizer_options = optimizer or OptimizerOptions()
+        self.compute_options = compute or ComputeOptions()
         self.multiple = model.multiple
         loss = loss or LossOptions()
         # Plain dictionaries of numbers and strings, which torch.load(weights_only=True) reads back.
@@ -89,49 +102,161 @@ class Pix2PixHD(pl.LightningModule):
         )
         self.netG = model.generator(data)
         self.netD = model.discriminator(data)
+        self.netE = model.encoder(data)
+        self.ema: AveragedModel | None = None
+        if self.optimizer_options.ema_decay:
+            average = get_ema_multi_avg_fn(self.optimizer_options.ema_decay)  # type: ignore[no-untyped-call]
+            self.ema = AveragedModel(self.averaged(), multi_avg_fn=average, use_buffers=True)
+            self.ema.requires_grad_(False)
         self.generator_loss = generator_loss(loss)
         self.pool = ImagePool(loss.pool_size, f"{torch.initial_seed()}:{os.environ.get('RANK', 0)}")
         self.discriminator_loss = DiscriminatorLoss(preset=loss.preset, gan_mode=loss.gan_mode)
-        self.val_metrics = MetricCollection(
-            {
-                "L1": MeanAbsoluteError(),
-                "PSNR": PeakSignalNoiseRatio(data_range=(-1.0, 1.0)),
-                "SSIM": StructuralSimilarityIndexMeasure(data_range=(-1.0, 1.0)),
-            },
-            prefix="val_",
-        )
+        self.val_metrics = build_metrics(metrics)
+        self._batches_since_step = 0
+        self._check_options()
+
+    def averaged(self) -> nn.ModuleDict:
+        """The networks whose weights are averaged, as they are."""
+        return nn.ModuleDict({"netG": self.netG} | ({} if self.netE is None else {"netE": self.netE}))
+
+    def _generating(self) -> nn.ModuleDict:
+        """The networks that generate: the averages, where there are any."""
+        return self.averaged() if self.ema is None else cast(nn.ModuleDict, self.ema.module)
+
+    def _check_options(self) -> None:
+        if self.generator_loss.vgg is not None and self.data_options.output_nc not in (1, 3):
+            raise InputError(
+                "loss.lambda_vgg: the perceptual loss sees colour or gray, not "
+                f"data.output_nc={self.data_options.output_nc} channels; set it to 0"
+            )
+        if self.optimizer_options.niter_fix_global and not isinstance(self.netG, LocalEnhancer):
+            raise InputError("optimizer.niter_fix_global needs model.netG: local, whose global part it keeps as it is")
+
+    def setup(self, stage: str) -> None:
+        """Lays out and compiles the networks as ``compute`` says."""
+        options = self.compute_options
+        half = self.trainer.precision not in ("32", "32-true", "64-true")
+        if half if options.channels_last is None else options.channels_last:
+            for network in self._networks():
+                network.to(memory_format=torch.channels_last)
+        if options.checkpoint_activations:
+            if self.model_options.norm == "batch":
+                raise InputError(
+                    "compute.checkpoint_activations runs layers twice, which batch norm's statistics would notice; "
+                    "take model.norm: instance, or leave it out"
+                )
+            setattr(self.netG, "checkpoint_activations", True)  # noqa: B010 - both generators have it
+        if options.compile:
+            for network in self._networks():
+                network.compile()
+
+    def _networks(self) -> list[nn.Module]:
+        return [network for network in (self.netG, self.netD, self.netE) if network is not None]
 
     def encode(self, batch: Sample) -> Tensor:
-        """The networks' input ``[N, C, H, W]`` of a batch."""
-        return encode_input(batch["input"], batch.get("instance"), self.data_options.label_nc)
+        """What the discriminator is told of a batch beside the picture, ``[N, C, H, W]``: labels and edges."""
+        return encode_input(
+            batch["input"], batch.get("instance"), self.data_options.label_nc, cast(torch.dtype, self.dtype)
+        )
+
+    def _region(self, batch: Sample) -> Tensor:
+        """Ids of what features are averaged over."""
+        return batch["input"] if self.model_options.label_feat else batch["instance"]
+
+    def encode_features(self, batch: Sample) -> Tensor | None:
+        """The encoder's features of a batch's real pictures ``[N, feat_num, H, W]``; None for a module without."""
+        return None if self.netE is None else self.netE(batch["image"], self._region(batch))
 
     def forward(self, condition: Tensor) -> Tensor:
-        """Generates pictures ``[N, C, H, W]`` in [−1, 1] of any size; sizes are padded and cropped back."""
-        return generate_padded(self.netG, condition, self.multiple)
+        """Generates pictures ``[N, C, H, W]`` in [−1, 1] of any size; sizes are padded and cropped back.
+
+        Args:
+            condition: What ``encode`` gives; with the features behind it, where there is an encoder.
+        """
+        return generate_padded(self._generating()["netG"], condition, self.multiple)
+
+    def generate(self, batch: Sample) -> Tensor:
+        """Generates the pictures of a batch, with the averaged weights where there are any.
+
+        Where there is an encoder, features come from the real pictures.
+        """
+        condition = self.encode(batch)
+        if self.netE is None:
+            return self(condition)  # type: ignore[no-any-return]
+        features = encode_padded(self._generating()["netE"], batch["image"], self._region(batch), self.multiple)
+        return self(torch.cat([condition, features], dim=1))  # type: ignore[no-any-return]
 
     def configure_optimizers(self) -> Any:
-        """Adam for G and D, with the learning rate's linear decay."""
+        """Adam for G with E, and for D, with the learning rate's linear decay."""
         options = self.optimizer_options
+        with_E = [] if self.netE is None else list(self.netE.parameters())
         # Fused: one pass over weights, gradients and moments instead of nine.
         optimizers = [
-            torch.optim.Adam(net.parameters(), lr=options.lr, betas=(options.beta1, options.beta2), fused=True)
-            for net in (self.netG, self.netD)
+            torch.optim.Adam(parameters, lr=options.lr, betas=(options.beta1, options.beta2), fused=True)
+            for parameters in ([*self.netG.parameters(), *with_E], list(self.netD.parameters()))
         ]
         return optimizers, [torch.optim.lr_scheduler.LambdaLR(optimizer, options.rate) for optimizer in optimizers]
+
+    def on_train_epoch_start(self) -> None:
+        """Keeps the global part as it is in the first ``niter_fix_global`` epochs, and trains all of it after."""
+        if not self.optimizer_options.niter_fix_global:
+            return
+        assert isinstance(self.netG, LocalEnhancer)
+        fixed = self.current_epoch < self.optimizer_options.niter_fix_global
+        self.netG.requires_grad_(not fixed)
+        if fixed:
+            for part in self.netG.finest_enhancer():
+                part.requires_grad_(True)
+
+    def on_train_start(self) -> None:
+        """Sets what is fixed where a run goes on in the middle of an epoch."""
+        self.on_train_epoch_start()
+
+    @property
+    def mid_accumulation(self) -> bool:
+        """Whether gradients of batches wait for others before the next step."""
+        return self._batches_since_step > 0
 
     def training_step(self, batch: Sample, batch_idx: int) -> None:
         """One step of the generator and one of the discriminator, both against the same D."""
         optimizer_G, optimizer_D = cast(list[Any], self.optimizers())
-        optimizer_G.zero_grad()
-        optimizer_D.zero_grad()
-        terms = self.compute_gradients(self.encode(batch), batch["image"])
-        optimizer_G.step()
-        optimizer_D.step()
+        accumulate = self.optimizer_options.accumulate
+        if not self._batches_since_step:
+            optimizer_G.zero_grad()
+            optimizer_D.zero_grad()
+        # The last batches of an epoch may be fewer.
+        first = batch_idx - batch_idx % accumulate
+        batches = min(accumulate, int(self.trainer.num_training_batches) - first)
+        self._batches_since_step += 1
+        stepping = self._batches_since_step >= batches
+        terms = self.compute_gradients(
+            self.encode(batch), batch["image"], self.encode_features(batch), batches, stepping
+        )
+        if stepping:
+            self._batches_since_step = 0
+            optimizer_G.step()
+            optimizer_D.step()
+            if self.ema is not None:
+                self.ema.update_parameters(self.averaged())
         self.log_dict(terms, prog_bar=True, batch_size=len(batch["image"]))
 
-    def compute_gradients(self, condition: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """Fills both networks' gradients, averaged between processes; returns this one's loss terms, detached."""
+    def compute_gradients(
+        self, condition: Tensor, real: Tensor, features: Tensor | None = None, batches: int = 1, last: bool = True
+    ) -> dict[str, Tensor]:
+        """Adds a batch's share to all networks' gradients; returns this process's loss terms, detached.
+
+        Args:
+            condition: What ``encode`` gives.
+            real: The real pictures.
+            features: What ``encode_features`` gives.
+            batches: How many batches share the step.
+            last: Whether this is the last of them; gradients are then averaged between processes.
+        """
         averager = GradientAverager()
+
+        def backward(loss: Tensor, **options: Any) -> None:
+            self.manual_backward(loss / batches if batches > 1 else loss, **options)
+
         terms = compute_gradients(
             self.netG,
             self.netD,
@@ -139,22 +264,27 @@ class Pix2PixHD(pl.LightningModule):
             self.discriminator_loss,
             condition,
             real,
-            backward=self.manual_backward,
-            on_gradients=averager.start,
+            backward=backward,
+            on_gradients=averager.start if last else None,
             pool=self.pool,
+            features=features,
         )
+        if last and self.netE is not None:
+            averager.start(self.netE)
         averager.finish()
         return terms
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the image pool, of the process that writes."""
-        if self.pool.size:
-            checkpoint["image_pool"] = self.pool.state_dict()
+        """Adds every process's image pool and random state."""
+        checkpoint["processes"] = gather_states({"pool": self.pool.state_dict(), "rng": torch.get_rng_state()})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the image pool back; a run that had none begins with an empty one."""
-        if "image_pool" in checkpoint:
-            self.pool.load_state_dict(checkpoint["image_pool"])
+        """Takes this process's back; with another number of processes the pools begin empty."""
+        states = checkpoint.get("processes", [])
+        if len(states) == world_size():
+            state = states[rank()]
+            self.pool.load_state_dict(state["pool"])
+            torch.set_rng_state(state["rng"])
 
     def on_train_epoch_end(self) -> None:
         """Lowers the learning rate."""
@@ -163,5 +293,5 @@ class Pix2PixHD(pl.LightningModule):
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Compares generated with real pictures, both in [−1, 1]."""
-        self.val_metrics.update(self(self.encode(batch)), batch["image"])
+        update_metrics(self.val_metrics, self.generate(batch), batch["image"])
         self.log_dict(self.val_metrics, batch_size=len(batch["image"]))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from pix2pixhd.data import DataOptions, InputError
-from pix2pixhd.models import GlobalGenerator, LocalEnhancer, MultiscaleDiscriminator, define_D, define_G
+from torch import nn
 
-__all__ = ["LossOptions", "ModelOptions", "OptimizerOptions", "RunOptions"]
+from pix2pixhd.data import DataOptions, InputError
+from pix2pixhd.models import Encoder, MultiscaleDiscriminator, define_D, define_E, define_G
+
+__all__ = ["ComputeOptions", "LossOptions", "ModelOptions", "OptimizerOptions", "RunOptions"]
 
 
 def _at_least(section: str, options: object, **least: float) -> None:
@@ -32,6 +34,12 @@ class ModelOptions:
         ndf: Channels of the discriminator's first convolution.
         n_layers_D: Layers of each discriminator between the first and the prediction.
         num_D: Number of discriminator scales.
+        instance_feat: Whether an encoder gives the generator features of every instance's look, which can be exchanged
+            when pictures are generated.
+        label_feat: The same for every class, instead of every instance.
+        feat_num: Number of features (``instance_feat``, ``label_feat``).
+        nef: Channels of the encoder's first convolution.
+        n_downsample_E: How often the encoder halves its input.
 
     Raises:
         InputError: For numbers out of range.
@@ -51,21 +59,52 @@ class ModelOptions:
     ndf: int = 64
     n_layers_D: int = 3
     num_D: int = 2
+    instance_feat: bool = False
+    label_feat: bool = False
+    feat_num: int = 3
+    nef: int = 16
+    n_downsample_E: int = 4
 
     def __post_init__(self) -> None:
         _at_least("model", self, ngf=1, n_downsample_global=0, n_blocks_global=0, n_local_enhancers=0)
-        _at_least("model", self, n_blocks_local=0, ndf=1, n_layers_D=1, num_D=1)
+        _at_least("model", self, n_blocks_local=0, ndf=1, n_layers_D=1, num_D=1, feat_num=1, nef=1, n_downsample_E=0)
+        if self.instance_feat and self.label_feat:
+            raise InputError("model: instance_feat and label_feat are both true; features are of one or the other")
+
+    @property
+    def has_features(self) -> bool:
+        """Whether the generator takes an encoder's features beside its other input."""
+        return self.instance_feat or self.label_feat
 
     @property
     def multiple(self) -> int:
-        """Height and width of what the generator takes must be multiples of this."""
+        """Height and width of what the networks take must be multiples of this."""
         enhancers: int = self.n_local_enhancers if self.netG == "local" else 0
-        return int(2 ** (self.n_downsample_global + enhancers))
+        generator = int(2 ** (self.n_downsample_global + enhancers))
+        return max(generator, 2**self.n_downsample_E) if self.has_features else generator
 
-    def generator(self, data: DataOptions) -> GlobalGenerator | LocalEnhancer:
+    def check(self, data: DataOptions) -> None:
+        """Whether the data have what the encoder averages over.
+
+        Raises:
+            InputError: If they do not.
+        """
+        if self.instance_feat and data.no_instance:
+            raise InputError("model.instance_feat averages over instances; set data.no_instance: false")
+        if self.label_feat and not data.label_nc:
+            raise InputError("model.label_feat averages over classes, so data.label_nc must not be 0")
+
+    def encoder(self, data: DataOptions) -> Encoder | None:
+        """A new encoder for this kind of data; None without features."""
+        if not self.has_features:
+            return None
+        return define_E(data.output_nc, self.feat_num, self.nef, self.n_downsample_E, self.norm)
+
+    def generator(self, data: DataOptions) -> nn.Module:
         """A new generator for this kind of data."""
+        self.check(data)
         return define_G(
-            data.input_channels,
+            data.input_channels + (self.feat_num if self.has_features else 0),
             data.output_nc,
             self.ngf,
             self.netG,
@@ -139,6 +178,11 @@ class OptimizerOptions:
         beta2: Adam's second momentum.
         niter: Epochs at the full learning rate.
         niter_decay: Epochs in which it falls linearly towards 0.
+        niter_fix_global: Of these, the first epochs in which only the finest enhancer is trained (``model.netG:
+            local``, with the global part from ``run.load_pretrain``).
+        ema_decay: Keeps a moving average of the generator's weights, ``ema = decay·ema + (1 − decay)·weight`` at each
+            step, which validation, samples and ``generate`` then take; 0 for none, 0.999 is usual.
+        accumulate: Batches whose gradients are averaged before each step.
 
     Raises:
         InputError: For numbers out of range.
@@ -153,11 +197,16 @@ class OptimizerOptions:
     beta2: float = 0.999
     niter: int = 100
     niter_decay: int = 100
+    niter_fix_global: int = 0
+    ema_decay: float = 0.0
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         _at_least("optimizer", self, lr=0, beta1=0, beta2=0, niter=0, niter_decay=0)
-        if self.beta1 >= 1 or self.beta2 >= 1:
-            raise InputError(f"optimizer.beta1 and beta2 must be below 1, got {self.beta1} and {self.beta2}")
+        _at_least("optimizer", self, niter_fix_global=0, ema_decay=0, accumulate=1)
+        for name in ("beta1", "beta2", "ema_decay"):
+            if getattr(self, name) >= 1:
+                raise InputError(f"optimizer.{name} must be below 1, got {getattr(self, name)}")
         if not self.niter + self.niter_decay:
             raise InputError(
                 "optimizer: niter and niter_decay are both 0, so nothing would be trained; set one of them"
@@ -169,15 +218,42 @@ class OptimizerOptions:
 
 
 @dataclasses.dataclass
+class ComputeOptions:
+    """How the step is computed; what it computes stays the same.
+
+    Attributes:
+        channels_last: Whether feature maps lie channels last in memory; None does so under bfloat16 and float16, where
+            convolutions are faster that way.
+        compile: Whether generator and discriminator go through ``torch.compile``.
+        checkpoint_activations: Whether the generator keeps only every third activation for its backward and computes
+            the others again: less memory, for one more forward of the generator.
+
+    Example:
+        >>> ComputeOptions(checkpoint_activations=True).compile
+        False
+    """
+
+    channels_last: bool | None = None
+    compile: bool = False
+    checkpoint_activations: bool = False
+
+
+@dataclasses.dataclass
 class RunOptions:
-    """What a run leaves behind, and its seed.
+    """What a run leaves behind, what it begins with, and its seed.
 
     Attributes:
         output: Folder for checkpoints, sample pictures and logs.
         seed: Seed of weights, order and augmentation.
-        samples_every: Steps between two sheets of sample pictures; 0 for none.
+        load_pretrain: Weights to begin with: a ``.ckpt``, or a folder with NVIDIA's ``latest_net_G.pth``. A trained
+            global generator is taken as the global part of ``model.netG: local``.
+        display_freq: Steps between two sheets of sample pictures; 0 for none.
         sample_count: Pictures per sheet.
-        save_every: Epochs between two kept checkpoints (``last.ckpt`` is written after every epoch).
+        results_count: Most pictures on the results page, which is written when training ends; 0 for none.
+        save_epoch_freq: Epochs between two kept checkpoints (``last.ckpt`` is written after every epoch).
+        save_latest_freq: Steps between two writings of ``last.ckpt`` within an epoch; 0 for none.
+        loggers: Where figures go: ``csv``, ``tensorboard``, ``mlflow``, ``wandb``.
+        metrics: Of validation: ``l1``, ``psnr``, ``ssim``; ``lpips`` and ``fid``, which need pretrained weights.
 
     Raises:
         InputError: For numbers out of range.
@@ -189,9 +265,19 @@ class RunOptions:
 
     output: str = "runs/pix2pixhd"
     seed: int = 0
-    samples_every: int = 100
+    load_pretrain: str | None = None
+    display_freq: int = 100
     sample_count: int = 4
-    save_every: int = 10
+    results_count: int = 50
+    save_epoch_freq: int = 10
+    save_latest_freq: int = 1000
+    loggers: list[Literal["csv", "tensorboard", "mlflow", "wandb"]] = dataclasses.field(
+        default_factory=lambda: ["csv", "tensorboard"]
+    )
+    metrics: list[Literal["l1", "psnr", "ssim", "lpips", "fid"]] = dataclasses.field(
+        default_factory=lambda: ["l1", "psnr", "ssim"]
+    )
 
     def __post_init__(self) -> None:
-        _at_least("run", self, seed=0, samples_every=0, sample_count=1, save_every=1)
+        _at_least("run", self, seed=0, display_freq=0, sample_count=1, results_count=0)
+        _at_least("run", self, save_epoch_freq=1, save_latest_freq=0)

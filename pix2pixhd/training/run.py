@@ -6,14 +6,15 @@ import dataclasses
 import logging
 import os
 import pathlib
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from pix2pixhd.data import DataOptions, InputError
 from pix2pixhd.training.callbacks import LossBar, SampleSheets, StopAtNaN
@@ -23,7 +24,10 @@ from pix2pixhd.training.datamodule import PairedData
 from pix2pixhd.training.distributed import AveragedGradients
 from pix2pixhd.training.generate import check_writable
 from pix2pixhd.training.module import Pix2PixHD
-from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions, RunOptions
+from pix2pixhd.training.options import ComputeOptions, LossOptions, ModelOptions, OptimizerOptions, RunOptions
+from pix2pixhd.training.pretrained import load_pretrained
+from pix2pixhd.training.results import ResultsPage
+from pix2pixhd.training.stopping import SaveWithinEpoch, Stopped
 
 __all__ = ["TrainConfig", "train"]
 
@@ -37,6 +41,7 @@ class TrainConfig:
         model: The networks.
         loss: Weights of the loss terms.
         optimizer: Adam's settings and the number of epochs.
+        compute: How the step is computed.
         run: Output folder and seed.
         trainer: Arguments of Lightning's ``Trainer``. ``max_epochs`` defaults to ``niter + niter_decay``; ``max_steps``
             counts steps, each of which updates both networks. With several ``devices`` or ``num_nodes``, or under
@@ -47,6 +52,7 @@ class TrainConfig:
     model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
     loss: LossOptions = dataclasses.field(default_factory=LossOptions)
     optimizer: OptimizerOptions = dataclasses.field(default_factory=OptimizerOptions)
+    compute: ComputeOptions = dataclasses.field(default_factory=ComputeOptions)
     run: RunOptions = dataclasses.field(default_factory=RunOptions)
     trainer: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -76,11 +82,24 @@ def _last_checkpoint(config: TrainConfig, resume: bool) -> pathlib.Path | None:
     return last
 
 
-def _loggers(output: pathlib.Path) -> list[Any]:
+def _loggers(names: Sequence[str], output: pathlib.Path) -> list[Any]:
     taken = [int(path.name[4:]) for path in (output / "logs").glob("run_*") if path.name[4:].isdigit()]
     version = f"run_{max(taken, default=-1) + 1}"
+    make: dict[str, Callable[[], Any]] = {
+        "csv": lambda: CSVLogger(str(output), "logs", version),
+        "tensorboard": lambda: TensorBoardLogger(str(output), "logs", version),
+        "mlflow": lambda: MLFlowLogger(output.name, version, tracking_uri=os.environ.get("MLFLOW_TRACKING_URI")),
+        "wandb": lambda: WandbLogger(version, str(output), project=output.name),
+    }
     # In this order: CSVLogger warns of a folder that exists already.
-    return [CSVLogger(str(output), "logs", version), TensorBoardLogger(str(output), "logs", version)]
+    loggers = []
+    for name in sorted(set(names), key=list(make).index):
+        try:
+            loggers.append(make[name]())
+        except ModuleNotFoundError as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"run.loggers: {name} is not installed ({reason}); pip install {name}") from None
+    return loggers
 
 
 def _callbacks(config: TrainConfig, data: PairedData, output: pathlib.Path) -> list[pl.Callback]:
@@ -98,8 +117,10 @@ def _callbacks(config: TrainConfig, data: PairedData, output: pathlib.Path) -> l
     run = config.run
     return [
         checkpoint("last", every=1, keep=1),
-        checkpoint("epoch_{epoch:04d}", every=run.save_every, keep=-1),
-        SampleSheets(data.val or data.train, output / "samples", run.samples_every, run.sample_count),
+        checkpoint("epoch_{epoch:04d}", every=run.save_epoch_freq, keep=-1),
+        SaveWithinEpoch(output / "checkpoints" / "last.ckpt", run.save_latest_freq),
+        SampleSheets(data.val or data.train, output / "samples", run.display_freq, run.sample_count),
+        ResultsPage(data.val or data.train, output / "results", run.results_count),
         LearningRateMonitor("epoch"),
         StopAtNaN(),
     ]
@@ -127,7 +148,7 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], output: pathlib.
     return pl.Trainer(
         **options,
         callbacks=callbacks,
-        logger=_loggers(output),
+        logger=_loggers(config.run.loggers, output),
         use_distributed_sampler=False,
         plugins=[*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()],
     )
@@ -165,8 +186,9 @@ def _quiet() -> None:
 def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Callback] = ()) -> Pix2PixHD:
     """Checks everything, then trains.
 
-    Leaves behind in ``run.output``: ``checkpoints/last.ckpt`` and every ``save_every``-th epoch's, ``samples/`` with
-    sheets (label | generated | real), and ``logs/`` for TensorBoard, with the same figures in ``metrics.csv``.
+    Leaves behind in ``run.output``: ``checkpoints/last.ckpt`` and every ``save_epoch_freq``-th epoch's, ``samples/``
+    with sheets (label | generated | real), ``results/index.html`` with the last ones, and ``logs/`` for TensorBoard,
+    with the same figures in ``metrics.csv``.
 
     Args:
         config: All options.
@@ -178,20 +200,35 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
 
     Raises:
         InputError: For anything the user can put right; nothing has been trained then.
+        Stopped: If the process was asked to stop (SIGTERM, Ctrl-C); the run has been saved.
 
     Example:
         >>> module = train(TrainConfig(DataOptions(dataroot="datasets/cityscapes")))  # doctest: +SKIP
     """
     _quiet()
     output = pathlib.Path(config.run.output)
+    _check_pretrained(config)
     checkpoint = _last_checkpoint(config, resume)
     check_writable(output, "run.output")
     data = PairedData(config.data, config.model.multiple, config.run.seed)
     pl.seed_everything(config.run.seed, workers=True, verbose=False)
-    module = Pix2PixHD(config.model, config.data, config.loss, config.optimizer)
+    module = Pix2PixHD(config.model, config.data, config.loss, config.optimizer, config.compute, config.run.metrics)
+    if config.run.load_pretrain and checkpoint is None:
+        print(load_pretrained(module, pathlib.Path(config.run.load_pretrain)), flush=True)
     try:
         trainer = _trainer(config, [*_callbacks(config, data, output), *callbacks], output)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {error}") from error
+    except Stopped:
+        print(f"stopped; the run is saved, continue it with --resume ({output})", file=sys.stderr)
+        raise
     return module
+
+
+def _check_pretrained(config: TrainConfig) -> None:
+    if config.optimizer.niter_fix_global and not config.run.load_pretrain:
+        raise InputError(
+            "optimizer.niter_fix_global keeps the global part as it is, which without run.load_pretrain is random; "
+            "name the checkpoint of a run with model.netG: global"
+        )

@@ -37,6 +37,7 @@ def compute_gradients(
     backward: Callable[..., None] = torch.autograd.backward,
     on_gradients: Callable[[nn.Module], None] | None = None,
     pool: ImagePool | None = None,
+    features: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Adds both networks' gradients of one step to their ``.grad``.
 
@@ -55,6 +56,8 @@ def compute_gradients(
         backward: What runs a backward; Lightning's, which scales losses under float16.
         on_gradients: Called with each network as soon as its gradients are complete, D's before G's backward.
         pool: Of generated pictures for the discriminator's loss. With one, D runs a third time, on what it gives back.
+        features: An encoder's features ``[N, F, H, W]``, which the generator takes behind the condition and D does not
+            see; the generator's backward goes on into the encoder.
 
     Returns:
         The loss terms, detached: ``D_real``, ``D_fake``, ``G_GAN``, ``G_GAN_Feat``, ``G_VGG``, ``G_total``.
@@ -65,7 +68,7 @@ def compute_gradients(
         >>> x, real = torch.zeros(1, 4, 16, 16), torch.zeros(1, 3, 16, 16)
         >>> terms = compute_gradients(netG, netD, GeneratorLoss(lambda_vgg=0.0), DiscriminatorLoss(), x, real)
     """
-    generated = netG(condition)
+    generated = netG(condition if features is None else torch.cat([condition, features], dim=1))
     # Everything after the generator starts at this leaf: its gradient is all that G needs to know of the losses.
     fake = generated.detach().requires_grad_()
     # What is done with goes before what comes next needs memory: VGG before D's activations are there, D's before G's

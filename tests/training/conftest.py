@@ -36,7 +36,7 @@ def make_config(data_root, tmp_path):
             model=ModelOptions(ngf=4, n_downsample_global=2, n_blocks_global=1, ndf=4, n_layers_D=2),
             loss=LossOptions(lambda_vgg=0.0),
             optimizer=OptimizerOptions(niter=epochs, niter_decay=0),
-            run=RunOptions(output=str(tmp_path / output), samples_every=2, sample_count=2),
+            run=RunOptions(output=str(tmp_path / output), display_freq=2, sample_count=2),
             trainer={"accelerator": "cpu", "enable_progress_bar": False},
         )
 

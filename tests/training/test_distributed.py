@@ -79,7 +79,7 @@ def test_a_run_of_two_processes(make_config, data_root, tmp_path, launcher):
         "model": vars(config.model),
         "loss": {"lambda_vgg": 0.0},
         "optimizer": {"niter": 2, "niter_decay": 0},
-        "run": {"output": str(tmp_path / "run"), "samples_every": 1, "sample_count": 1},
+        "run": {"output": str(tmp_path / "run"), "display_freq": 1, "sample_count": 1},
         "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
     }
     if launcher == "lightning":

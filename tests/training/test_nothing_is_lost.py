@@ -92,7 +92,7 @@ def test_a_killed_run_resumes_to_where_an_unbroken_one_ends(command_line, make_c
     """kill -9, some time after the first checkpoint: in the middle of an epoch, or of writing."""
     epochs = 40
     unbroken = weights(train(make_config("unbroken", epochs=epochs)))
-    arguments = [*command_line(output="killed"), f"--optimizer.niter={epochs}", "--run.samples_every=2"]
+    arguments = [*command_line(output="killed"), f"--optimizer.niter={epochs}", "--run.display_freq=2"]
     arguments += ["--run.sample_count=2"]
     command = [sys.executable, "-m", "pix2pixhd.cli", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -97,7 +97,7 @@ def test_a_run_is_not_overwritten_and_resume_needs_one(make_config):
 def test_max_steps_counts_steps(make_config, tmp_path):
     config = make_config(epochs=9)
     config.trainer["max_steps"] = 4
-    config.run.samples_every = 1
+    config.run.display_freq = 1
     train(config)
     assert files(tmp_path / "run" / "samples")[-1] == "step_000004.png"
 
@@ -120,7 +120,7 @@ def test_learning_rate_decays(make_config):
 
 def test_batches_and_workers(make_config, tmp_path):
     config = make_config(batchSize=2, nThreads=1)
-    config.run.samples_every = 1
+    config.run.display_freq = 1
     train(config)
     assert files(tmp_path / "run" / "samples") == ["step_000001.png"]
 

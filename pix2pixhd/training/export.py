@@ -1,0 +1,249 @@
+"""``pix2pixhd export``: trained generators for other programs, and for NVIDIA's code."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pix2pixhd.data import DataOptions, InputError, encode_input
+from pix2pixhd.training.checkpoint import Generator, load_generator, read_checkpoint
+from pix2pixhd.training.generate import check_writable
+
+__all__ = ["ExportedGenerator", "export_nvidia", "export_onnx", "export_program", "main"]
+
+# Other convolution algorithms, another order of additions: pictures in [−1, 1] agree to far less than a grey level.
+_TOLERANCE = 2e-3
+
+
+class ExportedGenerator(nn.Module):
+    """A generator with its encoding: label ids in, pictures out.
+
+    Args:
+        generator: From ``load_generator``.
+
+    Example:
+        >>> exported = ExportedGenerator(load_generator("last.ckpt"))  # doctest: +SKIP
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.network = generator.network
+        self.label_nc = generator.data.label_nc
+        self.has_instance = not generator.data.no_instance
+        self.has_features = generator.model.has_features
+
+    @property
+    def names(self) -> list[str]:
+        """The inputs, in order."""
+        return [
+            "label" if self.label_nc else "picture",
+            *(["instance"] if self.has_instance else []),
+            *(["features"] if self.has_features else []),
+        ]
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Pictures ``[N, C, H, W]`` in [−1, 1].
+
+        Args:
+            inputs: Label ids ``[N, H, W]`` int32 or pictures ``[N, C, H, W]`` float32 in [−1, 1]; instance ids
+                ``[N, H, W]`` int32 and features ``[N, F, H, W]`` float32 where the generator takes them.
+        """
+        rest = list(inputs[1:])
+        condition = encode_input(inputs[0], rest.pop(0) if self.has_instance else None, self.label_nc)
+        if self.has_features:
+            condition = torch.cat([condition, rest.pop(0)], dim=1)
+        picture: Tensor = self.network(condition)
+        return picture
+
+
+def _example(generator: Generator, size: tuple[int, int]) -> tuple[Tensor, ...]:
+    width, height = size
+    data, draw = generator.data, torch.Generator().manual_seed(0)
+
+    def ids(count: int) -> Tensor:
+        return torch.randint(count, (1, height, width), generator=draw, dtype=torch.int32)
+
+    def values(channels: int) -> Tensor:
+        return torch.rand(1, channels, height, width, generator=draw) * 2 - 1
+
+    return (
+        ids(data.label_nc) if data.label_nc else values(data.input_nc),
+        *([] if data.no_instance else [ids(20)]),
+        *([values(generator.model.feat_num)] if generator.model.has_features else []),
+    )
+
+
+def _check_size(generator: Generator, size: tuple[int, int]) -> None:
+    multiple = generator.model.multiple
+    if any(length % multiple or length < 2 * multiple for length in size):
+        raise InputError(
+            f"--size: this generator needs multiples of {multiple}, at least {2 * multiple}, got {size[0]}x{size[1]}"
+        )
+
+
+def _check_agreement(found: Tensor, expected: Tensor, path: pathlib.Path) -> float:
+    difference = float((found - expected).abs().max())
+    if not difference <= _TOLERANCE:
+        path.unlink(missing_ok=True)
+        raise InputError(
+            f"{path}: the exported generator's pictures differ from the original's by {difference:.2g} (in [−1, 1]), "
+            "so the file was removed; try another version of torch"
+        )
+    return difference
+
+
+@torch.no_grad()
+def export_program(generator: Generator, path: pathlib.Path, size: tuple[int, int]) -> float:
+    """Writes a ``torch.export`` program, which ``torch.export.load(path).module()`` runs without this package.
+
+    Args:
+        generator: From ``load_generator``.
+        path: The ``.pt2`` file to write.
+        size: Width and height of the pictures.
+
+    Returns:
+        The largest difference from the original's pictures, on random input.
+
+    Raises:
+        InputError: For a size that the generator cannot take, or if the file's pictures are others.
+
+    Example:
+        >>> export_program(load_generator("last.ckpt"), pathlib.Path("city.pt2"), (1024, 512))  # doctest: +SKIP
+    """
+    _check_size(generator, size)
+    module, inputs = ExportedGenerator(generator).eval(), _example(generator, size)
+    torch.export.save(torch.export.export(module, inputs), path)
+    return _check_agreement(torch.export.load(path).module()(*inputs), module(*inputs), path)
+
+
+@torch.no_grad()
+def export_onnx(generator: Generator, path: pathlib.Path, size: tuple[int, int]) -> float:
+    """Writes an ONNX model with the weights inside, and runs it once with onnxruntime.
+
+    Args:
+        generator: From ``load_generator``.
+        path: The ``.onnx`` file to write.
+        size: Width and height of the pictures.
+
+    Returns:
+        The largest difference from the original's pictures, on random input.
+
+    Raises:
+        InputError: As for ``export_program``; and if onnx, onnxscript or onnxruntime is missing.
+
+    Example:
+        >>> export_onnx(load_generator("last.ckpt"), pathlib.Path("city.onnx"), (1024, 512))  # doctest: +SKIP
+    """
+    _check_size(generator, size)
+    try:
+        import onnxruntime  # type: ignore[import-untyped]
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InputError(f"ONNX needs {error.name}: pip install 'pix2pixhd-fused[export]'") from None
+    module, inputs = ExportedGenerator(generator).eval(), _example(generator, size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's, about its own insides
+        torch.onnx.export(
+            module,
+            inputs,
+            path,
+            input_names=module.names,
+            output_names=["generated"],
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    fed = {name: value.numpy() for name, value in zip(module.names, inputs, strict=True)}
+    return _check_agreement(torch.from_numpy(session.run(None, fed)[0]), module(*inputs), path)
+
+
+_OPT = """------------ Options -------------
+{lines}
+-------------- End ----------------
+"""
+
+
+def export_nvidia(checkpoint: pathlib.Path, folder: pathlib.Path, averaged: bool = True) -> list[pathlib.Path]:
+    """Writes ``latest_net_G.pth``, ``latest_net_D.pth`` and, with an encoder, ``latest_net_E.pth`` for NVIDIA's code.
+
+    An ``opt.txt`` beside them says with which options its scripts load them.
+
+    Args:
+        checkpoint: A ``.ckpt``.
+        folder: Where the files go, ``checkpoints/NAME`` in NVIDIA's code.
+        averaged: Whether the moving average of the generator's weights is taken, where there is one.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: If the checkpoint cannot be read or the folder not written to.
+
+    Example:
+        >>> export_nvidia(pathlib.Path("last.ckpt"), pathlib.Path("checkpoints/city"))  # doctest: +SKIP
+    """
+    content = read_checkpoint(checkpoint)
+    generator = load_generator(checkpoint, averaged=averaged)
+    nets: dict[str, dict[str, Any]] = {"G": dict(generator.network.state_dict())}
+    nets["D"] = {key.removeprefix("netD."): value for key, value in content.weights.items() if key.startswith("netD.")}
+    if generator.encoder is not None:
+        nets["E"] = dict(generator.encoder.state_dict())
+    check_writable(folder, "--output")
+    files = []
+    for net, weights in nets.items():
+        files.append(folder / f"latest_net_{net}.pth")
+        torch.save(weights, files[-1])
+    options = {**vars(content.model), **_nvidia_data(content.data), "name": folder.name}
+    lines = "\n".join(f"{name}: {value}" for name, value in sorted(options.items()))
+    (folder / "opt.txt").write_text(_OPT.format(lines=lines))
+    return files
+
+
+def _nvidia_data(data: DataOptions) -> dict[str, Any]:
+    names = ("label_nc", "input_nc", "output_nc", "no_instance", "resize_or_crop", "loadSize", "fineSize", "no_flip")
+    return {name: getattr(data, name) for name in names}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs ``pix2pixhd export``; returns the exit code.
+
+    Raises:
+        InputError: For a checkpoint, size or file that cannot be used.
+    """
+    parser = argparse.ArgumentParser(
+        prog="pix2pixhd export",
+        description="Writes a trained generator for other programs: FILE.onnx, FILE.pt2 (torch.export), or a folder of "
+        "latest_net_*.pth for NVIDIA's code. What was written is run once and compared with the original.",
+    )
+    parser.add_argument("--checkpoint", type=pathlib.Path, required=True, help="a .ckpt")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="FILE.onnx, FILE.pt2, or a folder")
+    parser.add_argument("--size", default="1024x512", help="width x height of the pictures (default: 1024x512)")
+    parser.add_argument("--no-ema", action="store_true", help="the last weights instead of their moving average")
+    options = parser.parse_args(argv)
+    match = re.fullmatch(r"(\d+)x(\d+)", options.size)
+    if match is None:
+        raise InputError(f"--size must be WIDTHxHEIGHT, 1024x512 say, got {options.size}")
+    write = {".onnx": export_onnx, ".pt2": export_program}.get(options.output.suffix)
+    if write is None:
+        if options.output.suffix:
+            raise InputError(f"--output: must end with .onnx or .pt2, or be a folder, got {options.output}")
+        files = export_nvidia(options.checkpoint, options.output, not options.no_ema)
+        print(f"wrote {', '.join(file.name for file in files)} and opt.txt to {options.output}")
+        return 0
+    check_writable(options.output.parent, "--output")
+    generator = load_generator(options.checkpoint, averaged=not options.no_ema)
+    difference = write(generator, options.output, (int(match[1]), int(match[2])))
+    names = ", ".join(ExportedGenerator(generator).names)
+    print(
+        f"wrote {options.output}: takes {names} of {options.size}; largest difference from PyTorch's picture "
+        f"{difference:.1g} (in [−1, 1])"
+    )
+    return 0

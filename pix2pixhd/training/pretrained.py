@@ -1,0 +1,100 @@
+"""Beginning with trained weights: of an earlier run, or of NVIDIA's code."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from pix2pixhd.data import InputError
+from pix2pixhd.models import LocalEnhancer
+from pix2pixhd.training.checkpoint import load_strictly, read_checkpoint, read_state_dict
+from pix2pixhd.training.module import Pix2PixHD
+
+__all__ = ["load_pretrained"]
+
+_Weights = dict[str, dict[str, Tensor]]
+
+
+def _read(path: pathlib.Path) -> tuple[pathlib.Path, _Weights]:
+    """The weights of G, D and E, as far as there are any."""
+    last = path / "checkpoints" / "last.ckpt"
+    if path.is_dir() and last.is_file():
+        path = last
+    if path.is_dir():
+        files = {net: path / f"latest_net_{net[-1]}.pth" for net in ("netG", "netD", "netE")}
+        if not files["netG"].is_file():
+            raise InputError(f"run.load_pretrain: {path} holds neither checkpoints/last.ckpt nor latest_net_G.pth")
+        return path, {net: read_state_dict(file) for net, file in files.items() if file.is_file()}
+    content = read_checkpoint(path).weights
+    nets: _Weights = {}
+    for name, value in content.items():
+        net, _, rest = name.partition(".")
+        if net in ("netG", "netD", "netE"):
+            nets.setdefault(net, {})[rest] = value
+    return path, nets
+
+
+def _is_global(weights: Mapping[str, Tensor]) -> bool:
+    return not any(re.match(r"model\d+_", name) for name in weights)
+
+
+def _load_generator(netG: nn.Module, weights: dict[str, Tensor], path: pathlib.Path) -> str:
+    if isinstance(netG, LocalEnhancer) and _is_global(weights):
+        # The enhancers take the global part's features, so its layer from features to a picture stays behind.
+        last = max(int(name.split(".")[1]) for name in weights)
+        trunk = {
+            name.removeprefix("model."): value
+            for name, value in weights.items()
+            if not name.startswith(f"model.{last}.")
+        }
+        load_strictly(netG.model, trunk, path)
+        return "the generator's global part (its enhancers start anew)"
+    load_strictly(netG, weights, path)
+    return "the generator"
+
+
+def _load_discriminator(netD: nn.Module, weights: dict[str, Tensor], path: pathlib.Path) -> str:
+    own = netD.state_dict()
+
+    def scales(names: Mapping[str, Tensor]) -> set[str]:
+        return {match[0] for name in names if (match := re.match(r"(scale|layer)\d+", name))}
+
+    # With one more scale, the coarse ones, which come first, go on from those there are.
+    new = sorted(scales(own) - scales(weights))
+    kept = {name: value for name, value in own.items() if re.match(r"(scale|layer)\d+", name)[0] in new}  # type: ignore[index]
+    load_strictly(netD, {**weights, **kept}, path)
+    return "the discriminator" + (f" (its {', '.join(new)} start anew)" if new else "")
+
+
+def load_pretrained(module: Pix2PixHD, path: pathlib.Path) -> str:
+    """Loads trained weights into a module that has not been trained.
+
+    Args:
+        module: The module.
+        path: A ``.ckpt`` of this package, a run's folder, or a folder with ``latest_net_G.pth`` and perhaps
+            ``latest_net_D.pth`` and ``latest_net_E.pth``. A global generator becomes the global part of a
+            ``LocalEnhancer``; a discriminator of fewer scales its coarse ones.
+
+    Returns:
+        What was loaded and what was not, in one line.
+
+    Raises:
+        InputError: If files are missing or damaged, or if the weights do not fit the networks.
+
+    Example:
+        >>> load_pretrained(module, pathlib.Path("runs/label2city_512p"))  # doctest: +SKIP
+        'from runs/label2city_512p/checkpoints/last.ckpt: the generator, the discriminator'
+    """
+    path, nets = _read(path)
+    loaded = [_load_generator(module.netG, nets["netG"], path)]
+    if "netD" in nets:
+        loaded.append(_load_discriminator(module.netD, nets["netD"], path))
+    if module.netE is not None and "netE" in nets:
+        load_strictly(module.netE, nets["netE"], path)
+        loaded.append("the encoder")
+    if module.ema is not None:
+        module.ema.module.load_state_dict(module.averaged().state_dict())
+    return f"from {path}: {', '.join(loaded)}"

@@ -1,0 +1,99 @@
+"""Stopping a run from outside, and going on in the middle of an epoch."""
+
+from __future__ import annotations
+
+import pathlib
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+
+from pix2pixhd.training.distributed import world_size
+
+__all__ = ["SaveWithinEpoch", "Stopped"]
+
+
+class Stopped(SystemExit):
+    """The run was asked to stop, and did so after writing its checkpoint; the exit code is the shell's for it."""
+
+
+class SaveWithinEpoch(pl.Callback):
+    """Writes ``last.ckpt`` every so many steps, and when the process is asked to stop (SIGTERM, or Ctrl-C).
+
+    On such a signal the step, or the epoch's last step with its validation, is brought to its end first. Ctrl-C a
+    second time stops at once. With several processes each of them may get the signal; all stop after the same step.
+
+    Args:
+        path: The checkpoint.
+        every: Steps between two writings; 0 for none but at a signal.
+
+    Example:
+        >>> callback = SaveWithinEpoch(pathlib.Path("runs/a/checkpoints/last.ckpt"), every=1000)
+    """
+
+    def __init__(self, path: pathlib.Path, every: int = 0) -> None:
+        self.path = path
+        self.every = every
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes over the two signals from Lightning, whose handlers stop without a checkpoint."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            # The second time it ends the program, as ever.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.received = number
+        again = "; Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+        print(f"\n{signal.Signals(number).name}: stopping after this step{again}", file=sys.stderr, flush=True)
+
+    def _agreed(self, trainer: pl.Trainer) -> int:
+        """The signal that any process received; 0 for none."""
+        received = self.received or 0
+        if world_size() > 1:
+            flag = torch.tensor(received, device=trainer.strategy.root_device)
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+            received = int(flag)
+        return received
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes a checkpoint when it is time, and stops when asked to."""
+        if pl_module.mid_accumulation:
+            return
+        received = self._agreed(trainer)
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            # The epoch's own checkpoint comes next.
+            trainer.should_stop = trainer.should_stop or received != 0
+            self.received = received or None
+            return
+        step = trainer.fit_loop.total_batch_idx + 1
+        if received or (self.every and step % self.every == 0):
+            trainer.save_checkpoint(self.path)
+        if received:
+            raise Stopped(128 + received)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Gives the signals back; a run that stopped at an epoch's end stops here."""
+        self._restore()
+        if self.received is not None:
+            raise Stopped(128 + self.received)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Gives the signals back."""
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()

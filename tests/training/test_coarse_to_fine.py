@@ -1,0 +1,129 @@
+"""The global generator first, then the enhancer around it, then all of it."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from pix2pixhd.cli import main
+from pix2pixhd.data import InputError
+from pix2pixhd.training.checkpoint import read_checkpoint
+from pix2pixhd.training.module import Pix2PixHD
+from pix2pixhd.training.pretrained import load_pretrained
+from pix2pixhd.training.run import train
+
+from .test_run import weights
+
+
+@pytest.fixture
+def make_local(make_config):
+    """An enhancer around what ``make_config`` trains."""
+
+    def make(output, pretrain=None, epochs=3, fixed=2):
+        config = make_config(output, epochs)
+        config.model = dataclasses.replace(config.model, netG="local", ngf=2, num_D=3, n_blocks_local=1)
+        config.data.fineSize = 16
+        config.optimizer.niter_fix_global = fixed
+        config.run.load_pretrain = pretrain and str(pretrain)
+        return config
+
+    return make
+
+
+@pytest.fixture
+def global_run(make_config, tmp_path):
+    train(make_config("global"))
+    return tmp_path / "global"
+
+
+def is_fixed(name):
+    return name.startswith("netG.model.")
+
+
+def test_the_whole_schedule(make_local, global_run, capsys):
+    """Fixed for two epochs, trained in the third, and the learning rate decays: the original does neither."""
+    import lightning.pytorch as pl
+
+    seen, rates = [], []
+
+    class Spy(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            seen.append(weights(module))
+            rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
+
+        def on_train_start(self, trainer, module):
+            seen.append(weights(module))
+
+    config = make_local("local", global_run, epochs=3)
+    config.optimizer.niter, config.optimizer.niter_decay = 1, 2
+    train(config, callbacks=[Spy()])
+    out = capsys.readouterr().out
+    assert "the generator's global part (its enhancers start anew)" in out
+    assert "the discriminator (its scale2 start anew)" in out
+    coarse = read_checkpoint(global_run / "checkpoints" / "last.ckpt").weights
+    for name in filter(is_fixed, seen[0]):
+        for epoch in (0, 1, 2):
+            assert torch.equal(seen[epoch][name], coarse[name]), (name, epoch)
+        if name.endswith("weight"):
+            assert not torch.equal(seen[3][name], coarse[name]), name
+    for name in ("netG.model1_1.1.weight", "netG.model1_2.0.conv_block.1.weight"):
+        assert not torch.equal(seen[0][name], seen[1][name])
+    for name in ("netD.scale0_layer0.0.weight", "netD.scale1_layer1.0.weight"):
+        assert torch.equal(seen[0][name], coarse[name])
+    lr = config.optimizer.lr
+    assert rates[-1] == pytest.approx([lr * 0.5, lr * 0.5])
+
+
+def test_resumed_within_the_fixed_epochs(make_local, global_run):
+    unbroken = train(make_local("unbroken", global_run))
+    broken = make_local("broken", global_run)
+    broken.trainer["max_epochs"] = 1
+    train(broken)
+    broken.trainer["max_epochs"] = 3
+    resumed = train(broken, resume=True)
+    for (name, a), (_, b) in zip(weights(unbroken).items(), weights(resumed).items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_the_trained_part_sees_what_it_was_trained_on(make_local, global_run):
+    """The global part inside the enhancer gives the features that the global generator gave."""
+    from pix2pixhd.training.checkpoint import load_generator
+
+    config = make_local("local", global_run)
+    module = Pix2PixHD(config.model, config.data, config.loss)
+    load_pretrained(module, global_run)
+    coarse = load_generator(global_run / "checkpoints" / "last.ckpt").network
+    x = torch.randn(1, 5, 16, 16)
+    assert torch.equal(module.netG.model(x), coarse.model[:-3](x))
+
+
+def test_nvidias_files_are_a_beginning_too(make_config, global_run, tmp_path, capsys):
+    folder = tmp_path / "nvidia"
+    last = global_run / "checkpoints" / "last.ckpt"
+    assert main(["export", "--checkpoint", str(last), "--output", str(folder)]) == 0
+    config = make_config("again")
+    module = Pix2PixHD(config.model, config.data, config.loss)
+    told = load_pretrained(module, folder)
+    assert told.endswith("the generator, the discriminator")
+    saved = read_checkpoint(last).weights
+    for name, value in weights(module).items():
+        if name.startswith(("netG", "netD")):
+            assert torch.equal(value, saved[name])
+
+
+def test_weights_that_do_not_fit(make_config, make_local, global_run, tmp_path):
+    config = make_config("other")
+    config.model.ngf = 8
+    with pytest.raises(InputError, match=r"do not fit the network: .*of another shape"):
+        load_pretrained(Pix2PixHD(config.model, config.data, config.loss), global_run)
+    with pytest.raises(
+        InputError, match=r"run\.load_pretrain: .* holds neither checkpoints/last\.ckpt nor latest_net_G"
+    ):
+        load_pretrained(Pix2PixHD(config.model, config.data, config.loss), tmp_path)
+    with pytest.raises(InputError, match=r"without run\.load_pretrain is random"):
+        train(make_local("local"))
+    config = make_config("fixed")
+    config.optimizer.niter_fix_global = 1
+    config.run.load_pretrain = str(global_run)
+    with pytest.raises(InputError, match=r"niter_fix_global needs model\.netG: local"):
+        train(config)

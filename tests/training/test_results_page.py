@@ -1,0 +1,100 @@
+"""The results page: every picture on it exists, figures are right, names cannot break it."""
+
+import html.parser
+import pathlib
+import urllib.parse
+
+import pytest
+import torch
+
+from pix2pixhd.cli import main
+from pix2pixhd.training.results import figures_of, write_page
+from pix2pixhd.training.run import train
+
+
+class Page(html.parser.HTMLParser):
+    """The pictures, headings and numbers of a page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.folder = path.parent
+        self.pictures, self.numbers, self.rows, self._cell = [], [], [], None
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag == "img":
+            self.pictures.append(attributes)
+        if tag == "tr" and "data-name" in attributes:
+            self.rows.append(attributes["data-name"])
+        self._cell = attributes.get("class") if tag == "td" else None
+
+    def handle_endtag(self, tag):
+        self._cell = None
+
+    def handle_data(self, data):
+        if self._cell == "number":
+            self.numbers.append(float(data))
+
+    def check_pictures(self):
+        for picture in self.pictures:
+            assert (self.folder / urllib.parse.unquote(picture["src"])).is_file(), picture
+
+
+def test_a_run_leaves_a_page(make_config, tmp_path):
+    train(make_config(val_phase="test"))
+    page = Page(tmp_path / "run" / "results" / "index.html")
+    page.check_pictures()
+    assert page.rows == ["x", "y"]
+    assert [picture["data-column"] for picture in page.pictures] == ["label", "generated", "real"] * 2
+    assert len(page.numbers) == 2 * 3
+
+
+def test_no_page_when_not_wanted(make_config, tmp_path):
+    config = make_config()
+    config.run.results_count = 0
+    train(config)
+    assert not (tmp_path / "run" / "results").exists()
+
+
+def test_generate_writes_one_with_figures_against_real_pictures(make_config, tmp_path, data_root):
+    train(make_config())
+    last, out = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "out"
+    common = ["generate", "--checkpoint", f"{last}", "--input", f"{data_root}", "--html", "--output", f"{out}"]
+    assert main([*common]) == 0
+    page = Page(out / "index.html")
+    assert [picture["data-column"] for picture in page.pictures] == ["input", "generated"] * 2
+    assert not page.numbers
+    assert main([*common, "--real", f"{data_root / 'test_img'}", "--how_many", "1"]) == 0
+    page = Page(out / "index.html")
+    page.check_pictures()
+    assert page.rows == ["x"]
+    assert len(page.numbers) == 3
+    assert (out / "x.png").read_bytes() == (out / "images" / "generated" / "x.png").read_bytes()
+
+
+def test_figures_are_those_of_their_formulas():
+    torch.manual_seed(0)
+    a, b = torch.rand(3, 16, 16) * 2 - 1, torch.rand(3, 16, 16) * 2 - 1
+    found = figures_of(a, b)
+    assert found["L1"] == pytest.approx(float((a - b).abs().mean()))
+    assert found["PSNR"] == pytest.approx(float(10 * torch.log10(4 / (a - b).square().mean())), rel=1e-5)
+    assert figures_of(a, a)["SSIM"] == pytest.approx(1.0)
+    assert "SSIM" not in figures_of(a[:, :8], b[:, :8])  # smaller than its window
+
+
+def test_names_that_look_like_markup(tmp_path):
+    name = "a <b>&\"'#%20 ü"
+    path = write_page(tmp_path, "<script>alert(1)</script>", [(name, {"generated": torch.zeros(3, 4, 4)}, {})])
+    page = Page(path)
+    page.check_pictures()
+    assert page.rows == [name]
+    assert "<script>alert" not in path.read_text()
+
+
+def test_a_page_that_cannot_be_written_does_not_cost_the_run(make_config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results").write_text("in the way")
+    with pytest.warns(UserWarning, match="no results page"):
+        train(make_config())
+    assert pathlib.Path(tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()

@@ -1,0 +1,124 @@
+"""SIGTERM and Ctrl-C save first; a run goes on in the middle of an epoch, bit for bit."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from pix2pixhd.training.checkpoint import read_checkpoint
+from pix2pixhd.training.run import train
+from pix2pixhd.training.stopping import Stopped
+
+from .test_run import assert_identical, weights
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+class Signal(pl.Callback):
+    """Sends this process a signal in some step."""
+
+    def __init__(self, step, number=signal.SIGTERM):
+        self.step, self.number = step, number
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.fit_loop.total_batch_idx + 1 == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 6])  # three steps an epoch: first, middle and last ones
+def test_a_stopped_run_goes_on_where_it_was(make_config, step, workers, capsys):
+    config = make_config("broken", epochs=3, nThreads=workers)
+    config.loss.pool_size = 2
+    with pytest.raises(Stopped) as stopped:
+        train(config, callbacks=[Signal(step)])
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert "stopped; the run is saved, continue it with --resume" in capsys.readouterr().err
+    steps = []
+
+    class Count(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            steps.append((trainer.current_epoch, batch_idx, batch["name"][0]))
+
+    resumed = weights(train(config, resume=True, callbacks=[Count()]))
+    assert len(steps) == 9 - step
+    unbroken = make_config("unbroken", epochs=3, nThreads=workers)
+    unbroken.loss.pool_size = 2
+    rest, steps[:] = list(steps), []
+    expected = weights(train(unbroken, callbacks=[Count()]))
+    assert rest == steps[step:]
+    assert_identical(expected, resumed)
+
+
+def test_handlers_are_given_back(make_config):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(Stopped) as stopped:
+        train(make_config(), callbacks=[Signal(1, signal.SIGINT)])
+    assert stopped.value.code == 128 + signal.SIGINT
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_save_latest_freq_and_kill(make_config):
+    """What was saved within an epoch is where the run goes on after the process is gone."""
+    config = make_config("broken", epochs=2)
+    config.run.save_latest_freq = 2
+
+    class Gone(Exception):
+        pass
+
+    class Crash(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.fit_loop.total_batch_idx + 1 == 3:
+                raise Gone
+
+    with pytest.raises(Gone):
+        train(config, callbacks=[Crash()])
+    unbroken = weights(train(make_config("unbroken", epochs=2)))
+    assert_identical(unbroken, weights(train(config, resume=True)))
+
+
+def test_accumulated_gradients_are_never_cut_in_two(make_config):
+    def config(name):
+        made = make_config(name, epochs=3)
+        made.optimizer.accumulate = 2
+        return made
+
+    broken = config("broken")
+    with pytest.raises(Stopped):
+        train(broken, callbacks=[Signal(1)])  # saved after the second, with the step
+    unbroken = weights(train(config("unbroken")))
+    assert_identical(unbroken, weights(train(broken, resume=True)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_of_a_real_process(command_line, tmp_path, processes):
+    """As a cluster's scheduler does it: to every process; the exit code is the shell's for SIGTERM."""
+    arguments = [*command_line(output="stopped"), "--optimizer.niter=2000"]
+    start = ["-m", "pix2pixhd.cli"]
+    if processes == 2:
+        start = ["-m", "torch.distributed.run", "--nproc_per_node=2", *start]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    log = tmp_path / "log.txt"
+    with (
+        log.open("w") as output,
+        subprocess.Popen([sys.executable, *start, *arguments], env=environment, stdout=output, stderr=output) as run,
+    ):
+        deadline = time.monotonic() + 120
+        while not last.exists() and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert run.poll() is None, log.read_text()[-3000:]
+        run.send_signal(signal.SIGTERM)
+        code = run.wait(60)
+    text = log.read_text()
+    assert "stopped; the run is saved" in text, text[-3000:]
+    assert code == (128 + signal.SIGTERM if processes == 1 else code)
+    assert code != 0
+    assert all(torch.isfinite(value).all() for value in read_checkpoint(last).weights.values())
