@@ -51,10 +51,13 @@ def batch(options, device="cpu"):
 def adam(netG, netD, fused=False):
     import torch
 
-    return [torch.optim.Adam(net.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=fused) for net in (netG, netD)]
+    from pix2pixhd.training.optimizer import Adam
+
+    kind = Adam if fused else torch.optim.Adam
+    return [kind(net.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=fused) for net in (netG, netD)]
 
 
-def make_step(rival, options, device="cpu"):
+def make_step(rival, options, device="cpu", channels_last=False):
     """From the encoded input and the picture to the loss terms; weights are updated."""
     import torch
     from original_step import OriginalStep
@@ -69,6 +72,9 @@ def make_step(rival, options, device="cpu"):
     if rival == "original":
         vgg.to(memory_format=torch.contiguous_format)
         return OriginalStep(netG, netD, vgg, optimizers)
+    if channels_last:
+        for net in (netG, netD):
+            net.to(memory_format=torch.channels_last)
     loss_G, loss_D = GeneratorLoss(preset="nvidia", vgg=vgg).to(device), DiscriminatorLoss(preset="nvidia")
 
     def step(condition, real):
@@ -92,7 +98,7 @@ def measure(rival, dtype, options):
     half = torch.autocast("cpu", dtype=torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
     seconds, peaks = [], []
     with pix2pixhd.backend("reference" if rival == "original" else "fused"):
-        step = make_step(rival, options)
+        step = make_step(rival, options, channels_last=dtype == "bfloat16")  # as the training package does
         for turn in range(options.rounds + 1):
             reset_peak()
             before, begin = resident(), time.perf_counter()

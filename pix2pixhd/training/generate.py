@@ -202,7 +202,7 @@ def generate_folder(
                 yield sample["name"], pictures, figures
 
     if page:
-        write_page(target, f"{source}: {len(pairs)} pictures", rows())
+        write_page(target, f"generated from {source}", rows())
     else:
         for _ in rows():
             pass

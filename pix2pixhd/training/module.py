@@ -17,6 +17,7 @@ from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
 from pix2pixhd.models import LocalEnhancer
 from pix2pixhd.training.distributed import GradientAverager, gather_states, rank, world_size
 from pix2pixhd.training.metrics import build_metrics, update_metrics
+from pix2pixhd.training.optimizer import Adam
 from pix2pixhd.training.options import ComputeOptions, LossOptions, ModelOptions, OptimizerOptions
 from pix2pixhd.training.padding import encode_padded, generate_padded
 from pix2pixhd.training.pool import ImagePool
@@ -192,7 +193,7 @@ class Pix2PixHD(pl.LightningModule):
         with_E = [] if self.netE is None else list(self.netE.parameters())
         # Fused: one pass over weights, gradients and moments instead of nine.
         optimizers = [
-            torch.optim.Adam(parameters, lr=options.lr, betas=(options.beta1, options.beta2), fused=True)
+            Adam(parameters, lr=options.lr, betas=(options.beta1, options.beta2), fused=True)
             for parameters in ([*self.netG.parameters(), *with_E], list(self.netD.parameters()))
         ]
         return optimizers, [torch.optim.lr_scheduler.LambdaLR(optimizer, options.rate) for optimizer in optimizers]
@@ -284,7 +285,7 @@ class Pix2PixHD(pl.LightningModule):
         if len(states) == world_size():
             state = states[rank()]
             self.pool.load_state_dict(state["pool"])
-            torch.set_rng_state(state["rng"])
+            torch.set_rng_state(state["rng"].cpu())
 
     def on_train_epoch_end(self) -> None:
         """Lowers the learning rate."""

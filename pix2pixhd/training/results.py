@@ -123,13 +123,14 @@ class ResultsPage(pl.Callback):
         """Writes it, once for all processes."""
         if self.count and trainer.is_global_zero:
             try:
-                write_page(self.folder, f"{self.folder.parent.name}, {self._phase()}", self._rows(pl_module))
+                write_page(
+                    self.folder,
+                    f"{self.folder.parent.name}: pictures of {self.dataset.options.dataroot}",
+                    self._rows(pl_module),
+                )
             except InputError as error:
                 # A full disk must not take the trained run with it.
                 pl.utilities.rank_zero_warn(f"no results page: {error}")
-
-    def _phase(self) -> str:
-        return f"{len(self.dataset)} pictures of {self.dataset.options.dataroot}"
 
     def _rows(self, module: Any) -> Iterable[tuple[str, dict[str, Tensor], dict[str, float]]]:
         for i in range(min(self.count, len(self.dataset))):
