@@ -17,8 +17,8 @@ def _lies_channels_last(tensor: Tensor) -> bool:
 class Adam(torch.optim.Adam):
     """``torch.optim.Adam``, whose fused step goes through channels-last weights as they lie.
 
-    On the CPU PyTorch's own copies weight, gradient and both moments to the usual layout and back, which takes ten times
-    as long as the step. Results and ``state_dict`` are the same.
+    On the CPU PyTorch's own copies weight, gradient and both moments to the usual layout and back, which takes ten
+    times as long as the step. Results and ``state_dict`` are the same.
 
     Example:
         >>> optimizer = Adam(torch.nn.Conv2d(3, 8, 3).parameters(), lr=1e-3, fused=True)
