@@ -35,7 +35,7 @@ class Adam(torch.optim.Adam):
         state_steps: list[Tensor],
     ) -> bool:
         """Collects what the step needs, each as a contiguous view where it lies channels last."""
-        has_complex: bool = super()._init_group(
+        has_complex: bool = super()._init_group(  # type: ignore[no-untyped-call]
             group, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps
         )
         lists = [params, grads, exp_avgs, exp_avg_sqs, *([max_exp_avg_sqs] if group["amsgrad"] else [])]
