@@ -101,8 +101,16 @@ class StopAtNaN(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Looks before the checkpoint of this epoch is written."""
+        self.check(trainer, pl_module)
+
+    def check(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Looks at the losses since the last time, and at all weights.
+
+        Raises:
+            InputError: If one of them is not finite.
+        """
         self._look(trainer)
-        for name, parameter in pl_module.named_parameters():
+        for name, parameter in module.named_parameters():
             if parameter.requires_grad and not bool(parameter.isfinite().all()):
                 self._raise(trainer, f"the weights {name} are")
 
@@ -115,8 +123,8 @@ class StopAtNaN(pl.Callback):
     @staticmethod
     def _raise(trainer: pl.Trainer, what: str) -> None:
         raise InputError(
-            f"epoch {trainer.current_epoch}: {what} no longer finite, so training was stopped; the checkpoint of the "
-            "epoch before is untouched. Train again with a lower optimizer.lr or in another trainer.precision"
+            f"epoch {trainer.current_epoch}: {what} no longer finite, so training was stopped; the last "
+            "checkpoint is untouched. Train again with a lower optimizer.lr or in another trainer.precision"
         )
 
 

@@ -114,15 +114,15 @@ def _callbacks(config: TrainConfig, data: PairedData, output: pathlib.Path) -> l
             enable_version_counter=False,
         )
 
-    run = config.run
+    run, stop_at_nan = config.run, StopAtNaN()
     return [
         checkpoint("last", every=1, keep=1),
         checkpoint("epoch_{epoch:04d}", every=run.save_epoch_freq, keep=-1),
-        SaveWithinEpoch(output / "checkpoints" / "last.ckpt", run.save_latest_freq),
+        stop_at_nan,  # before what saves
+        SaveWithinEpoch(output / "checkpoints" / "last.ckpt", stop_at_nan.check, run.save_latest_freq),
         SampleSheets(data.val or data.train, output / "samples", run.display_freq, run.sample_count),
         ResultsPage(data.val or data.train, output / "results", run.results_count),
         LearningRateMonitor("epoch"),
-        StopAtNaN(),
     ]
 
 

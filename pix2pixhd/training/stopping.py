@@ -6,6 +6,7 @@ import pathlib
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -30,20 +31,28 @@ class SaveWithinEpoch(pl.Callback):
 
     Args:
         path: The checkpoint.
+        check: Raises where the state is none to keep, before it is written.
         every: Steps between two writings; 0 for none but at a signal.
 
     Example:
-        >>> callback = SaveWithinEpoch(pathlib.Path("runs/a/checkpoints/last.ckpt"), every=1000)
+        >>> callback = SaveWithinEpoch(pathlib.Path("runs/a/checkpoints/last.ckpt"), lambda trainer, module: None)
     """
 
-    def __init__(self, path: pathlib.Path, every: int = 0) -> None:
+    def __init__(
+        self, path: pathlib.Path, check: Callable[[pl.Trainer, pl.LightningModule], None], every: int = 0
+    ) -> None:
         self.path = path
+        self.check = check
         self.every = every
+        self._group: Any = None
         self.received: int | None = None
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes over the two signals from Lightning, whose handlers stop without a checkpoint."""
+        if world_size() > 1:
+            # Of the CPUs, so that asking at every step does not wait for a GPU.
+            self._group = dist.new_group(backend="gloo")
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._receive)
@@ -56,14 +65,12 @@ class SaveWithinEpoch(pl.Callback):
         again = "; Ctrl-C again to stop at once" if number == signal.SIGINT else ""
         print(f"\n{signal.Signals(number).name}: stopping after this step{again}", file=sys.stderr, flush=True)
 
-    def _agreed(self, trainer: pl.Trainer) -> int:
+    def _agreed(self) -> int:
         """The signal that any process received; 0 for none."""
-        received = self.received or 0
-        if world_size() > 1:
-            flag = torch.tensor(received, device=trainer.strategy.root_device)
-            dist.all_reduce(flag, dist.ReduceOp.MAX)
-            received = int(flag)
-        return received
+        flag = torch.tensor(self.received or 0)
+        if self._group is not None:
+            dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
+        return int(flag)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -71,7 +78,7 @@ class SaveWithinEpoch(pl.Callback):
         """Writes a checkpoint when it is time, and stops when asked to."""
         if pl_module.mid_accumulation:
             return
-        received = self._agreed(trainer)
+        received = self._agreed()
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             # The epoch's own checkpoint comes next.
             trainer.should_stop = trainer.should_stop or received != 0
@@ -79,6 +86,7 @@ class SaveWithinEpoch(pl.Callback):
             return
         step = trainer.fit_loop.total_batch_idx + 1
         if received or (self.every and step % self.every == 0):
+            self.check(trainer, pl_module)
             trainer.save_checkpoint(self.path)
         if received:
             raise Stopped(128 + received)

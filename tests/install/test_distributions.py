@@ -17,6 +17,12 @@ from tests.install.tools import ROOT, archs_here
 pytestmark = pytest.mark.install
 
 
+def data_files():
+    found = [*(ROOT / "pix2pixhd").rglob("*.yaml"), *(ROOT / "pix2pixhd").rglob("*.html")]
+    assert {path.suffix for path in found} == {".yaml", ".html"}
+    return {str(path.relative_to(ROOT)) for path in found}
+
+
 def test_sdist_has_all_sources_and_nothing_built(sdist):
     with tarfile.open(sdist) as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
@@ -25,7 +31,7 @@ def test_sdist_has_all_sources_and_nothing_built(sdist):
     assert any(path.suffix == ".cu" for path in sources)
     wanted = {str(path.relative_to(ROOT)) for path in [*sources, *harness]}
     wanted |= {"setup.py", "pyproject.toml", "Makefile", "README.md", "LICENSE", "pix2pixhd/py.typed"}
-    wanted |= {f"pix2pixhd/configs/{path.name}" for path in (ROOT / "pix2pixhd" / "configs").glob("*.yaml")}
+    wanted |= {"docs/migrate.md", *data_files()}
     assert wanted - set(names) == set()
     assert [name for name in names if re.search(r"\.(so|o|pyc)$|^build/|ninja", name)] == []
 
@@ -37,9 +43,7 @@ def test_wheel_has_each_library_once_and_the_data(wheel):
     cuda = ["pix2pixhd/_ops_cuda.so"] if "building CUDA kernels" in wheel.log else []
     assert libraries == [*tagged, "pix2pixhd/_ops.so", *cuda]
     assert len(wheel.names) == len(set(wheel.names))
-    configs = {f"pix2pixhd/configs/{path.name}" for path in (ROOT / "pix2pixhd" / "configs").glob("*.yaml")}
-    assert configs
-    assert configs | {"pix2pixhd/py.typed"} <= set(wheel.names)
+    assert data_files() | {"pix2pixhd/py.typed"} <= set(wheel.names)
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "pix2pixhd").rglob("*.py")}
     assert {name for name in wheel.names if name.endswith(".py")} == modules
     tops = {name.partition("/")[0] for name in wheel.names}

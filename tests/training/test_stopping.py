@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from pix2pixhd.data import InputError
 from pix2pixhd.training.checkpoint import read_checkpoint
 from pix2pixhd.training.run import train
 from pix2pixhd.training.stopping import Stopped
@@ -81,6 +82,24 @@ def test_save_latest_freq_and_kill(make_config):
         train(config, callbacks=[Crash()])
     unbroken = weights(train(make_config("unbroken", epochs=2)))
     assert_identical(unbroken, weights(train(config, resume=True)))
+
+
+def test_weights_that_are_no_numbers_are_not_saved_within_an_epoch(make_config, tmp_path):
+    config = make_config(epochs=2)
+    config.trainer["max_epochs"] = 1
+    train(config)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    good = last.read_bytes()
+    config.trainer["max_epochs"] = 2
+
+    class Poison(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            with torch.no_grad():
+                next(module.netG.parameters())[0] = float("nan")
+
+    with pytest.raises(InputError, match="no longer finite"):
+        train(config, resume=True, callbacks=[Poison(), Signal(4)])
+    assert last.read_bytes() == good
 
 
 def test_accumulated_gradients_are_never_cut_in_two(make_config):
