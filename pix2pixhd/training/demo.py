@@ -195,6 +195,7 @@ def run_demo(out: pathlib.Path, max_minutes: float = 4.0, seed: int = 0) -> Resu
     fall = 1 - after / before.error
     print(f"3/3  results, after {(time.perf_counter() - began) / 60:.1f} minutes:")
     print(f"     pictures   {out / 'results.png'}: label | generated | real, of crops the generator has never seen")
+    print(f"     page       {out / 'run' / 'results' / 'index.html'}: the same one by one, with figures")
     print(f"     L1 error   on held-out crops {before.error:.3f} untrained, {after:.3f} trained: {fall:.0%} lower")
     print(f"     losses     {_told(savings)}")
     print(f"     again      pix2pixhd train --config {out / _CONFIG} --run.output {out / 'again'}")

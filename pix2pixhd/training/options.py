@@ -252,7 +252,8 @@ class RunOptions:
         results_count: Most pictures on the results page, which is written when training ends; 0 for none.
         save_epoch_freq: Epochs between two kept checkpoints (``last.ckpt`` is written after every epoch).
         save_latest_freq: Steps between two writings of ``last.ckpt`` within an epoch; 0 for none.
-        loggers: Where figures go: ``csv``, ``tensorboard``, ``mlflow``, ``wandb``.
+        loggers: Where figures go: ``csv``, ``tensorboard``, ``mlflow`` (``MLFLOW_TRACKING_URI``, else a database in
+            ``output``), ``wandb``.
         metrics: Of validation: ``l1``, ``psnr``, ``ssim``; ``lpips`` and ``fid``, which need pretrained weights.
 
     Raises:

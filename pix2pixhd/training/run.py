@@ -85,10 +85,13 @@ def _last_checkpoint(config: TrainConfig, resume: bool) -> pathlib.Path | None:
 def _loggers(names: Sequence[str], output: pathlib.Path) -> list[Any]:
     taken = [int(path.name[4:]) for path in (output / "logs").glob("run_*") if path.name[4:].isdigit()]
     version = f"run_{max(taken, default=-1) + 1}"
+    database = f"sqlite:///{output.resolve() / 'mlflow.db'}"
     make: dict[str, Callable[[], Any]] = {
         "csv": lambda: CSVLogger(str(output), "logs", version),
         "tensorboard": lambda: TensorBoardLogger(str(output), "logs", version),
-        "mlflow": lambda: MLFlowLogger(output.name, version, tracking_uri=os.environ.get("MLFLOW_TRACKING_URI")),
+        "mlflow": lambda: MLFlowLogger(
+            output.name, version, tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", database)
+        ),
         "wandb": lambda: WandbLogger(version, str(output), project=output.name),
     }
     # In this order: CSVLogger warns of a folder that exists already.
@@ -96,9 +99,15 @@ def _loggers(names: Sequence[str], output: pathlib.Path) -> list[Any]:
     for name in sorted(set(names), key=list(make).index):
         try:
             loggers.append(make[name]())
+            if name in ("mlflow", "wandb"):
+                # Connects now, so that what does not work is told before anything else is done.
+                _ = loggers[-1].experiment
         except ModuleNotFoundError as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"run.loggers: {name} is not installed ({reason}); pip install {name}") from None
+        except Exception as error:  # a server that does not answer, a key that is missing: each in its library's words
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"run.loggers: {name} cannot be used ({reason}); set it up, or leave it out") from error
     return loggers
 
 
@@ -136,6 +145,10 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], output: pathlib.
         **({} if config.data.val_phase else {"limit_val_batches": 0}),
         **config.trainer,
     }
+    if options.get("accumulate_grad_batches", 1) != 1:
+        raise InputError(
+            "trainer.accumulate_grad_batches: set optimizer.accumulate instead, which both networks follow"
+        )
     if options["max_epochs"] is None:
         options["max_epochs"] = config.optimizer.niter + config.optimizer.niter_decay
     if options["max_steps"] > 0:

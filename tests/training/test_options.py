@@ -9,7 +9,7 @@ from PIL import Image
 
 from pix2pixhd.cli import main
 from pix2pixhd.data import DataOptions, InputError
-from pix2pixhd.training import metrics
+from pix2pixhd.training import metrics, run
 from pix2pixhd.training.checkpoint import load_generator, read_checkpoint
 from pix2pixhd.training.metrics import build_metrics, update_metrics
 from pix2pixhd.training.options import ComputeOptions
@@ -166,7 +166,12 @@ def test_loggers_by_config(make_config, tmp_path, monkeypatch):
         tmp_path / "run" / "logs" / "run_0"
     )
     assert not list((tmp_path / "run" / "logs").glob("**/events.*"))
-    for name in ("mlflow", "wandb"):
+    for name, kind in (("mlflow", "MLFlowLogger"), ("wandb", "WandbLogger")):
+
+        def missing(*args, name=name, **kwargs):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+        monkeypatch.setattr(run, kind, missing)
         other = make_config(name)
         other.run.loggers = [name]
         with pytest.raises(InputError, match=rf"run\.loggers: {name} is not installed .*pip install {name}"):

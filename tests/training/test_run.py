@@ -136,7 +136,7 @@ def test_bfloat16(make_config):
 def test_trainer_options_that_cannot_work(make_config):
     config = make_config()
     config.trainer["accumulate_grad_batches"] = 2
-    with pytest.raises(InputError, match=r"trainer: .*accumulate_grad_batches"):
+    with pytest.raises(InputError, match=r"trainer\.accumulate_grad_batches: set optimizer\.accumulate instead"):
         train(config)
 
 
