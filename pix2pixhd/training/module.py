@@ -48,6 +48,10 @@ def generator_loss(options: LossOptions) -> GeneratorLoss:
     return loss
 
 
+def _without(weights: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
+    return {name: value for name, value in weights.items() if not name.startswith(prefixes)}
+
+
 class Pix2PixHD(pl.LightningModule):
     """Generator, discriminator and their losses, trained by turns (arXiv 1711.11585).
 
@@ -276,11 +280,23 @@ class Pix2PixHD(pl.LightningModule):
         return terms
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds every process's image pool and random state."""
+        """Adds every process's image pool and random state; leaves out the weights of metrics, which are not ours."""
+        checkpoint["state_dict"] = _without(checkpoint["state_dict"], "val_metrics.")
         checkpoint["processes"] = gather_states({"pool": self.pool.state_dict(), "rng": torch.get_rng_state()})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes this process's back; with another number of processes the pools begin empty."""
+        """Takes this process's back; with another number of processes the pools begin empty.
+
+        Metrics and the average of the weights may have been turned on or off meanwhile: an average begins with the
+        weights as they are.
+        """
+        weights = _without(checkpoint["state_dict"], "val_metrics.", *([] if self.ema else ["ema."]))
+        own = self.state_dict()
+        weights |= {name: value for name, value in own.items() if name.startswith("val_metrics.")}
+        if self.ema is not None and "ema.n_averaged" not in weights:
+            trained = {f"ema.module.{name}": value for name, value in weights.items() if f"ema.module.{name}" in own}
+            weights |= {"ema.n_averaged": torch.ones_like(own["ema.n_averaged"]), **trained}
+        checkpoint["state_dict"] = weights
         states = checkpoint.get("processes", [])
         if len(states) == world_size():
             state = states[rank()]

@@ -95,6 +95,39 @@ def test_a_resumed_average(make_config):
     assert_identical(weights(train(config("unbroken"))), weights(train(broken, resume=True)))
 
 
+def test_an_average_may_be_turned_on_and_off(make_config):
+    def train_on(epochs, decay, resume=True):
+        config = make_config(epochs=3)
+        config.trainer["max_epochs"] = epochs
+        config.optimizer.ema_decay = decay
+        return train(config, resume=resume)
+
+    before = weights(train_on(1, 0.0, resume=False).netG)
+    module = train_on(2, 0.9)  # three steps: 0.729 of the weights that were there
+    now, average = weights(module.netG), weights(module.ema.module["netG"])
+    name = "model.1.weight"
+    assert (average[name] - before[name]).abs().max() < 0.5 * (now[name] - before[name]).abs().max()
+    assert train_on(3, 0.0).ema is None
+
+
+def test_metrics_weights_stay_out_of_checkpoints_and_may_change(make_config, tmp_path, monkeypatch):
+    from torchmetrics import MeanSquaredError
+
+    class WithNetwork(MeanSquaredError):
+        def __init__(self, net_type):
+            super().__init__()
+            self.net = torch.nn.Linear(2, 2).requires_grad_(False)
+
+    monkeypatch.setattr(metrics, "LearnedPerceptualImagePatchSimilarity", WithNetwork)
+    config = make_config(epochs=3, val_phase="test")
+    for epochs, names in ((1, ["lpips"]), (2, ["l1", "lpips"]), (3, ["l1"])):
+        config.run.metrics = names
+        config.trainer["max_epochs"] = epochs
+        train(config, resume=epochs > 1)
+        saved = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").weights
+        assert not [name for name in saved if name.startswith("val_metrics")]
+
+
 @pytest.mark.parametrize("options", [{"channels_last": True}, {"checkpoint_activations": True}])
 def test_other_ways_to_compute_give_the_same(make_config, options):
     config = make_config("other")
