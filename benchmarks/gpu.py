@@ -305,7 +305,7 @@ def measure_step(report, device, options, rounds):
         for rival, backend in (("original", "reference"), ("ours", "fused")):
             memory, found = Memory(device), []
             with pix2pixhd.backend(backend):
-                step = training_step.make_step(rival, options, device)
+                step = training_step.make_step(rival, options, device, channels_last=name == "bfloat16")
                 for _ in range(rounds + 2):
                     memory.begin()
                     begin = time.perf_counter()
