@@ -77,9 +77,9 @@ def _migrate(argv: Sequence[str]) -> int:
     )
     parser.add_argument("options", type=pathlib.Path, metavar="OPT.TXT", help="checkpoints/NAME/opt.txt")
     options = parser.parse_args(argv)
-    from pix2pixhd.training.nvidia_options import main as migrate
+    from pix2pixhd.training.nvidia_options import as_text
 
-    print(migrate(options.options))
+    print(as_text(options.options))
     return 0
 
 

@@ -70,6 +70,10 @@ class PairedDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def plain(self) -> PairedDataset:
+        """The same pictures, neither cropped nor flipped."""
+        return PairedDataset(self.pairs, self.options, self.multiple, augment=False)
+
     def _geometry(self, size: tuple[int, int], key: int) -> Geometry:
         if self.augment:
             # A string seed is hashed whole; the sum of two integers would give neighbours the same draws.

@@ -33,7 +33,7 @@ class SampleSheets(pl.Callback):
     """
 
     def __init__(self, dataset: PairedDataset, folder: pathlib.Path, every: int, count: int) -> None:
-        plain = PairedDataset(dataset.pairs, dataset.options, dataset.multiple, augment=False)
+        plain = dataset.plain()
         step = max(len(plain) // count, 1)
         self.samples = [plain[i] for i in range(0, len(plain), step)][:count]
         first = self.samples[0]["image"].shape

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from pix2pixhd.data import DataOptions, InputError
 from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions
 
-__all__ = ["Checkpoint", "Generator", "load_generator", "load_strictly", "read_checkpoint", "read_state_dict"]
+__all__ = [
+    "Checkpoint",
+    "Generator",
+    "generator_of",
+    "load_generator",
+    "load_strictly",
+    "read_checkpoint",
+    "read_state_dict",
+]
 
 _FORMAT = 1
 _Section = TypeVar("_Section", DataOptions, ModelOptions, LossOptions, OptimizerOptions)
@@ -43,6 +51,11 @@ class Checkpoint:
     data: DataOptions
     loss: LossOptions
     optimizer: OptimizerOptions
+
+    def network(self, name: str, averaged: bool = False) -> dict[str, Tensor]:
+        """One network's weights, ``netG`` say; their moving average when asked for and kept. Empty if there is none."""
+        average = _with_prefix(self.weights, f"ema.module.{name}.") if averaged else {}
+        return average or _with_prefix(self.weights, f"{name}.")
 
 
 @dataclasses.dataclass
@@ -155,9 +168,9 @@ def read_state_dict(path: pathlib.Path) -> dict[str, Tensor]:
     weights = _read(path)
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise InputError(f"{path}: a .pth file must be a state dict, as NVIDIA's latest_net_G.pth is")
-    if any(key.endswith(("running_mean", "running_var")) for key in weights) and not _has_batch_norm(weights):
-        return {k: v for k, v in weights.items() if not k.endswith(_UNUSED_STATISTICS)}
-    return dict(weights)
+    if _has_batch_norm(weights):
+        return dict(weights)
+    return {k: v for k, v in weights.items() if not k.endswith(_UNUSED_STATISTICS)}
 
 
 def _has_batch_norm(weights: Mapping[str, Tensor]) -> bool:
@@ -193,17 +206,32 @@ def load_generator(
     """
     path = pathlib.Path(path)
     if path.suffix != ".pth":
-        checkpoint = read_checkpoint(path)
-        model, data = checkpoint.model, checkpoint.data
-        kept = _with_prefix(checkpoint.weights, "ema.module.") if averaged else {}
-        weights = kept or checkpoint.weights
-        weights_G, weights_E = _with_prefix(weights, "netG."), _with_prefix(weights, "netE.")
-    else:
-        model, data = model or ModelOptions(), data or DataOptions()
-        weights_G, weights_E = read_state_dict(path), {}
-        beside = path.with_name(path.name.replace("net_G", "net_E"))
-        if model.has_features and beside != path and beside.is_file():
-            weights_E = read_state_dict(beside)
+        return generator_of(read_checkpoint(path), averaged)
+    model, data = model or ModelOptions(), data or DataOptions()
+    weights_E: dict[str, Tensor] = {}
+    beside = path.with_name(path.name.replace("net_G", "net_E"))
+    if model.has_features and beside != path and beside.is_file():
+        weights_E = read_state_dict(beside)
+    return _build(path, model, data, read_state_dict(path), weights_E)
+
+
+def generator_of(checkpoint: Checkpoint, averaged: bool = True) -> Generator:
+    """The generator of a checkpoint that has been read; ``averaged`` as for ``load_generator``.
+
+    Raises:
+        InputError: If the weights are not exactly those of the network.
+    """
+    weights_G, weights_E = (checkpoint.network(name, averaged) for name in ("netG", "netE"))
+    return _build(checkpoint.path, checkpoint.model, checkpoint.data, weights_G, weights_E)
+
+
+def _build(
+    path: pathlib.Path,
+    model: ModelOptions,
+    data: DataOptions,
+    weights_G: Mapping[str, Tensor],
+    weights_E: Mapping[str, Tensor],
+) -> Generator:
     network = model.generator(data)
     load_strictly(network, weights_G, path)
     encoder = model.encoder(data) if weights_E else None

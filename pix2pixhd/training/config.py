@@ -18,7 +18,7 @@ from pix2pixhd.data import DataOptions, InputError
 from pix2pixhd.training.options import ComputeOptions, LossOptions, ModelOptions, OptimizerOptions, RunOptions
 from pix2pixhd.training.run import TrainConfig
 
-__all__ = ["build_parser", "parse_train", "save_config"]
+__all__ = ["build_parser", "config_text", "parse_train", "save_config"]
 
 _SECTIONS = {
     "data": DataOptions,
@@ -143,6 +143,12 @@ def parse_train(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
     return TrainConfig(**given, trainer=trainer), bool(sections.resume)
 
 
+def config_text(config: TrainConfig) -> str:
+    """All options as YAML that ``pix2pixhd train --config`` reads."""
+    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    return text
+
+
 def save_config(config: TrainConfig, path: pathlib.Path) -> None:
     """Writes all options as a YAML file that ``pix2pixhd train --config`` reads.
 
@@ -150,4 +156,4 @@ def save_config(config: TrainConfig, path: pathlib.Path) -> None:
         >>> save_config(TrainConfig(DataOptions(dataroot="a")), pathlib.Path("a.yaml"))  # doctest: +SKIP
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    path.write_text(config_text(config))

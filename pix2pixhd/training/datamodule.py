@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from pix2pixhd.data import (
@@ -82,7 +82,7 @@ class PairedData(pl.LightningDataModule):
 
     def _checked(self, phase: str, training: bool) -> Sequence[Pair]:
         pairs = find_pairs(self.options, phase)
-        with checking(phase, len(pairs), quiet=int(os.environ.get("RANK", 0)) > 0) as on_checked:
+        with checking(phase, len(pairs), quiet=getattr(rank_zero_only, "rank", 0) != 0) as on_checked:
             check_pairs(pairs, self.options, self.multiple, training, on_checked)
         return pairs
 

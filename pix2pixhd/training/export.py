@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pix2pixhd.data import DataOptions, InputError, encode_input
-from pix2pixhd.training.checkpoint import Generator, load_generator, read_checkpoint
+from pix2pixhd.training.checkpoint import Generator, generator_of, load_generator, read_checkpoint
 from pix2pixhd.training.generate import check_writable
 
 __all__ = ["ExportedGenerator", "export_nvidia", "export_onnx", "export_program", "main"]
@@ -191,9 +191,8 @@ def export_nvidia(checkpoint: pathlib.Path, folder: pathlib.Path, averaged: bool
         >>> export_nvidia(pathlib.Path("last.ckpt"), pathlib.Path("checkpoints/city"))  # doctest: +SKIP
     """
     content = read_checkpoint(checkpoint)
-    generator = load_generator(checkpoint, averaged=averaged)
-    nets: dict[str, dict[str, Any]] = {"G": dict(generator.network.state_dict())}
-    nets["D"] = {key.removeprefix("netD."): value for key, value in content.weights.items() if key.startswith("netD.")}
+    generator = generator_of(content, averaged)
+    nets: dict[str, dict[str, Any]] = {"G": dict(generator.network.state_dict()), "D": content.network("netD")}
     if generator.encoder is not None:
         nets["E"] = dict(generator.encoder.state_dict())
     check_writable(folder, "--output")

@@ -11,7 +11,7 @@ import dataclasses
 import pathlib
 import random
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,6 @@ _Array = NDArray[np.float32]
 _LEAST_AREA = 1 / 64
 
 
-def _region(sample: Sample, generator: Generator) -> Tensor:
-    """Ids of what features belong to: instances, or classes."""
-    return sample["input"] if generator.model.label_feat else sample["instance"]
-
-
 @torch.inference_mode()
 def encode_picture(generator: Generator, sample: Sample) -> Tensor:
     """The encoder's features ``[F, H, W]`` of a sample's picture.
@@ -46,16 +41,33 @@ def encode_picture(generator: Generator, sample: Sample) -> Tensor:
     if generator.encoder is None:
         raise InputError("this checkpoint has no encoder (model.instance_feat), so there are no features to take")
     device = next(generator.encoder.parameters()).device
-    region = _region(sample, generator)[None].to(device)
+    region = generator.model.region(sample)[None].to(device)
     picture = sample["image"][None].to(device)
     return encode_padded(generator.encoder, picture, region, generator.model.multiple)[0]
 
 
-def _instances(region: NDArray[Any], labels: NDArray[Any] | None) -> Iterator[tuple[int, int, int, int]]:
-    """Id, class, number of pixels and some pixel's index of every instance."""
-    ids, first, counts = np.unique(region, return_index=True, return_counts=True)
-    for id_, index, count in zip(ids.tolist(), first.tolist(), counts.tolist(), strict=True):
-        yield id_, 0 if labels is None else int(labels.reshape(-1)[index]), count, index
+@dataclasses.dataclass(frozen=True)
+class _Instances:
+    """The instances of one picture.
+
+    Attributes:
+        labels: The class of each.
+        sizes: How many pixels each has.
+        pixels: The index of one pixel of each, in the flat picture.
+        number: Which one every pixel ``[H, W]`` belongs to.
+    """
+
+    labels: NDArray[Any]
+    sizes: NDArray[Any]
+    pixels: NDArray[Any]
+    number: NDArray[Any]
+
+
+def _instances(sample: Sample, generator: Generator) -> _Instances:
+    region = generator.model.region(sample).numpy()
+    _, pixels, number, sizes = np.unique(region, return_index=True, return_inverse=True, return_counts=True)
+    classes = sample["input"].numpy() if generator.data.label_nc else np.zeros_like(region)
+    return _Instances(classes.reshape(-1)[pixels], sizes, pixels, number.reshape(region.shape))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,15 +124,11 @@ class FeatureClusters:
             seed: The same seed draws the same looks.
         """
         rng = random.Random(f"looks:{seed}")
-        region = _region(sample, generator).numpy()
-        labels = sample["input"].numpy() if generator.data.label_nc else None
-        everything = np.concatenate(list(self.centers.values()))
-        ids, inverse = np.unique(region, return_inverse=True)
-        looks = np.empty((len(ids), everything.shape[1]), dtype=np.float32)
-        for k, (_, label, _, _) in enumerate(_instances(region, labels)):
-            known = self.centers.get(label)
-            looks[k] = everything.mean(axis=0) if known is None else known[rng.randrange(len(known))]
-        return torch.from_numpy(looks[inverse.reshape(region.shape)]).permute(2, 0, 1)
+        instances = _instances(sample, generator)
+        mean = np.concatenate(list(self.centers.values())).mean(axis=0)
+        known = (self.centers.get(label) for label in instances.labels.tolist())
+        looks = np.stack([mean if choices is None else choices[rng.randrange(len(choices))] for choices in known])
+        return torch.from_numpy(looks[instances.number]).permute(2, 0, 1)
 
 
 def _collect(generator: Generator, dataset: PairedDataset) -> dict[int, list[tuple[float, _Array]]]:
@@ -129,10 +137,10 @@ def _collect(generator: Generator, dataset: PairedDataset) -> dict[int, list[tup
     for i in range(len(dataset)):
         sample = dataset[i]
         features = encode_picture(generator, sample).float().cpu().flatten(1).numpy()
-        region = _region(sample, generator).numpy()
-        labels = sample["input"].numpy() if generator.data.label_nc else None
-        for _, label, count, index in _instances(region, labels):
-            found.setdefault(label, []).append((count / region.size, features[:, index].copy()))
+        instances = _instances(sample, generator)
+        shares = instances.sizes / instances.number.size
+        for label, share, pixel in zip(instances.labels.tolist(), shares.tolist(), instances.pixels, strict=True):
+            found.setdefault(label, []).append((share, features[:, pixel].copy()))
     return found
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pix2pixhd.data import (
+    DataOptions,
     InputError,
     Pair,
     PairedDataset,
@@ -190,20 +191,24 @@ def generate_folder(
     dataset = PairedDataset(pairs, data, generator.model.multiple, augment=False)
     written: list[pathlib.Path] = []
 
-    def rows() -> Iterator[tuple[str, dict[str, Tensor], dict[str, float]]]:
+    def generated() -> Iterator[tuple[Sample, Tensor]]:
         for samples in _batches(dataset, batch):
             for sample, picture in zip(samples, _generate_batch(generator, samples, looks), strict=True):
                 written.append(save_picture(picture, target / f"{sample['name']}.png"))
-                pictures = {"input": shown_input(sample, data), "generated": picture}
-                figures: dict[str, float] = {}
-                if page and "image" in sample:
-                    pictures["real"] = sample["image"]
-                    figures = figures_of(picture, sample["image"])
-                yield sample["name"], pictures, figures
+                yield sample, picture
 
     if page:
-        write_page(target, f"generated from {source}", rows())
+        rows = (_page_row(sample, picture, data) for sample, picture in generated())
+        write_page(target, f"generated from {source}", rows)
     else:
-        for _ in rows():
+        for _ in generated():
             pass
     return written
+
+
+def _page_row(sample: Sample, picture: Tensor, data: DataOptions) -> tuple[str, dict[str, Tensor], dict[str, float]]:
+    """Name, pictures and figures of one row; figures where there is a real picture to compare with."""
+    pictures = {"input": shown_input(sample, data), "generated": picture}
+    if "image" not in sample:
+        return sample["name"], pictures, {}
+    return sample["name"], pictures | {"real": sample["image"]}, figures_of(picture, sample["image"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -114,7 +113,7 @@ class Pix2PixHD(pl.LightningModule):
             self.ema = AveragedModel(self.averaged(), multi_avg_fn=average, use_buffers=True)
             self.ema.requires_grad_(False)
         self.generator_loss = generator_loss(loss)
-        self.pool = ImagePool(loss.pool_size, f"{torch.initial_seed()}:{os.environ.get('RANK', 0)}")
+        self.pool = ImagePool(loss.pool_size)
         self.discriminator_loss = DiscriminatorLoss(preset=loss.preset, gan_mode=loss.gan_mode)
         self.val_metrics = build_metrics(metrics)
         self._batches_since_step = 0
@@ -138,7 +137,8 @@ class Pix2PixHD(pl.LightningModule):
             raise InputError("optimizer.niter_fix_global needs model.netG: local, whose global part it keeps as it is")
 
     def setup(self, stage: str) -> None:
-        """Lays out and compiles the networks as ``compute`` says."""
+        """Lays out and compiles the networks as ``compute`` says, and seeds this process's own pool."""
+        self.pool = ImagePool(self.pool.size, f"{torch.initial_seed()}:{self.global_rank}")
         options = self.compute_options
         half = self.trainer.precision not in ("32", "32-true", "64-true")
         if half if options.channels_last is None else options.channels_last:
@@ -164,13 +164,9 @@ class Pix2PixHD(pl.LightningModule):
             batch["input"], batch.get("instance"), self.data_options.label_nc, cast(torch.dtype, self.dtype)
         )
 
-    def _region(self, batch: Sample) -> Tensor:
-        """Ids of what features are averaged over."""
-        return batch["input"] if self.model_options.label_feat else batch["instance"]
-
     def encode_features(self, batch: Sample) -> Tensor | None:
         """The encoder's features of a batch's real pictures ``[N, feat_num, H, W]``; None for a module without."""
-        return None if self.netE is None else self.netE(batch["image"], self._region(batch))
+        return None if self.netE is None else self.netE(batch["image"], self.model_options.region(batch))
 
     def forward(self, condition: Tensor) -> Tensor:
         """Generates pictures ``[N, C, H, W]`` in [−1, 1] of any size; sizes are padded and cropped back.
@@ -188,17 +184,18 @@ class Pix2PixHD(pl.LightningModule):
         condition = self.encode(batch)
         if self.netE is None:
             return self(condition)  # type: ignore[no-any-return]
-        features = encode_padded(self._generating()["netE"], batch["image"], self._region(batch), self.multiple)
+        features = encode_padded(
+            self._generating()["netE"], batch["image"], self.model_options.region(batch), self.multiple
+        )
         return self(torch.cat([condition, features], dim=1))  # type: ignore[no-any-return]
 
     def configure_optimizers(self) -> Any:
         """Adam for G with E, and for D, with the learning rate's linear decay."""
         options = self.optimizer_options
-        with_E = [] if self.netE is None else list(self.netE.parameters())
         # Fused: one pass over weights, gradients and moments instead of nine.
         optimizers = [
-            Adam(parameters, lr=options.lr, betas=(options.beta1, options.beta2), fused=True)
-            for parameters in ([*self.netG.parameters(), *with_E], list(self.netD.parameters()))
+            Adam(networks.parameters(), lr=options.lr, betas=(options.beta1, options.beta2), fused=True)
+            for networks in (self.averaged(), self.netD)
         ]
         return optimizers, [torch.optim.lr_scheduler.LambdaLR(optimizer, options.rate) for optimizer in optimizers]
 

@@ -7,16 +7,18 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 from pix2pixhd.data import DataOptions, InputError
+from pix2pixhd.training.config import config_text
 from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions, RunOptions
 from pix2pixhd.training.run import TrainConfig
 
-__all__ = ["main", "read_options", "to_config"]
+__all__ = ["as_text", "read_options", "to_config"]
 
 # Keys that say the same under the same name.
 _SAME: dict[str, type] = {"data": DataOptions, "model": ModelOptions, "optimizer": OptimizerOptions, "run": RunOptions}
+
+# Of these, what says "none" in a way of its own.
+_SPECIAL = {"max_dataset_size", "load_pretrain"}
 
 # What has no counterpart, and why; docs/migrate.md tells the same. A function says when the value matters at all.
 _LEFT_OUT: dict[str, tuple[Callable[[str], bool], str]] = {
@@ -115,9 +117,6 @@ def to_config(path: pathlib.Path) -> tuple[TrainConfig, dict[str, str]]:
     return config, left_out
 
 
-_SPECIAL = {"max_dataset_size", "load_pretrain", "output", "seed"}
-
-
 def _loss(path: pathlib.Path, given: Mapping[str, str]) -> LossOptions:
     weight = _value(path, "lambda_feat", given.get("lambda_feat", "10.0"), 10.0)
     return LossOptions(
@@ -130,7 +129,7 @@ def _loss(path: pathlib.Path, given: Mapping[str, str]) -> LossOptions:
     )
 
 
-def main(path: pathlib.Path) -> str:
+def as_text(path: pathlib.Path) -> str:
     """The configuration as YAML, with a comment for every option that has no counterpart.
 
     Raises:
@@ -138,5 +137,4 @@ def main(path: pathlib.Path) -> str:
     """
     config, left_out = to_config(path)
     comments = [f"# {name}: {reason}" for name, reason in left_out.items()]
-    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
-    return "\n".join([f"# from {path}", *comments, text])
+    return "\n".join([f"# from {path}", *comments, config_text(config)])

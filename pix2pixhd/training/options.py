@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
-from pix2pixhd.data import DataOptions, InputError
+from pix2pixhd.data import DataOptions, InputError, Sample
 from pix2pixhd.models import Encoder, MultiscaleDiscriminator, define_D, define_E, define_G
 
 __all__ = ["ComputeOptions", "LossOptions", "ModelOptions", "OptimizerOptions", "RunOptions"]
@@ -82,6 +82,10 @@ class ModelOptions:
         enhancers: int = self.n_local_enhancers if self.netG == "local" else 0
         generator = int(2 ** (self.n_downsample_global + enhancers))
         return max(generator, 2**self.n_downsample_E) if self.has_features else generator
+
+    def region(self, sample: Sample) -> Tensor:
+        """Ids of what features are averaged over, of a sample or a batch: classes, or instances."""
+        return sample["input"] if self.label_feat else sample["instance"]
 
     def check(self, data: DataOptions) -> None:
         """Whether the data have what the encoder averages over.
@@ -280,5 +284,5 @@ class RunOptions:
     )
 
     def __post_init__(self) -> None:
-        _at_least("run", self, seed=0, display_freq=0, sample_count=1, results_count=0)
-        _at_least("run", self, save_epoch_freq=1, save_latest_freq=0)
+        _at_least("run", self, seed=0, display_freq=0, sample_count=1)
+        _at_least("run", self, results_count=0, save_epoch_freq=1, save_latest_freq=0)

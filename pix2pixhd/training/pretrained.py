@@ -15,6 +15,7 @@ from pix2pixhd.training.module import Pix2PixHD
 
 __all__ = ["load_pretrained"]
 
+_NETWORKS = ("netG", "netD", "netE")
 _Weights = dict[str, dict[str, Tensor]]
 
 
@@ -24,17 +25,12 @@ def _read(path: pathlib.Path) -> tuple[pathlib.Path, _Weights]:
     if path.is_dir() and last.is_file():
         path = last
     if path.is_dir():
-        files = {net: path / f"latest_net_{net[-1]}.pth" for net in ("netG", "netD", "netE")}
+        files = {net: path / f"latest_net_{net[-1]}.pth" for net in _NETWORKS}
         if not files["netG"].is_file():
             raise InputError(f"run.load_pretrain: {path} holds neither checkpoints/last.ckpt nor latest_net_G.pth")
         return path, {net: read_state_dict(file) for net, file in files.items() if file.is_file()}
-    content = read_checkpoint(path).weights
-    nets: _Weights = {}
-    for name, value in content.items():
-        net, _, rest = name.partition(".")
-        if net in ("netG", "netD", "netE"):
-            nets.setdefault(net, {})[rest] = value
-    return path, nets
+    checkpoint = read_checkpoint(path)
+    return path, {net: weights for net in _NETWORKS if (weights := checkpoint.network(net))}
 
 
 def _is_global(weights: Mapping[str, Tensor]) -> bool:

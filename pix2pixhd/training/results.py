@@ -115,7 +115,7 @@ class ResultsPage(pl.Callback):
     """
 
     def __init__(self, dataset: PairedDataset, folder: pathlib.Path, count: int) -> None:
-        self.dataset = PairedDataset(dataset.pairs, dataset.options, dataset.multiple, augment=False)
+        self.dataset = dataset.plain()
         self.folder = folder
         self.count = count
 

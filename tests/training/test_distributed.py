@@ -77,7 +77,7 @@ def test_a_run_of_two_processes(make_config, data_root, tmp_path, launcher):
     sections = {
         "data": {"dataroot": str(data_root), "label_nc": 4, "resize_or_crop": "crop", "fineSize": 16, "nThreads": 0},
         "model": vars(config.model),
-        "loss": {"lambda_vgg": 0.0},
+        "loss": {"lambda_vgg": 0.0, "pool_size": 2},
         "optimizer": {"niter": 2, "niter_decay": 0},
         "run": {"output": str(tmp_path / "run"), "display_freq": 1, "sample_count": 1},
         "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
@@ -94,7 +94,11 @@ def test_a_run_of_two_processes(make_config, data_root, tmp_path, launcher):
         arguments = ["train", "--config", str(tmp_path / "config.yaml"), *resume]
         done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    saved = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    saved = read_checkpoint(last)
+    pools = [process["pool"] for process in torch.load(last, weights_only=True)["processes"]]
+    assert len(pools) == 2
+    assert pools[0]["random"] != pools[1]["random"]
     assert all(torch.isfinite(value).all() for value in saved.weights.values())
     # Three pictures for two processes: two steps an epoch, three epochs.
     assert sorted(p.name for p in (tmp_path / "run" / "samples").iterdir()) == [
