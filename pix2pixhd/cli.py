@@ -84,7 +84,7 @@ def _migrate(argv: Sequence[str]) -> int:
 
 
 def _data(argv: Sequence[str]) -> int:
-    from pix2pixhd.data.cli import main as data
+    from pix2pixhd.training.data_cli import main as data
 
     return data(argv)
 

@@ -92,16 +92,8 @@ class SaveWithinEpoch(pl.Callback):
             raise Stopped(128 + received)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Gives the signals back; a run that stopped at an epoch's end stops here."""
-        self._restore()
-        if self.received is not None:
-            raise Stopped(128 + self.received)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Gives the signals back."""
-        self._restore()
-
-    def _restore(self) -> None:
+        """Gives the signals back, as Lightning does after an exception; a run that stopped at an epoch's end stops."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self._before.clear()
+        if self.received is not None:
+            raise Stopped(128 + self.received)

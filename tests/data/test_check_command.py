@@ -73,6 +73,18 @@ def test_missing_partners_and_folders(capsys, dataset, tmp_path):
     assert "val_label: there is no such folder" in out
 
 
+def test_sizes_are_checked_as_the_configuration_trains_them(capsys, dataset, tmp_path):
+    """Of the configuration's own generator, without being told its multiple again."""
+    config = tmp_path / "config.yaml"
+    sections = "data: {{resize_or_crop: crop, fineSize: 16}}\nmodel: {{n_downsample_global: {}}}\n"
+    for halvings, code in ((3, 0), (4, 1)):
+        config.write_text(sections.format(halvings))
+        found, out = check(capsys, dataset, "--config", str(config))
+        assert found == code, out
+    assert "would be trained at 16x16 (width x height), but this generator needs multiples of 16, at least 32" in out
+    assert check(capsys, dataset, "--config", str(config), "--multiple", "8")[0] == 0
+
+
 def test_what_cannot_be_asked(capsys):
     assert main(["data"]) == 2
     assert "pix2pixhd data check DIR" in capsys.readouterr().err

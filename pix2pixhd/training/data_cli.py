@@ -11,6 +11,8 @@ from pix2pixhd.data.check import checking, find_problems
 from pix2pixhd.data.folders import match_files
 from pix2pixhd.data.options import DataOptions
 from pix2pixhd.errors import InputError
+from pix2pixhd.training.config import parse_train
+from pix2pixhd.training.run import TrainConfig
 
 __all__ = ["main"]
 
@@ -32,21 +34,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--label-nc", type=int, help="number of label ids; 0 for pictures as input")
     parser.add_argument("--no-instance", action="store_true", default=None, help="there are no instance maps")
-    parser.add_argument("--multiple", type=int, default=16, help="what the generator needs of sizes (default: 16)")
+    parser.add_argument("--multiple", type=int, help="what the generator needs of sizes (default: the configuration's)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
 
-def _options(arguments: argparse.Namespace) -> DataOptions:
-    from pix2pixhd.training.config import parse_train
-
+def _config(arguments: argparse.Namespace) -> TrainConfig:
     given = ["--config", arguments.config] if arguments.config else []
     given += ["--data.dataroot", str(arguments.dataroot)]
     if arguments.label_nc is not None:
         given += ["--data.label_nc", str(arguments.label_nc)]
     if arguments.no_instance:
         given += ["--data.no_instance", "true"]
-    return parse_train(given)[0].data
+    return parse_train(given)[0]
 
 
 def _check(phase: str, options: DataOptions, multiple: int, scaled: bool, quiet: bool) -> tuple[int, list[str]]:
@@ -82,13 +82,12 @@ def main(argv: Sequence[str]) -> int:
             "pix2pixhd data check DIR"
         )
     arguments = _parser().parse_args(argv[1:])
-    options = _options(arguments)
+    config = _config(arguments)
+    options, multiple = config.data, arguments.multiple or config.model.multiple
     phases = arguments.phase or [
         phase for phase in ("train", "test") if phase == "train" or any(arguments.dataroot.glob("test_*"))
     ]
-    found = {
-        phase: _check(phase, options, arguments.multiple, bool(arguments.config), arguments.json) for phase in phases
-    }
+    found = {phase: _check(phase, options, multiple, bool(arguments.config), arguments.json) for phase in phases}
     if arguments.json:
         print(json.dumps({phase: {"pictures": n, "problems": p} for phase, (n, p) in found.items()}, indent=2))
     else:
