@@ -9,10 +9,12 @@ from PIL import Image
 
 from pix2pixhd.cli import main
 from pix2pixhd.data import InputError, PairedDataset, find_pairs
+from pix2pixhd.training import features
 from pix2pixhd.training.checkpoint import load_generator
 from pix2pixhd.training.features import FeatureClusters, cluster_features, encode_picture
 from pix2pixhd.training.generate import generate_picture
 from pix2pixhd.training.options import ModelOptions
+from pix2pixhd.training.padding import encode_padded
 from pix2pixhd.training.run import train
 
 from .test_run import assert_identical, weights
@@ -189,3 +191,28 @@ def test_a_checkpoint_without_encoder_says_so(make_config, tmp_path, capsys):
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert run("features", "--checkpoint", last, "--output", tmp_path / "a.npz") == 2
     assert "has no encoder" in capsys.readouterr().err
+
+
+def test_small_instances_count_only_where_there_is_no_large_one(checkpoint, monkeypatch):
+    def look(*values):
+        return np.array(values, dtype=np.float32)
+
+    found = {0: [(0.5, look(1, 1)), (1 / 64, look(9, 9))], 1: [(1 / 64, look(2, 2)), (0.001, look(3, 3))]}
+    monkeypatch.setattr(features, "_collect", lambda generator, dataset: found)
+    centers = cluster_features(load_generator(checkpoint), dataset=None, n_clusters=5).centers
+    assert centers[0].tolist() == [[1, 1]]
+    assert sorted(centers[1].tolist()) == [[2, 2], [3, 3]]
+
+
+def test_padding_keeps_every_id():
+    ids = torch.tensor([[[0, 32768, 65535], [2**31 - 1, 2**24 + 1, -1]]], dtype=torch.int32)
+    seen = []
+
+    def encoder(picture, region):
+        seen.append(region)
+        return picture
+
+    encode_padded(encoder, torch.zeros(1, 3, 2, 3), ids, multiple=4)
+    assert seen[0].shape == (1, 8, 8)
+    assert torch.equal(seen[0][:, :2, :3], ids)
+    assert torch.equal(seen[0][0, :, -1], ids[0, [0, 1, 1, 1, 1, 1, 1, 1], 2])

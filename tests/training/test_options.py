@@ -211,6 +211,23 @@ def test_loggers_by_config(make_config, tmp_path, monkeypatch):
             train(other)
 
 
+def test_a_logger_that_does_not_answer_is_told_before_training(make_config, monkeypatch):
+    class Unreachable:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        @property
+        def experiment(self):
+            raise RuntimeError("the server does not answer\nat all")
+
+    for name, kind in (("mlflow", "MLFlowLogger"), ("wandb", "WandbLogger")):
+        monkeypatch.setattr(run, kind, Unreachable)
+        config = make_config(name)
+        config.run.loggers = [name]
+        with pytest.raises(InputError, match=rf"run\.loggers: {name} cannot be used \(the server does not answer\)"):
+            train(config)
+
+
 def test_metrics_that_need_weights_say_which(monkeypatch):
     def unreachable(*args, **kwargs):
         raise OSError("<urlopen error no route>")
@@ -269,6 +286,11 @@ def test_pictures_of_five_channels(make_config, tmp_path, capsys):
         InputError, match=r"a\.npy: must hold an array \[height, width, 4\] of uint8, got \[16, 20, 5\]"
     ):
         train(wrong)
+    for array, told in ((np.zeros((16, 20, 5), np.float32), "float32"), (np.zeros((16, 20), np.uint8), "uint8")):
+        np.save(tmp_path / "stacks" / "train_A" / "a.npy", array)
+        with pytest.raises(InputError, match=rf"a\.npy: must hold an array .* of uint8, got \[.*\] of {told}"):
+            train(make_config("wrong", **options))
+    np.save(tmp_path / "stacks" / "train_A" / "a.npy", np.zeros((16, 20, 5), np.uint8))
     vgg = make_config("vgg", **options)
     vgg.loss = dataclasses.replace(vgg.loss, lambda_vgg=1.0, vgg="random")
     with pytest.raises(
