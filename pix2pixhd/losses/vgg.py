@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -49,13 +49,14 @@ def _numbers(name: str, values: Sequence[float]) -> list[float]:
         ValueError: For a tensor that requires a gradient, which would not reach it.
         TypeError: For anything else that is not a sequence of numbers.
     """
-    if any(isinstance(value, Tensor) and value.requires_grad for value in (values, *values)):
+    items: list[object] = list(values) if isinstance(values, Iterable) else [values]
+    if any(isinstance(item, Tensor) and item.requires_grad for item in items):
         raise ValueError(
             f"{name} requires a gradient, and the loss computes none for it; pass numbers, and multiply the loss by "
             "what is to be learned"
         )
     try:
-        return [float(value) for value in values]
+        return [float(item) for item in values]
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be a sequence of numbers, got {values!r}") from error
 
@@ -102,7 +103,8 @@ class VGGLoss(nn.Module):
         reduction: ``"mean"`` over the pictures, or ``"none"`` for one number per picture.
         memory_limit: Most bytes that maps may take at a time, or None. Where the whole batch would need more, it is
             computed in groups of pictures, and a picture in bands of rows: the same value and gradient, at an extra
-            cost of about 120 rows per cut. The convolutions' own working memory comes on top.
+            cost of about 120 rows per cut. The convolutions' own working memory and copies of weights in another
+            dtype come on top.
         keep_activations: Whether to leave the gradient to PyTorch, for double backward or for gradients into the VGG.
             So it is in any case for a custom module, for a VGG with hooks, for devices without kernels, under
             ``torch.func`` transforms and forward-mode AD, and under ``pix2pixhd.backend("reference")``;

@@ -1,5 +1,6 @@
 """VGGLoss's options, each against the formula written out in float64."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -203,6 +204,26 @@ def test_it_compiles_with_features_mask_and_scales(vgg):
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         VGGLoss(vgg="random", **options)
+
+
+@pytest.mark.parametrize("name", ["weights", "scale_weights"])
+@pytest.mark.parametrize("number", [np.float32, np.array, torch.tensor])
+def test_numbers_of_other_libraries_are_weights(vgg, name, number):
+    values = [0.25] * (5 if name == "weights" else 1)
+    found = VGGLoss(vgg=vgg, **{name: [number(value) for value in values]})
+    assert getattr(found, name) == values
+    assert getattr(VGGLoss(vgg=vgg, **{name: torch.tensor(values)}), name) == values
+
+
+@pytest.mark.parametrize("name", ["weights", "scale_weights"])
+def test_weights_that_would_lose_their_gradient_or_are_no_numbers_are_named(vgg, name):
+    learned = torch.ones(5, requires_grad=True)
+    for values in (learned, list(learned), [torch.nn.Parameter(torch.tensor(1.0))]):
+        with pytest.raises(ValueError, match=rf"{name} requires a gradient.*multiply the loss"):
+            VGGLoss(vgg=vgg, **{name: values})
+    for values in (1.0, ["a"], [None]):
+        with pytest.raises(TypeError, match=rf"{name} must be a sequence of numbers, got"):
+            VGGLoss(vgg=vgg, **{name: values})
 
 
 @pytest.mark.filterwarnings("ignore:pix2pixhd. VGG")
