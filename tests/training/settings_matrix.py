@@ -261,7 +261,7 @@ def _check_outputs(row: Row, root: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def _program(arguments: list[str]) -> None:
-    """``TORCHRUN settings_matrix.py DATA FOLDER ROWS.json``: writes ``FOLDER/INDEX/outcome.json`` for every row."""
+    """``TORCHRUN settings_matrix.py DATA FOLDER ROWS.json``: writes ``FOLDER/INDEX/outcome_RANK.txt`` for every row."""
     root, folder = pathlib.Path(arguments[0]), pathlib.Path(arguments[1])
     torch.nn.Module.compile = compile_eagerly  # type: ignore[method-assign]
     torch.set_num_threads(1)

@@ -56,30 +56,42 @@ def test_one_process(index, row, data_root, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def two_processes(data_root, tmp_path_factory):
-    """Runs all combinations with two processes, one after the other, and gives their folder and what was printed."""
+    """Runs all combinations with two processes; gives the outcomes' folder and what the failing ones printed."""
     folder = tmp_path_factory.mktemp("two_processes")
-    rows = [(index, row) for index, row in ROWS if row["devices"] == 2]
-    (folder / "rows.json").write_text(json.dumps(rows))
-    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", settings_matrix.__name__]
-    done = subprocess.run(
-        [sys.executable, *command, str(data_root), str(folder), str(folder / "rows.json")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
-    return folder, (done.stdout + done.stderr)[-3000:]
+    pending = [(index, row) for index, row in ROWS if row["devices"] == 2]
+    printed = {}
+    while pending:
+        (folder / "rows.json").write_text(json.dumps(pending))
+        command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", settings_matrix.__name__]
+        done = subprocess.run(
+            [sys.executable, *command, str(data_root), str(folder), str(folder / "rows.json")],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        )
+        if done.returncode == 0:
+            break
+        # The first row without two good outcomes is the one that ended the processes; go on behind it.
+        failed = next(i for i, (index, _) in enumerate(pending) if not _succeeded(folder / str(index)))
+        printed[pending[failed][0]] = (done.stdout + done.stderr)[-3000:]
+        pending = pending[failed + 1 :]
+    return folder, printed
+
+
+def _succeeded(folder):
+    outcomes = list(folder.glob("outcome_*.txt"))
+    return len(outcomes) == 2 and not any(outcome.read_text() for outcome in outcomes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("index", "row"), _of_processes(2))
 def test_two_processes(index, row, two_processes):
     folder, printed = two_processes
-    for rank in range(2):
-        outcome = folder / str(index) / f"outcome_{rank}.txt"
-        assert outcome.exists(), f"row {index} did not end in process {rank}: {_title(row)}\n{printed}"
-        assert not outcome.read_text(), f"row {index}, process {rank}: {_title(row)}\n{outcome.read_text()}"
+    for outcome in sorted((folder / str(index)).glob("outcome_*.txt")):
+        assert not outcome.read_text(), f"row {index}: {_title(row)}\n{outcome.read_text()}"
+    assert _succeeded(folder / str(index)), f"row {index}: {_title(row)}\n{printed.get(index)}"
 
 
 @pytest.mark.parametrize(("part", "message"), [pytest.param(*refused, id=_title(refused[0])) for refused in REFUSED])
