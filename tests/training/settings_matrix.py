@@ -173,13 +173,14 @@ def make_config(row: Row, root: pathlib.Path, output: pathlib.Path) -> TrainConf
 
 
 class _Interrupt(pl.Callback):
-    """Stops a run in its second step: by a signal to this process, or as a crash after a checkpoint."""
+    """Stops a run in a batch: by a signal to this process, or as a crash."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, batch: int) -> None:
         self.kind = kind
+        self.batch = batch
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, index: int) -> None:
-        if trainer.fit_loop.total_batch_idx + 1 != 2:
+        if trainer.fit_loop.total_batch_idx + 1 != self.batch:
             return
         if self.kind == "signal":
             os.kill(os.getpid(), signal.SIGTERM)
@@ -201,9 +202,11 @@ def _interrupted(config: TrainConfig, kind: str) -> None:
         config.trainer = trainer | {"max_steps": 1}
         train(config)
     else:
-        config.run.save_latest_freq = config.optimizer.accumulate if kind == "crash" else 0
+        # A signal saves first; a crash comes after the checkpoint of the first step.
+        step = config.optimizer.accumulate
+        config.run.save_latest_freq = step if kind == "crash" else 0
         try:
-            train(config, callbacks=[_Interrupt(kind)])
+            train(config, callbacks=[_Interrupt(kind, step + 1)])
         except (Stopped, _Crash):
             pass
         else:
