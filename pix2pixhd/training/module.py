@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -152,6 +153,8 @@ class Pix2PixHD(pl.LightningModule):
                 )
             setattr(self.netG, "checkpoint_activations", True)  # noqa: B010 - both generators have it
         if options.compile:
+            # The discriminator's graph serves two backward passes; donated buffers would be reused by the first.
+            functorch_config.donated_buffer = False
             for network in self._networks():
                 network.compile()
 
