@@ -10,7 +10,7 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -149,7 +149,7 @@ class FactsCache:
         except (OSError, ValueError, AttributeError, RecursionError):
             return {}
 
-    def facts(self, path: pathlib.Path, read: Callable[[pathlib.Path, Role], FileFacts] = FileFacts.read) -> FileFacts:
+    def facts(self, path: pathlib.Path) -> FileFacts:
         """The facts of a file, from the cache or by decoding it.
 
         Raises:
@@ -159,12 +159,12 @@ class FactsCache:
         try:
             before = _signature(os.stat(name))
         except OSError:
-            return read(path, self.role)  # which reports why
+            return FileFacts.read(path, self.role)  # which reports why
         with contextlib.suppress(KeyError, ValueError, TypeError):
             signature, stored = self._known[name]
             if signature == before:
                 return FileFacts.from_json(stored)
-        facts = read(path, self.role)
+        facts = FileFacts.read(path, self.role)
         with contextlib.suppress(OSError):
             if _signature(os.stat(name)) == before and max(before[1], before[2]) < now - _SETTLED_NS:
                 self._new[name] = [before, facts.as_json()]

@@ -24,6 +24,9 @@ _CONNECT = datetime.timedelta(minutes=30)
 _CHECK = datetime.timedelta(days=2)
 # How long a failing first process lets the others start and read that it failed. It serves the store they ask.
 _FAREWELL_SECONDS = 30.0
+# How long the others stay after that: launchers end all processes as soon as one ends, and the first has yet to print
+# its message.
+_STAY_SECONDS = 5.0
 
 _calls = itertools.count()
 _stores: list[Store] = []  # a store's server lives as long as the store; the process group shares it later
@@ -71,6 +74,7 @@ def _follow(store: Store, key: str) -> None:
     outcome = store.get(key)
     store.add(f"{key}/read", 1)
     if outcome != b"passed":
+        time.sleep(_STAY_SECONDS)
         raise SystemExit(2)
 
 
