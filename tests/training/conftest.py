@@ -69,3 +69,9 @@ def command_line(data_root, tmp_path):
         return ["train", *(f"--{name}={value}" for name, value in options.items()), *map(str, more)]
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    """Keeps what the data check remembers out of the user's cache folder; every test begins without."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
