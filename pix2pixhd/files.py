@@ -78,17 +78,23 @@ def _is_device(path: pathlib.Path) -> bool:
     return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
-def _foreign(path: pathlib.Path) -> bool:
+def _is_foreign(path: pathlib.Path) -> bool:
     return os.path.exists(path) and not _is_device(path) and not is_own(path)
 
 
-def check_replaceable(paths: Iterable[pathlib.Path], force: bool = False, option: str = "--output") -> None:
+def check_replaceable(
+    paths: Iterable[pathlib.Path],
+    force: bool = False,
+    option: str = "--output",
+    remedy: str = "choose another place, or replace existing files with --force",
+) -> None:
     """Refuses to replace files that this package did not write, before any work is done.
 
     Args:
         paths: The files that a command is going to write.
         force: Whether the user allowed it.
         option: The option that names them, for the message.
+        remedy: What to do, for the message.
 
     Raises:
         InputError: If one of them is a folder; without ``force``, if one of them exists and does not carry ``MARK``.
@@ -97,14 +103,11 @@ def check_replaceable(paths: Iterable[pathlib.Path], force: bool = False, option
     for path in paths:
         if os.path.isdir(path):
             raise InputError(f"{option}: {path} is a folder, but a file of this name is to be written; choose another")
-        if not force and _foreign(path):
+        if not force and _is_foreign(path):
             foreign.append(path)
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-        raise InputError(
-            f"{option}: {foreign[0]}{more} would be replaced; choose another place, or replace existing files with "
-            "--force"
-        )
+        raise InputError(f"{option}: {foreign[0]}{more} would be replaced; {remedy}")
 
 
 def _identity(path: pathlib.Path) -> tuple[int, int] | None:
@@ -151,6 +154,15 @@ def check_apart(
                     f"{option}: {output} {where} {path}, which is read ({name}); choose a folder outside the input"
                 )
         apart.update(resolved.parents)
+
+
+def _check_one(path: pathlib.Path, force: bool) -> None:
+    if os.path.isdir(path):
+        raise InputError(f"{path}: is a folder, but a file of this name is to be written; choose another")
+    if not force and _is_foreign(path):
+        raise InputError(
+            f"{path}: exists and was not written by pix2pixhd, so it is kept; move it away or choose another place"
+        )
 
 
 def _temporary(target: pathlib.Path) -> pathlib.Path:
@@ -204,7 +216,7 @@ def replacing_all(
     try:
         current = named[0] if named else pathlib.Path()
         for current in named:
-            check_replaceable([current], force, option=current.name)
+            _check_one(current, force)
             if _is_device(current):
                 parts.append((current, current))
                 continue
@@ -217,7 +229,7 @@ def replacing_all(
             if part != current:
                 _sync(part)
         for _, current in parts:  # again: writing may have taken long
-            check_replaceable([current], force, option=current.name)
+            _check_one(current, force)
         for part, current in parts:
             if part != current:
                 part.replace(current)

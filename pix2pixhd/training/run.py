@@ -27,6 +27,7 @@ from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.options import ComputeOptions, LossOptions, ModelOptions, OptimizerOptions, RunOptions
 from pix2pixhd.training.pretrained import load_pretrained
 from pix2pixhd.training.results import ResultsPage
+from pix2pixhd.training.run_folder import check_run_folder
 from pix2pixhd.training.stopping import SaveWithinEpoch, Stopped
 
 __all__ = ["TrainConfig", "train"]
@@ -222,6 +223,7 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
     output = pathlib.Path(config.run.output)
     _check_pretrained(config)
     checkpoint = _last_checkpoint(config, resume)
+    check_run_folder(output, config.data, resume)
     check_writable(output, "run.output")
     data = PairedData(config.data, config.model.multiple, config.run.seed)
     pl.seed_everything(config.run.seed, workers=True, verbose=False)
