@@ -17,16 +17,17 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from pix2pixhd.data import DataOptions, InputError
+from pix2pixhd.files import check_writable
 from pix2pixhd.training.callbacks import LossBar, SampleSheets, StopAtNaN
 from pix2pixhd.training.checkpoint import read_checkpoint
 from pix2pixhd.training.checkpoint_io import AtomicCheckpointIO
 from pix2pixhd.training.datamodule import PairedData
 from pix2pixhd.training.distributed import AveragedGradients
-from pix2pixhd.training.generate import check_writable
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.options import ComputeOptions, LossOptions, ModelOptions, OptimizerOptions, RunOptions
 from pix2pixhd.training.pretrained import load_pretrained
 from pix2pixhd.training.results import ResultsPage
+from pix2pixhd.training.run_folder import check_run_folder
 from pix2pixhd.training.stopping import SaveWithinEpoch, Stopped
 
 __all__ = ["TrainConfig", "train"]
@@ -222,6 +223,7 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
     output = pathlib.Path(config.run.output)
     _check_pretrained(config)
     checkpoint = _last_checkpoint(config, resume)
+    check_run_folder(output, config.data, resume)
     check_writable(output, "run.output")
     data = PairedData(config.data, config.model.multiple, config.run.seed)
     pl.seed_everything(config.run.seed, workers=True, verbose=False)
