@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import pathlib
@@ -12,11 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from pix2pixhd.data import DataOptions, InputError
+from pix2pixhd.data import InputError
 from pix2pixhd.training.callbacks import LossBar, SampleSheets, StopAtNaN
 from pix2pixhd.training.checkpoint import read_checkpoint
 from pix2pixhd.training.checkpoint_io import AtomicCheckpointIO
@@ -24,37 +24,13 @@ from pix2pixhd.training.datamodule import PairedData
 from pix2pixhd.training.distributed import AveragedGradients
 from pix2pixhd.training.generate import check_writable
 from pix2pixhd.training.module import Pix2PixHD
-from pix2pixhd.training.options import ComputeOptions, LossOptions, ModelOptions, OptimizerOptions, RunOptions
+from pix2pixhd.training.options import TrainConfig
 from pix2pixhd.training.pretrained import load_pretrained
 from pix2pixhd.training.results import ResultsPage
+from pix2pixhd.training.resume import check_resumable, write_config
 from pix2pixhd.training.stopping import SaveWithinEpoch, Stopped
 
 __all__ = ["TrainConfig", "train"]
-
-
-@dataclasses.dataclass
-class TrainConfig:
-    """All options of a run.
-
-    Attributes:
-        data: Where the pictures are and how they are prepared.
-        model: The networks.
-        loss: Weights of the loss terms.
-        optimizer: Adam's settings and the number of epochs.
-        compute: How the step is computed.
-        run: Output folder and seed.
-        trainer: Arguments of Lightning's ``Trainer``. ``max_epochs`` defaults to ``niter + niter_decay``; ``max_steps``
-            counts steps, each of which updates both networks. With several ``devices`` or ``num_nodes``, or under
-            torchrun, every process takes its share of the pictures, ``batchSize`` at a time; gradients are averaged.
-    """
-
-    data: DataOptions
-    model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
-    loss: LossOptions = dataclasses.field(default_factory=LossOptions)
-    optimizer: OptimizerOptions = dataclasses.field(default_factory=OptimizerOptions)
-    compute: ComputeOptions = dataclasses.field(default_factory=ComputeOptions)
-    run: RunOptions = dataclasses.field(default_factory=RunOptions)
-    trainer: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _last_checkpoint(config: TrainConfig, resume: bool) -> pathlib.Path | None:
@@ -69,16 +45,7 @@ def _last_checkpoint(config: TrainConfig, resume: bool) -> pathlib.Path | None:
         return None
     if not last.exists():
         raise InputError(f"--resume: there is no {last} to continue from; start without --resume")
-    saved = read_checkpoint(last)
-    for section in ("model", "data"):
-        before, now = dataclasses.asdict(getattr(saved, section)), dataclasses.asdict(getattr(config, section))
-        fixed = before if section == "model" else {"label_nc", "input_nc", "output_nc", "no_instance"}
-        for name in fixed:
-            if before[name] != now[name]:
-                raise InputError(
-                    f"--resume: {last} was trained with {section}.{name}={before[name]!r}, the configuration says "
-                    f"{now[name]!r}; set it back, or start anew in another folder"
-                )
+    check_resumable(config, read_checkpoint(last))
     return last
 
 
@@ -136,19 +103,9 @@ def _callbacks(config: TrainConfig, data: PairedData, output: pathlib.Path) -> l
 
 
 def _trainer(config: TrainConfig, callbacks: list[pl.Callback], output: pathlib.Path) -> pl.Trainer:
-    options: dict[str, Any] = {
-        "max_epochs": None,
-        "max_steps": -1,
-        "log_every_n_steps": 10,
-        "num_sanity_val_steps": 0,  # the data have been checked
-        "enable_model_summary": False,
-        **({} if config.data.val_phase else {"limit_val_batches": 0}),
-        **config.trainer,
-    }
-    if options.get("accumulate_grad_batches", 1) != 1:
-        raise InputError(
-            "trainer.accumulate_grad_batches: set optimizer.accumulate instead, which both networks follow"
-        )
+    options = config.check().arguments()
+    if not config.data.val_phase:
+        options["limit_val_batches"] = 0
     if options["max_epochs"] is None:
         options["max_epochs"] = config.optimizer.niter + config.optimizer.niter_decay
     if options["max_steps"] > 0:
@@ -157,30 +114,30 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], output: pathlib.
     if options.get("enable_progress_bar") is not False:
         callbacks = [*callbacks, LossBar()]
     _spread(options)
-    plugins = options.pop("plugins", None) or []
-    return pl.Trainer(
-        **options,
-        callbacks=callbacks,
-        logger=_loggers(config.run.loggers, output),
-        use_distributed_sampler=False,
-        plugins=[*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()],
-    )
+    loggers = _loggers(config.run.loggers, output)
+    try:
+        return pl.Trainer(
+            **options,
+            callbacks=callbacks,
+            logger=loggers,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            plugins=[AtomicCheckpointIO()],
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        # Options that this machine does not have, such as a GPU.
+        raise InputError(f"trainer: {error}") from error
 
 
 def _spread(options: dict[str, Any]) -> None:
     """Chooses devices and strategy: one process, or as many as torchrun or ``trainer.devices`` say."""
-    if options.get("devices", "auto") == "auto":
+    if options["devices"] == "auto":
         options["devices"] = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if "GROUP_WORLD_SIZE" in os.environ:
             options["num_nodes"] = int(os.environ["GROUP_WORLD_SIZE"])
-    several = options["devices"] not in (1, "1") or options.get("num_nodes", 1) > 1
-    strategy = options.setdefault("strategy", "auto")
-    if strategy not in ("auto", "ddp"):
-        raise InputError(
-            f"trainer.strategy: {strategy!r} cannot run this training step, which takes several backwards through one "
-            "forward; leave it out, or use ddp"
-        )
-    if several:
+    devices = options["devices"]
+    local = len(devices) if isinstance(devices, list) else torch.cuda.device_count() if devices == -1 else devices
+    if local > 1 or options["num_nodes"] > 1:
         options["strategy"] = AveragedGradients()
 
 
@@ -219,6 +176,7 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
         >>> module = train(TrainConfig(DataOptions(dataroot="datasets/cityscapes")))  # doctest: +SKIP
     """
     _quiet()
+    config.check()
     output = pathlib.Path(config.run.output)
     _check_pretrained(config)
     checkpoint = _last_checkpoint(config, resume)
@@ -230,6 +188,8 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
         print(load_pretrained(module, pathlib.Path(config.run.load_pretrain)), flush=True)
     try:
         trainer = _trainer(config, [*_callbacks(config, data, output), *callbacks], output)
+        if not config.check().fast_dev_run:
+            write_config(config)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {error}") from error
