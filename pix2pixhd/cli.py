@@ -44,10 +44,12 @@ _COMMANDS = {
 def _train(argv: Sequence[str]) -> int:
     from pix2pixhd.training.config import parse_train
     from pix2pixhd.training.run import train
+    from pix2pixhd.training.summary import closing_message
 
     config, resume = parse_train(argv)
-    train(config, resume=resume)
-    print(f"done: checkpoints, samples and logs are in {config.run.output}")
+    trainer = train(config, resume=resume).trainer
+    if trainer.is_global_zero:
+        print(closing_message(trainer, pathlib.Path(config.run.output)))
     return 0
 
 

@@ -7,14 +7,15 @@ import logging
 import os
 import pathlib
 import sys
+import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 
 from pix2pixhd.data import DataOptions, InputError
 from pix2pixhd.training.callbacks import LossBar, SampleSheets, StopAtNaN
@@ -23,13 +24,25 @@ from pix2pixhd.training.checkpoint_io import AtomicCheckpointIO
 from pix2pixhd.training.datamodule import PairedData
 from pix2pixhd.training.distributed import AveragedGradients
 from pix2pixhd.training.generate import check_writable
+from pix2pixhd.training.loggers import make_loggers
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.options import ComputeOptions, LossOptions, ModelOptions, OptimizerOptions, RunOptions
+from pix2pixhd.training.precision import SharedScalePrecision
 from pix2pixhd.training.pretrained import load_pretrained
 from pix2pixhd.training.results import ResultsPage
-from pix2pixhd.training.stopping import SaveWithinEpoch, Stopped
+from pix2pixhd.training.saving import RunCheckpoints
+from pix2pixhd.training.steps import trial_batches
+from pix2pixhd.training.stopping import Stopped, StopRequests
+from pix2pixhd.training.summary import RunSummary
 
 __all__ = ["TrainConfig", "train"]
+
+# Options of Lightning's Trainer that have a counterpart of ours, because they need automatic optimization.
+_INSTEAD = {
+    "accumulate_grad_batches": "set optimizer.accumulate instead, which both networks follow",
+    "gradient_clip_val": "set optimizer.gradient_clip_val instead, which clips the gradients of each network",
+    "gradient_clip_algorithm": "gradients are clipped by norm; set optimizer.gradient_clip_val",
+}
 
 
 @dataclasses.dataclass
@@ -44,7 +57,8 @@ class TrainConfig:
         compute: How the step is computed.
         run: Output folder and seed.
         trainer: Arguments of Lightning's ``Trainer``. ``max_epochs`` defaults to ``niter + niter_decay``; ``max_steps``
-            counts steps, each of which updates both networks. With several ``devices`` or ``num_nodes``, or under
+            counts steps, each of which updates both networks; ``max_time`` is the time of this process, without that
+            of the run that it resumes. With several ``devices`` or ``num_nodes``, or under
             torchrun, every process takes its share of the pictures, ``batchSize`` at a time; gradients are averaged.
     """
 
@@ -82,89 +96,113 @@ def _last_checkpoint(config: TrainConfig, resume: bool) -> pathlib.Path | None:
     return last
 
 
-def _loggers(names: Sequence[str], output: pathlib.Path) -> list[Any]:
-    taken = [int(path.name[4:]) for path in (output / "logs").glob("run_*") if path.name[4:].isdigit()]
-    version = f"run_{max(taken, default=-1) + 1}"
-    database = f"sqlite:///{output.resolve() / 'mlflow.db'}"
-    make: dict[str, Callable[[], Any]] = {
-        "csv": lambda: CSVLogger(str(output), "logs", version),
-        "tensorboard": lambda: TensorBoardLogger(str(output), "logs", version),
-        "mlflow": lambda: MLFlowLogger(
-            output.name, version, tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", database)
-        ),
-        "wandb": lambda: WandbLogger(version, str(output), project=output.name),
-    }
-    # In this order: CSVLogger warns of a folder that exists already.
-    loggers = []
-    for name in sorted(set(names), key=list(make).index):
-        try:
-            loggers.append(make[name]())
-            if name in ("mlflow", "wandb"):
-                # Connects now, so that what does not work is told before anything else is done.
-                _ = loggers[-1].experiment
-        except ModuleNotFoundError as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"run.loggers: {name} is not installed ({reason}); pip install {name}") from None
-        except Exception as error:  # a server that does not answer, a key that is missing: each in its library's words
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"run.loggers: {name} cannot be used ({reason}); set it up, or leave it out") from error
-    return loggers
+def _deadline(max_time: Any, began: float) -> float | None:
+    """When a run has to stop, on ``time.monotonic``'s clock.
+
+    Counted anew by every process that trains, so that a cluster's job and the job that resumes it have the same time.
+    """
+    remaining = Timer(max_time).time_remaining()
+    return None if remaining is None else began + remaining
 
 
-def _callbacks(config: TrainConfig, data: PairedData, output: pathlib.Path) -> list[pl.Callback]:
-    def checkpoint(filename: str, every: int, keep: int) -> ModelCheckpoint:
-        return ModelCheckpoint(
-            output / "checkpoints",
-            filename,
-            every_n_epochs=every,
-            save_top_k=keep,
-            save_on_train_epoch_end=True,
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        )
-
-    run, stop_at_nan = config.run, StopAtNaN()
+def _callbacks(config: TrainConfig, data: PairedData, start: str, began: float) -> list[pl.Callback]:
+    run, trainer, output = config.run, config.trainer, pathlib.Path(config.run.output)
+    shown, stop_at_nan = data.val or data.train, StopAtNaN()
+    checkpoints = RunCheckpoints(
+        output / "checkpoints",
+        stop_at_nan.check,
+        run.save_epoch_freq,
+        run.save_latest_freq,
+        max_steps=trainer.get("max_steps") or -1,
+        min_steps=trainer.get("min_steps") or 0,
+        requests=StopRequests(_deadline(trainer.get("max_time"), began)),
+    )
     return [
-        checkpoint("last", every=1, keep=1),
-        checkpoint("epoch_{epoch:04d}", every=run.save_epoch_freq, keep=-1),
-        stop_at_nan,  # before what saves
-        SaveWithinEpoch(output / "checkpoints" / "last.ckpt", stop_at_nan.check, run.save_latest_freq),
-        SampleSheets(data.val or data.train, output / "samples", run.display_freq, run.sample_count),
-        ResultsPage(data.val or data.train, output / "results", run.results_count),
-        LearningRateMonitor("epoch"),
+        RunSummary(config, data, start),
+        stop_at_nan,
+        SampleSheets(shown, output / "samples", run.display_freq, run.sample_count),
+        ResultsPage(shown, output / "results", run.results_count),
+        checkpoints,
     ]
 
 
-def _trainer(config: TrainConfig, callbacks: list[pl.Callback], output: pathlib.Path) -> pl.Trainer:
+def _check_limits(config: TrainConfig) -> None:
+    """Refuses limits that contradict each other."""
+    options, trainer = config.optimizer, config.trainer
+    epochs, most = options.niter + options.niter_decay, trainer.get("max_epochs")
+    if most is not None and not 0 < most <= epochs:
+        raise InputError(
+            f"trainer.max_epochs must be between 1 and optimizer.niter + optimizer.niter_decay = {epochs}, where the "
+            f"learning rate ends, got {most}; raise optimizer.niter or optimizer.niter_decay to train longer"
+        )
+    max_steps, min_steps = trainer.get("max_steps") or -1, trainer.get("min_steps") or 0
+    if max_steps != -1 and max_steps < 1:
+        raise InputError(f"trainer.max_steps must be at least 1, or -1 for no limit, got {max_steps}")
+    if 0 < max_steps < min_steps:
+        raise InputError(f"trainer.min_steps must be at most trainer.max_steps = {max_steps}, got {min_steps}")
+
+
+def _precision_plugins(options: dict[str, Any]) -> list[Any]:
+    """The plugin for float16, which takes the place of ``trainer.precision``.
+
+    Raises:
+        InputError: For pure float16.
+    """
+    precision = str(options.get("precision", ""))
+    if precision == "16-true":
+        raise InputError(
+            "trainer.precision: 16-true cannot train: without float32 weights there is no loss scaling, and Adam's "
+            "second moments vanish in float16; use 16-mixed or bf16-true"
+        )
+    if precision not in ("16", "16-mixed"):
+        return []
+    del options["precision"]
+    accelerator = options.get("accelerator", "auto")
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    return [SharedScalePrecision("cpu" if on_cpu else "cuda")]
+
+
+def _trainer(config: TrainConfig, callbacks: list[pl.Callback], resume: bool) -> pl.Trainer:
     options: dict[str, Any] = {
         "max_epochs": None,
-        "max_steps": -1,
         "log_every_n_steps": 10,
         "num_sanity_val_steps": 0,  # the data have been checked
         "enable_model_summary": False,
         **({} if config.data.val_phase else {"limit_val_batches": 0}),
         **config.trainer,
     }
-    if options.get("accumulate_grad_batches", 1) != 1:
-        raise InputError(
-            "trainer.accumulate_grad_batches: set optimizer.accumulate instead, which both networks follow"
-        )
+    for name, remedy in _INSTEAD.items():
+        if options.get(name) not in (None, 1 if name == "accumulate_grad_batches" else None):
+            raise InputError(f"trainer.{name}: {remedy}")
     if options["max_epochs"] is None:
         options["max_epochs"] = config.optimizer.niter + config.optimizer.niter_decay
-    if options["max_steps"] > 0:
-        # Under manual optimisation Lightning counts every optimiser's step, two of ours.
-        options["max_steps"] *= 2
+    for limit in ("max_steps", "max_time"):
+        options.pop(limit, None)  # RunCheckpoints stops there, since Lightning would take the epoch for finished
+    if options.get("min_steps"):
+        # Under manual optimization Lightning counts the step of every optimizer.
+        options["min_steps"] *= 2
+    output = pathlib.Path(config.run.output)
+    loggers = [] if options.get("fast_dev_run") else make_loggers(config.run.loggers, output, resume)
+    if loggers:
+        callbacks = [*callbacks, LearningRateMonitor("epoch")]
     if options.get("enable_progress_bar") is not False:
         callbacks = [*callbacks, LossBar()]
     _spread(options)
     plugins = options.pop("plugins", None) or []
-    return pl.Trainer(
-        **options,
+    trainer = pl.Trainer(
         callbacks=callbacks,
-        logger=_loggers(config.run.loggers, output),
+        logger=loggers,
         use_distributed_sampler=False,
-        plugins=[*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()],
+        plugins=[
+            *(plugins if isinstance(plugins, list) else [plugins]),
+            *_precision_plugins(options),
+            AtomicCheckpointIO(),
+        ],
+        **options,
     )
+    # fast_dev_run limits steps too, as Lightning counts them; its limit of batches is enough.
+    trainer.fit_loop.epoch_loop.max_steps = -1
+    return trainer
 
 
 def _spread(options: dict[str, Any]) -> None:
@@ -187,6 +225,8 @@ def _spread(options: dict[str, Any]) -> None:
 def _quiet() -> None:
     """Keeps Lightning's advertisements and hints for its own examples off the screen."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # A profiler's report is no hint: it has been asked for.
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)
     for hint in (
         "does not have many workers",
         "The number of training batches",
@@ -218,23 +258,27 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
     Example:
         >>> module = train(TrainConfig(DataOptions(dataroot="datasets/cityscapes")))  # doctest: +SKIP
     """
+    began = time.monotonic()
     _quiet()
     output = pathlib.Path(config.run.output)
     _check_pretrained(config)
+    _check_limits(config)
     checkpoint = _last_checkpoint(config, resume)
     check_writable(output, "run.output")
     data = PairedData(config.data, config.model.multiple, config.run.seed)
     pl.seed_everything(config.run.seed, workers=True, verbose=False)
     module = Pix2PixHD(config.model, config.data, config.loss, config.optimizer, config.compute, config.run.metrics)
+    start = "new weights"
     if config.run.load_pretrain and checkpoint is None:
-        print(load_pretrained(module, pathlib.Path(config.run.load_pretrain)), flush=True)
+        start = load_pretrained(module, pathlib.Path(config.run.load_pretrain))
     try:
-        trainer = _trainer(config, [*_callbacks(config, data, output), *callbacks], output)
+        trainer = _trainer(config, [*_callbacks(config, data, start, began), *callbacks], resume)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {error}") from error
     except Stopped:
-        print(f"stopped; the run is saved, continue it with --resume ({output})", file=sys.stderr)
+        kept = f"the run is saved, continue it with --resume ({output})"
+        print(f"stopped; {'nothing was saved' if trial_batches(trainer) else kept}", file=sys.stderr)
         raise
     return module
 
