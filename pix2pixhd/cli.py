@@ -54,9 +54,10 @@ def _train(argv: Sequence[str]) -> int:
     from torch._dynamo.exc import TorchDynamoException
 
     from pix2pixhd.training.run import train
+    from pix2pixhd.training.summary import closing_message
 
     try:
-        train(config, resume=resume)
+        trainer = train(config, resume=resume).trainer
     except TorchDynamoException as error:
         raise InputError(
             f"compute.compile: torch.compile failed ({str(error).splitlines()[0]}); install a C++ compiler, or set "
@@ -67,7 +68,8 @@ def _train(argv: Sequence[str]) -> int:
             f"out of GPU memory ({str(error).splitlines()[0]}); lower data.batchSize, data.loadSize or data.fineSize, "
             "or set compute.checkpoint_activations or trainer.precision: bf16-mixed"
         ) from error
-    print(f"done: checkpoints, samples and logs are in {config.run.output}")
+    if trainer.is_global_zero:
+        print(closing_message(trainer, pathlib.Path(config.run.output)))
     return 0
 
 

@@ -194,6 +194,9 @@ class OptimizerOptions:
         ema_decay: Keeps a moving average of the generator's weights, ``ema = decay·ema + (1 − decay)·weight`` at each
             step, which validation, samples and ``generate`` then take; 0 for none, 0.999 is usual.
         accumulate: Batches whose gradients are averaged before each step.
+        gradient_clip_val: Largest norm of a step's gradients: of the generator's, together with the encoder's, and of
+            the discriminator's. Larger gradients are scaled down to it, after they have been averaged over batches and
+            processes. None for no limit.
 
     Raises:
         InputError: For numbers out of range.
@@ -211,20 +214,21 @@ class OptimizerOptions:
     niter_fix_global: int = 0
     ema_decay: float = 0.0
     accumulate: int = 1
+    gradient_clip_val: float | None = None
 
     def __post_init__(self) -> None:
         epochs = at_least(0)
         check_ranges("optimizer", self, lr=POSITIVE, beta1=FRACTION, beta2=FRACTION, ema_decay=FRACTION)
         check_ranges("optimizer", self, niter=epochs, niter_decay=epochs, niter_fix_global=epochs)
-        check_ranges("optimizer", self, accumulate=at_least(1))
+        check_ranges("optimizer", self, accumulate=at_least(1), gradient_clip_val=POSITIVE)
         if not self.niter + self.niter_decay:
             raise InputError(
                 "optimizer: niter and niter_decay are both 0, so nothing would be trained; set one of them"
             )
 
     def rate(self, epoch: int) -> float:
-        """The share of the learning rate in an epoch, counted from 0."""
-        return 1.0 - max(0, epoch - self.niter) / max(self.niter_decay, 1)
+        """The share of the learning rate in an epoch, counted from 0; 0 from the end of the decay on."""
+        return max(0.0, 1.0 - max(0, epoch - self.niter) / max(self.niter_decay, 1))
 
 
 @dataclasses.dataclass
@@ -257,7 +261,7 @@ class RunOptions:
         seed: Seed of weights, order and augmentation.
         load_pretrain: Weights to begin with: a ``.ckpt``, or a folder with NVIDIA's ``latest_net_G.pth``. A trained
             global generator is taken as the global part of ``model.netG: local``.
-        display_freq: Steps between two sheets of sample pictures; 0 for none.
+        display_freq: Steps between two sheets of sample images; 0 for none.
         sample_count: Pictures per sheet.
         results_count: Most pictures on the results page, which is written when training ends; 0 for none.
         save_epoch_freq: Epochs between two kept checkpoints (``last.ckpt`` is written after every epoch).

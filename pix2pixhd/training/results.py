@@ -16,6 +16,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from pix2pixhd.data import DataOptions, InputError, PairedDataset, Sample, save_picture
 from pix2pixhd.training.pictures import colorize
+from pix2pixhd.training.steps import trial_batches
 
 __all__ = ["ResultsPage", "figures_of", "sample_pictures", "shown_input", "viewable", "write_page"]
 
@@ -121,7 +122,7 @@ class ResultsPage(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes it, once for all processes."""
-        if self.count and trainer.is_global_zero:
+        if self.count and trainer.is_global_zero and not trial_batches(trainer):
             try:
                 write_page(
                     self.folder,
