@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
 import time
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -18,6 +17,8 @@ import PIL
 
 import pix2pixhd
 from pix2pixhd.data.images import read_index_map, read_picture
+from pix2pixhd.errors import InputError
+from pix2pixhd.files import write_text
 
 __all__ = ["FactsCache", "FileFacts", "Role"]
 
@@ -178,18 +179,5 @@ class FactsCache:
         kept = {name: entry for name, entry in self._load().items() if name in current or os.path.lexists(name)}
         content = {"header": self._header(), "files": kept | self._new}
         text = json.dumps(content, separators=(",", ":"))
-        with contextlib.suppress(OSError):
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self.file, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    handle, part = tempfile.mkstemp(prefix=".part-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(text)
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+        with contextlib.suppress(InputError):  # a cache that cannot be written is not an error
+            write_text(self.file, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}", force=True)

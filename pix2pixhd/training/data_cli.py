@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
-import secrets
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +13,11 @@ from typing import Any
 from pix2pixhd.data.check import Survey, checking, survey
 from pix2pixhd.data.folders import check_command, match_files
 from pix2pixhd.data.options import DataOptions
-from pix2pixhd.data.problems import Problem, display, grouped
+from pix2pixhd.data.problems import Problem, grouped
 from pix2pixhd.errors import InputError
+from pix2pixhd.files import check_replaceable, write_text
 from pix2pixhd.training.config import parse_train
-from pix2pixhd.training.run import TrainConfig
+from pix2pixhd.training.options import TrainConfig
 
 __all__ = ["main"]
 
@@ -128,27 +127,6 @@ def _as_json(result: _Phase) -> dict[str, Any]:
     }
 
 
-def _is_new(path: pathlib.Path, force: bool) -> None:
-    """Refuses to replace a file before any work is done."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"--json: {display(path)} cannot be written; name a file in an existing folder")
-    if not force and path.exists():
-        raise InputError(f"--json: {display(path)} exists; choose another file, or replace it with --force")
-
-
-def _write(path: pathlib.Path, text: str, force: bool) -> None:
-    """Writes a file whole or not at all."""
-    part = path.with_name(f".{secrets.token_hex(6)}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        _is_new(path, force)  # again: the check may have taken long
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"--json: {display(path)} cannot be written ({error.strerror}); choose another file") from None
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def main(argv: Sequence[str]) -> int:
     """Runs ``pix2pixhd data check``.
 
@@ -170,7 +148,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError("pix2pixhd data: name a command; pix2pixhd data check DIR")
     to_stdout = arguments.json == pathlib.Path("-")
     if arguments.json is not None and not to_stdout:
-        _is_new(arguments.json, arguments.force)
+        check_replaceable([arguments.json], arguments.force, "--json")
     config = _config(arguments)
     options, multiple = config.data, arguments.multiple or config.model.multiple
     phases = arguments.phase or [
@@ -179,7 +157,7 @@ def main(argv: Sequence[str]) -> int:
     results = {phase: _check(phase, options, multiple, bool(arguments.config)) for phase in phases}
     if arguments.json is not None:
         text = json.dumps({phase: _as_json(result) for phase, result in results.items()}, indent=2) + "\n"
-        sys.stdout.write(text) if to_stdout else _write(arguments.json, text, arguments.force)
+        sys.stdout.write(text) if to_stdout else write_text(arguments.json, text, force=arguments.force)
     if not to_stdout:
         for phase, result in results.items():
             print("\n".join(_lines(phase, result, options)))

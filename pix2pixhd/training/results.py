@@ -17,6 +17,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from pix2pixhd.data import DataOptions, InputError, PairedDataset, Sample, save_picture
 from pix2pixhd.files import MARK, check_replaceable, write_text
 from pix2pixhd.training.pictures import colorize
+from pix2pixhd.training.steps import trial_batches
 
 __all__ = ["ResultsPage", "figures_of", "page_files", "sample_pictures", "shown_input", "viewable", "write_page"]
 
@@ -133,7 +134,7 @@ class ResultsPage(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes it, once for all processes."""
-        if self.count and trainer.is_global_zero:
+        if self.count and trainer.is_global_zero and not trial_batches(trainer):
             try:
                 write_page(
                     self.folder,

@@ -35,8 +35,13 @@ WRITING = {
 REFUSING = {
     "train": (
         "{train}",
-        ["out/checkpoints/last.ckpt", "out/checkpoints/epoch_0000.ckpt", "out/samples/step_000002.png"]
-        + ["out/results/index.html", "out/results/images/generated/a.png"],
+        [
+            "out/checkpoints/last.ckpt",
+            "out/checkpoints/epoch_0000.ckpt",
+            "out/samples/step_000002.png",
+            "out/results/index.html",
+            "out/results/images/generated/a.png",
+        ],
     ),
     "demo": ("demo --out out", ["out/demo.yaml", "out/results.png", "out/data/train_img/a.png", "out/run/logs/a"]),
 }

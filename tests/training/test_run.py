@@ -136,14 +136,16 @@ def test_bfloat16(make_config):
 def test_trainer_options_that_cannot_work(make_config):
     config = make_config()
     config.trainer["accumulate_grad_batches"] = 2
-    with pytest.raises(InputError, match=r"trainer\.accumulate_grad_batches: set optimizer\.accumulate instead"):
+    with pytest.raises(
+        InputError, match=r"trainer\.accumulate_grad_batches is not .*set optimizer\.accumulate instead"
+    ):
         train(config)
 
 
 def test_strategies_that_cannot_run_the_step_are_named(make_config):
     config = make_config()
     config.trainer |= {"devices": 2, "strategy": "fsdp"}
-    with pytest.raises(InputError, match=r"trainer\.strategy: 'fsdp' cannot run this training step"):
+    with pytest.raises(InputError, match=r"trainer\.strategy must be .*'fsdp': .* cannot run this training step"):
         train(config)
 
 
