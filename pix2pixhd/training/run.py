@@ -113,7 +113,7 @@ def _callbacks(config: TrainConfig, data: PairedData, start: str, began: float) 
         stop_at_nan.check,
         run.save_epoch_freq,
         run.save_latest_freq,
-        max_steps=trainer.get("max_steps") or -1,
+        max_steps=trainer.get("max_steps", -1),
         min_steps=trainer.get("min_steps") or 0,
         requests=StopRequests(_deadline(trainer.get("max_time"), began)),
     )
@@ -135,7 +135,7 @@ def _check_limits(config: TrainConfig) -> None:
             f"trainer.max_epochs must be between 1 and optimizer.niter + optimizer.niter_decay = {epochs}, where the "
             f"learning rate ends, got {most}; raise optimizer.niter or optimizer.niter_decay to train longer"
         )
-    max_steps, min_steps = trainer.get("max_steps") or -1, trainer.get("min_steps") or 0
+    max_steps, min_steps = trainer.get("max_steps", -1), trainer.get("min_steps") or 0
     if max_steps != -1 and max_steps < 1:
         raise InputError(f"trainer.max_steps must be at least 1, or -1 for no limit, got {max_steps}")
     if 0 < max_steps < min_steps:
