@@ -11,7 +11,7 @@ from pix2pixhd.training import run, stopping
 from pix2pixhd.training.options import OptimizerOptions
 from pix2pixhd.training.run import train
 
-from .test_run import assert_identical, files, weights
+from .test_run import assert_identical, files
 
 
 @pytest.fixture
@@ -40,7 +40,9 @@ def states(tmp_path, output):
         for name, value in state.items()
     }
     rates = [group["lr"] for optimizer in saved["optimizer_states"] for group in optimizer["param_groups"]]
-    return saved["state_dict"] | moments | {"global_step": torch.tensor(saved["global_step"]), "lr": torch.tensor(rates)}
+    return (
+        saved["state_dict"] | moments | {"global_step": torch.tensor(saved["global_step"]), "lr": torch.tensor(rates)}
+    )
 
 
 class Names(pl.Callback):
