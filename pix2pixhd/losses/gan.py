@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pix2pixhd.losses.predictions import Prediction, as_scales
 from pix2pixhd.ops import hinge_loss, lsgan_loss, mean_loss
+from pix2pixhd.ops.scalars import one_number
 
 GANMode = Literal["lsgan", "vanilla", "hinge", "wgan"]
 Reduction = Literal["sum", "mean"]
@@ -87,8 +88,8 @@ class GANLoss(nn.Module):
         self.mode: GANMode = mode or (_SPADE_NAMES[gan_mode] if gan_mode else "lsgan" if use_lsgan else "vanilla")
         self.reduction: Reduction = reduction or ("mean" if spade else "sum")
         self.flat_list_of = "scales" if spade else "layers"
-        self.real_label = float(target_real_label)
-        self.fake_label = float(target_fake_label)
+        self.real_label = one_number("target_real_label", target_real_label)
+        self.fake_label = one_number("target_fake_label", target_fake_label)
 
     def forward(self, input: Prediction, target_is_real: bool, for_discriminator: bool = True) -> Tensor:
         """Computes the loss.

@@ -31,18 +31,22 @@ def samples(requires_grad, empty=False):
 def test_opcheck_multi_l1(requires_grad):
     for inputs in samples(requires_grad):
         targets = [torch.randn_like(x) for x in inputs]
-        opcheck(ops.multi_l1.default, (inputs, targets, [0.5] * len(inputs), True))
+        every = list(range(len(inputs)))
+        opcheck(ops.multi_l1.default, (inputs, targets, [0.5] * len(inputs), every))
         if not requires_grad:
-            opcheck(ops.multi_l1.default, (inputs, targets, [0.5] * len(inputs), False))
+            opcheck(ops.multi_l1.default, (inputs, targets, [0.5] * len(inputs), []))
+            opcheck(ops.multi_l1.default, (inputs, targets, [0.5] * len(inputs), every[1:]))
 
 
 def test_opcheck_multi_l1_backward():
     for inputs in samples(False, empty=True):
         weights = [0.5] * len(inputs)
-        _, signs = ops.multi_l1.default(inputs, [torch.zeros_like(x) for x in inputs], weights, True)
-        rest = Layouts(inputs)
+        every = list(range(len(inputs)))
+        _, signs = ops.multi_l1.default(inputs, [torch.zeros_like(x) for x in inputs], weights, every)
+        rest = Layouts.of(inputs)
         arguments = (torch.tensor(2.0), signs, weights, rest.sizes, rest.strides, rest.ndims, rest.dtypes)
-        opcheck(ops.multi_l1_backward.default, arguments)
+        opcheck(ops.multi_l1_backward.default, (*arguments, every))
+        opcheck(ops.multi_l1_backward.default, (*arguments, every[-1:]))
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2])
