@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pix2pixhd.losses.predictions import Prediction, as_scales
-from pix2pixhd.ops import hinge_loss, lsgan_loss, mean_loss
+from pix2pixhd.ops import hinge_loss, logistic_loss, lsgan_loss, mean_loss
 
 GANMode = Literal["lsgan", "vanilla", "hinge", "wgan"]
 Reduction = Literal["sum", "mean"]
@@ -120,8 +118,7 @@ class GANLoss(nn.Module):
         if self.mode == "lsgan":
             return lsgan_loss(preds, label, weights)
         if self.mode == "vanilla":
-            terms = [F.binary_cross_entropy_with_logits(pred, torch.full_like(pred, label)) * each for pred in preds]
-            return torch.stack(terms).sum()
+            return logistic_loss(preds, label, weights)
         if self.mode == "wgan":
             return mean_loss(preds, [-each if target_is_real else each] * len(preds))
         if for_discriminator:

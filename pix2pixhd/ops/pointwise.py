@@ -1,4 +1,4 @@
-"""Python face of ``multi_pointwise``: losses of many tensors against a constant (LSGAN, hinge, mean)."""
+"""Python face of ``multi_pointwise``: losses of many tensors against a constant (LSGAN, hinge, mean, logistic)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class Kind(enum.IntEnum):
     SQUARED_ERROR = 0
     HINGE = 1
     LINEAR = 2
+    LOGISTIC = 3
 
 
 def _fake_forward(input: list[Tensor], constant: list[float], weight: list[float], kind: int) -> Tensor:
@@ -37,6 +38,8 @@ def _written_out(grad: Tensor, input: Tensor, constant: float, weight: float, ki
         return scale * 2.0 * (input - constant)
     if kind == Kind.HINGE:
         return torch.where(1.0 - constant * input <= 0, 0.0, -constant * scale)
+    if kind == Kind.LOGISTIC:
+        return scale * (torch.sigmoid(input) - constant)
     return (constant * scale).expand_as(input)
 
 
