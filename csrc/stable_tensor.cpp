@@ -181,8 +181,8 @@ std::vector<Tensor> empty_like_list(const std::vector<Tensor>& dense) {
 }
 
 Pointwise pointwise_kind(int64_t kind) {
-  STD_TORCH_CHECK(kind >= 0 && kind < kPointwiseKinds, "pix2pixhd: kind must be 0 (squared error), 1 (hinge) or 2 ",
-                  "(linear), got ", kind);
+  STD_TORCH_CHECK(kind >= 0 && kind < kPointwiseKinds, "pix2pixhd: kind must be 0 (squared error), 1 (hinge), 2 ",
+                  "(linear) or 3 (logistic), got ", kind);
   return static_cast<Pointwise>(kind);
 }
 

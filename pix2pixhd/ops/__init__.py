@@ -15,7 +15,7 @@ from pix2pixhd.ops import choice, l1, library, pointwise, reference, scalars
 from pix2pixhd.ops.choice import backend
 from pix2pixhd.ops.scalars import Numbers
 
-__all__ = ["backend", "hinge_loss", "lsgan_loss", "mean_loss", "multi_l1_loss"]
+__all__ = ["backend", "hinge_loss", "logistic_loss", "lsgan_loss", "mean_loss", "multi_l1_loss"]
 
 if library.cpu().loaded:
     l1.register()
@@ -143,6 +143,40 @@ def lsgan_loss(preds: Sequence[Tensor], target: Numbers, weights: Numbers = None
     if not choice.use_fused(xs[0]):
         return reference.lsgan_loss(xs, constants, factors)
     loss = pointwise.fused_pointwise_loss(xs, constants, factors, pointwise.Kind.SQUARED_ERROR)
+    return _as_pytorch(loss, xs, autocast_widens=True)
+
+
+def logistic_loss(preds: Sequence[Tensor], target: Numbers, weights: Numbers = None) -> Tensor:
+    """Weighted sum of binary cross entropies of logits: ``Σ_k weights[k] · mean(BCE(sigmoid(preds[k]), target[k]))``.
+
+    With logit ``x`` and label ``t`` an element's loss is ``max(x, 0) − t·x + log(1 + exp(−|x|))`` and its derivative
+    ``sigmoid(x) − t``: ``F.binary_cross_entropy_with_logits`` against a constant label, without label tensors. This is
+    the original GAN loss (arXiv 1406.2661) with the non-saturating loss of the generator, SPADE's mode ``original``.
+
+    Args:
+        preds: K tensors of logits, of any shape and strides; float32, float64, float16 or bfloat16.
+        target: The label, one for all (1 for real, 0 for fake, 0.9 for one-sided smoothing) or one per tensor.
+        weights: One number, or K; 1 each when None. A tensor that requires a gradient gets its gradient.
+
+    Returns:
+        A scalar of the type that ``multi_l1_loss`` describes.
+
+    Raises:
+        TypeError: For something that is not a list of floating-point tensors.
+        ValueError: For an empty list and for lengths or devices that do not agree.
+
+    Example:
+        >>> import torch
+        >>> from pix2pixhd.functional import logistic_loss
+        >>> logistic_loss([torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 4, 4)], target=1.0, weights=[0.5, 0.5])
+        tensor(0.6931)
+    """
+    xs = _tensors("preds", preds)
+    constants = scalars.parse("target", target, len(xs))
+    factors = scalars.parse("weights", weights, len(xs), default=1.0)
+    if not choice.use_fused(xs[0]):
+        return reference.logistic_loss(xs, constants, factors)
+    loss = pointwise.fused_pointwise_loss(xs, constants, factors, pointwise.Kind.LOGISTIC)
     return _as_pytorch(loss, xs, autocast_widens=True)
 
 

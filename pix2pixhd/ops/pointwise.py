@@ -1,4 +1,4 @@
-"""Python face of ``multi_pointwise``: losses of many tensors against a constant (LSGAN, hinge, mean)."""
+"""Python face of ``multi_pointwise``: losses of many tensors against a constant (LSGAN, hinge, mean, logistic)."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Kind(enum.IntEnum):
     SQUARED_ERROR = 0
     HINGE = 1
     LINEAR = 2
+    LOGISTIC = 3
 
 
 def _fake_forward(input: list[Tensor], constant: list[float], weight: list[float], kind: int) -> Tensor:
@@ -40,6 +41,8 @@ def _values(x: Tensor, constant: Number, kind: int) -> Tensor:
         return (wide - label_like(x, constant)) ** 2
     if kind == Kind.HINGE:
         return F.relu(1.0 - constant * wide)
+    if kind == Kind.LOGISTIC:
+        return F.binary_cross_entropy_with_logits(wide, label_like(x, constant).to(wide.dtype), reduction="none")
     return constant * wide
 
 
@@ -50,6 +53,8 @@ def _slopes(x: Tensor, constant: float, kind: int) -> Tensor:
         return 2.0 * (wide - label_like(x, constant))
     if kind == Kind.HINGE:
         return torch.where(1.0 - constant * wide <= 0, 0.0, -constant).to(wide.dtype) + zero_of(wide)
+    if kind == Kind.LOGISTIC:
+        return torch.sigmoid(wide) - label_like(x, constant)
     return torch.full_like(wide, constant)
 
 

@@ -55,6 +55,12 @@ def mean_loss(preds: Sequence[Tensor], weights: Sequence[Number]) -> Tensor:
     return _weighted_sum([x.mean() for x in preds], weights)
 
 
+def logistic_loss(preds: Sequence[Tensor], targets: Sequence[Number], weights: Sequence[Number]) -> Tensor:
+    """``Σ_k weights[k] · BCE(sigmoid(preds[k]), targets[k])`` as a loop over ``F.binary_cross_entropy_with_logits``."""
+    terms = [F.binary_cross_entropy_with_logits(x, label_like(x, t)) for x, t in zip(preds, targets, strict=True)]
+    return _weighted_sum(terms, weights)
+
+
 def distances(
     inputs: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[float], squared: bool, pixels: Tensor | None
 ) -> Tensor:

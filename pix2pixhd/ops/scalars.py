@@ -53,7 +53,7 @@ def parse(name: str, values: Numbers, count: int, default: float | None = None) 
 
     Args:
         name: The argument's name in error messages.
-        values: A number, a 0-d tensor, or ``count`` of them as a list, tuple, 1-d tensor or array; None for ``default``.
+        values: A number, a 0-d tensor, or ``count`` of them (list, tuple, 1-d tensor or array); None for ``default``.
         count: The number of tensors.
         default: The number that stands for None; without it, None is refused.
 

@@ -77,7 +77,7 @@ def test_operators_check_what_they_are_given():
         (lambda: ops.multi_l1([x], [x], [1.0], [1]), r"wanted must hold ascending indices below 1, got 1"),
         (lambda: ops.multi_l1([x, x], [x, x], [1.0, 1.0], [1, 0]), "ascending indices below 2, got 0 after 1"),
         (lambda: ops.multi_l1_backward(one, signs, *rest[:-1], [-1]), "ascending indices below 1, got -1"),
-        (lambda: ops.multi_pointwise([x], [1.0], [1.0], 3), r"kind must be 0 \(squared error\), 1 \(hinge\) or 2"),
+        (lambda: ops.multi_pointwise([x], [1.0], [1.0], 4), r"kind must be 0 \(squared .* or 3 \(logistic\), got 4"),
         (lambda: ops.multi_pointwise([x], [], [1.0], 0), "input, constant and weight must have the same length"),
     ]
     for call, message in cases:

@@ -5,7 +5,7 @@ import torch
 from torch.library import opcheck
 
 import pix2pixhd
-from pix2pixhd.functional import hinge_loss, lsgan_loss, mean_loss, multi_l1_loss
+from pix2pixhd.functional import hinge_loss, logistic_loss, lsgan_loss, mean_loss, multi_l1_loss
 from pix2pixhd.ops.l1 import Layouts
 
 ops = torch.ops.pix2pixhd
@@ -49,7 +49,7 @@ def test_opcheck_multi_l1_backward():
         opcheck(ops.multi_l1_backward.default, (*arguments, every[-1:]))
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", [0, 1, 2, 3])
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck_multi_pointwise(kind, requires_grad):
     for inputs in samples(requires_grad):
@@ -65,6 +65,7 @@ LOSSES = {
     "lsgan": lambda xs: lsgan_loss(xs, [1.0, 0.0], [0.5, 2.0]),
     "hinge": lambda xs: hinge_loss(xs, [True, False], [0.5, 2.0]),
     "mean": lambda xs: mean_loss(xs, [0.5, -2.0]),
+    "logistic": lambda xs: logistic_loss(xs, [0.9, 0.0], [0.5, 2.0]),
 }
 
 
