@@ -111,7 +111,7 @@ def test_the_losses_dtype_is_plain_pytorchs(dtype, autocast):
         torch.testing.assert_close(ours, plain)
 
 
-def graphs(function, arguments_of, steps=10):
+def graphs(function, arguments_of, steps=4):
     """Compiles under fullgraph, compares each step with eager, and counts graphs."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
