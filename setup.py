@@ -36,9 +36,11 @@ from build_tools.messages import BuildError, say  # noqa: E402
 TARGET_VERSION = "0x020a000000000000"  # torch 2.10: the oldest that the built operators run on
 
 CXX_FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-DNDEBUG"]
-# -ffp-contract=off: the same rounding whatever the instruction set. -Wno-maybe-uninitialized: GCC 12 warns of its own
-# AVX-512 header.
-KERNEL_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
+# -ffp-contract=off: the same rounding whatever the instruction set. -fno-trapping-math changes no value: it lets GCC turn
+# conditions into selects, without which it does not vectorise. -Wno-maybe-uninitialized: GCC 12 warns of its own AVX-512
+# header.
+KERNEL_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+KERNEL_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"]
 AVX512_FLAGS = [*AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
 # -fmad=false: the same rounding as on the CPU; the kernels wait for memory, not for arithmetic.

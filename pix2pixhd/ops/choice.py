@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pix2pixhd.ops import kernel_images, library
 
@@ -70,8 +71,11 @@ def use_fused(tensor: Tensor) -> bool:
     """Whether the fused operators run for this tensor's device under the current choice."""
     if _current == "reference":
         return False
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return False  # torch.func composes the plain formulas: vmap, jvp and Hessians work
+    # torch.func and forward-mode AD differentiate the plain formulas.
+    if not torch.compiler.is_compiling() and (
+        forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    ):
+        return False
     reason = unavailable(tensor.device)
     if not reason:
         return True

@@ -1,4 +1,4 @@
-"""lsgan_loss, hinge_loss and mean_loss against float64."""
+"""lsgan_loss, hinge_loss, mean_loss and logistic_loss against float64."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pix2pixhd
-from pix2pixhd.functional import hinge_loss, lsgan_loss, mean_loss
+from pix2pixhd.functional import hinge_loss, logistic_loss, lsgan_loss, mean_loss
 
 from .oracle import DTYPES, EPS, LAYOUTS, in_layout, pointwise, tensor_pairs
 
@@ -14,6 +14,7 @@ CALLS = {
     "lsgan": lambda xs, cs, ws: lsgan_loss(xs, cs, ws),
     "hinge": lambda xs, cs, ws: hinge_loss(xs, [c > 0 for c in cs], ws),
     "mean": lambda xs, cs, ws: mean_loss(xs, ws),
+    "logistic": lambda xs, cs, ws: logistic_loss(xs, cs, ws),
 }
 
 
