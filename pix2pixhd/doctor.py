@@ -117,7 +117,7 @@ def _perceptual_self_test(device: torch.device) -> str:
     weights = [make(32, 3, 3, 3), *(make(32, 32, 3, 3) / 12 for _ in plan[1:])]
     biases = [make(32) for _ in weights]
     fake, real = make(2, 3, 9, 14).requires_grad_(), make(2, 3, 9, 14)
-    network = perceptual.Network(weights, biases, [perceptual.adjoint(weight) for weight in weights], plan)
+    network = perceptual.Network(weights, biases, plan)
     value = perceptual.perceptual_loss(fake, real, network, factors).mean()
     (gradient,) = torch.autograd.grad(value, fake)
 

@@ -155,9 +155,6 @@ class VGGLoss(nn.Module):
         self.reduction = reduction
         self.memory_limit = memory_limit
         self.keep_activations = keep_activations
-        # Not in the state dict: constants, not weights.
-        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
         self.register_state_dict_post_hook(_leave_out_vgg)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_fill_in_vgg)  # type: ignore[no-untyped-call]
         if gpu_ids and torch.cuda.is_available():
@@ -187,10 +184,6 @@ class VGGLoss(nn.Module):
             TypeError: If pictures and VGG differ in type outside autocast.
             ValueError: For other shapes, pictures and VGG on different devices, or a ``memory_limit`` that is too low.
         """
-        return self.weighted(fake, real, 1.0, mask)
-
-    def weighted(self, fake: Tensor, real: Tensor | VGGFeatures, weight: float, mask: Tensor | None = None) -> Tensor:
-        """``weight`` times the loss, with the weight folded into the one call."""
         if fake.shape != real.shape:
             raise ValueError(f"real must have the shape of fake, {tuple(fake.shape)}, got {tuple(real.shape)}")
         if isinstance(real, VGGFeatures) and real.made_by != self._identity():
@@ -199,7 +192,7 @@ class VGGLoss(nn.Module):
         reals = real.maps if isinstance(real, VGGFeatures) else self._scales("real", real.detach())
         weight_map = None if mask is None else self._weight_map(mask, fake)
         terms = [
-            self._at_scale(x, y, [weight * scale_weight * w for w in self.weights], weight_map)
+            self._at_scale(x, y, [scale_weight * w for w in self.weights], weight_map)
             for x, y, scale_weight in zip(fakes, reals, self.scale_weights, strict=True)
             if x is not None and y is not None
         ]
@@ -207,6 +200,16 @@ class VGGLoss(nn.Module):
         for term in terms[1:]:
             total = total + term
         return total
+
+    def weighted(
+        self, fake: Tensor, real: Tensor | VGGFeatures, weight: float | Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """``weight`` times the loss.
+
+        The weight is a factor of its own, not an argument of the operator: ``torch.compile`` would compile the operator
+        again for every new number.
+        """
+        return self(fake, real, mask) * weight
 
     @torch.no_grad()
     def features(self, real: Tensor) -> VGGFeatures:
@@ -241,7 +244,7 @@ class VGGLoss(nn.Module):
             losses = perceptual.perceptual_loss(
                 fake,
                 real if isinstance(real, Tensor) else None,
-                vgg.chain(self._pass_dtype(fake)),
+                vgg.chain(),
                 vgg.factors(factors),
                 features=None if features is None else vgg.in_order(features),
                 weight_map=weight_map,
@@ -291,6 +294,8 @@ class VGGLoss(nn.Module):
             raise ValueError(
                 f"mask must be [N, 1, H, W], [1, 1, H, W] or [H, W] of the pictures, {size}, got {tuple(mask.shape)}"
             )
+        if mask.requires_grad and torch.is_grad_enabled():
+            raise ValueError("mask requires a gradient, and the loss computes none for it; pass mask.detach()")
         if mask.device != fake.device:
             raise ValueError(f"mask is on {mask.device} and fake on {fake.device}; move one to the other's with .to()")
         dtype = torch.float64 if fake.dtype == torch.float64 else torch.float32
@@ -323,10 +328,28 @@ class VGGLoss(nn.Module):
             pictures = pictures.expand(-1, 3, -1, -1)
         low, high = self.input_range
         if self.normalize == "imagenet":
-            return ((pictures - low) / (high - low) - cast(Tensor, self.mean)) / cast(Tensor, self.std)
+            return self._normalized((pictures.to(self._wider(pictures)) - low) / (high - low))
         if (low, high) != (-1.0, 1.0):
             pictures = (pictures - low) * (2.0 / (high - low)) - 1.0
         return pictures
+
+    @staticmethod
+    def _normalized(pictures: Tensor) -> Tensor:
+        """ImageNet's normalization of images in [0, 1].
+
+        Numbers instead of buffers: ``DistributedDataParallel`` broadcasts buffers in every forward.
+        """
+        channels = [
+            (pictures[:, k : k + 1] - mean) / std for k, (mean, std) in enumerate(zip(_MEAN, _STD, strict=True))
+        ]
+        return torch.cat(channels, dim=1)
+
+    def _wider(self, pictures: Tensor) -> torch.dtype:
+        """The dtype of the pictures or that of the VGG, whichever is wider: autocast's half-precision pictures are
+        normalized in float32.
+        """
+        parameter = next(self.vgg.parameters(), None)
+        return torch.promote_types(pictures.dtype, torch.float32 if parameter is None else parameter.dtype)
 
     def _check_against_vgg(self, name: str, pictures: Tensor) -> None:
         parameter = next(self.vgg.parameters(), None)

@@ -6,13 +6,13 @@ import pathlib
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from pix2pixhd.ops.perceptual import Network, adjoint
+from pix2pixhd.ops.perceptual import Network
 from pix2pixhd.ops.vgg_parts import POOL, RELU, TAP, TAP_POOL
 from pix2pixhd.weights import load_failure
 
@@ -95,11 +95,6 @@ def layer_names(network: str, layers: Sequence[str]) -> list[str]:
     return names
 
 
-def _lay_out_again(vgg: FrozenVGG, _: object) -> None:
-    for layer, buffer in zip(vgg.convolutions(), vgg.adjoints(), strict=True):
-        buffer.copy_(adjoint(layer.weight))
-
-
 class FrozenVGG(nn.Module):
     """The part of VGG19 or VGG16 (arXiv 1409.1556) that some layers need, with torchvision's parameter names.
 
@@ -137,11 +132,6 @@ class FrozenVGG(nn.Module):
             features = make_layers(cfgs[_CONFIGURATIONS[network]])
         self.features = features[: self.depth].to_empty(device="cpu").to(memory_format=torch.channels_last)
         self.requires_grad_(False).eval()
-        for index, convolution in enumerate(self.convolutions()):
-            # Follows the module from device to device; derived, so not in the state dict.
-            self.register_buffer(f"adjoint{index}", adjoint(convolution.weight), persistent=False)
-        self._converted: dict[torch.dtype, tuple[list[int], Network]] = {}
-        self.register_load_state_dict_post_hook(_lay_out_again)  # type: ignore[no-untyped-call]
 
     def _kind(self, convolution: _Convolution, last: bool) -> str:
         tapped, pooled = convolution.relu in self.layers, convolution.pooled and not last
@@ -153,25 +143,10 @@ class FrozenVGG(nn.Module):
         """The convolutions, in order."""
         return [layer for layer in self.features if isinstance(layer, nn.Conv2d)]
 
-    def adjoints(self) -> list[Tensor]:
-        """The weights of the convolutions' gradients, see ``pix2pixhd.ops.perceptual.adjoint``."""
-        return [cast(Tensor, getattr(self, f"adjoint{index}")) for index in range(len(self.convolutions()))]
-
-    def chain(self, dtype: torch.dtype | None = None) -> Network:
-        """The network as ``pix2pixhd.ops.perceptual`` takes it.
-
-        Args:
-            dtype: Of the weights. A copy in another type than the module's is made once and kept.
-        """
+    def chain(self) -> Network:
+        """The network as ``pix2pixhd.ops.perceptual`` takes it: the parameters themselves, no copies."""
         layers = self.convolutions()
-        own = Network([c.weight for c in layers], [cast(Tensor, c.bias) for c in layers], self.adjoints(), self.plan)
-        if dtype is None or dtype == own.weights[0].dtype or torch.compiler.is_compiling():
-            return own
-        versions = [tensor._version for tensors in own[:3] for tensor in tensors]
-        if dtype not in self._converted or self._converted[dtype][0] != versions:
-            weights, biases, adjoints = ([x.detach().to(dtype) for x in tensors] for tensors in own[:3])
-            self._converted[dtype] = versions, Network(weights, biases, adjoints, self.plan)
-        return self._converted[dtype][1]
+        return Network([c.weight for c in layers], [cast(Tensor, c.bias) for c in layers], self.plan)
 
     def factors(self, weights: Sequence[float]) -> list[float]:
         """One weight per layer, as given, in the order in which the network comes by them."""
@@ -189,10 +164,6 @@ class FrozenVGG(nn.Module):
             if index in self._taps:
                 maps[self._taps[index]] = x
         return [maps[k] for k in range(len(maps))]
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FrozenVGG:
-        self._converted.clear()  # of another device or type from now on
-        return cast(FrozenVGG, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
 
 def _shapes(vgg: FrozenVGG) -> dict[str, torch.Size]:

@@ -14,11 +14,7 @@ from torch import Tensor
 
 from pix2pixhd.ops import choice, library
 from pix2pixhd.ops.vgg_parts import plan_parts
-from pix2pixhd.ops.vgg_pass import Chain, PartPass, channels_last, run_part
-
-# Under float16 the gradient of a mean over millions of elements is below the smallest number: 2^20 lifts 1e-9 to 1e-3,
-# and leaves the deepest map's, the largest, eight powers of two below the largest number.
-_FLOAT16_SCALE = 2.0**20
+from pix2pixhd.ops.vgg_pass import Chain, PartPass, channels_last, run_part, wide
 
 
 class Network(NamedTuple):
@@ -27,22 +23,12 @@ class Network(NamedTuple):
     Attributes:
         weights: ``[out, in, 3, 3]`` each, out a multiple of 32.
         biases: ``[out]`` each.
-        adjoints: ``adjoint`` of each weight.
         plan: One letter per convolution, see ``pix2pixhd.ops.vgg_parts``.
     """
 
     weights: list[Tensor]
     biases: list[Tensor]
-    adjoints: list[Tensor]
     plan: str
-
-
-def adjoint(weight: Tensor) -> Tensor:
-    """The weights ``[in, out, 3, 3]`` of a convolution's gradient with respect to its input.
-
-    The gradient of a 3×3 convolution of stride 1 and padding 1 is another one, with weights transposed and mirrored.
-    """
-    return channels_last(weight.flip(2, 3).transpose(0, 1))
 
 
 def _has_kernels(loaded: bool, key: str) -> bool:
@@ -58,10 +44,6 @@ def can_run(pictures: Tensor) -> bool:
     return _DEVICES.get(pictures.device.type, False) and choice.use_fused(pictures)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 @torch.library.custom_op("pix2pixhd::perceptual_loss", mutates_args=())
 def _perceptual_loss(
     fake: Tensor,
@@ -70,7 +52,6 @@ def _perceptual_loss(
     weight_map: Tensor | None,
     weights: list[Tensor],
     biases: list[Tensor],
-    adjoints: list[Tensor],
     factors: list[float],
     plan: str,
     squared: bool,
@@ -81,15 +62,12 @@ def _perceptual_loss(
     parts = plan_parts(
         plan, [len(b) for b in biases], fake.shape, dtype.itemsize, squared, 1 if real is None else 2, memory_limit
     )
-    scale = _FLOAT16_SCALE if dtype == torch.float16 else 1.0
-    wide = _wide(dtype)
     losses = torch.zeros(len(fake), dtype=torch.float64, device=fake.device)
     gradient = None
     with torch.no_grad(), torch.autocast(fake.device.type, enabled=False):
         chain = Chain(
             [channels_last(w.to(dtype)) for w in weights],
             [b.to(dtype) for b in biases],
-            [channels_last(w.to(dtype)) for w in adjoints] if with_gradient else weights,
             plan,
             factors,
             squared,
@@ -97,20 +75,17 @@ def _perceptual_loss(
         )
         for part in parts:
             one = PartPass(chain, part, with_gradient)
-            loss, own = run_part(one, fake, real, features, weight_map, dtype, scale)
+            loss, own = run_part(one, fake, real, features, weight_map, dtype)
             losses[part.first : part.end] += loss
             if own is None:
                 continue
-            # At least float32: an unscaled float16 gradient would vanish before the upstream gradient reaches it.
-            own = own.to(wide)
-            own = own.div_(scale) if scale != 1.0 else own
             if len(parts) == 1:
                 gradient = own
                 break
             if gradient is None:
-                gradient = torch.zeros_like(fake, dtype=wide, memory_format=torch.channels_last)
+                gradient = torch.zeros_like(fake, dtype=own.dtype, memory_format=torch.channels_last)
             gradient[part.first : part.end, :, part.stages[0].first : part.stages[0].end] += own
-    return losses.to(wide), fake.new_empty(0) if gradient is None else gradient
+    return losses.to(wide(dtype)), fake.new_empty(0) if gradient is None else gradient
 
 
 @_perceptual_loss.register_fake
@@ -121,7 +96,6 @@ def _(
     weight_map: Tensor | None,
     weights: list[Tensor],
     biases: list[Tensor],
-    adjoints: list[Tensor],
     factors: list[float],
     plan: str,
     squared: bool,
@@ -129,18 +103,22 @@ def _(
     memory_limit: int | None,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    values = fake.new_empty(fake.shape[0], dtype=_wide(dtype))
+    values = fake.new_empty(fake.shape[0], dtype=wide(dtype))
     if not with_gradient:
         return values, fake.new_empty(0)
-    return values, torch.empty_like(fake, dtype=_wide(dtype), memory_format=torch.channels_last)
+    return values, torch.empty_like(fake, dtype=wide(dtype), memory_format=torch.channels_last)
 
 
 class _RefuseDoubleBackward(torch.autograd.Function):
-    """Identity on the gradient; its own backward raises, where it would silently lose a term."""
+    """A scalar 0 that raises when it is differentiated with respect to ``fake``.
+
+    Added to a gradient, it turns a second derivative that would be silently missing into an error. The derivative with
+    respect to the upstream gradient, in which the gradient is linear, does not pass through it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, fake: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
+    def forward(ctx: Any, fake: Tensor) -> Tensor:
+        return fake.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> None:
@@ -150,7 +128,7 @@ class _RefuseDoubleBackward(torch.autograd.Function):
         )
 
 
-_LISTS = (2, 4, 5, 6)  # features, weights, biases, adjoints
+_LISTS = (2, 4, 5)  # features, weights, biases
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -166,7 +144,7 @@ def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
     gradient, fake = ctx.saved_tensors
     result = (grad.view(-1, 1, 1, 1) * gradient).to(fake.dtype)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        result = _RefuseDoubleBackward.apply(result, fake)
+        result = result + _RefuseDoubleBackward.apply(fake)
     return result, *ctx.no_gradients
 
 
@@ -208,6 +186,11 @@ def perceptual_loss(
     if dtype is None:
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else fake.dtype
     wanted = torch.is_grad_enabled() and fake.requires_grad
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (*network.weights, *network.biases)):
+        raise RuntimeError(
+            "pix2pixhd: a parameter of the VGG requires a gradient, and this form of VGGLoss computes none for it; "
+            "freeze the network with vgg.requires_grad_(False), or use VGGLoss(..., keep_activations=True)"
+        )
     losses: Tensor
     losses, _ = _perceptual_loss(
         fake,
@@ -216,7 +199,6 @@ def perceptual_loss(
         weight_map,
         network.weights,
         network.biases,
-        network.adjoints,
         factors,
         network.plan,
         squared,

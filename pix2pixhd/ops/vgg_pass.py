@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pix2pixhd.ops.vgg_parts import POOL, RELU, TAP, TAP_POOL, Part, Rows
+from pix2pixhd.ops.vgg_scale import Float16Scale
 
 
 class Chain(NamedTuple):
@@ -22,7 +23,6 @@ class Chain(NamedTuple):
     Attributes:
         weights: Of the convolutions, ``[out, in, 3, 3]``, out a multiple of 32.
         biases: Of the convolutions, ``[out]``.
-        adjoints: ``adjoint`` of each weight.
         plan: One letter per convolution, see ``vgg_parts``.
         factors: One number per tapped map.
         squared: Whether maps are compared by squared error, or by L1.
@@ -32,7 +32,6 @@ class Chain(NamedTuple):
 
     weights: Sequence[Tensor]
     biases: Sequence[Tensor]
-    adjoints: Sequence[Tensor]
     plan: str
     factors: Sequence[float]
     squared: bool
@@ -51,16 +50,43 @@ class _Kept(NamedTuple):
     cropped_from: tuple[int, int] = (0, 0)  # rows before the first one kept, and of the map that pooling gave
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of losses, pixel weights and gradients computed in ``dtype``: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def channels_last(x: Tensor) -> Tensor:
-    """``x`` with channels last."""
+    """``x`` in channels-last memory format; ``x`` itself when it already is."""
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """3×3 convolution of padding 1, in channels-last memory format.
+
+    A convolution may return another format than its input's: cuDNN does in float64, and so do PyTorch's own kernels
+    and the path for an empty batch.
+    """
+    return channels_last(F.conv2d(x, weight, bias, padding=1))
+
+
+def input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of ``convolve(x, weight, None)`` with respect to ``x``.
+
+    It is computed from the weights as they are now. Nothing derived from them is cached, because a write through
+    ``.data`` changes them without a trace.
+    """
+    if gradient.device.type == "cpu" and gradient.dtype in (torch.float32, torch.float64):
+        return channels_last(F.conv_transpose2d(gradient, weight, padding=1))
+    # A convolution with transposed and flipped weights. On CUDA the transposed convolution may be non-deterministic, on
+    # the CPU it is many times slower in half precision; the copy of the weights costs little.
+    return convolve(gradient, channels_last(weight.flip(2, 3).transpose(0, 1)), None)
 
 
 def pixel_weight(weight_map: Tensor | None, x: Tensor, rows: Rows, width: int) -> Tensor | None:
     """The weights of a map's pixels, ``[N, rows, width]``: those of its band, 0 in the margin; None for all 1."""
     if weight_map is None and rows.is_whole:
         return None
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = wide(x.dtype)
     own = slice(rows.own_first - rows.first, rows.own_end - rows.first)
     weight = x.new_zeros((x.shape[0], rows.length, width), dtype=dtype)
     if weight_map is None:
@@ -107,8 +133,8 @@ class PartPass:
         for kind, weight, bias in zip(chain.plan, chain.weights, chain.biases, strict=True):
             inner, outer = (None, bias) if chain.bias_apart else (bias, None)
             # One side after the other: the input of a side's convolution goes before the other side's output comes.
-            x = F.conv2d(x, weight, inner, padding=1)
-            y = None if y is None else F.conv2d(y, weight, inner, padding=1)
+            x = convolve(x, weight, inner)
+            y = None if y is None else convolve(y, weight, inner)
             kept = _Kept()
             if kind in (TAP, TAP_POOL):
                 term, kept = self._compare(x, y, outer, features, weight_map, stage, tap)
@@ -164,27 +190,44 @@ class PartPass:
         y = None if y is None else y[:, :, skipped : skipped + after.length]
         return x, y, kept._replace(codes=codes, pooled_from=size, cropped_from=cropped_from)
 
-    def backward(self, scale: float) -> Tensor:
-        """``scale`` times the gradient of the part's loss with respect to its rows of the generated pictures."""
+    def backward(self) -> Tensor:
+        """The gradient of the part's loss with respect to its rows of the generated images, at least float32."""
         ops, chain = torch.ops.pix2pixhd, self.chain
         if self.last is None:
             raise RuntimeError("backward comes after forward")
         gradient = torch.zeros_like(self.last)
         self.last = None
-        for kind, weight in zip(reversed(chain.plan), reversed(chain.adjoints), strict=True):
+        scale = self._scale(gradient) if gradient.dtype == torch.float16 else None
+        for kind, weight in zip(reversed(chain.plan), reversed(chain.weights), strict=True):
             kept = self.trail.pop()
             if kept.codes is not None:
+                gradient = gradient if scale is None else scale.adapt(gradient, len(self.trail))
                 gradient = _uncropped(gradient, *kept.cropped_from)
                 gradient = ops.relu_pool_backward.default(gradient, kept.codes, *kept.pooled_from)
             if kind in (TAP, TAP_POOL):
+                pixels = kept.weight if scale is None else scale.weigh(kept.weight, gradient)
                 ops.relu_distance_backward_.default(
-                    gradient, kept.mask, kept.distance, kept.weight, chain.squared, kept.coefficient * scale
+                    gradient, kept.mask, kept.distance, pixels, chain.squared, kept.coefficient
                 )
             elif kind == RELU:
                 ops.relu_backward_.default(gradient, kept.mask)
             del kept
-            gradient = F.conv2d(gradient, weight, padding=1)
-        return gradient
+            gradient = input_gradient(gradient, weight)
+        return gradient.to(wide(gradient.dtype)) if scale is None else scale.undo(gradient)
+
+    def _scale(self, like: Tensor) -> Float16Scale:
+        peaks = [None if kept.distance is None else self._peak(kept, kept.distance, len(like)) for kept in self.trail]
+        return Float16Scale(peaks, len(like), like.device)
+
+    def _peak(self, kept: _Kept, distance: Tensor, images: int) -> Tensor:
+        """The magnitude ``[N]`` of the largest term that the loss adds to the gradient of a compared map."""
+        peak = torch.full((images,), abs(kept.coefficient), device=distance.device)
+        if kept.weight is not None:
+            peak = peak * torch.linalg.vector_norm(kept.weight, torch.inf, dim=(1, 2))
+        if self.chain.squared:
+            differences = distance.view(images, max(distance.numel() // max(images, 1), 1))
+            peak = peak * 2.0 * torch.linalg.vector_norm(differences, torch.inf, dim=1, dtype=torch.float32)
+        return peak
 
 
 def _uncropped(gradient: Tensor, skipped: int, height: int) -> Tensor:
@@ -206,7 +249,6 @@ def run_part(
     features: Sequence[Tensor],
     weight_map: Tensor | None,
     dtype: torch.dtype,
-    scale: float,
 ) -> tuple[Tensor, Tensor | None]:
     """The part's loss per picture, and the gradient of its rows; all arguments but ``pass_`` are the whole batch's."""
     pictures = slice(pass_.part.first, pass_.part.end)
@@ -221,4 +263,4 @@ def run_part(
         [maps[pictures] for maps in features],
         None if weight_map is None else weight_map[pictures],
     )
-    return loss, pass_.backward(scale) if pass_.pack else None
+    return loss, pass_.backward() if pass_.pack else None
