@@ -20,7 +20,7 @@ from pix2pixhd.data import DataOptions, InputError
 from pix2pixhd.training.callbacks import LossBar, SampleSheets, StopAtNaN
 from pix2pixhd.training.checkpoint import read_checkpoint
 from pix2pixhd.training.checkpoint_io import AtomicCheckpointIO
-from pix2pixhd.training.datamodule import PairedData
+from pix2pixhd.training.datamodule import PairedData, reporting_dead_workers
 from pix2pixhd.training.distributed import AveragedGradients
 from pix2pixhd.training.generate import check_writable
 from pix2pixhd.training.module import Pix2PixHD
@@ -230,7 +230,8 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
         print(load_pretrained(module, pathlib.Path(config.run.load_pretrain)), flush=True)
     try:
         trainer = _trainer(config, [*_callbacks(config, data, output), *callbacks], output)
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        with reporting_dead_workers():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {error}") from error
     except Stopped:
