@@ -244,4 +244,5 @@ def checking(what: str, count: int, quiet: bool = False) -> Iterator[Callable[[]
     try:
         yield advance
     finally:
-        progress.stop()
+        if progress.live.is_started:
+            progress.stop()

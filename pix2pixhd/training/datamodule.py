@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from pix2pixhd.data.folders import check_command
 from pix2pixhd.data.rules import batch_problem
 from pix2pixhd.training.first_process import on_first_process
 
-__all__ = ["PairedData"]
+__all__ = ["PairedData", "reporting_dead_workers"]
 
 
 def _epoch(trainer: pl.Trainer) -> int:
@@ -75,20 +76,31 @@ def _collate(samples: list[Sample | _Failure]) -> Any:
     return default_collate(samples) if problem is None else _Failure((problem,))
 
 
+@contextlib.contextmanager
+def reporting_dead_workers() -> Iterator[None]:
+    """Turns the error that PyTorch raises, at any point of the main process, when a loader's worker process dies.
+
+    Raises:
+        InputError: Instead of that error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise InputError(
+            f"a process that loads images was ended by the system ({str(error).splitlines()[0]}); the usual reason is "
+            "too little memory or shared memory (/dev/shm): lower data.nThreads or data.batchSize"
+        ) from error
+
+
 def _raising(batches: Iterator[Any]) -> Iterator[Any]:
-    """Yields batches; raises one error for what could not be read, and for a worker process that died."""
+    """Yields batches; raises one error for what could not be read."""
     while True:
         try:
             batch = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker (pid"):
-                raise
-            raise InputError(
-                f"a process that loads images was ended by the system ({str(error).splitlines()[0]}); the usual "
-                "reason is too little memory or shared memory (/dev/shm): lower data.nThreads or data.batchSize"
-            ) from error
         if isinstance(batch, _Failure):
             raise DataError(batch.problems)
         yield batch
@@ -107,7 +119,7 @@ class ResumableLoader(DataLoader[Any]):
         """Yields batches.
 
         Raises:
-            InputError: For files that cannot be used, and when the system ended a worker process.
+            InputError: For files that cannot be used.
         """
         return _raising(super().__iter__())
 

@@ -33,10 +33,17 @@ _stores: list[Store] = []  # a store's server lives as long as the store; the pr
 
 
 def _cluster() -> ClusterEnvironment | None:
-    """The launcher that started all processes at once; None when Lightning or nobody starts others."""
-    for environment in (TorchElasticEnvironment, SLURMEnvironment):
-        if environment.detect():
-            return environment()
+    """The launcher that started all processes at once; None when Lightning or nobody starts others.
+
+    Raises:
+        InputError: For SLURM's options that Lightning cannot work with.
+    """
+    try:
+        for environment in (TorchElasticEnvironment, SLURMEnvironment):
+            if environment.detect():
+                return environment()
+    except RuntimeError as error:
+        raise InputError(f"SLURM: {error}") from error
     return None
 
 

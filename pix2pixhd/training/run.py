@@ -21,7 +21,7 @@ from pix2pixhd.files import check_writable
 from pix2pixhd.training.callbacks import LossBar, SampleSheets, StopAtNaN
 from pix2pixhd.training.checkpoint import read_checkpoint
 from pix2pixhd.training.checkpoint_io import AtomicCheckpointIO
-from pix2pixhd.training.datamodule import PairedData
+from pix2pixhd.training.datamodule import PairedData, reporting_dead_workers
 from pix2pixhd.training.distributed import AveragedGradients
 from pix2pixhd.training.loggers import make_loggers
 from pix2pixhd.training.module import Pix2PixHD
@@ -212,7 +212,8 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
         trainer = _trainer(config, [*_callbacks(config, data, start, began), *callbacks], resume)
         if not trial_batches(trainer):
             write_config(config)
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        with reporting_dead_workers():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {error}") from error
     except Stopped:
