@@ -17,6 +17,7 @@ import pix2pixhd
 from pix2pixhd.bench.cases import CASES
 from pix2pixhd.bench.timing import Timing, compare
 from pix2pixhd.errors import InputError
+from pix2pixhd.files import check_replaceable, write_text
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -90,11 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15, help="how often each rival is timed (default: 15)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (no C++ compiler needed)")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write all figures to FILE")
+    parser.add_argument("--force", action="store_true", help="let --json replace an existing file")
     arguments = parser.parse_args(argv)
     if arguments.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
     if arguments.json is not None and not arguments.json.resolve().parent.is_dir():
         parser.error(f"--json: the folder {arguments.json.resolve().parent} does not exist; create it first")
+    if arguments.json is not None:
+        check_replaceable([arguments.json], arguments.force, "--json")
 
     device = _device(arguments.device)
     facts = machine(device)
@@ -127,6 +131,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if arguments.json is not None:
         document = {"machine": facts, "dtype": arguments.dtype, "rounds": arguments.rounds, "seconds": results}
-        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+        write_text(arguments.json, json.dumps(document, indent=2) + "\n", force=arguments.force)
         print(f"\nwritten to {arguments.json}")
     return 0

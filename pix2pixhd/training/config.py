@@ -25,7 +25,7 @@ from pix2pixhd.training.options import (
 )
 from pix2pixhd.training.trainer_options import TrainerOptions
 
-__all__ = ["SECTIONS", "build_parser", "config_text", "parse_train", "save_config"]
+__all__ = ["SECTIONS", "build_parser", "config_text", "parse_train"]
 
 SECTIONS: dict[str, Any] = {
     "data": DataOptions,
@@ -144,13 +144,3 @@ def config_text(config: TrainConfig) -> str:
     sections = dataclasses.asdict(config) | {"trainer": dataclasses.asdict(config.check())}
     text: str = yaml.safe_dump(sections, sort_keys=False)
     return text
-
-
-def save_config(config: TrainConfig, path: pathlib.Path) -> None:
-    """Writes all options as a YAML file that ``pix2pixhd train --config`` reads.
-
-    Example:
-        >>> save_config(TrainConfig(DataOptions(dataroot="a")), pathlib.Path("a.yaml"))  # doctest: +SKIP
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(config_text(config))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.utilities import rank_zero_only
 
 from pix2pixhd.data import InputError
+from pix2pixhd.files import write_text
 from pix2pixhd.training.checkpoint import Checkpoint
 from pix2pixhd.training.config import config_text
 from pix2pixhd.training.options import OptimizerOptions, TrainConfig
@@ -101,6 +101,4 @@ def write_config(config: TrainConfig) -> None:
         while (kept := path.with_name(f"config_{number}.yaml")).exists():
             number += 1
         shutil.copy2(path, kept)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_text(path, text, force=True)  # what was there has been kept

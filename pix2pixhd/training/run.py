@@ -17,12 +17,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 
 from pix2pixhd.data import InputError
+from pix2pixhd.files import check_writable
 from pix2pixhd.training.callbacks import LossBar, SampleSheets, StopAtNaN
 from pix2pixhd.training.checkpoint import read_checkpoint
 from pix2pixhd.training.checkpoint_io import AtomicCheckpointIO
 from pix2pixhd.training.datamodule import PairedData
 from pix2pixhd.training.distributed import AveragedGradients
-from pix2pixhd.training.generate import check_writable
 from pix2pixhd.training.loggers import make_loggers
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.options import TrainConfig
@@ -30,6 +30,7 @@ from pix2pixhd.training.precision import SharedScalePrecision
 from pix2pixhd.training.pretrained import load_pretrained
 from pix2pixhd.training.results import ResultsPage
 from pix2pixhd.training.resume import check_resumable, write_config
+from pix2pixhd.training.run_folder import check_run_folder
 from pix2pixhd.training.saving import RunCheckpoints
 from pix2pixhd.training.steps import trial_batches
 from pix2pixhd.training.stopping import Stopped, StopRequests
@@ -199,6 +200,7 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
     _check_pretrained(config)
     _check_limits(config)
     checkpoint = _last_checkpoint(config, resume)
+    check_run_folder(output, config.data, resume)
     check_writable(output, "run.output")
     data = PairedData(config.data, config.model.multiple, config.run.seed)
     pl.seed_everything(config.run.seed, workers=True, verbose=False)
