@@ -15,9 +15,9 @@ from PIL import Image
 
 from pix2pixhd.data import InputError
 
-__all__ = ["log_samples", "make_loggers"]
+__all__ = ["SAMPLES", "log_samples", "make_loggers"]
 
-_SAMPLES = "label | generated | real"
+SAMPLES = "label | generated | real"
 
 
 def _is_first_process() -> bool:
@@ -126,8 +126,8 @@ def log_samples(logger: Any, image: Image.Image, step: int) -> None:
         step: Position on the logger's axis.
     """
     if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(_SAMPLES, np.array(image), step, dataformats="HWC")
+        logger.experiment.add_image(SAMPLES, np.array(image), step, dataformats="HWC")
     elif isinstance(logger, WandbLogger):
-        logger.log_image(_SAMPLES, [image], step)
+        logger.log_image(SAMPLES, [image], step)
     elif isinstance(logger, MLFlowLogger):
         logger.experiment.log_image(logger.run_id, image, key="samples", step=step)
