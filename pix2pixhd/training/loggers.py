@@ -52,7 +52,10 @@ def make_loggers(names: Sequence[str], output: pathlib.Path, resume: bool) -> li
     """
     taken = [int(path.name[4:]) for path in (output / "logs").glob("run_*") if path.name[4:].isdigit()]
     version = f"run_{max(taken, default=-1) + 1}"
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.resolve() / 'mlflow.db'}"
+    server = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = server or f"sqlite:///{output.resolve() / 'mlflow.db'}"
+    # Beside the database; MLflow's default is the current folder.
+    images = None if server else (output.resolve() / "mlflow").as_uri()
     # The keys of an MLflow run's id include the server, since other servers do not know the run.
     keys = {"wandb": "wandb", "mlflow": f"mlflow {uri}"}
     ids = _read_ids(output) if resume else {}
@@ -64,7 +67,8 @@ def make_loggers(names: Sequence[str], output: pathlib.Path, resume: bool) -> li
     def mlflow() -> MLFlowLogger:
         known = ids.get(keys["mlflow"])
         kind = _ContinuedMLFlow if known else MLFlowLogger
-        return kind(output.name, None if known else version, tracking_uri=uri, run_id=known)
+        name = None if known else version
+        return kind(output.name, name, tracking_uri=uri, run_id=known, artifact_location=images)
 
     make: dict[str, Callable[[], Any]] = {
         "csv": lambda: CSVLogger(str(output), "logs", version),

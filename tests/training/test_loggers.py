@@ -80,7 +80,11 @@ def mlflow(monkeypatch):
             self.runs = service.runs
 
         def get_experiment_by_name(self, name):
-            return types.SimpleNamespace(experiment_id="1", lifecycle_stage="active")
+            return None
+
+        def create_experiment(self, name, artifact_location):
+            service.folder = artifact_location
+            return "1"
 
         def create_run(self, experiment_id, tags):
             return types.SimpleNamespace(info=types.SimpleNamespace(run_id=service.begin(status="RUNNING")))
@@ -153,6 +157,7 @@ def test_images_rates_and_metrics_reach_all_loggers_and_a_resumed_run_goes_on_in
         assert {"G_total", "D_real", "lr-G", "lr-D"} <= logged
         assert not any("Adam" in name for name in logged)
         assert key in json.loads((tmp_path / "run" / "loggers.json").read_text()).values()
+    assert mlflow.folder == (tmp_path / "run" / "mlflow").as_uri()  # not in the current folder
     assert next(iter(wandb.runs.values()))["config"]["optimizer"]["niter_decay"] == 5
     with (tmp_path / "run" / "logs" / "run_1" / "metrics.csv").open() as file:
         assert {"lr-G", "lr-D"} <= set(next(csv.reader(file)))
