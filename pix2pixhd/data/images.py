@@ -9,18 +9,21 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from pix2pixhd.errors import InputError
+from pix2pixhd.files import MARK, replacing
 
 __all__ = [
     "ChannelStack",
     "Picture",
+    "picture_path",
     "picture_to_tensor",
     "read_index_map",
     "read_picture",
     "save_picture",
+    "save_png",
     "tensor_to_picture",
 ]
 
@@ -184,25 +187,55 @@ def tensor_to_picture(tensor: Tensor) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
-def save_picture(tensor: Tensor, path: pathlib.Path) -> pathlib.Path:
-    """Writes ``[C, H, W]`` in [−1, 1]: as a PNG, or for other channels than 1 and 3 as an ``.npy`` file beside it.
+def save_png(image: Image.Image, path: pathlib.Path, *, force: bool = False) -> pathlib.Path:
+    """Writes a PNG, whole or not at all, with a comment by which a later run recognises it as its own.
+
+    Args:
+        image: The image.
+        path: The file.
+        force: Whether a file that this package did not write may be replaced.
 
     Returns:
         The file written.
 
     Raises:
-        InputError: If the file cannot be written.
+        InputError: If the file cannot be written, or if it exists and may not be replaced.
+
+    Example:
+        >>> save_png(Image.new("RGB", (4, 2)), pathlib.Path("black.png"))  # doctest: +SKIP
+    """
+    comment = PngImagePlugin.PngInfo()
+    comment.add_text("Comment", MARK)
+    with replacing(path, force=force) as part:
+        image.save(part, format="PNG", pnginfo=comment)
+    return path
+
+
+def picture_path(path: pathlib.Path, channels: int) -> pathlib.Path:
+    """The file that ``save_picture`` writes: ``.npy`` instead of ``.png`` for other channels than 1 and 3."""
+    return path if channels in (1, 3) else path.with_suffix(".npy")
+
+
+def save_picture(tensor: Tensor, path: pathlib.Path, *, force: bool = False) -> pathlib.Path:
+    """Writes ``[C, H, W]`` in [−1, 1]: as a PNG, or for other channels than 1 and 3 as an ``.npy`` file beside it.
+
+    Args:
+        tensor: The image.
+        path: The PNG file.
+        force: Whether a file that this package did not write may be replaced.
+
+    Returns:
+        The file written.
+
+    Raises:
+        InputError: If the file cannot be written, or if it exists and may not be replaced.
 
     Example:
         >>> save_picture(torch.zeros(3, 8, 8), pathlib.Path("gray.png"))  # doctest: +SKIP
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if tensor.shape[0] in (1, 3):
-            tensor_to_picture(tensor).save(path)
-            return path
-        path = path.with_suffix(".npy")
-        np.save(path, _to_bytes(tensor))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from None
-    return path
+    target = picture_path(path, tensor.shape[0])
+    if target == path:
+        return save_png(tensor_to_picture(tensor), path, force=force)
+    with replacing(target, force=force) as part, part.open("wb") as file:
+        np.save(file, _to_bytes(tensor))
+    return target

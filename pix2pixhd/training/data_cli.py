@@ -12,7 +12,7 @@ from pix2pixhd.data.folders import match_files
 from pix2pixhd.data.options import DataOptions
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.config import parse_train
-from pix2pixhd.training.run import TrainConfig
+from pix2pixhd.training.options import TrainConfig
 
 __all__ = ["main"]
 
@@ -76,6 +76,9 @@ def main(argv: Sequence[str]) -> int:
         >>> main(["check", "datasets/cityscapes", "--label-nc", "35"])  # doctest: +SKIP
         0
     """
+    if argv and argv[0] in ("-h", "--help"):
+        _parser().print_help()
+        return 0
     if not argv or argv[0] != "check":
         raise InputError(
             f"pix2pixhd data: the one thing to do is check, got {argv[0] if argv else 'nothing'}; "

@@ -15,11 +15,13 @@ from pix2pixhd.data import DataOptions, InputError, Sample, encode_input
 from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
 from pix2pixhd.models import LocalEnhancer
 from pix2pixhd.training.distributed import GradientAverager, gather_states, rank, world_size
+from pix2pixhd.training.messages import as_options
 from pix2pixhd.training.metrics import build_metrics, update_metrics
 from pix2pixhd.training.optimizer import Adam
 from pix2pixhd.training.options import ComputeOptions, LossOptions, ModelOptions, OptimizerOptions
 from pix2pixhd.training.padding import encode_padded, generate_padded
 from pix2pixhd.training.pool import ImagePool
+from pix2pixhd.training.resume import apply_optimizer_options
 from pix2pixhd.training.step import compute_gradients
 from pix2pixhd.training.steps import epoch_finished
 
@@ -42,7 +44,9 @@ def generator_loss(options: LossOptions) -> GeneratorLoss:
             vgg=options.vgg,
         )
     except (RuntimeError, FileNotFoundError, ValueError) as error:
-        raise InputError(f"loss.vgg: {error}\nOr train without the perceptual loss: loss.lambda_vgg: 0") from error
+        raise InputError(
+            f"loss.vgg: {as_options(str(error))}\nOr train without the perceptual loss: loss.lambda_vgg: 0"
+        ) from error
     if loss.vgg is not None and options.vgg_memory_limit is not None:
         loss.vgg.memory_limit = options.vgg_memory_limit * 2**20
     return loss
@@ -230,7 +234,8 @@ class Pix2PixHD(pl.LightningModule):
                 part.requires_grad_(True)
 
     def on_train_start(self) -> None:
-        """Sets what is fixed where a run goes on in the middle of an epoch."""
+        """Applies the configuration to what a checkpoint restored, within an epoch too."""
+        apply_optimizer_options(self.trainer.optimizers, cast(list[Any], self.lr_schedulers()), self.optimizer_options)
         self.on_train_epoch_start()
 
     @property

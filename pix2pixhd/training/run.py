@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import pathlib
@@ -17,58 +16,27 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 
-from pix2pixhd.data import DataOptions, InputError
+from pix2pixhd.data import InputError
+from pix2pixhd.files import check_writable
 from pix2pixhd.training.callbacks import LossBar, SampleSheets, StopAtNaN
 from pix2pixhd.training.checkpoint import read_checkpoint
 from pix2pixhd.training.checkpoint_io import AtomicCheckpointIO
 from pix2pixhd.training.datamodule import PairedData
 from pix2pixhd.training.distributed import AveragedGradients
-from pix2pixhd.training.generate import check_writable
 from pix2pixhd.training.loggers import make_loggers
 from pix2pixhd.training.module import Pix2PixHD
-from pix2pixhd.training.options import ComputeOptions, LossOptions, ModelOptions, OptimizerOptions, RunOptions
+from pix2pixhd.training.options import TrainConfig
 from pix2pixhd.training.precision import SharedScalePrecision
 from pix2pixhd.training.pretrained import load_pretrained
 from pix2pixhd.training.results import ResultsPage
+from pix2pixhd.training.resume import check_resumable, write_config
+from pix2pixhd.training.run_folder import check_run_folder
 from pix2pixhd.training.saving import RunCheckpoints
 from pix2pixhd.training.steps import trial_batches
 from pix2pixhd.training.stopping import Stopped, StopRequests
 from pix2pixhd.training.summary import RunSummary
 
 __all__ = ["TrainConfig", "train"]
-
-# Options of Lightning's Trainer that have a counterpart of ours, because they need automatic optimization.
-_INSTEAD = {
-    "accumulate_grad_batches": "set optimizer.accumulate instead, which both networks follow",
-    "gradient_clip_val": "set optimizer.gradient_clip_val instead, which clips the gradients of each network",
-    "gradient_clip_algorithm": "gradients are clipped by norm; set optimizer.gradient_clip_val",
-}
-
-
-@dataclasses.dataclass
-class TrainConfig:
-    """All options of a run.
-
-    Attributes:
-        data: Where the pictures are and how they are prepared.
-        model: The networks.
-        loss: Weights of the loss terms.
-        optimizer: Adam's settings and the number of epochs.
-        compute: How the step is computed.
-        run: Output folder and seed.
-        trainer: Arguments of Lightning's ``Trainer``. ``max_epochs`` defaults to ``niter + niter_decay``; ``max_steps``
-            counts steps, each of which updates both networks; ``max_time`` is the time of this process, without that
-            of the run that it resumes. With several ``devices`` or ``num_nodes``, or under
-            torchrun, every process takes its share of the pictures, ``batchSize`` at a time; gradients are averaged.
-    """
-
-    data: DataOptions
-    model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
-    loss: LossOptions = dataclasses.field(default_factory=LossOptions)
-    optimizer: OptimizerOptions = dataclasses.field(default_factory=OptimizerOptions)
-    compute: ComputeOptions = dataclasses.field(default_factory=ComputeOptions)
-    run: RunOptions = dataclasses.field(default_factory=RunOptions)
-    trainer: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _last_checkpoint(config: TrainConfig, resume: bool) -> pathlib.Path | None:
@@ -83,16 +51,7 @@ def _last_checkpoint(config: TrainConfig, resume: bool) -> pathlib.Path | None:
         return None
     if not last.exists():
         raise InputError(f"--resume: there is no {last} to continue from; start without --resume")
-    saved = read_checkpoint(last)
-    for section in ("model", "data"):
-        before, now = dataclasses.asdict(getattr(saved, section)), dataclasses.asdict(getattr(config, section))
-        fixed = before if section == "model" else {"label_nc", "input_nc", "output_nc", "no_instance"}
-        for name in fixed:
-            if before[name] != now[name]:
-                raise InputError(
-                    f"--resume: {last} was trained with {section}.{name}={before[name]!r}, the configuration says "
-                    f"{now[name]!r}; set it back, or start anew in another folder"
-                )
+    check_resumable(config, read_checkpoint(last))
     return last
 
 
@@ -106,16 +65,16 @@ def _deadline(max_time: Any, began: float) -> float | None:
 
 
 def _callbacks(config: TrainConfig, data: PairedData, start: str, began: float) -> list[pl.Callback]:
-    run, trainer, output = config.run, config.trainer, pathlib.Path(config.run.output)
+    run, trainer, output = config.run, config.check(), pathlib.Path(config.run.output)
     shown, stop_at_nan = data.val or data.train, StopAtNaN()
     checkpoints = RunCheckpoints(
         output / "checkpoints",
         stop_at_nan.check,
         run.save_epoch_freq,
         run.save_latest_freq,
-        max_steps=trainer.get("max_steps", -1),
-        min_steps=trainer.get("min_steps") or 0,
-        requests=StopRequests(_deadline(trainer.get("max_time"), began)),
+        max_steps=trainer.max_steps,
+        min_steps=trainer.min_steps or 0,
+        requests=StopRequests(_deadline(trainer.max_time, began)),
     )
     return [
         RunSummary(config, data, start),
@@ -128,78 +87,59 @@ def _callbacks(config: TrainConfig, data: PairedData, start: str, began: float) 
 
 def _check_limits(config: TrainConfig) -> None:
     """Refuses limits that contradict each other."""
-    options, trainer = config.optimizer, config.trainer
-    epochs, most = options.niter + options.niter_decay, trainer.get("max_epochs")
-    if most is not None and not 0 < most <= epochs:
+    options, trainer = config.optimizer, config.check()
+    epochs = options.niter + options.niter_decay
+    if trainer.max_epochs is not None and trainer.max_epochs > epochs:
         raise InputError(
-            f"trainer.max_epochs must be between 1 and optimizer.niter + optimizer.niter_decay = {epochs}, where the "
-            f"learning rate ends, got {most}; raise optimizer.niter or optimizer.niter_decay to train longer"
+            f"trainer.max_epochs must be at most optimizer.niter + optimizer.niter_decay = {epochs}, where the "
+            f"learning rate ends, got {trainer.max_epochs}; raise niter or niter_decay to train longer"
         )
-    max_steps, min_steps = trainer.get("max_steps", -1), trainer.get("min_steps") or 0
-    if max_steps != -1 and max_steps < 1:
-        raise InputError(f"trainer.max_steps must be at least 1, or -1 for no limit, got {max_steps}")
-    if 0 < max_steps < min_steps:
-        raise InputError(f"trainer.min_steps must be at most trainer.max_steps = {max_steps}, got {min_steps}")
+    if 0 < trainer.max_steps < (trainer.min_steps or 0):
+        raise InputError(
+            f"trainer.min_steps must be at most trainer.max_steps = {trainer.max_steps}, got {trainer.min_steps}"
+        )
 
 
 def _precision_plugins(options: dict[str, Any]) -> list[Any]:
-    """The plugin for float16, which takes the place of ``trainer.precision``.
-
-    Raises:
-        InputError: For pure float16.
-    """
-    precision = str(options.get("precision", ""))
-    if precision == "16-true":
-        raise InputError(
-            "trainer.precision: 16-true cannot train: without float32 weights there is no loss scaling, and Adam's "
-            "second moments vanish in float16; use 16-mixed or bf16-true"
-        )
-    if precision not in ("16", "16-mixed"):
+    """The plugin for float16, which takes the place of ``trainer.precision``."""
+    if options["precision"] != "16-mixed":
         return []
     del options["precision"]
-    accelerator = options.get("accelerator", "auto")
+    accelerator = options["accelerator"]
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
     return [SharedScalePrecision("cpu" if on_cpu else "cuda")]
 
 
 def _trainer(config: TrainConfig, callbacks: list[pl.Callback], resume: bool) -> pl.Trainer:
-    options: dict[str, Any] = {
-        "max_epochs": None,
-        "log_every_n_steps": 10,
-        "num_sanity_val_steps": 0,  # the data have been checked
-        "enable_model_summary": False,
-        **({} if config.data.val_phase else {"limit_val_batches": 0}),
-        **config.trainer,
-    }
-    for name, remedy in _INSTEAD.items():
-        if options.get(name) not in (None, 1 if name == "accumulate_grad_batches" else None):
-            raise InputError(f"trainer.{name}: {remedy}")
+    options = config.check().arguments()
+    if not config.data.val_phase:
+        options["limit_val_batches"] = 0
     if options["max_epochs"] is None:
         options["max_epochs"] = config.optimizer.niter + config.optimizer.niter_decay
     for limit in ("max_steps", "max_time"):
-        options.pop(limit, None)  # RunCheckpoints stops there, since Lightning would take the epoch for finished
-    if options.get("min_steps"):
+        del options[limit]  # RunCheckpoints stops there, since Lightning would take the epoch for finished
+    if options["min_steps"]:
         # Under manual optimization Lightning counts the step of every optimizer.
         options["min_steps"] *= 2
     output = pathlib.Path(config.run.output)
-    loggers = [] if options.get("fast_dev_run") else make_loggers(config.run.loggers, output, resume)
+    loggers = [] if options["fast_dev_run"] else make_loggers(config.run.loggers, output, resume)
     if loggers:
         callbacks = [*callbacks, LearningRateMonitor("epoch")]
-    if options.get("enable_progress_bar") is not False:
+    if options["enable_progress_bar"]:
         callbacks = [*callbacks, LossBar()]
     _spread(options)
-    plugins = options.pop("plugins", None) or []
-    trainer = pl.Trainer(
-        callbacks=callbacks,
-        logger=loggers,
-        use_distributed_sampler=False,
-        plugins=[
-            *(plugins if isinstance(plugins, list) else [plugins]),
-            *_precision_plugins(options),
-            AtomicCheckpointIO(),
-        ],
-        **options,
-    )
+    try:
+        trainer = pl.Trainer(
+            callbacks=callbacks,
+            logger=loggers,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            plugins=[*_precision_plugins(options), AtomicCheckpointIO()],
+            **options,
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        # Options that this machine does not have, such as a GPU.
+        raise InputError(f"trainer: {error}") from error
     # fast_dev_run limits steps too, as Lightning counts them; its limit of batches is enough.
     trainer.fit_loop.epoch_loop.max_steps = -1
     return trainer
@@ -207,18 +147,13 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], resume: bool) ->
 
 def _spread(options: dict[str, Any]) -> None:
     """Chooses devices and strategy: one process, or as many as torchrun or ``trainer.devices`` say."""
-    if options.get("devices", "auto") == "auto":
+    if options["devices"] == "auto":
         options["devices"] = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if "GROUP_WORLD_SIZE" in os.environ:
             options["num_nodes"] = int(os.environ["GROUP_WORLD_SIZE"])
-    several = options["devices"] not in (1, "1") or options.get("num_nodes", 1) > 1
-    strategy = options.setdefault("strategy", "auto")
-    if strategy not in ("auto", "ddp"):
-        raise InputError(
-            f"trainer.strategy: {strategy!r} cannot run this training step, which takes several backwards through one "
-            "forward; leave it out, or use ddp"
-        )
-    if several:
+    devices = options["devices"]
+    local = len(devices) if isinstance(devices, list) else torch.cuda.device_count() if devices == -1 else devices
+    if local > 1 or options["num_nodes"] > 1:
         options["strategy"] = AveragedGradients()
 
 
@@ -260,10 +195,12 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
     """
     began = time.monotonic()
     _quiet()
+    config.check()
     output = pathlib.Path(config.run.output)
     _check_pretrained(config)
     _check_limits(config)
     checkpoint = _last_checkpoint(config, resume)
+    check_run_folder(output, config.data, resume)
     check_writable(output, "run.output")
     data = PairedData(config.data, config.model.multiple, config.run.seed)
     pl.seed_everything(config.run.seed, workers=True, verbose=False)
@@ -273,11 +210,13 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
         start = load_pretrained(module, pathlib.Path(config.run.load_pretrain))
     try:
         trainer = _trainer(config, [*_callbacks(config, data, start, began), *callbacks], resume)
+        if not trial_batches(trainer):
+            write_config(config)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {error}") from error
     except Stopped:
-        kept = f"the run is saved, continue it with --resume ({output})"
+        kept = f"the run is saved, continue it with --resume --run.output {output}"
         print(f"stopped; {'nothing was saved' if trial_batches(trainer) else kept}", file=sys.stderr)
         raise
     return module
