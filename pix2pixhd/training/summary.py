@@ -108,4 +108,6 @@ def closing_message(trainer: pl.Trainer, output: pathlib.Path) -> str:
     if limit is None:
         return f"done: {saved}"
     steps = _count(finished_steps(trainer), "step", "steps")
-    return f"stopped by {limit} after {steps}: {saved}; continue with --resume --run.output {output}"
+    # The run's configuration, which --resume reads, still holds the limit.
+    further = " and a larger --trainer.max_steps" if limit == "max_steps" else ""
+    return f"stopped by {limit} after {steps}: {saved}; continue with --resume --run.output {output}{further}"

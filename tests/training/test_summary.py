@@ -32,8 +32,10 @@ def test_a_run_says_what_it_trains_on_what(command_line, capsys, tmp_path):
     assert found["epochs"] == "2 of 3 batches"
     assert found["output"] == str(tmp_path / "run")
     assert found["start"] == "new weights"
-    assert "stopped by max_steps after 1 step: checkpoints, samples and logs are in" in out
-    assert main(command_line(*options, "--resume")) == 0
+    assert f"stopped by max_steps after 1 step: checkpoints, samples and logs are in {tmp_path / 'run'}; " in out
+    assert "continue with --resume --run.output" in out
+    assert "and a larger --trainer.max_steps" in out
+    assert main(command_line(*options, "--resume", "--trainer.max_steps=-1")) == 0
     out = capsys.readouterr().out
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert summary(out)["start"] == f"resumed from {last} at epoch 0, batch 2 (after 1 step)"
