@@ -26,7 +26,7 @@ from pix2pixhd.training.options import (
 )
 from pix2pixhd.training.trainer_options import TrainerOptions
 
-__all__ = ["SECTIONS", "build_parser", "config_text", "parse_train", "save_config"]
+__all__ = ["SECTIONS", "build_parser", "config_text", "parse_train"]
 
 SECTIONS: dict[str, Any] = {
     "data": DataOptions,
@@ -145,12 +145,3 @@ def config_text(config: TrainConfig) -> str:
     sections = dataclasses.asdict(config) | {"trainer": dataclasses.asdict(config.check())}
     text: str = yaml.safe_dump(sections, sort_keys=False)
     return text
-
-
-def save_config(config: TrainConfig, path: pathlib.Path) -> None:
-    """Writes all options as a YAML file that ``pix2pixhd train --config`` reads.
-
-    Example:
-        >>> save_config(TrainConfig(DataOptions(dataroot="a")), pathlib.Path("a.yaml"))  # doctest: +SKIP
-    """
-    write_text(path, config_text(config), force=True)

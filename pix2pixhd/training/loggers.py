@@ -15,9 +15,9 @@ from PIL import Image
 
 from pix2pixhd.data import InputError
 
-__all__ = ["log_samples", "make_loggers"]
+__all__ = ["SAMPLES", "log_samples", "make_loggers"]
 
-_SAMPLES = "label | generated | real"
+SAMPLES = "label | generated | real"
 
 
 def _is_first_process() -> bool:
@@ -52,7 +52,10 @@ def make_loggers(names: Sequence[str], output: pathlib.Path, resume: bool) -> li
     """
     taken = [int(path.name[4:]) for path in (output / "logs").glob("run_*") if path.name[4:].isdigit()]
     version = f"run_{max(taken, default=-1) + 1}"
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.resolve() / 'mlflow.db'}"
+    server = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = server or f"sqlite:///{output.resolve() / 'mlflow.db'}"
+    # Beside the database; MLflow's default is the current folder.
+    images = None if server else (output.resolve() / "mlflow").as_uri()
     # The keys of an MLflow run's id include the server, since other servers do not know the run.
     keys = {"wandb": "wandb", "mlflow": f"mlflow {uri}"}
     ids = _read_ids(output) if resume else {}
@@ -64,7 +67,8 @@ def make_loggers(names: Sequence[str], output: pathlib.Path, resume: bool) -> li
     def mlflow() -> MLFlowLogger:
         known = ids.get(keys["mlflow"])
         kind = _ContinuedMLFlow if known else MLFlowLogger
-        return kind(output.name, None if known else version, tracking_uri=uri, run_id=known)
+        name = None if known else version
+        return kind(output.name, name, tracking_uri=uri, run_id=known, artifact_location=images)
 
     make: dict[str, Callable[[], Any]] = {
         "csv": lambda: CSVLogger(str(output), "logs", version),
@@ -126,8 +130,8 @@ def log_samples(logger: Any, image: Image.Image, step: int) -> None:
         step: Position on the logger's axis.
     """
     if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(_SAMPLES, np.array(image), step, dataformats="HWC")
+        logger.experiment.add_image(SAMPLES, np.array(image), step, dataformats="HWC")
     elif isinstance(logger, WandbLogger):
-        logger.log_image(_SAMPLES, [image], step)
+        logger.log_image(SAMPLES, [image], step)
     elif isinstance(logger, MLFlowLogger):
         logger.experiment.log_image(logger.run_id, image, key="samples", step=step)

@@ -14,8 +14,9 @@ import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.utilities import rank_zero_only
 
 from pix2pixhd.data import InputError
+from pix2pixhd.files import write_text
 from pix2pixhd.training.checkpoint import Checkpoint
-from pix2pixhd.training.config import config_text, save_config
+from pix2pixhd.training.config import config_text
 from pix2pixhd.training.options import OptimizerOptions, TrainConfig
 
 __all__ = ["apply_optimizer_options", "check_resumable", "write_config"]
@@ -100,4 +101,4 @@ def write_config(config: TrainConfig) -> None:
         while (kept := path.with_name(f"config_{number}.yaml")).exists():
             number += 1
         shutil.copy2(path, kept)
-    save_config(config, path)
+    write_text(path, text, force=True)  # what was there has been kept

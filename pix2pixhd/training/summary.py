@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 import torch
@@ -11,11 +10,9 @@ from torch import nn
 
 from pix2pixhd.training.datamodule import PairedData
 from pix2pixhd.training.module import Pix2PixHD
+from pix2pixhd.training.options import TrainConfig
 from pix2pixhd.training.saving import RunCheckpoints
 from pix2pixhd.training.steps import finished_batches, finished_steps, trial_batches
-
-if TYPE_CHECKING:
-    from pix2pixhd.training.options import TrainConfig
 
 __all__ = ["RunSummary", "closing_message"]
 
@@ -111,4 +108,6 @@ def closing_message(trainer: pl.Trainer, output: pathlib.Path) -> str:
     if limit is None:
         return f"done: {saved}"
     steps = _count(finished_steps(trainer), "step", "steps")
-    return f"stopped by {limit} after {steps}: {saved}; continue with --resume"
+    # The run's configuration, which --resume reads, still holds the limit.
+    further = " and a larger --trainer.max_steps" if limit == "max_steps" else ""
+    return f"stopped by {limit} after {steps}: {saved}; continue with --resume --run.output {output}{further}"

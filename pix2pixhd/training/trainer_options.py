@@ -126,7 +126,10 @@ class TrainerOptions:
         _check_limit("limit_val_batches", self.limit_val_batches, at_least(0), Range(0, 1))
         self.precision = _SHORT.get(str(self.precision), self.precision)
         if self.precision not in _PRECISIONS:
-            raise InputError(f"trainer.precision must be one of {', '.join(_PRECISIONS)}, got {self.precision!r}")
+            # It has no loss scaling, and the squares of small gradients are 0 in float16.
+            reason = ": Adam's second moments vanish in pure float16" if self.precision == "16-true" else ""
+            known = ", ".join(_PRECISIONS)
+            raise InputError(f"trainer.precision must be one of {known}, got {self.precision!r}{reason}")
         self.devices = _devices(self.devices)
         if self.accelerator == "cpu" and (isinstance(self.devices, list) or self.devices == -1):
             raise InputError(

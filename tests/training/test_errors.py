@@ -202,9 +202,11 @@ def test_full_help(capsys):
 
 
 def test_data_help(capsys):
-    assert main(["data", "--help"]) == 0
-    assert "dataroot" in capsys.readouterr().out
-    fails(capsys, ["data"], "pix2pixhd data check DIR")
+    for arguments in (["data", "--help"], ["data", "check", "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+        assert "check" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("device", ["foo", "meta", "cuda:99"])

@@ -8,7 +8,7 @@ import yaml
 
 from pix2pixhd.cli import main
 from pix2pixhd.data import InputError
-from pix2pixhd.training.config import parse_train, save_config
+from pix2pixhd.training.config import config_text, parse_train
 from pix2pixhd.training.run import train
 
 from .test_run import assert_identical, files, weights
@@ -78,7 +78,7 @@ def test_resume_reads_the_configuration_of_the_run(command_line, tmp_path, monke
 def test_resume_with_a_config_file(make_config, tmp_path):
     config = make_config()
     train(config)
-    save_config(config, tmp_path / "other.yaml")
+    (tmp_path / "other.yaml").write_text(config_text(config))
     parsed, _ = parse_train(["--resume", "--config", f"{tmp_path / 'other.yaml'}", "--optimizer.niter=2"])
     assert parsed == make_config(epochs=2)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from pix2pixhd.cli import main
 from pix2pixhd.data import InputError, PairedDataset, find_pairs
 from pix2pixhd.training.checkpoint import load_generator, read_checkpoint
-from pix2pixhd.training.config import parse_train, save_config
+from pix2pixhd.training.config import config_text, parse_train
 from pix2pixhd.training.run import train
 
 
@@ -195,7 +195,7 @@ def test_generate_reproduces_the_trained_generator(make_config, tmp_path, data_r
 def test_config_file_and_overrides(make_config, tmp_path):
     config = make_config()
     path = tmp_path / "config.yaml"
-    save_config(config, path)
+    path.write_text(config_text(config))
     parsed, resume = parse_train(["--config", str(path), "--model.num_D", "3", "--resume"])
     assert resume
     assert parsed.model.num_D == 3
