@@ -72,7 +72,10 @@ def test_operators_check_what_they_are_given():
         (lambda: ops.multi_l1_backward(x, signs, *rest), "grad must have one element, got 3"),
         (lambda: ops.multi_l1_backward(one, signs, [1.0], [3, 3], [1], [1], [6]), "as ndims says"),
         (lambda: ops.multi_l1_backward(one, signs, [1.0], [3], [1], [1], [3]), "expected float32, float64, float16"),
-        (lambda: ops.multi_pointwise([x], [1.0], [1.0], 4), r"kind must be 0 \(squared error\), 1 \(hinge\), 2 \(linear\) or 3"),
+        (
+            lambda: ops.multi_pointwise([x], [1.0], [1.0], 4),
+            r"kind must be 0 \(squared error\), 1 \(hinge\), 2 \(linear\) or 3",
+        ),
         (lambda: ops.multi_pointwise([x], [], [1.0], 0), "input, constant and weight must have the same length"),
     ]
     for call, message in cases:
