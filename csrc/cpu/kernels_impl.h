@@ -82,8 +82,8 @@ void l1_backward_typed(T* grad, int64_t n, const uint32_t* signs, double coeffic
 template <Pointwise kKind, typename T>
 double pointwise_forward_typed(const T* input, int64_t n, double constant) {
   using C = typename Wider<T, T>::type;
-  const C c = static_cast<C>(constant);
-  constexpr int kSums = 16;  // independent sums, added in a fixed order: what lets the compiler vectorise
+  const C c = widen(narrow<T>(constant));  // a label in the tensor's dtype, as torch.full_like gives it
+  constexpr int kSums = 16;                // independent sums, added in a fixed order: what lets the compiler vectorise
   double sums[kSums] = {};
   auto value = [c](T x) -> double {
     if constexpr (kKind == Pointwise::kSquaredError) {
@@ -110,7 +110,7 @@ double pointwise_forward_typed(const T* input, int64_t n, double constant) {
 template <Pointwise kKind, typename T>
 void pointwise_backward_typed(T* grad, const T* input, int64_t n, double constant, double coefficient) {
   using C = typename Wider<T, T>::type;
-  const C c = static_cast<C>(constant);
+  const C c = widen(narrow<T>(constant));  // a label in the tensor's dtype, as torch.full_like gives it
   const C factor = static_cast<C>(coefficient);
   for (int64_t i = 0; i < n; ++i) {
     const C x = widen(input[i]);

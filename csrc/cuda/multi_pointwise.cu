@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads)
   const Chunk chunk = find_chunk(args, blockIdx.x);
   const TensorArgs& tensor = args.tensor[chunk.tensor];
   const T* x = static_cast<const T*>(tensor.data[0]) + chunk.begin;
-  const C constant = static_cast<C>(tensor.constant);
+  const C constant = widen(narrow<T>(tensor.constant));  // a label in the tensor's dtype, as torch.full_like gives it
   const double sum = chunk.whole ? sum_chunk<true, kKind>(x, constant, chunk.count, true)
                                  : sum_chunk<false, kKind>(x, constant, chunk.count, chunk.aligned);
   const double total = block_sum(sum);
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads)
   const TensorArgs& tensor = args.tensor[chunk.tensor];
   const T* x = static_cast<const T*>(tensor.data[0]) + chunk.begin;
   T* gradient = static_cast<T*>(tensor.data[1]) + chunk.begin;
-  const C constant = static_cast<C>(tensor.constant);
+  const C constant = widen(narrow<T>(tensor.constant));  // a label in the tensor's dtype, as torch.full_like gives it
   const C factor = static_cast<C>(read(upstream) * tensor.factor);
   if (chunk.whole) {
     slope_chunk<true, kKind>(x, gradient, constant, factor, chunk.count, true);

@@ -1,4 +1,4 @@
-"""logistic_loss against torch's binary_cross_entropy_with_logits: huge logits, accuracy, half precision, determinism."""
+"""logistic_loss against F.binary_cross_entropy_with_logits: huge logits, accuracy, half precision, determinism."""
 
 import math
 
