@@ -36,9 +36,8 @@ from build_tools.messages import BuildError, say  # noqa: E402
 TARGET_VERSION = "0x020a000000000000"  # torch 2.10: the oldest that the built operators run on
 
 CXX_FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-DNDEBUG"]
-# -ffp-contract=off: the same rounding whatever the instruction set. -fno-trapping-math changes no value: it lets GCC turn
-# conditions into selects, without which it does not vectorise. -Wno-maybe-uninitialized: GCC 12 warns of its own AVX-512
-# header.
+# -ffp-contract=off: the same rounding whatever the instruction set. -fno-trapping-math changes no value; it lets GCC
+# vectorise conditions as selects. -Wno-maybe-uninitialized: GCC 12 warns of its own AVX-512 header.
 KERNEL_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 KERNEL_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"]

@@ -26,7 +26,9 @@ def check(kind, tensors, constants, weights):
     xs = [x.detach().requires_grad_() for x in tensors]
     loss = CALLS[kind](xs, constants, weights)
     wide = [x.detach().double().requires_grad_() for x in xs]
-    expected = pointwise(kind, wide, constants, weights)
+    # A label has the dtype of its tensor, as from torch.full_like.
+    labels = [torch.tensor(c, dtype=x.dtype).item() for x, c in zip(xs, constants, strict=True)]
+    expected = pointwise(kind, wide, labels, weights)
     # Each tensor is computed in float32, or float64 where it is float64 itself.
     eps = 4 * max(EPS[loss.dtype], EPS[torch.float64 if all(x.dtype == torch.float64 for x in xs) else torch.float32])
     scale = sum(abs(w) for w in weights)
