@@ -42,6 +42,24 @@ def _one_of(name: str, value: object, kind: Any) -> None:
         raise ValueError(f"{name} must be {' or '.join(get_args(kind))}, got {value!r}")
 
 
+def _numbers(name: str, values: Sequence[float]) -> list[float]:
+    """The values as Python numbers.
+
+    Raises:
+        ValueError: For a tensor that requires a gradient, which would not reach it.
+        TypeError: For anything else that is not a sequence of numbers.
+    """
+    if any(isinstance(value, Tensor) and value.requires_grad for value in (values, *values)):
+        raise ValueError(
+            f"{name} requires a gradient, and the loss computes none for it; pass numbers, and multiply the loss by "
+            "what is to be learned"
+        )
+    try:
+        return [float(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a sequence of numbers, got {values!r}") from error
+
+
 def _check_range(input_range: Sequence[float]) -> tuple[float, float]:
     if isinstance(input_range, (str, int, float)) or len(input_range) != 2 or input_range[0] >= input_range[1]:
         raise ValueError(f"input_range must be (lowest, highest), as (-1, 1) or (0, 1), got {input_range!r}")
@@ -86,14 +104,15 @@ class VGGLoss(nn.Module):
             computed in groups of pictures, and a picture in bands of rows: the same value and gradient, at an extra
             cost of about 120 rows per cut. The convolutions' own working memory comes on top.
         keep_activations: Whether to leave the gradient to PyTorch, for double backward or for gradients into the VGG.
-            So it is in any case for a module of one's own, for devices without kernels, and under
-            ``pix2pixhd.backend("reference")``; ``memory_limit`` has no effect there.
+            So it is in any case for a custom module, for a VGG with hooks, for devices without kernels, under
+            ``torch.func`` transforms and forward-mode AD, and under ``pix2pixhd.backend("reference")``;
+            ``memory_limit`` has no effect there.
 
     Raises:
         RuntimeError: If pretrained weights cannot be fetched; never falls back to random ones.
-        ValueError: For an unknown option or layer, weights that do not match, or a file that is no state dict of the
-            network.
-        TypeError: For a string as ``gpu_ids``.
+        ValueError: For an unknown option or layer, weights that do not match or require a gradient, or a file that is
+            no state dict of the network.
+        TypeError: For a string as ``gpu_ids``, or weights that are not numbers.
         FileNotFoundError: If ``vgg`` names no file.
 
     Example:
@@ -132,7 +151,8 @@ class VGGLoss(nn.Module):
             raise ValueError(f"dtype must be torch.float32, torch.bfloat16, torch.float16 or None, got {dtype}")
         if memory_limit is not None and memory_limit <= 0:
             raise ValueError(f"memory_limit must be a number of bytes above 0, or None, got {memory_limit}")
-        if not scale_weights or not any(scale_weights):
+        self.scale_weights = _numbers("scale_weights", scale_weights)
+        if not any(self.scale_weights):
             raise ValueError(f"scale_weights must have one number per scale, not all 0, got {scale_weights!r}")
         own_module = isinstance(vgg, nn.Module) and not isinstance(vgg, FrozenVGG)
         if layers is not None and isinstance(vgg, nn.Module):
@@ -144,11 +164,10 @@ class VGGLoss(nn.Module):
         if weights is None:
             names = tuple(self.vgg.layers) if isinstance(self.vgg, FrozenVGG) else PAPER_LAYERS
             weights = PAPER_WEIGHTS if names == PAPER_LAYERS else [1.0] * len(names)
-        self.weights = [float(weight) for weight in weights]
+        self.weights = _numbers("weights", weights)
         if not own_module:
             self._check_map_count(len(cast(FrozenVGG, self.vgg).layers))
         self.criterion = criterion
-        self.scale_weights = [float(weight) for weight in scale_weights]
         self.input_range = _check_range(input_range)
         self.normalize = normalize
         self.dtype = dtype
@@ -182,7 +201,9 @@ class VGGLoss(nn.Module):
 
         Raises:
             TypeError: If pictures and VGG differ in type outside autocast.
-            ValueError: For other shapes, pictures and VGG on different devices, or a ``memory_limit`` that is too low.
+            ValueError: For other shapes, pictures and VGG on different devices, a mask that requires a gradient, or a
+                ``memory_limit`` that is too low.
+            RuntimeError: If a parameter of the VGG requires a gradient and activations are not kept.
         """
         if fake.shape != real.shape:
             raise ValueError(f"real must have the shape of fake, {tuple(fake.shape)}, got {tuple(real.shape)}")
@@ -209,7 +230,8 @@ class VGGLoss(nn.Module):
         The weight is a factor of its own, not an argument of the operator: ``torch.compile`` would compile the operator
         again for every new number.
         """
-        return self(fake, real, mask) * weight
+        loss: Tensor = self(fake, real, mask)
+        return loss * weight
 
     @torch.no_grad()
     def features(self, real: Tensor) -> VGGFeatures:
@@ -220,8 +242,8 @@ class VGGLoss(nn.Module):
 
         Returns:
             To be passed instead of ``real``; 122 numbers per pixel for the paper's layers, 244 MiB for a picture of
-            1024×512 in float32, 122 MiB with ``dtype=torch.bfloat16``. Valid as long as the pictures and the loss's
-            options stay the same.
+            1024×512 in float32, 122 MiB with ``dtype=torch.bfloat16``. Valid as long as the pictures, the loss's
+            options and the VGG's weights stay the same.
 
         Raises:
             TypeError: As ``forward``.
@@ -240,7 +262,9 @@ class VGGLoss(nn.Module):
     ) -> Tensor:
         vgg = self.vgg
         features = None if isinstance(real, Tensor) else list(real)
-        if not self.keep_activations and isinstance(vgg, FrozenVGG) and perceptual.can_run(fake):
+        lean = not self.keep_activations and isinstance(vgg, FrozenVGG) and not vgg.has_hooks()
+        if lean and perceptual.can_run(fake):
+            vgg = cast(FrozenVGG, vgg)
             losses = perceptual.perceptual_loss(
                 fake,
                 real if isinstance(real, Tensor) else None,
@@ -339,10 +363,8 @@ class VGGLoss(nn.Module):
 
         Numbers instead of buffers: ``DistributedDataParallel`` broadcasts buffers in every forward.
         """
-        channels = [
-            (pictures[:, k : k + 1] - mean) / std for k, (mean, std) in enumerate(zip(_MEAN, _STD, strict=True))
-        ]
-        return torch.cat(channels, dim=1)
+        red_green_blue = zip(pictures.unbind(1), _MEAN, _STD, strict=True)
+        return torch.stack([(channel - mean) / std for channel, mean, std in red_green_blue], dim=1)
 
     def _wider(self, pictures: Tensor) -> torch.dtype:
         """The dtype of the pictures or that of the VGG, whichever is wider: autocast's half-precision pictures are

@@ -148,6 +148,13 @@ class FrozenVGG(nn.Module):
         layers = self.convolutions()
         return Network([c.weight for c in layers], [cast(Tensor, c.bias) for c in layers], self.plan)
 
+    def has_hooks(self) -> bool:
+        """Whether a hook on one of the layers must see its input, output or gradient."""
+        return any(
+            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+            for m in (self, self.features, *self.features)
+        )
+
     def factors(self, weights: Sequence[float]) -> list[float]:
         """One weight per layer, as given, in the order in which the network comes by them."""
         return [weights[k] for k in self._taps.values()]

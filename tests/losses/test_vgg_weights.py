@@ -1,0 +1,153 @@
+"""VGGLoss when the VGG's weights change, by any means."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from pix2pixhd.losses import VGGLoss
+from pix2pixhd.models.vgg import FrozenVGG
+
+from .test_vgg import pictures
+
+LAYERS = ["relu1_1", "relu2_1"]
+
+
+def network(seed=0):
+    vgg = FrozenVGG(layers=LAYERS)
+    generator = torch.Generator().manual_seed(seed)
+    state = {name: torch.randn(value.shape, generator=generator) * 0.1 for name, value in vgg.state_dict().items()}
+    vgg.load_state_dict(state)
+    return vgg
+
+
+def gradient(criterion):
+    fake, real = pictures(1, 3, 16, 20).requires_grad_(), pictures(1, 3, 16, 20, seed=1)
+    return torch.autograd.grad(criterion(fake, real), fake)[0]
+
+
+def others(vgg):
+    return {name.removeprefix("features."): value for name, value in network(seed=1).state_dict().items()}
+
+
+def load_inner(vgg):
+    vgg.features.load_state_dict(others(vgg))
+
+
+def assign_inner(vgg):
+    vgg.features.load_state_dict(others(vgg), assign=True)
+    vgg.requires_grad_(False)
+
+
+def in_place(vgg):
+    for parameter in vgg.parameters():
+        parameter.mul_(-0.5)
+
+
+def through_data(vgg):
+    for parameter in vgg.parameters():
+        parameter.data.mul_(-0.5)
+
+
+def replace_data(vgg):
+    for parameter in vgg.parameters():
+        parameter.data = parameter.data.contiguous() * -0.5
+
+
+def replace_parameters(vgg):
+    for layer in vgg.convolutions():
+        layer.weight = torch.nn.Parameter(layer.weight * -0.5, requires_grad=False)
+
+
+def through_numpy(vgg):
+    for layer in vgg.convolutions():
+        array = layer.weight.permute(0, 2, 3, 1).numpy()  # a view of the same memory
+        array *= -0.5
+
+
+def move_to_and_fro(vgg):
+    vgg.double()
+    in_place(vgg)
+    vgg.float()
+
+
+CHANGES = [
+    load_inner, assign_inner, in_place, through_data, replace_data, replace_parameters, through_numpy, move_to_and_fro
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_gradient_follows_every_change_of_the_weights(change, dtype):
+    criterion = VGGLoss(vgg=network(), dtype=dtype)
+    before = gradient(criterion)
+    change(criterion.vgg)
+    after = gradient(criterion)
+    fresh = network()
+    fresh.load_state_dict(criterion.vgg.state_dict())
+    torch.testing.assert_close(after, gradient(VGGLoss(vgg=fresh, dtype=dtype)), rtol=0, atol=0)
+    assert (after - before).norm() > 0.1 * before.norm()
+    if dtype is None:
+        exact = VGGLoss(vgg=fresh, keep_activations=True)
+        torch.testing.assert_close(after, gradient(exact), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_are_independent(duplicate):
+    criterion = VGGLoss(vgg=network(), dtype=torch.bfloat16)
+    before = gradient(criterion)
+    other = duplicate(criterion)
+    through_data(other.vgg)
+    torch.testing.assert_close(gradient(criterion), before, rtol=0, atol=0)
+    assert (gradient(other) - before).norm() > 0.1 * before.norm()
+
+
+def test_a_compiled_loss_follows_the_weights():
+    torch._dynamo.reset()
+    criterion = VGGLoss(vgg=network(), dtype=torch.bfloat16)
+    compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
+    for change in (in_place, through_data):
+        gradient(compiled)
+        change(criterion.vgg)
+        torch.testing.assert_close(gradient(compiled), gradient(criterion), rtol=0, atol=0)
+
+
+def test_shared_memory_holds_the_weights_that_are_used():
+    criterion = VGGLoss(vgg=network()).share_memory()
+    before = gradient(criterion)
+    through_data(criterion.vgg)
+    assert all(parameter.is_shared() for parameter in criterion.parameters())
+    assert (gradient(criterion) - before).norm() > 0.1 * before.norm()
+
+
+def test_there_are_no_buffers_that_ddp_would_broadcast_in_every_forward():
+    criterion = VGGLoss(vgg=network(), normalize="imagenet")
+    gradient(criterion)
+    assert list(criterion.buffers()) == []
+
+
+def test_parameters_that_require_a_gradient_are_named_and_get_one_from_the_other_form():
+    criterion = VGGLoss(vgg=network())
+    criterion.vgg.requires_grad_(True)
+    with pytest.raises(RuntimeError, match=r"a parameter of the VGG requires a gradient.*keep_activations=True"):
+        gradient(criterion)
+    with torch.no_grad():
+        criterion(pictures(1, 3, 16, 16), pictures(1, 3, 16, 16))
+    criterion.keep_activations = True
+    criterion(pictures(1, 3, 16, 16), pictures(1, 3, 16, 16, seed=1)).backward()
+    assert all(parameter.grad is not None for parameter in criterion.vgg.parameters())
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_hooks_on_layers_are_called(backward):
+    criterion, plain = VGGLoss(vgg=network()), VGGLoss(vgg=network(), keep_activations=True)
+    calls = []
+    for one in (criterion, plain):
+        layer = one.vgg.features[4]  # a pooling: PyTorch refuses backward hooks in front of an in-place ReLU
+        if backward:
+            layer.register_full_backward_hook(lambda m, i, o: calls.append(m) or (2.0 * i[0],))
+        else:
+            layer.register_forward_hook(lambda m, i, o: calls.append(m) or 2.0 * o)
+    torch.testing.assert_close(gradient(criterion), gradient(plain))
+    assert calls
