@@ -169,11 +169,11 @@ class BuildExtension(build_ext):
             graph.compile(f"csrc/cpu/kernels_{name}.cpp", [*CXX_FLAGS, *KERNEL_FLAGS, *flags])
             for name, flags in sets.items()
         ]
-        plain = [graph.compile(f"csrc/cpu/{name}.cpp", CXX_FLAGS) for name in ("dispatch", "recycler")]
+        dispatch = graph.compile("csrc/cpu/dispatch.cpp", CXX_FLAGS)
         tensor = graph.compile("csrc/stable_tensor.cpp", [*CXX_FLAGS, *shared])
-        ops = [graph.compile(f"csrc/{name}.cpp", [*CXX_FLAGS, *shared]) for name in ("ops_cpu", "vgg_cpu")]
+        ops = [graph.compile(f"csrc/{name}.cpp", [*CXX_FLAGS, *shared]) for name in ("ops_cpu", "vgg_cpu", "recycling")]
         torch_libs = [f"-L{torch_lib}", "-ltorch_cpu", "-ltorch"]
-        graph.link(target["_ops"], [*ops, tensor, *plain, *kernels], torch_libs)
+        graph.link(target["_ops"], [*ops, tensor, dispatch, *kernels], torch_libs)
 
         if self.cuda is not None:
             flags = [*NVCC_FLAGS, *self.cuda.compile_flags]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pix2pixhd.ops import choice, l1, library, pointwise, reference
+from pix2pixhd.ops import choice, l1, library, pointwise, recycling, reference
 from pix2pixhd.ops.choice import backend
 
 __all__ = ["backend", "hinge_loss", "lsgan_loss", "mean_loss", "multi_l1_loss"]
@@ -18,6 +18,7 @@ __all__ = ["backend", "hinge_loss", "lsgan_loss", "mean_loss", "multi_l1_loss"]
 if library.cpu().loaded:
     l1.register()
     pointwise.register()
+    recycling.register()
 
 _HALF = (torch.float16, torch.bfloat16)
 _FLOATS = (torch.float32, torch.float64, *_HALF)

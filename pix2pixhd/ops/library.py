@@ -34,15 +34,20 @@ _REBUILD = (
 )
 
 
+def path(stem: str) -> pathlib.Path:
+    """Where a compiled library lies, built or not."""
+    return _PACKAGE / f"{stem}.so"
+
+
 def _load(name: str, stem: str) -> Part:
-    path = _PACKAGE / f"{stem}.so"
-    if not path.exists():
-        return Part(name, False, f"{path.name} was not built; {_REBUILD}")
+    file = path(stem)
+    if not file.exists():
+        return Part(name, False, f"{file.name} was not built; {_REBUILD}")
     try:
-        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
+        torch.ops.load_library(str(file))  # type: ignore[no-untyped-call]
     except OSError as error:
         why = error.__cause__ or error  # torch says that it does not load; the loader's own message says why
-        return Part(name, False, f"{path.name} does not load under torch {torch.__version__}: {why}; {_REBUILD}")
+        return Part(name, False, f"{file.name} does not load under torch {torch.__version__}: {why}; {_REBUILD}")
     return Part(name, True)
 
 
