@@ -9,7 +9,8 @@
 Environment variables:
     PIX2PIXHD_CUDA        auto (default), 0 (never) or 1 (required: fail when it cannot be built)
     TORCH_CUDA_ARCH_LIST  as PyTorch reads it, e.g. "8.0;9.0+PTX"; default: the visible GPUs, else 8.0, 9.0 and PTX;
-                          what nvcc does not know is replaced by PTX of the newest that it knows
+                          what nvcc does not know is replaced by PTX of the newest that it knows, and what is older
+                          than 7.0 is left out
     CUDA_HOME, CXX, CXXFLAGS, MAX_JOBS  as usual
 """
 

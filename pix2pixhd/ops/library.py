@@ -71,7 +71,10 @@ def cuda() -> Part:
     if torch.version.cuda is None:
         return Part("cuda", False, f"torch {torch.__version__} is a build without CUDA")
     if not (_PACKAGE / "_ops_cuda.so").exists():
-        why = "the package was built without CUDA kernels (no nvcc was found, or PIX2PIXHD_CUDA=0)"
+        why = (
+            "the package was built without CUDA kernels (PIX2PIXHD_CUDA=0, no nvcc, or no GPU of compute capability "
+            "7.0 or newer)"
+        )
         return Part("cuda", False, f"{why}; {nvcc_remedy(torch.version.cuda)} and {_REBUILD}")
     return _load("cuda", "_ops_cuda")
 
