@@ -44,8 +44,8 @@ def known(nvcc: str) -> list[tuple[int, int]]:
 def fit(archs: list[str], capabilities: list[tuple[int, int]], nvcc: str) -> list[str]:
     """Replaces what nvcc does not know by what such a GPU runs all the same, and reports it.
 
-    Architectures that the kernels do not support are left out. A GPU newer than nvcc compiles PTX of the newest architecture below its own. For one older than all of them there is
-    nothing.
+    Architectures that the kernels do not support are left out. A GPU newer than nvcc compiles PTX of the newest
+    architecture below its own. For one older than all of them there is nothing.
 
     Args:
         archs: As in TORCH_CUDA_ARCH_LIST.
