@@ -8,37 +8,11 @@
 #include <vector>
 
 #include "cpu/kernels.h"
-#include "cpu/recycler.h"
+#include "recycling.h"
 #include "stable_tensor.h"
-
-// Wraps memory in a tensor that calls `deleter` at its end. In the stable ABI since torch 2.11 and declared here
-// weakly, because the operators also run on 2.10: there it is null, and outputs come from the ordinary allocator.
-extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
-    void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset, int32_t dtype,
-    int32_t device_type, int32_t device_index, AtenTensorHandle* result, int32_t layout, const uint8_t* opaque_metadata,
-    int64_t opaque_metadata_size, void (*deleter)(void* data, void* context), void* deleter_context);
 
 namespace pix2pixhd {
 namespace {
-
-// An output that is about to be written whole: from the recycler when it is large, see cpu/recycler.h.
-Tensor empty_output(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, int32_t scalar_type,
-                    Device device) {
-  const int64_t numel = Shape(sizes.data(), strides.data(), static_cast<int64_t>(sizes.size())).numel();
-  const int64_t width = scalar_type == static_cast<int32_t>(ScalarType::Int)
-                            ? static_cast<int64_t>(sizeof(int32_t))
-                            : element_size(dtype_from_scalar_type(scalar_type));
-  void* block = torch_from_blob != nullptr ? cpu::acquire_block(static_cast<size_t>(numel * width)) : nullptr;
-  if (block == nullptr) return empty_strided(sizes, strides, scalar_type, device);
-  AtenTensorHandle handle;
-  const AOTITorchError error = torch_from_blob(
-      block, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, scalar_type, device.type,
-      device.index, &handle, aoti_torch_layout_strided(), nullptr, 0,
-      [](void* data, void*) { cpu::release_block(data); }, nullptr);
-  if (error != 0) cpu::release_block(block);
-  TORCH_ERROR_CODE_CHECK(error);
-  return Tensor(handle);
-}
 
 // A chunk of one tensor. Chunks of all tensors form one list, which the threads share.
 struct Chunk {
@@ -65,6 +39,7 @@ constexpr int64_t kCacheBytes = int64_t{16} << 20;
 
 template <typename F>
 void for_each_chunk(const std::vector<Chunk>& chunks, const F& f) {
+  count_operator_call();
   const auto count = static_cast<int64_t>(chunks.size());
   int64_t elements = 0;
   for (const Chunk& chunk : chunks) elements += chunk.size;
@@ -224,8 +199,6 @@ std::string cpu_instruction_sets() {
   return std::string(cpu::supported_instruction_sets()) + ";" + cpu::kernels().name;
 }
 
-int64_t release_cpu_memory() { return static_cast<int64_t>(cpu::trim_blocks()); }
-
 void select_cpu_instruction_set(std::string name) {
   STD_TORCH_CHECK(cpu::select_kernels(name.c_str()), "pix2pixhd: this processor runs ",
                   cpu::supported_instruction_sets(), " (or auto), got '", name, "'");
@@ -244,7 +217,6 @@ STABLE_TORCH_LIBRARY(pix2pixhd, m) {
       "multi_pointwise_backward(Tensor grad, Tensor[] input, float[] constant, float[] weight, int kind) -> Tensor[]");
   m.def("cpu_instruction_sets() -> str");
   m.def("select_cpu_instruction_set(str name) -> ()");
-  m.def("release_cpu_memory() -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pix2pixhd, CPU, m) {
@@ -256,6 +228,5 @@ STABLE_TORCH_LIBRARY_IMPL(pix2pixhd, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(pix2pixhd, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_sets", TORCH_BOX(&pix2pixhd::cpu_instruction_sets));
-  m.impl("release_cpu_memory", TORCH_BOX(&pix2pixhd::release_cpu_memory));
   m.impl("select_cpu_instruction_set", TORCH_BOX(&pix2pixhd::select_cpu_instruction_set));
 }

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pix2pixhd.ops import choice, l1, library, pointwise, reference, scalars
+from pix2pixhd.ops import choice, l1, library, pointwise, recycling, reference, scalars
 from pix2pixhd.ops.choice import backend
 from pix2pixhd.ops.scalars import Numbers
 
@@ -20,6 +20,7 @@ __all__ = ["backend", "hinge_loss", "logistic_loss", "lsgan_loss", "mean_loss", 
 if library.cpu().loaded:
     l1.register()
     pointwise.register()
+    recycling.register()
 
 _HALF = (torch.float16, torch.bfloat16)
 _FLOATS = {torch.float32, torch.float64, *_HALF}
