@@ -14,7 +14,6 @@ import yaml  # type: ignore[import-untyped]
 
 import pix2pixhd
 from pix2pixhd.data import DataOptions, InputError
-from pix2pixhd.files import write_text
 from pix2pixhd.training.messages import in_plain_words
 from pix2pixhd.training.options import (
     ComputeOptions,
