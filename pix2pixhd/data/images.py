@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pix2pixhd.data.arrays import ArrayError, ChannelStack, load_array
 from pix2pixhd.data.problems import DataError, Problem, display
-from pix2pixhd.errors import InputError
 from pix2pixhd.files import MARK, replacing
 
 __all__ = [
