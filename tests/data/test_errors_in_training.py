@@ -46,6 +46,7 @@ def command_line(root, tmp_path):
             "optimizer.niter_decay": 0,
             "run.output": tmp_path / "run",
             "run.display_freq": 0,
+            "run.sample_count": 1,
             "run.results_count": 0,
             "trainer.accelerator": "cpu",
             "trainer.enable_progress_bar": "false",

@@ -75,6 +75,7 @@ def test_both_sides_of_a_pair_are_rotated(tmp_path, make_data):
     assert sample["input"].shape == sample["image"].shape == (3, 32, 24)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_unreadable_exif_data_are_ignored(tmp_path):
     photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8))
     photograph.save(tmp_path / "a.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff nonsense")
