@@ -96,11 +96,11 @@ def _save(ctx: Any, input: Sequence[Tensor], target: Sequence[Tensor], weight: l
     if len(wanted) < len(weight):
         input, target = [input[k] for k in wanted], [target[k] for k in wanted]
         weight = [weight[k] for k in wanted]
-    ctx.packed, ctx.weight = wanted, weight
-    ctx.input_layouts = ctx.target_layouts = Layouts.of(input)
+    input_layouts = target_layouts = Layouts.of(input)
     if [x.dtype for x in input] != [y.dtype for y in target]:
         # The signs lie in the input's order, in which the forward reads the target too, and so do both gradients.
-        ctx.target_layouts = ctx.input_layouts._replace(dtypes=[_CODES[y.dtype] for y in target])
+        target_layouts = input_layouts._replace(dtypes=[_CODES[y.dtype] for y in target])
+    ctx.packed = wanted, weight, input_layouts, target_layouts
 
 
 def _gradients(ctx: Any, grad: Tensor, signs: Tensor, needs: Sequence[bool], of_targets: bool) -> list[Tensor | None]:
@@ -108,15 +108,17 @@ def _gradients(ctx: Any, grad: Tensor, signs: Tensor, needs: Sequence[bool], of_
     result: list[Tensor | None] = [None] * len(needs)
     if True not in needs:
         return result
-    wanted = ctx.packed if all(needs) else [i for i, k in enumerate(ctx.packed) if needs[k]]
-    weight = [-w for w in ctx.weight] if of_targets else ctx.weight
-    layouts = ctx.target_layouts if of_targets else ctx.input_layouts
+    packed, weight, input_layouts, target_layouts = ctx.packed
+    wanted = packed if False not in needs else [i for i, k in enumerate(packed) if needs[k]]
+    if of_targets:
+        weight = [-w for w in weight]
+    layouts = target_layouts if of_targets else input_layouts
     compute = _composed_backward if transformed(grad) else _backward
     gradients = compute(grad, signs, weight, layouts, wanted)
     if len(gradients) == len(needs):
         return list(gradients)
     for i, gradient in zip(wanted, gradients, strict=True):
-        result[ctx.packed[i]] = gradient
+        result[packed[i]] = gradient
     return result
 
 

@@ -65,7 +65,8 @@ class TrainerOptions:
         max_epochs: Epochs after which training ends; ``niter + niter_decay`` when None.
         max_steps: Steps after which training ends, each of which updates both networks; -1 for no limit.
         min_steps: Steps before which ``max_time`` does not end training.
-        max_time: Time after which training ends, ``DD:HH:MM:SS``; None for no limit.
+        max_time: Time after which this process saves and stops, ``DD:HH:MM:SS``, counted from its start: a run that is
+            resumed has the same time again. None for no limit.
         log_every_n_steps: Steps between two logged rows of losses; 0 for none.
         check_val_every_n_epoch: Epochs between two validations (``data.val_phase``).
         num_sanity_val_steps: Validation batches before training; -1 for all.
