@@ -126,7 +126,8 @@ def _section(path: pathlib.Path, options: Mapping[str, Any], name: str, kind: ty
         raise InputError(f"{path}: {name}.{missing[0]} is missing in the checkpoint; it was altered, use another")
     for key, value in values.items():
         if not _fits(value, hints[key]):
-            expected = getattr(hints[key], "__name__", None) or str(hints[key]).replace("typing.", "")
+            hint = hints[key]
+            expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
             raise InputError(
                 f"{path}: {name}.{key} should be of type {expected} in the checkpoint, got {value!r}; it was altered, "
                 "use another"

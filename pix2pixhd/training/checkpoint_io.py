@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,35 +10,26 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from pix2pixhd.files import replacing
 
-__all__ = ["AtomicCheckpointIO", "save_torch", "writing"]
+__all__ = ["AtomicCheckpointIO", "save_torch"]
 
 _REMEDY = "the previous checkpoint is untouched. Free some space and continue with --resume"
-
-
-@contextlib.contextmanager
-def writing() -> Iterator[None]:
-    """Reports failed writes of torch's zip writer, a full disk for example, as what they are.
-
-    Raises:
-        OSError: Instead of a ``RuntimeError``, which the writer raises about file positions.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__context__
-        raise cause or OSError(f"the disk may be full: {str(error).splitlines()[0]}") from error
 
 
 def save_torch(content: object, part: pathlib.Path) -> None:
     """Writes with ``torch.save``, inside a block of ``replacing``.
 
     Raises:
-        OSError: If it cannot be written.
+        OSError: If it cannot be written. torch's zip writer reports a failed write, to a full disk for example, as a
+            ``RuntimeError`` about file positions.
     """
-    with writing(), part.open("wb") as file:
-        torch.save(content, file)
+    try:
+        with part.open("wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        raise cause or OSError(f"the disk may be full: {str(error).splitlines()[0]}") from error
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import pathlib
 import re
 import warnings
@@ -16,7 +17,7 @@ from pix2pixhd.data import DataOptions, InputError, encode_input
 from pix2pixhd.files import check_apart, check_replaceable, check_writable, replacing, replacing_all
 from pix2pixhd.training import generator_cli
 from pix2pixhd.training.checkpoint import Generator, generator_of, read_checkpoint
-from pix2pixhd.training.checkpoint_io import save_torch, writing
+from pix2pixhd.training.checkpoint_io import save_torch
 
 __all__ = ["ExportedGenerator", "export_nvidia", "export_onnx", "export_program", "main"]
 
@@ -125,10 +126,11 @@ def export_program(generator: Generator, path: pathlib.Path, size: tuple[int, in
     _check_size(generator, size)
     check_replaceable([path], force)
     module, inputs = ExportedGenerator(generator).eval(), _example(generator, size)
-    program = torch.export.export(module, inputs)
+    # In memory: torch's archive writer aborts the process when it cannot write, to a full disk for example.
+    archive = io.BytesIO()
+    torch.export.save(torch.export.export(module, inputs), archive)
     with replacing(path, force=force) as part:
-        with writing():
-            torch.export.save(program, part)
+        part.write_bytes(archive.getbuffer())
         return _check_agreement(torch.export.load(part).module()(*inputs), module(*inputs))
 
 
@@ -166,8 +168,7 @@ def export_onnx(generator: Generator, path: pathlib.Path, size: tuple[int, int],
         )
     assert program is not None
     with replacing(path, force=force) as part:
-        with writing():
-            program.save(part, external_data=False)
+        program.save(part, external_data=False)
         session = onnxruntime.InferenceSession(part, providers=["CPUExecutionProvider"])
         fed = {name: value.numpy() for name, value in zip(module.names, inputs, strict=True)}
         return _check_agreement(torch.from_numpy(session.run(None, fed)[0]), module(*inputs))

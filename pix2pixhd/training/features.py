@@ -231,6 +231,8 @@ def cluster_features(
     for label, instances in sorted(_collect(generator, dataset, advance).items()):
         large = [look for area, look in instances if area > _LEAST_AREA] or [look for _, look in instances]
         looks = np.unique(np.stack(large), axis=0)
+        if not np.isfinite(looks).all():
+            raise InputError(f"the encoder's features of class {label} are not finite; use an earlier checkpoint")
         kmeans = KMeans(min(n_clusters, len(looks)), random_state=0, n_init=4)
         centers[label] = kmeans.fit(looks).cluster_centers_.astype(np.float32)
     return FeatureClusters(centers)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 
 import pytest
 
@@ -29,14 +30,19 @@ WRITING = {
         "export --checkpoint {looks} --output out",
         [f"out/latest_net_{net}.pth" for net in "GDE"] + ["out/opt.txt"],
     ),
-    "bench": ("bench --case lsgan --rounds 1 --no-compile --json out/bench.json", ["out/bench.json"]),
+    "bench": ("bench --case 'LSGAN, generator' --rounds 1 --no-compile --json out/bench.json", ["out/bench.json"]),
 }
 # They have no --force: their folders hold what belongs together.
 REFUSING = {
     "train": (
         "{train}",
-        ["out/checkpoints/last.ckpt", "out/checkpoints/epoch_0000.ckpt", "out/samples/step_000002.png"]
-        + ["out/results/index.html", "out/results/images/generated/a.png"],
+        [
+            "out/checkpoints/last.ckpt",
+            "out/checkpoints/epoch_0000.ckpt",
+            "out/samples/step_000002.png",
+            "out/results/index.html",
+            "out/results/images/generated/a.png",
+        ],
     ),
     "demo": ("demo --out out", ["out/demo.yaml", "out/results.png", "out/data/train_img/a.png", "out/run/logs/a"]),
 }
@@ -69,7 +75,7 @@ def run(tmp_path, data_root, make_checkpoint, command_line, monkeypatch, capsys)
             arguments = command_line(output="out")
         else:
             given = {name: checkpoint(name) for name in ("looks", "five", "ckpt") if f"{{{name}}}" in line}
-            arguments = line.format(data=data_root, **given).split()
+            arguments = shlex.split(line.format(data=data_root, **given))
         code = cli.main([*arguments, *more])
         return code, capsys.readouterr().err
 
@@ -115,13 +121,13 @@ def test_failures_leave_the_old_file_and_no_half(run, tmp_path, monkeypatch, com
         plant(tmp_path, name)
     before = tree(tmp_path / "out")
     for failure, expected, message in ((full, 2, "No space left on device"), (interrupted, 130, "interrupted")):
-        if failure is interrupted and command == "export .onnx":
-            continue  # as .pt2, and slow
         with monkeypatch.context() as patch:
             patch.setattr(files, "_sync", failure)
             code, error = run(line, "--force")
         assert (code, tree(tmp_path / "out")) == (expected, before)
         assert message in error
+        if command == "export .onnx":
+            return  # the rest is as for .pt2, and the export slow
     assert run(line, "--force")[0] == 0
     after = tree(tmp_path / "out")
     assert set(after) >= {name.removeprefix("out/") for name in paths}
@@ -184,9 +190,9 @@ def test_generate_keeps_its_input(run, tmp_path, data_root, output, force):
 @pytest.mark.parametrize("option", ["--real", "--encode"])
 def test_generate_keeps_the_images_it_compares_with(run, data_root, option):
     before = tree(data_root)
-    more = "--html" if option == "--real" else ""
+    checkpoint, more = ("ckpt", "--html") if option == "--real" else ("looks", "")
     code, error = run(
-        f"generate --checkpoint {{looks}} --input {data_root} --output {data_root}/test_img {option} "
+        f"generate --checkpoint {{{checkpoint}}} --input {data_root} --output {data_root}/test_img {option} "
         f"{data_root}/test_img --force {more}"
     )
     assert code == 2
@@ -235,9 +241,7 @@ def test_training_does_not_write_among_its_data(run, make_config, data_root):
 
     config = make_config()
     config.run.output = str(data_root / "train_label" / "run")
-    with pytest.raises(
-        InputError, match=r"run\.output: .* lies inside .*train_label, which is read \(data\.dataroot\)"
-    ):
+    with pytest.raises(InputError, match=r"run\.output: .* lies inside .*train_label, which is read"):
         train(config)
 
 
@@ -270,7 +274,7 @@ def test_bench_writes_json_to_a_pipe(run, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     try:
-        assert run("bench --case lsgan --rounds 1 --no-compile --json pipe")[0] == 0
+        assert run("bench --case 'LSGAN, generator' --rounds 1 --no-compile --json pipe")[0] == 0
         assert json.loads(os.read(reader, 100000))["rounds"] == 1
     finally:
         os.close(reader)
