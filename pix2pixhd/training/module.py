@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from pix2pixhd.data import DataOptions, InputError, Sample, encode_input
 from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
 from pix2pixhd.models import LocalEnhancer
-from pix2pixhd.training.distributed import GradientAverager, gather_states, rank, world_size
+from pix2pixhd.training.distributed import GradientAverager, gather_states, rank, share_buffers, world_size
 from pix2pixhd.training.messages import as_options
 from pix2pixhd.training.metrics import build_metrics, update_metrics
 from pix2pixhd.training.optimizer import Adam
@@ -301,6 +301,7 @@ class Pix2PixHD(pl.LightningModule):
         if last and self.netE is not None:
             averager.start(self.netE)
         averager.finish()
+        share_buffers(self._networks())
         return terms
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -314,6 +315,9 @@ class Pix2PixHD(pl.LightningModule):
         Metrics and the average of the weights may have been turned on or off meanwhile: an average begins with the
         weights as they are.
         """
+        if self._trainer is not None:
+            # Lightning converts the module after this; float64 weights would be rounded to float32 on the way.
+            self._trainer.precision_plugin.convert_module(self)
         weights = _without(checkpoint["state_dict"], "val_metrics.", *([] if self.ema else ["ema."]))
         own = self.state_dict()
         weights |= {name: value for name, value in own.items() if name.startswith("val_metrics.")}

@@ -203,10 +203,9 @@ def _interrupted(config: TrainConfig, kind: str) -> None:
         train(config)
     else:
         # A signal saves first; a crash comes after the checkpoint of the first step.
-        step = config.optimizer.accumulate
-        config.run.save_latest_freq = step if kind == "crash" else 0
+        config.run.save_latest_freq = 1 if kind == "crash" else 0
         try:
-            train(config, callbacks=[_Interrupt(kind, step + 1)])
+            train(config, callbacks=[_Interrupt(kind, config.optimizer.accumulate + 1)])
         except (Stopped, _Crash):
             pass
         else:
