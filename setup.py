@@ -9,7 +9,8 @@
 Environment variables:
     PIX2PIXHD_CUDA        auto (default), 0 (never) or 1 (required: fail when it cannot be built)
     TORCH_CUDA_ARCH_LIST  as PyTorch reads it, e.g. "8.0;9.0+PTX"; default: the visible GPUs, else 8.0, 9.0 and PTX;
-                          what nvcc does not know is replaced by PTX of the newest that it knows
+                          what nvcc does not know is replaced by PTX of the newest that it knows, and what is older
+                          than 7.0 is left out
     CUDA_HOME, CXX, CXXFLAGS, MAX_JOBS  as usual
 """
 
@@ -36,9 +37,10 @@ from build_tools.messages import BuildError, say  # noqa: E402
 TARGET_VERSION = "0x020a000000000000"  # torch 2.10: the oldest that the built operators run on
 
 CXX_FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-DNDEBUG"]
-# -ffp-contract=off: the same rounding whatever the instruction set. -Wno-maybe-uninitialized: GCC 12 warns of its own
-# AVX-512 header.
-KERNEL_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
+# -ffp-contract=off: the same rounding whatever the instruction set. -fno-trapping-math changes no value; it lets GCC
+# vectorise conditions as selects. -Wno-maybe-uninitialized: GCC 12 warns of its own AVX-512 header.
+KERNEL_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+KERNEL_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"]
 AVX512_FLAGS = [*AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
 # -fmad=false: the same rounding as on the CPU; the kernels wait for memory, not for arithmetic.
@@ -169,11 +171,11 @@ class BuildExtension(build_ext):
             graph.compile(f"csrc/cpu/kernels_{name}.cpp", [*CXX_FLAGS, *KERNEL_FLAGS, *flags])
             for name, flags in sets.items()
         ]
-        plain = [graph.compile(f"csrc/cpu/{name}.cpp", CXX_FLAGS) for name in ("dispatch", "recycler")]
+        dispatch = graph.compile("csrc/cpu/dispatch.cpp", CXX_FLAGS)
         tensor = graph.compile("csrc/stable_tensor.cpp", [*CXX_FLAGS, *shared])
-        ops = [graph.compile(f"csrc/{name}.cpp", [*CXX_FLAGS, *shared]) for name in ("ops_cpu", "vgg_cpu")]
+        ops = [graph.compile(f"csrc/{name}.cpp", [*CXX_FLAGS, *shared]) for name in ("ops_cpu", "vgg_cpu", "recycling")]
         torch_libs = [f"-L{torch_lib}", "-ltorch_cpu", "-ltorch"]
-        graph.link(target["_ops"], [*ops, tensor, *plain, *kernels], torch_libs)
+        graph.link(target["_ops"], [*ops, tensor, dispatch, *kernels], torch_libs)
 
         if self.cuda is not None:
             flags = [*NVCC_FLAGS, *self.cuda.compile_flags]

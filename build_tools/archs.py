@@ -9,6 +9,17 @@ import subprocess
 from build_tools.messages import BuildError, say
 
 DEFAULT = "8.0;9.0+PTX"
+OLDEST = (7, 0)  # the kernels do not compile for older ones
+
+
+def _capability(arch: str) -> tuple[int, int]:
+    major, minor = re.findall(r"\d+", arch)[:2]
+    return int(major), int(minor)
+
+
+def supported(archs: list[str]) -> list[str]:
+    """Those of the architectures that the kernels compile for."""
+    return [arch for arch in archs if _capability(arch) >= OLDEST]
 
 
 def wanted(torch) -> list[str]:
@@ -31,10 +42,10 @@ def known(nvcc: str) -> list[tuple[int, int]]:
 
 
 def fit(archs: list[str], capabilities: list[tuple[int, int]], nvcc: str) -> list[str]:
-    """Replaces what nvcc does not know by what such a GPU runs all the same, and says so.
+    """Replaces what nvcc does not know by what such a GPU runs all the same, and reports it.
 
-    A GPU newer than nvcc compiles PTX of the newest architecture below its own. For one older than all of them there is
-    nothing.
+    Architectures that the kernels do not support are left out. A GPU newer than nvcc compiles PTX of the newest
+    architecture below its own. For one older than all of them there is nothing.
 
     Args:
         archs: As in TORCH_CUDA_ARCH_LIST.
@@ -44,7 +55,10 @@ def fit(archs: list[str], capabilities: list[tuple[int, int]], nvcc: str) -> lis
     fitted: dict[str, bool] = {}  # architecture -> with PTX
     for arch in archs:
         number, with_ptx = arch.removesuffix("+PTX"), arch.endswith("+PTX")
-        major, minor = (int(part) for part in re.findall(r"\d+", number))
+        major, minor = _capability(number)
+        if not supported([arch]):
+            say(f"{number} is left out: the CUDA kernels need compute capability 7.0 or newer")
+            continue
         if capabilities and (major, minor) not in capabilities:
             older = [capability for capability in capabilities if capability < (major, minor)]
             if not older:

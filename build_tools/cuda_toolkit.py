@@ -122,10 +122,13 @@ def missing_requirements(torch) -> list[str]:
     """What is to be fetched from the package index before the build; empty where nothing is missing or wanted.
 
     Over a hundred megabytes are worth it where PIX2PIXHD_CUDA=1 asks for them, or where torch sees a GPU that it can
-    use: for a torch whose driver is too old, the kernels of its CUDA would not start either.
+    use: for a torch whose driver is too old, the kernels of its CUDA would not start either. A GPU that the kernels do
+    not support is no reason.
     """
     wish = read_wish()
     if wish == "0" or torch.version.cuda is None or not (wish == "1" or torch.cuda.is_available()):
+        return []
+    if wish != "1" and not archs.supported(archs.wanted(torch)):
         return []
     requirements = index_requirements(torch)
     if not requirements or find_machine_nvcc() or find_index_nvcc(torch):
@@ -182,6 +185,12 @@ def find_cuda(torch) -> Cuda | None:
         )
     wanted = archs.wanted(torch)
     cuda = Cuda(nvcc, version, archs.fit(wanted, archs.known(nvcc), f"nvcc {version}"), homes)
+    if not archs.supported(wanted):
+        return without(
+            f"the CUDA kernels need compute capability 7.0 or newer, and the build is for {';'.join(wanted)}",
+            "On such a GPU the losses run in plain PyTorch. To build for another machine, name its GPUs in "
+            f"TORCH_CUDA_ARCH_LIST, e.g. '{archs.DEFAULT}'.",
+        )
     if not cuda.archs:
         return without(
             f"nvcc {version} builds for no GPU of {';'.join(wanted)}",

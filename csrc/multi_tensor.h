@@ -14,8 +14,9 @@ enum class Pointwise : int32_t {
   kSquaredError = 0,  // (x - c)^2, LSGAN (arXiv 1611.04076) with c the label
   kHinge = 1,         // max(0, 1 - c*x), the discriminator's hinge with c = +1 (real) or -1 (fake)
   kLinear = 2,        // c*x, the generator's hinge and the Wasserstein loss with c = -1 or +1
+  kLogistic = 3,      // (1 - c)*x - log(sigmoid(x)), binary cross entropy of the logit x with the label c
 };
-constexpr int32_t kPointwiseKinds = 3;
+constexpr int32_t kPointwiseKinds = 4;
 
 // How the perceptual loss compares two maps of VGG.
 enum class Distance : int32_t {

@@ -8,37 +8,11 @@
 #include <vector>
 
 #include "cpu/kernels.h"
-#include "cpu/recycler.h"
+#include "recycling.h"
 #include "stable_tensor.h"
-
-// Wraps memory in a tensor that calls `deleter` at its end. In the stable ABI since torch 2.11 and declared here
-// weakly, because the operators also run on 2.10: there it is null, and outputs come from the ordinary allocator.
-extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
-    void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset, int32_t dtype,
-    int32_t device_type, int32_t device_index, AtenTensorHandle* result, int32_t layout, const uint8_t* opaque_metadata,
-    int64_t opaque_metadata_size, void (*deleter)(void* data, void* context), void* deleter_context);
 
 namespace pix2pixhd {
 namespace {
-
-// An output that is about to be written whole: from the recycler when it is large, see cpu/recycler.h.
-Tensor empty_output(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, int32_t scalar_type,
-                    Device device) {
-  const int64_t numel = Shape(sizes.data(), strides.data(), static_cast<int64_t>(sizes.size())).numel();
-  const int64_t width = scalar_type == static_cast<int32_t>(ScalarType::Int)
-                            ? static_cast<int64_t>(sizeof(int32_t))
-                            : element_size(dtype_from_scalar_type(scalar_type));
-  void* block = torch_from_blob != nullptr ? cpu::acquire_block(static_cast<size_t>(numel * width)) : nullptr;
-  if (block == nullptr) return empty_strided(sizes, strides, scalar_type, device);
-  AtenTensorHandle handle;
-  const AOTITorchError error = torch_from_blob(
-      block, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, scalar_type, device.type,
-      device.index, &handle, aoti_torch_layout_strided(), nullptr, 0,
-      [](void* data, void*) { cpu::release_block(data); }, nullptr);
-  if (error != 0) cpu::release_block(block);
-  TORCH_ERROR_CODE_CHECK(error);
-  return Tensor(handle);
-}
 
 // A chunk of one tensor. Chunks of all tensors form one list, which the threads share.
 struct Chunk {
@@ -65,6 +39,7 @@ constexpr int64_t kCacheBytes = int64_t{16} << 20;
 
 template <typename F>
 void for_each_chunk(const std::vector<Chunk>& chunks, const F& f) {
+  count_operator_call();
   const auto count = static_cast<int64_t>(chunks.size());
   int64_t elements = 0;
   for (const Chunk& chunk : chunks) elements += chunk.size;
@@ -106,8 +81,9 @@ double upstream(const Tensor& grad) {
                    *static_cast<const float*>(torch::stable::to(grad, ScalarType::Float).const_data_ptr()));
 }
 
+// wanted: the pairs whose signs are packed, because a gradient is required of one of the two.
 std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tensor> target, std::vector<double> weight,
-                                    bool pack_signs) {
+                                    std::vector<int64_t> wanted) {
   const std::vector<DensePair> pairs = dense_pairs(input, target, weight);
   const Device device(input[0]);
   std::vector<int64_t> numels;
@@ -120,9 +96,9 @@ std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tenso
     targets.push_back(static_cast<const char*>(pair.target.const_data_ptr()));
     wide = wide || pair.input_type == DType::kFloat64 || pair.target_type == DType::kFloat64;
   }
-  const std::vector<int64_t> offsets = sign_offsets(numels);
-  Tensor signs = empty_output({pack_signs ? offsets.back() : 0}, {1}, static_cast<int32_t>(ScalarType::Int), device);
-  uint32_t* words = pack_signs ? static_cast<uint32_t*>(signs.mutable_data_ptr()) : nullptr;
+  const SignOffsets offsets = sign_offsets(numels, wanted);
+  Tensor signs = empty_output({offsets.words}, {1}, static_cast<int32_t>(ScalarType::Int), device);
+  auto* words = static_cast<uint32_t*>(signs.mutable_data_ptr());
 
   const std::vector<Chunk> chunks = split(numels);
   std::vector<double> partial(chunks.size());
@@ -130,12 +106,13 @@ std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tenso
   for_each_chunk(chunks, [&](int64_t i) {
     const Chunk& chunk = chunks[i];
     const DensePair& pair = pairs[chunk.tensor];
-    uint32_t* own_signs = words == nullptr ? nullptr : words + offsets[chunk.tensor] + chunk.begin / 16;
+    const int64_t first_word = offsets.begin[chunk.tensor];
+    uint32_t* own_signs = first_word == kNotPacked ? nullptr : words + first_word + chunk.begin / 16;
     partial[i] = kernels.l1_forward(inputs[chunk.tensor] + chunk.begin * element_size(pair.input_type), pair.input_type,
                                     targets[chunk.tensor] + chunk.begin * element_size(pair.target_type),
                                     pair.target_type, chunk.size, own_signs);
     if (own_signs != nullptr && chunk.begin + chunk.size == pair.numel) {  // the padding of the last tile
-      std::fill(own_signs + (chunk.size + 31) / 32 * 2, words + offsets[chunk.tensor + 1], 0u);
+      std::fill(own_signs + (chunk.size + 31) / 32 * 2, words + first_word + sign_words(pair.numel), 0u);
     }
   });
   return {scalar_loss(weighted_means(chunks, partial, numels, weight), wide, device), signs};
@@ -143,34 +120,30 @@ std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tenso
 
 std::vector<Tensor> multi_l1_backward(Tensor grad, Tensor signs, std::vector<double> weight, std::vector<int64_t> sizes,
                                       std::vector<int64_t> strides, std::vector<int64_t> ndims,
-                                      std::vector<int64_t> dtypes) {
-  std::vector<Tensor> gradients = empty_gradients(sizes, strides, ndims, dtypes, weight, Device(signs), empty_output);
+                                      std::vector<int64_t> dtypes, std::vector<int64_t> wanted) {
+  const std::vector<L1Gradient> gradients =
+      empty_l1_gradients(signs, weight, sizes, strides, ndims, dtypes, wanted, empty_output);
   std::vector<int64_t> numels;
   std::vector<char*> data;
-  std::vector<DType> types;
-  for (size_t k = 0; k < gradients.size(); ++k) {
-    numels.push_back(gradients[k].numel());
-    data.push_back(static_cast<char*>(gradients[k].mutable_data_ptr()));
-    types.push_back(dtype_from_scalar_type(dtypes[k]));
+  int64_t bytes = 0;
+  for (const L1Gradient& gradient : gradients) {
+    numels.push_back(gradient.numel);
+    data.push_back(static_cast<char*>(gradient.tensor.mutable_data_ptr()));
+    bytes += gradient.numel * element_size(gradient.type);
   }
-  const std::vector<int64_t> offsets = sign_offsets(numels);
-  check_signs(signs, offsets);
   const auto* words = static_cast<const uint32_t*>(signs.const_data_ptr());
   const double scale = upstream(grad);
-  int64_t bytes = 0;
-  for (size_t k = 0; k < numels.size(); ++k) bytes += numels[k] * element_size(types[k]);
   const bool stream = bytes > kCacheBytes;
 
   const std::vector<Chunk> chunks = split(numels);
   const cpu::Kernels& kernels = cpu::kernels();
   for_each_chunk(chunks, [&](int64_t i) {
     const Chunk& chunk = chunks[i];
-    const int32_t k = chunk.tensor;
-    kernels.l1_backward(data[k] + chunk.begin * element_size(types[k]), types[k], chunk.size,
-                        words + offsets[k] + chunk.begin / 16, scale * weight[k] / static_cast<double>(numels[k]),
-                        stream);
+    const L1Gradient& gradient = gradients[chunk.tensor];
+    kernels.l1_backward(data[chunk.tensor] + chunk.begin * element_size(gradient.type), gradient.type, chunk.size,
+                        words + gradient.signs + chunk.begin / 16, scale * gradient.factor, stream);
   });
-  return gradients;
+  return tensors_of(gradients);
 }
 
 Tensor multi_pointwise(std::vector<Tensor> input, std::vector<double> constant, std::vector<double> weight,
@@ -226,8 +199,6 @@ std::string cpu_instruction_sets() {
   return std::string(cpu::supported_instruction_sets()) + ";" + cpu::kernels().name;
 }
 
-int64_t release_cpu_memory() { return static_cast<int64_t>(cpu::trim_blocks()); }
-
 void select_cpu_instruction_set(std::string name) {
   STD_TORCH_CHECK(cpu::select_kernels(name.c_str()), "pix2pixhd: this processor runs ",
                   cpu::supported_instruction_sets(), " (or auto), got '", name, "'");
@@ -237,16 +208,15 @@ void select_cpu_instruction_set(std::string name) {
 }  // namespace pix2pixhd
 
 STABLE_TORCH_LIBRARY(pix2pixhd, m) {
-  m.def("multi_l1(Tensor[] input, Tensor[] target, float[] weight, bool pack_signs) -> (Tensor, Tensor)");
+  m.def("multi_l1(Tensor[] input, Tensor[] target, float[] weight, int[] wanted) -> (Tensor, Tensor)");
   m.def(
       "multi_l1_backward(Tensor grad, Tensor signs, float[] weight, SymInt[] sizes, SymInt[] strides, int[] ndims, "
-      "int[] dtypes) -> Tensor[]");
+      "int[] dtypes, int[] wanted) -> Tensor[]");
   m.def("multi_pointwise(Tensor[] input, float[] constant, float[] weight, int kind) -> Tensor");
   m.def(
       "multi_pointwise_backward(Tensor grad, Tensor[] input, float[] constant, float[] weight, int kind) -> Tensor[]");
   m.def("cpu_instruction_sets() -> str");
   m.def("select_cpu_instruction_set(str name) -> ()");
-  m.def("release_cpu_memory() -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pix2pixhd, CPU, m) {
@@ -258,6 +228,5 @@ STABLE_TORCH_LIBRARY_IMPL(pix2pixhd, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(pix2pixhd, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_sets", TORCH_BOX(&pix2pixhd::cpu_instruction_sets));
-  m.impl("release_cpu_memory", TORCH_BOX(&pix2pixhd::release_cpu_memory));
   m.impl("select_cpu_instruction_set", TORCH_BOX(&pix2pixhd::select_cpu_instruction_set));
 }

@@ -50,7 +50,7 @@ double mean_of_empty(const std::vector<int64_t>& numels) {
 }
 
 std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tensor> target, std::vector<double> weight,
-                                    bool pack_signs) {
+                                    std::vector<int64_t> wanted) {
   const std::vector<DensePair> pairs = dense_pairs(input, target, weight);
   const Device device(input[0]);
   const DeviceGuard guard(device.index);
@@ -60,13 +60,14 @@ std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tenso
     numels.push_back(pair.numel);
     wide = wide || pair.input_type == DType::kFloat64 || pair.target_type == DType::kFloat64;
   }
-  const std::vector<int64_t> offsets = sign_offsets(numels);
-  Tensor signs = empty_1d(pack_signs ? offsets.back() : 0, static_cast<int32_t>(ScalarType::Int), device);
+  const SignOffsets offsets = sign_offsets(numels, wanted);
+  Tensor signs = empty_1d(offsets.words, static_cast<int32_t>(ScalarType::Int), device);
+  auto* packed = static_cast<uint32_t*>(signs.mutable_data_ptr());
   std::vector<cuda::PlanEntry> entries;
   for (size_t k = 0; k < pairs.size(); ++k) {
     void* x = const_cast<void*>(pairs[k].input.const_data_ptr());
     void* y = const_cast<void*>(pairs[k].target.const_data_ptr());
-    uint32_t* words = pack_signs ? static_cast<uint32_t*>(signs.mutable_data_ptr()) + offsets[k] : nullptr;
+    uint32_t* words = offsets.begin[k] == kNotPacked ? nullptr : packed + offsets.begin[k];
     entries.push_back(
         {{{x, y}, words, numels[k], weight[k] / static_cast<double>(numels[k]), 0.0, is_aligned(x) && is_aligned(y)},
          {pairs[k].input_type, pairs[k].target_type}});
@@ -77,31 +78,27 @@ std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tenso
 
 std::vector<Tensor> multi_l1_backward(Tensor grad, Tensor signs, std::vector<double> weight, std::vector<int64_t> sizes,
                                       std::vector<int64_t> strides, std::vector<int64_t> ndims,
-                                      std::vector<int64_t> dtypes) {
+                                      std::vector<int64_t> dtypes, std::vector<int64_t> wanted) {
   const Device device(signs);
   const DeviceGuard guard(device.index);
-  std::vector<Tensor> gradients = empty_gradients(sizes, strides, ndims, dtypes, weight, device, empty_strided);
-  std::vector<int64_t> numels;
-  for (const Tensor& gradient : gradients) numels.push_back(gradient.numel());
-  const std::vector<int64_t> offsets = sign_offsets(numels);
-  check_signs(signs, offsets);
+  const std::vector<L1Gradient> gradients =
+      empty_l1_gradients(signs, weight, sizes, strides, ndims, dtypes, wanted, empty_strided);
+  auto* packed = const_cast<uint32_t*>(static_cast<const uint32_t*>(signs.const_data_ptr()));
+  STD_TORCH_CHECK(is_aligned(packed),
+                  "pix2pixhd: signs must be the tensor that the forward returned, not a view of it");
   std::vector<cuda::PlanEntry> entries;
-  for (size_t k = 0; k < gradients.size(); ++k) {
-    void* data = gradients[k].mutable_data_ptr();
-    const DType type = dtype_from_scalar_type(dtypes[k]);
-    uint32_t* words = const_cast<uint32_t*>(static_cast<const uint32_t*>(signs.const_data_ptr())) + offsets[k];
-    STD_TORCH_CHECK(is_aligned(words),
-                    "pix2pixhd: signs must be the tensor that the forward returned, not a view of it");
+  for (const L1Gradient& gradient : gradients) {
+    void* data = gradient.tensor.mutable_data_ptr();
     entries.push_back(
-        {{{data, nullptr}, words, numels[k], weight[k] / static_cast<double>(numels[k]), 0.0, is_aligned(data)},
-         {type, type}});
+        {{{data, nullptr}, packed + gradient.signs, gradient.numel, gradient.factor, 0.0, is_aligned(data)},
+         {gradient.type, gradient.type}});
   }
   const Tensor scale = upstream(grad, device);
   const cuda::Stream stream = current_stream(device);
   for (const cuda::Launch& launch : cuda::make_plan(entries).launches) {
     check_launch(cuda::l1_backward(launch, device_scalar(scale), stream));
   }
-  return gradients;
+  return tensors_of(gradients);
 }
 
 std::vector<cuda::PlanEntry> pointwise_entries(const std::vector<Tensor>& dense, const std::vector<Tensor>* gradients,

@@ -181,44 +181,74 @@ std::vector<Tensor> empty_like_list(const std::vector<Tensor>& dense) {
 }
 
 Pointwise pointwise_kind(int64_t kind) {
-  STD_TORCH_CHECK(kind >= 0 && kind < kPointwiseKinds, "pix2pixhd: kind must be 0 (squared error), 1 (hinge) or 2 ",
-                  "(linear), got ", kind);
+  STD_TORCH_CHECK(kind >= 0 && kind < kPointwiseKinds, "pix2pixhd: kind must be 0 (squared error), 1 (hinge), 2 ",
+                  "(linear) or 3 (logistic), got ", kind);
   return static_cast<Pointwise>(kind);
 }
 
-std::vector<int64_t> sign_offsets(const std::vector<int64_t>& numels) {
-  std::vector<int64_t> offsets(numels.size() + 1, 0);
-  for (size_t k = 0; k < numels.size(); ++k) offsets[k + 1] = offsets[k] + sign_words(numels[k]);
+namespace {
+
+void check_wanted(const std::vector<int64_t>& wanted, size_t count) {
+  int64_t previous = -1;
+  for (const int64_t k : wanted) {
+    STD_TORCH_CHECK(k > previous && k < static_cast<int64_t>(count),
+                    "pix2pixhd: wanted must hold ascending indices below ", count, ", got ", k, " after ", previous);
+    previous = k;
+  }
+}
+
+}  // namespace
+
+SignOffsets sign_offsets(const std::vector<int64_t>& numels, const std::vector<int64_t>& wanted) {
+  check_wanted(wanted, numels.size());
+  SignOffsets offsets{std::vector<int64_t>(numels.size(), kNotPacked)};
+  for (const int64_t k : wanted) {
+    offsets.begin[k] = offsets.words;
+    offsets.words += sign_words(numels[k]);
+  }
   return offsets;
 }
 
-std::vector<Tensor> empty_gradients(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
-                                    const std::vector<int64_t>& ndims, const std::vector<int64_t>& dtypes,
-                                    const std::vector<double>& weight, Device device, Allocate allocate) {
+std::vector<L1Gradient> empty_l1_gradients(const Tensor& signs, const std::vector<double>& weight,
+                                           const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                                           const std::vector<int64_t>& ndims, const std::vector<int64_t>& dtypes,
+                                           const std::vector<int64_t>& wanted, Allocate allocate) {
   const int64_t total = std::accumulate(ndims.begin(), ndims.end(), int64_t{0});
   STD_TORCH_CHECK(ndims.size() == dtypes.size() && ndims.size() == weight.size() &&
                       static_cast<int64_t>(sizes.size()) == total && sizes.size() == strides.size(),
                   "pix2pixhd: sizes and strides must hold ", total, " numbers, as ndims says, and ndims, dtypes and ",
                   "weight one per tensor");
-  std::vector<Tensor> gradients;
-  gradients.reserve(ndims.size());
+  check_wanted(wanted, ndims.size());
+  const Device device(signs);
+  std::vector<L1Gradient> gradients;
+  gradients.reserve(wanted.size());
   size_t begin = 0;
+  int64_t words = 0;
   for (size_t k = 0; k < ndims.size(); ++k) {
     const Shape shape(sizes.data() + begin, strides.data() + begin, ndims[k]);
-    const std::vector<int64_t> size(shape.sizes, shape.sizes + shape.ndim);
-    const std::vector<int64_t> stride = shape.is_dense()
-                                            ? std::vector<int64_t>(shape.strides, shape.strides + shape.ndim)
-                                            : contiguous_strides(shape.sizes, shape.ndim);
-    gradients.push_back(allocate(size, stride, static_cast<int32_t>(dtypes[k]), device));
+    const int64_t numel = shape.numel();
+    if (gradients.size() < wanted.size() && wanted[gradients.size()] == static_cast<int64_t>(k)) {
+      const std::vector<int64_t> size(shape.sizes, shape.sizes + shape.ndim);
+      const std::vector<int64_t> stride = shape.is_dense()
+                                              ? std::vector<int64_t>(shape.strides, shape.strides + shape.ndim)
+                                              : contiguous_strides(shape.sizes, shape.ndim);
+      gradients.push_back({allocate(size, stride, static_cast<int32_t>(dtypes[k]), device), numel,
+                           dtype_from_scalar_type(dtypes[k]), words, weight[k] / static_cast<double>(numel)});
+    }
+    words += sign_words(numel);
     begin += ndims[k];
   }
+  STD_TORCH_CHECK(signs.scalar_type() == ScalarType::Int && signs.is_contiguous() && signs.numel() == words,
+                  "pix2pixhd: signs must be the contiguous int32 tensor of ", words,
+                  " words that the forward returned for these pairs");
   return gradients;
 }
 
-void check_signs(const Tensor& signs, const std::vector<int64_t>& offsets) {
-  STD_TORCH_CHECK(signs.scalar_type() == ScalarType::Int && signs.is_contiguous() && signs.numel() == offsets.back(),
-                  "pix2pixhd: signs must be the contiguous int32 tensor of ", offsets.back(),
-                  " words that the forward returned with pack_signs=True");
+std::vector<Tensor> tensors_of(const std::vector<L1Gradient>& gradients) {
+  std::vector<Tensor> tensors;
+  tensors.reserve(gradients.size());
+  for (const L1Gradient& gradient : gradients) tensors.push_back(gradient.tensor);
+  return tensors;
 }
 
 }  // namespace pix2pixhd

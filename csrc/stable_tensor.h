@@ -76,15 +76,33 @@ std::vector<Tensor> empty_like_list(const std::vector<Tensor>& dense);
 
 Pointwise pointwise_kind(int64_t kind);
 
-// Where each tensor's signs begin in the packed buffer, in 32-bit words, and the whole length as the last entry.
-std::vector<int64_t> sign_offsets(const std::vector<int64_t>& numels);
+// Where the packed signs of each pair begin, in 32-bit words.
+struct SignOffsets {
+  std::vector<int64_t> begin;  // one per pair; kNotPacked for a pair without signs
+  int64_t words = 0;           // of the whole buffer
+};
+constexpr int64_t kNotPacked = -1;
 
-// Fresh gradients for inputs of these sizes, strides and types (all flattened): dense strides are kept, others become
-// contiguous, as the forward reads them.
-std::vector<Tensor> empty_gradients(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
-                                    const std::vector<int64_t>& ndims, const std::vector<int64_t>& dtypes,
-                                    const std::vector<double>& weight, Device device, Allocate allocate);
+// Only the pairs in `wanted` (ascending indices) have signs, one after another.
+SignOffsets sign_offsets(const std::vector<int64_t>& numels, const std::vector<int64_t>& wanted);
 
-void check_signs(const Tensor& signs, const std::vector<int64_t>& offsets);
+// A gradient that multi_l1_backward writes, and what it is computed from.
+struct L1Gradient {
+  Tensor tensor;
+  int64_t numel;
+  DType type;
+  int64_t signs;  // where its signs begin, in 32-bit words
+  double factor;  // weight / numel
+};
+
+// Allocates the gradients of the tensors in `wanted`, ascending indices into the pairs whose signs are packed. Sizes,
+// strides and types of all these pairs are given flattened. Dense strides are kept, others become contiguous, as the
+// forward reads them.
+std::vector<L1Gradient> empty_l1_gradients(const Tensor& signs, const std::vector<double>& weight,
+                                           const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                                           const std::vector<int64_t>& ndims, const std::vector<int64_t>& dtypes,
+                                           const std::vector<int64_t>& wanted, Allocate allocate);
+
+std::vector<Tensor> tensors_of(const std::vector<L1Gradient>& gradients);
 
 }  // namespace pix2pixhd

@@ -27,13 +27,13 @@ _TRAIN_EXTRAS = {
 }
 _COMMANDS = {
     "train": "train a generator: --config FILE.yaml, --resume, and any option of the file",
-    "generate": "turn label maps or pictures into pictures with a trained generator",
-    "features": "cluster the looks of a data set's instances, for generators trained with features",
+    "generate": "generate images from label maps or images with a trained generator",
+    "features": "cluster the instance features of a dataset, for generators trained with features",
     "export": "write a trained generator as ONNX, as a torch.export program, or for NVIDIA's code",
-    "migrate": "print the configuration that an opt.txt of NVIDIA's code amounts to",
-    "data": "check DIR: tell all that is wrong with a data set",
+    "migrate": "print the configuration that corresponds to an opt.txt of NVIDIA's code",
+    "data": "check DIR: report all problems of a dataset",
     "demo": "train on photographs that scikit-image ships and write a sheet of results",
-    "doctor": "say what was built, what loads, and what the fused losses save here",
+    "doctor": "report what was built, what loads, and what the fused losses save on this machine",
     "bench": "measure the fused losses against plain PyTorch and torch.compile",
 }
 
@@ -42,12 +42,34 @@ _COMMANDS = {
 
 
 def _train(argv: Sequence[str]) -> int:
+    if "-h" in argv or "--help" in argv:
+        from pix2pixhd.training.train_help import short_help
+
+        print(short_help())
+        return 0
     from pix2pixhd.training.config import parse_train
-    from pix2pixhd.training.run import train
 
     config, resume = parse_train(argv)
-    train(config, resume=resume)
-    print(f"done: checkpoints, samples and logs are in {config.run.output}")
+    import torch
+    from torch._dynamo.exc import TorchDynamoException
+
+    from pix2pixhd.training.run import train
+    from pix2pixhd.training.summary import closing_message
+
+    try:
+        trainer = train(config, resume=resume).trainer
+    except TorchDynamoException as error:
+        raise InputError(
+            f"compute.compile: torch.compile failed ({str(error).splitlines()[0]}); install a C++ compiler, or set "
+            "compute.compile: false"
+        ) from error
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"out of GPU memory ({str(error).splitlines()[0]}); lower data.batchSize, data.loadSize or data.fineSize, "
+            "or set compute.checkpoint_activations or trainer.precision: bf16-mixed"
+        ) from error
+    if trainer.is_global_zero:
+        print(closing_message(trainer, pathlib.Path(config.run.output)))
     return 0
 
 
@@ -72,8 +94,8 @@ def _export(argv: Sequence[str]) -> int:
 def _migrate(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="pix2pixhd migrate",
-        description="Prints the configuration that trains what an opt.txt of NVIDIA's code trained; put it into a file "
-        "for `pix2pixhd train --config`.",
+        description="Prints the configuration that corresponds to an opt.txt of NVIDIA's code; save it to a file for "
+        "`pix2pixhd train --config`.",
     )
     parser.add_argument("options", type=pathlib.Path, metavar="OPT.TXT", help="checkpoints/NAME/opt.txt")
     options = parser.parse_args(argv)
@@ -131,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pix2pixhd",
         description=f"{pix2pixhd.__doc__}\n\ncommands:\n{listed}",
-        epilog="`pix2pixhd COMMAND --help` tells more.",
+        epilog="`pix2pixhd COMMAND --help` lists a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"pix2pixhd {pix2pixhd.__version__}")
@@ -140,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _missing(error: ModuleNotFoundError) -> str | None:
-    """What to install, when it is an extra that is missing."""
+    """Which extra to install, if the missing module belongs to one."""
     package = (error.name or "").split(".")[0]
     if package == "skimage":
         return "this command needs scikit-image: pip install 'pix2pixhd-fused[train,demo]'"
@@ -152,7 +174,7 @@ def _missing(error: ModuleNotFoundError) -> str | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
-    Errors that the user can put right end with one message on stderr and exit code 2; set ``PIX2PIXHD_TRACEBACK=1`` for
+    Errors that the user can correct end with one message on stderr and exit code 2; set ``PIX2PIXHD_TRACEBACK=1`` for
     the traceback.
 
     Args:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import pix2pixhd
-from pix2pixhd.ops import backend, choice, kernel_images, library, lsgan_loss, multi_l1_loss, perceptual
+from pix2pixhd.ops import backend, choice, kernel_images, library, logistic_loss, lsgan_loss, multi_l1_loss, perceptual
 from pix2pixhd.ops.vgg_parts import POOL, RELU, TAP, TAP_POOL
 
 
@@ -91,6 +91,7 @@ def _self_test(device: torch.device) -> str:
     losses: dict[str, Callable[[list[torch.Tensor], list[torch.Tensor]], torch.Tensor]] = {
         "multi_l1_loss": lambda x, y: multi_l1_loss(x, y, [1.0, 0.5, 0.25]),
         "lsgan_loss": lambda x, y: lsgan_loss(x, 1.0, [1.0, 0.5, 0.25]),
+        "logistic_loss": lambda x, y: logistic_loss(x, 1.0, [1.0, 0.5, 0.25]),
     }
     for name, loss in losses.items():
         with backend("fused"):

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernels.h"
+#include "logistic_impl.h"
 #include "scalar.h"
 
 namespace pix2pixhd::cpu {
@@ -81,8 +82,8 @@ void l1_backward_typed(T* grad, int64_t n, const uint32_t* signs, double coeffic
 template <Pointwise kKind, typename T>
 double pointwise_forward_typed(const T* input, int64_t n, double constant) {
   using C = typename Wider<T, T>::type;
-  const C c = static_cast<C>(constant);
-  constexpr int kSums = 16;  // independent sums, added in a fixed order: what lets the compiler vectorise
+  const C c = widen(narrow<T>(constant));  // a label in the tensor's dtype, as torch.full_like gives it
+  constexpr int kSums = 16;                // independent sums, added in a fixed order: what lets the compiler vectorise
   double sums[kSums] = {};
   auto value = [c](T x) -> double {
     if constexpr (kKind == Pointwise::kSquaredError) {
@@ -109,7 +110,7 @@ double pointwise_forward_typed(const T* input, int64_t n, double constant) {
 template <Pointwise kKind, typename T>
 void pointwise_backward_typed(T* grad, const T* input, int64_t n, double constant, double coefficient) {
   using C = typename Wider<T, T>::type;
-  const C c = static_cast<C>(constant);
+  const C c = widen(narrow<T>(constant));  // a label in the tensor's dtype, as torch.full_like gives it
   const C factor = static_cast<C>(coefficient);
   for (int64_t i = 0; i < n; ++i) {
     const C x = widen(input[i]);
@@ -163,7 +164,12 @@ void l1_backward(void* grad, DType type, int64_t n, const uint32_t* signs, doubl
 template <Pointwise kKind>
 double pointwise_forward_kind(const void* input, DType type, int64_t n, double constant) {
   return with_type(type, [&](auto t) {
-    return pointwise_forward_typed<kKind>(static_cast<const decltype(t)*>(input), n, constant);
+    const auto* x = static_cast<const decltype(t)*>(input);
+    if constexpr (kKind == Pointwise::kLogistic) {
+      return logistic_forward_typed(x, n, constant);
+    } else {
+      return pointwise_forward_typed<kKind>(x, n, constant);
+    }
   });
 }
 
@@ -171,8 +177,13 @@ template <Pointwise kKind>
 void pointwise_backward_kind(void* grad, const void* input, DType type, int64_t n, double constant,
                              double coefficient) {
   with_type(type, [&](auto t) {
-    pointwise_backward_typed<kKind>(static_cast<decltype(t)*>(grad), static_cast<const decltype(t)*>(input), n,
-                                    constant, coefficient);
+    auto* out = static_cast<decltype(t)*>(grad);
+    const auto* x = static_cast<const decltype(t)*>(input);
+    if constexpr (kKind == Pointwise::kLogistic) {
+      logistic_backward_typed(out, x, n, constant, coefficient);
+    } else {
+      pointwise_backward_typed<kKind>(out, x, n, constant, coefficient);
+    }
   });
 }
 
@@ -182,6 +193,8 @@ double pointwise_forward(const void* input, DType type, int64_t n, Pointwise kin
       return pointwise_forward_kind<Pointwise::kSquaredError>(input, type, n, constant);
     case Pointwise::kHinge:
       return pointwise_forward_kind<Pointwise::kHinge>(input, type, n, constant);
+    case Pointwise::kLogistic:
+      return pointwise_forward_kind<Pointwise::kLogistic>(input, type, n, constant);
     default:
       return pointwise_forward_kind<Pointwise::kLinear>(input, type, n, constant);
   }
@@ -194,6 +207,8 @@ void pointwise_backward(void* grad, const void* input, DType type, int64_t n, Po
       return pointwise_backward_kind<Pointwise::kSquaredError>(grad, input, type, n, constant, coefficient);
     case Pointwise::kHinge:
       return pointwise_backward_kind<Pointwise::kHinge>(grad, input, type, n, constant, coefficient);
+    case Pointwise::kLogistic:
+      return pointwise_backward_kind<Pointwise::kLogistic>(grad, input, type, n, constant, coefficient);
     default:
       return pointwise_backward_kind<Pointwise::kLinear>(grad, input, type, n, constant, coefficient);
   }

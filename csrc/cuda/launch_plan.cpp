@@ -8,7 +8,11 @@ namespace {
 
 constexpr int64_t kMaxBlocks = 0x7fffffff;  // limit of gridDim.x
 
-bool same_types(const DType a[2], const DType b[2]) { return a[0] == b[0] && a[1] == b[1]; }
+// One kernel serves a launch: its template arguments are the types and whether signs are packed.
+bool same_kernel(const PlanEntry& a, const PlanEntry& b) {
+  const bool both_signs = (a.tensor.signs != nullptr) == (b.tensor.signs != nullptr);
+  return a.type[0] == b.type[0] && a.type[1] == b.type[1] && both_signs;
+}
 
 }  // namespace
 
@@ -17,10 +21,10 @@ Plan make_plan(const std::vector<PlanEntry>& entries) {
   std::vector<bool> placed(entries.size(), false);
   for (size_t first = 0; first < entries.size(); ++first) {
     if (placed[first]) continue;
-    // One group: every later entry of these types.
+    // One group: every later entry of the same kernel.
     Launch* open = nullptr;
     for (size_t k = first; k < entries.size(); ++k) {
-      if (placed[k] || !same_types(entries[k].type, entries[first].type)) continue;
+      if (placed[k] || !same_kernel(entries[k], entries[first])) continue;
       placed[k] = true;
       const int64_t blocks = (entries[k].tensor.numel + kBlockChunk - 1) / kBlockChunk;
       if (blocks == 0) continue;

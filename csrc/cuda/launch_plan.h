@@ -39,7 +39,7 @@ static_assert(sizeof(LaunchArgs) + 16 <= 4096, "kernel arguments are limited to 
 
 struct Launch {
   LaunchArgs args;
-  DType type[2];  // of data[0] and data[1], the same for all tensors of the launch
+  DType type[2];  // of data[0] and data[1], the same for all tensors of the launch, as is whether they have signs
 };
 
 struct PlanEntry {
@@ -52,7 +52,8 @@ struct Plan {
   int64_t partials;  // number of blocks of all launches
 };
 
-// Groups the entries by types, in order of first appearance, splits groups over launches and skips empty tensors.
+// Groups the entries by types and by whether signs are packed, in order of first appearance; splits groups over
+// launches and skips empty tensors.
 Plan make_plan(const std::vector<PlanEntry>& entries);
 
 }  // namespace pix2pixhd::cuda

@@ -1,8 +1,30 @@
-// Losses of many tensors against a constant: LSGAN, hinge, mean. Predictions are small; one launch serves all scales.
+// Losses of many tensors against a constant: LSGAN, hinge, mean, logistic. Predictions are small; one launch serves all
+// scales.
 #include "device.cuh"
 
 namespace pix2pixhd::cuda {
 namespace {
+
+__device__ inline float exp_of(float x) { return expf(x); }
+__device__ inline double exp_of(double x) { return exp(x); }
+__device__ inline float log1p_of(float x) { return log1pf(x); }
+__device__ inline double log1p_of(double x) { return log1p(x); }
+
+// (1 - label) * x - min(x, 0) + log1p(exp(-|x|)): binary cross entropy of the logit x, as PyTorch computes it. The
+// first two terms are in double, in which their difference loses nothing.
+template <typename C>
+__device__ inline double logistic(C x, C label) {
+  const double linear = (1.0 - double(label)) * double(x) - (x < 0 ? double(x) : 0.0);
+  return linear + double(log1p_of(exp_of(x < 0 ? x : -x)));
+}
+
+// Its derivative, sigmoid(x) - label. No digits cancel at the labels 0 and 1: for x >= 0, sigmoid(x) = 1 - sigmoid(-x).
+template <typename C>
+__device__ inline C logistic_slope(C x, C label) {
+  const C e = exp_of(x < 0 ? x : -x);
+  const C tail = e / (C(1) + e);  // sigmoid(-|x|)
+  return x < 0 ? tail - label : static_cast<C>(1.0 - double(label)) - tail;
+}
 
 // This thread's part of the sum over x[0 .. count).
 template <bool kWhole, Pointwise kKind, typename T, typename C>
@@ -21,6 +43,8 @@ __device__ inline double sum_chunk(const T* x, C constant, int count, bool align
       } else if constexpr (kKind == Pointwise::kHinge) {
         const C margin = C(1) - constant * value;
         sum += margin <= 0 ? 0.0 : double(margin);  // NaN stays
+      } else if constexpr (kKind == Pointwise::kLogistic) {
+        sum += logistic(value, constant);
       } else {
         sum += double(constant) * double(value);
       }
@@ -36,7 +60,7 @@ __global__ void __launch_bounds__(kThreads)
   const Chunk chunk = find_chunk(args, blockIdx.x);
   const TensorArgs& tensor = args.tensor[chunk.tensor];
   const T* x = static_cast<const T*>(tensor.data[0]) + chunk.begin;
-  const C constant = static_cast<C>(tensor.constant);
+  const C constant = widen(narrow<T>(tensor.constant));  // a label in the tensor's dtype, as torch.full_like gives it
   const double sum = chunk.whole ? sum_chunk<true, kKind>(x, constant, chunk.count, true)
                                  : sum_chunk<false, kKind>(x, constant, chunk.count, chunk.aligned);
   const double total = block_sum(sum);
@@ -58,6 +82,8 @@ __device__ inline void slope_chunk(const T* x, T* gradient, C constant, C factor
       } else if constexpr (kKind == Pointwise::kHinge) {
         // NaN passes the gradient, as F.relu does.
         result.value[c] = narrow<T>(C(1) - constant * value <= 0 ? C(0) : -constant * factor);
+      } else if constexpr (kKind == Pointwise::kLogistic) {
+        result.value[c] = narrow<T>(factor * logistic_slope(value, constant));
       } else {
         result.value[c] = narrow<T>(constant * factor);
       }
@@ -74,7 +100,7 @@ __global__ void __launch_bounds__(kThreads)
   const TensorArgs& tensor = args.tensor[chunk.tensor];
   const T* x = static_cast<const T*>(tensor.data[0]) + chunk.begin;
   T* gradient = static_cast<T*>(tensor.data[1]) + chunk.begin;
-  const C constant = static_cast<C>(tensor.constant);
+  const C constant = widen(narrow<T>(tensor.constant));  // a label in the tensor's dtype, as torch.full_like gives it
   const C factor = static_cast<C>(read(upstream) * tensor.factor);
   if (chunk.whole) {
     slope_chunk<true, kKind>(x, gradient, constant, factor, chunk.count, true);
@@ -92,6 +118,8 @@ int with_type_and_kind(DType type, Pointwise kind, F&& f) {
         return f.template operator()<decltype(t), Pointwise::kSquaredError>();
       case Pointwise::kHinge:
         return f.template operator()<decltype(t), Pointwise::kHinge>();
+      case Pointwise::kLogistic:
+        return f.template operator()<decltype(t), Pointwise::kLogistic>();
       default:
         return f.template operator()<decltype(t), Pointwise::kLinear>();
     }

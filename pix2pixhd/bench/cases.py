@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pix2pixhd.ops import backend, lsgan_loss, multi_l1_loss
+from pix2pixhd.ops import backend, logistic_loss, lsgan_loss, multi_l1_loss
 
 Shape = tuple[int, int, int, int]
 Rival = Callable[[], object]
@@ -128,26 +128,32 @@ def vgg_maps(
     return l1_rivals(vgg_shapes(), [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0], dtype, device, with_compile, sets=sets)
 
 
-def lsgan(
+def adversarial(
+    gan_loss: Callable[..., Tensor],
     for_discriminator: bool,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     with_compile: bool = True,
     sets: int = 1,
 ) -> dict[str, Rival]:
-    """LSGAN over the scales of the 512p discriminator: the generator's side, or the discriminator's (real and fake)."""
+    """A loss against constant labels over the scales of the 512p discriminator.
+
+    Either the generator's side or the discriminator's, real and fake predictions together.
+    """
     _, predictions = discriminator_shapes()
     inputs = _inputs(predictions, dtype, torch.device(device), sets, both=for_discriminator)
     count = len(predictions)
     if for_discriminator:
         labels, weights = [0.0] * count + [1.0] * count, [0.5] * 2 * count
-        return _rivals(lambda fake, real: lsgan_loss(fake + real, labels, weights), inputs, with_compile)
-    return _rivals(lambda fake, _: lsgan_loss(fake, 1.0, [0.5] * count), inputs, with_compile)
+        return _rivals(lambda fake, real: gan_loss(fake + real, labels, weights), inputs, with_compile)
+    return _rivals(lambda fake, _: gan_loss(fake, 1.0, [0.5] * count), inputs, with_compile)
 
 
 CASES: dict[str, Callable[..., dict[str, Rival]]] = {
     "feature matching": feature_matching,
     "VGG maps": vgg_maps,
-    "LSGAN, generator": functools.partial(lsgan, False),
-    "LSGAN, discriminator": functools.partial(lsgan, True),
+    "LSGAN, generator": functools.partial(adversarial, lsgan_loss, False),
+    "LSGAN, discriminator": functools.partial(adversarial, lsgan_loss, True),
+    "vanilla GAN, generator": functools.partial(adversarial, logistic_loss, False),
+    "vanilla GAN, discriminator": functools.partial(adversarial, logistic_loss, True),
 }

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 import pix2pixhd
 from pix2pixhd.bench.cases import CASES
 from pix2pixhd.bench.timing import Timing, compare
+from pix2pixhd.errors import InputError
+from pix2pixhd.files import check_replaceable, write_text
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -53,6 +56,26 @@ def describe(name: str, timings: dict[str, Timing]) -> str:
     return f"{name}: " + ", ".join(parts)
 
 
+def _device(name: str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        InputError: If it is neither a CPU nor a GPU of this machine.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device must be cpu, cuda or cuda:N, got {name}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device: {name} cannot be used ({reason}); use cpu") from None
+    return device
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; see ``pix2pixhd bench --help``."""
     parser = argparse.ArgumentParser(
@@ -68,13 +91,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15, help="how often each rival is timed (default: 15)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (no C++ compiler needed)")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write all figures to FILE")
+    parser.add_argument("--force", action="store_true", help="let --json replace an existing file")
     arguments = parser.parse_args(argv)
     if arguments.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
     if arguments.json is not None and not arguments.json.resolve().parent.is_dir():
         parser.error(f"--json: the folder {arguments.json.resolve().parent} does not exist; create it first")
+    if arguments.json is not None:
+        check_replaceable([arguments.json], arguments.force, "--json")
 
-    device = torch.device(arguments.device)
+    device = _device(arguments.device)
     facts = machine(device)
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     print(f"forward + backward, {arguments.dtype}, {arguments.rounds} rounds\n")
@@ -83,7 +109,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("-" * len(header))
     results = {}
     for name in arguments.case or CASES:
-        timings = run_case(name, _DTYPES[arguments.dtype], device, arguments.rounds, not arguments.no_compile)
+        try:
+            timings = run_case(name, _DTYPES[arguments.dtype], device, arguments.rounds, not arguments.no_compile)
+        except TorchDynamoException as error:
+            raise InputError(
+                f"torch.compile failed ({str(error).splitlines()[0]}); install a C++ compiler, or use --no-compile"
+            ) from error
         results[name] = {rival: dataclasses.asdict(timing) for rival, timing in timings.items()}
 
         def column(rival: str, timings: dict[str, Timing] = timings) -> str:
@@ -100,6 +131,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if arguments.json is not None:
         document = {"machine": facts, "dtype": arguments.dtype, "rounds": arguments.rounds, "seconds": results}
-        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+        write_text(arguments.json, json.dumps(document, indent=2) + "\n", force=arguments.force)
         print(f"\nwritten to {arguments.json}")
     return 0

@@ -1,135 +1,185 @@
-"""The check before training: every file is read once, and all that is wrong is told in one message."""
+"""The check before training: every file is decoded once, and all problems are reported together."""
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
-from pix2pixhd.data.folders import Pair, raise_problems
-from pix2pixhd.data.images import Picture, read_index_map, read_picture
+from pix2pixhd.data.facts import FactsCache, FileFacts, Role
+from pix2pixhd.data.folders import Pair
 from pix2pixhd.data.options import DataOptions
-from pix2pixhd.data.transforms import output_size
-from pix2pixhd.errors import InputError
+from pix2pixhd.data.problems import DataError, Problem, display, raise_problems
+from pix2pixhd.data.rules import batch_problem, geometry_problem, label_problem, size_problem
+from pix2pixhd.data.transforms import Size, output_size
 
-__all__ = ["check_pairs", "checking", "find_problems"]
+__all__ = ["Survey", "check_pairs", "checking", "survey"]
 
-
-@dataclasses.dataclass(frozen=True)
-class _Finding:
-    problems: list[str]
-    size: tuple[int, int] | None = None  # what the networks would see
+# A check that is done within this many seconds shows no progress bar.
+_PATIENCE = 2.0
 
 
-def _check_label_ids(pair: Pair, ids: np.ndarray, label_nc: int) -> list[str]:
-    low, high = int(ids.min()), int(ids.max())
-    if low >= 0 and high < label_nc:
-        return []
-    worst = high if high >= label_nc else low
-    return [
-        f"{pair.input}: label id {worst} is outside data.label_nc={label_nc}, which allows 0 to {label_nc - 1}; "
-        f"{f'set data.label_nc to at least {worst + 1} or ' if worst > 0 else ''}change the id in the file"
+@dataclasses.dataclass
+class Survey:
+    """What was found in the files of a phase.
+
+    Attributes:
+        count: Number of samples.
+        problems: All that prevents training on them.
+        sizes: How many inputs have each width and height.
+        label_ids: In how many label maps each id occurs. Maps with more than 1024 ids count for the smallest and
+            largest only.
+        instance_ids: Smallest and largest instance id; None without instance maps.
+        most_instances: The largest number of different ids in one instance map.
+    """
+
+    count: int = 0
+    problems: list[Problem] = dataclasses.field(default_factory=list)
+    sizes: collections.Counter[Size] = dataclasses.field(default_factory=collections.Counter)
+    label_ids: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
+    instance_ids: tuple[int, int] | None = None
+    most_instances: int = 0
+
+    def hints(self, options: DataOptions) -> list[str]:
+        """What is probably not meant, though it can be trained on."""
+        if not options.label_nc or not self.label_ids:
+            return []
+        used = max(self.label_ids) + 1
+        if used > options.label_nc // 2:
+            return []
+        return [
+            f"the largest label id is {used - 1}, but data.label_nc is {options.label_nc}: if the dataset has {used} "
+            f"classes, set data.label_nc to {used}; classes that never occur cost memory and time"
+        ]
+
+
+@dataclasses.dataclass
+class _Sample:
+    """What was found in the files of one sample."""
+
+    problems: list[Problem]
+    source: FileFacts | None = None
+    instance: FileFacts | None = None
+
+
+class _Reader:
+    """Reads the facts of every file of some samples, each kind of file through its cache."""
+
+    def __init__(self, pairs: Sequence[Pair], options: DataOptions) -> None:
+        source: Role = "label map" if options.label_nc else options.input_nc
+        self.source = FactsCache(source, [pair.input for pair in pairs])
+        self.instance = FactsCache("instance map", [pair.instance for pair in pairs if pair.instance is not None])
+        self.image = FactsCache(options.output_nc, [pair.image for pair in pairs if pair.image is not None])
+
+    def read(self, pair: Pair) -> _Sample:
+        """The files of one sample; what cannot be read becomes a problem."""
+        sample = _Sample([])
+
+        def read(cache: FactsCache, path: pathlib.Path) -> FileFacts | None:
+            try:
+                return cache.facts(path)
+            except DataError as error:
+                sample.problems += error.problems
+                return None
+
+        sample.source = read(self.source, pair.input)
+        for path, cache in ((pair.instance, self.instance), (pair.image, self.image)):
+            facts = None if path is None else read(cache, path)
+            if path is None or facts is None:
+                continue
+            if path == pair.instance:
+                sample.instance = facts
+            if sample.source is not None:
+                wrong = size_problem(path, facts.size, pair.input, sample.source.size)
+                sample.problems += [wrong] if wrong else []
+        return sample
+
+    def save(self) -> None:
+        """Keeps what was decoded for later runs."""
+        for cache in (self.source, self.instance, self.image):
+            cache.save()
+
+
+def _input_problems(pair: Pair, facts: FileFacts, options: DataOptions, multiple: int, crops: bool) -> list[Problem]:
+    found = [
+        label_problem(pair.input, facts.low, facts.high, options.label_nc) if options.label_nc else None,
+        geometry_problem(pair.input, facts.size, options, multiple) if crops else None,
     ]
+    return [problem for problem in found if problem is not None]
 
 
-def _check_pair(pair: Pair, options: DataOptions, multiple: int, crops: bool) -> _Finding:
-    problems: list[str] = []
-    source: Picture
-    try:
-        if options.label_nc:
-            source = read_index_map(pair.input)
-            problems += _check_label_ids(pair, np.asarray(source), options.label_nc)
-        else:
-            source = read_picture(pair.input, options.input_nc)
-    except InputError as error:
-        return _Finding([str(error)])
-    readers: list[tuple[pathlib.Path | None, Callable[[pathlib.Path], Picture]]] = [
-        (pair.instance, functools.partial(read_index_map, kind="instance map")),
-        (pair.image, functools.partial(read_picture, channels=options.output_nc)),
-    ]
-    for path, read in readers:
-        if path is None:
-            continue
-        try:
-            size = read(path).size
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        if size != source.size:
-            problems.append(
-                f"{path} is {size[0]}x{size[1]} (width x height), but {pair.input} is "
-                f"{source.size[0]}x{source.size[1]}; "
-                "the files of one picture must have one size: resize or replace one of them"
-            )
-    if not crops:
-        return _Finding(problems)
-    try:
-        seen = output_size(source.size, options, multiple)
-    except InputError as error:
-        return _Finding([*problems, f"{pair.input}: {error}"])
-    if seen[0] % multiple or seen[1] % multiple or min(seen) < 2 * multiple:
-        problems.append(
-            f"{pair.input}: would be trained at {seen[0]}x{seen[1]} (width x height), but this generator needs "
-            f"multiples of {multiple}, at least {2 * multiple}; change data.loadSize or data.fineSize, or take "
-            "data.resize_or_crop: none, which rounds sizes"
-        )
-    return _Finding(problems, seen)
+def _batch_problem(
+    pairs: Sequence[Pair], samples: Sequence[_Sample], options: DataOptions, multiple: int
+) -> list[Problem]:
+    examples: dict[Size, str] = {}
+    for pair, sample in zip(pairs, samples, strict=True):
+        if sample.source is not None:
+            examples.setdefault(output_size(sample.source.size, options, multiple), display(pair.input))
+    problem = batch_problem(examples, options.batchSize)
+    return [] if problem is None else [problem]
 
 
-def _check_batches(pairs: Sequence[Pair], findings: Iterable[_Finding], options: DataOptions) -> list[str]:
-    sizes: dict[tuple[int, int], Pair] = {}
-    for pair, finding in zip(pairs, findings, strict=True):
-        if finding.size is not None:
-            sizes.setdefault(finding.size, pair)
-    if options.batchSize == 1 or len(sizes) < 2:
-        return []
-    told = ", ".join(f"{pair.input} at {w}x{h}" for (w, h), pair in list(sizes.items())[:2])
-    return [
-        f"data.batchSize={options.batchSize} needs pictures of one size, got {told}; set batchSize to 1 or take a "
-        "resize_or_crop with a crop"
-    ]
+def _summary(samples: Sequence[_Sample], options: DataOptions) -> Survey:
+    found = Survey(len(samples), [problem for sample in samples for problem in sample.problems])
+    for sample in samples:
+        if sample.source is not None:
+            facts = sample.source
+            found.sizes[facts.size] += 1
+            if options.label_nc:
+                found.label_ids.update(facts.ids if facts.ids is not None else {facts.low, facts.high})
+        if sample.instance is not None:
+            low, high = found.instance_ids or (sample.instance.low, sample.instance.high)
+            found.instance_ids = min(low, sample.instance.low), max(high, sample.instance.high)
+            found.most_instances = max(found.most_instances, sample.instance.count)
+    return found
 
 
-def find_problems(
+def survey(
     pairs: Sequence[Pair],
     options: DataOptions,
     multiple: int,
     training: bool = True,
     on_checked: Callable[[], object] = lambda: None,
-) -> list[str]:
-    """Reads every file once, in parallel threads, and tells all that is wrong, each with file, value and remedy.
+) -> Survey:
+    """Reads every file once, in parallel threads, and collects what is in them and all problems.
+
+    Files that an earlier call read are not decoded again as long as they did not change; see ``FactsCache``.
 
     Args:
         pairs: The files, from ``find_pairs``.
         options: The ``data`` section.
         multiple: What the generator needs of height and width.
         training: Whether sizes after scaling and cropping are checked too; validation and generation pad them.
-        on_checked: Called after each pair, from several threads.
-
-    Returns:
-        One text per problem; nothing when all is well. Sizes that no batch can take are told once the files are right.
+        on_checked: Called after each sample, from several threads.
 
     Example:
-        >>> find_problems(find_pairs(options, "train"), options, multiple=16)  # doctest: +SKIP
+        >>> survey(find_pairs(options, "train"), options, multiple=16).problems  # doctest: +SKIP
         []
     """
+    reader = _Reader(pairs, options)
 
-    def check(pair: Pair) -> _Finding:
-        finding = _check_pair(pair, options, multiple, training)
+    def check(pair: Pair) -> _Sample:
+        sample = reader.read(pair)
+        if sample.source is not None:
+            sample.problems += _input_problems(pair, sample.source, options, multiple, training)
         on_checked()
-        return finding
+        return sample
 
-    # Decoding happens outside Python's global lock, so threads do.
+    # Pillow releases Python's global lock while it decodes, so threads run in parallel.
     with concurrent.futures.ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 1)) as pool:
-        findings = list(pool.map(check, pairs))
-    problems = [problem for finding in findings for problem in finding.problems]
-    return problems or _check_batches(pairs, findings, options)
+        samples = list(pool.map(check, pairs))
+    reader.save()
+    found = _summary(samples, options)
+    if training and not found.problems:
+        found.problems += _batch_problem(pairs, samples, options, multiple)
+    return found
 
 
 def check_pairs(
@@ -138,31 +188,61 @@ def check_pairs(
     multiple: int,
     training: bool = True,
     on_checked: Callable[[], object] = lambda: None,
-) -> None:
-    """Raises one error that tells all that ``find_problems`` finds; the arguments are the same.
+    everything: str = "",
+) -> Survey:
+    """Raises one error for all problems that ``survey`` finds; the arguments are the same.
+
+    Args:
+        pairs: The files, from ``find_pairs``.
+        options: The ``data`` section.
+        multiple: What the generator needs of height and width.
+        training: Whether sizes after scaling and cropping are checked too.
+        on_checked: Called after each sample, from several threads.
+        everything: Where all problems are found when there are too many for the message.
+
+    Returns:
+        What was found, when there are no problems.
 
     Raises:
         InputError: For unreadable files, label ids outside ``label_nc``, label maps saved as JPEG, sizes that differ
-            within a pair, sizes that the generator or the batch cannot take.
+            within a sample, sizes that the generator or the batch cannot take.
 
     Example:
         >>> check_pairs(find_pairs(options, "train"), options, multiple=16)  # doctest: +SKIP
     """
-    raise_problems(find_problems(pairs, options, multiple, training, on_checked))
+    found = survey(pairs, options, multiple, training, on_checked)
+    raise_problems(found.problems, everything)
+    return found
 
 
 @contextlib.contextmanager
 def checking(what: str, count: int, quiet: bool = False) -> Iterator[Callable[[], object]]:
-    """A progress bar on stderr; yields what is called after each pair.
+    """A progress bar on stderr, shown only on a terminal and when the check takes more than a few seconds.
 
     Args:
         what: What is checked, for the bar.
-        count: How many pairs.
+        count: How many samples.
         quiet: Whether to show nothing.
+
+    Yields:
+        What is to be called after each sample; it may be called from several threads.
     """
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
-        task = progress.add_task(f"checking {what}: {count} pictures", total=count)
-        yield lambda: progress.advance(task)
+    begun, lock = time.monotonic(), threading.Lock()
+    progress = Progress(console=Console(stderr=True), transient=True)
+    task = progress.add_task(f"checking {what}: {count} images", total=count)
+    shown = not quiet and sys.stderr.isatty()
+
+    def advance() -> None:
+        progress.advance(task)
+        with lock:
+            if shown and not progress.live.is_started and time.monotonic() - begun > _PATIENCE:
+                progress.start()
+
+    try:
+        yield advance
+    finally:
+        if progress.live.is_started:
+            progress.stop()

@@ -15,7 +15,9 @@ from typing_extensions import NotRequired
 from pix2pixhd.data.folders import Pair
 from pix2pixhd.data.images import Picture, picture_to_tensor, read_index_map, read_picture
 from pix2pixhd.data.options import DataOptions
-from pix2pixhd.data.transforms import Geometry, draw_geometry, scaled_size
+from pix2pixhd.data.problems import DataError, Problem
+from pix2pixhd.data.rules import geometry_problem, label_problem, size_problem
+from pix2pixhd.data.transforms import Geometry, Size, draw_geometry, scaled_size
 
 __all__ = ["EpochSampler", "PairedDataset", "Sample"]
 
@@ -38,6 +40,11 @@ class Sample(TypedDict):
 
 def _ids(image: Picture) -> Tensor:
     return torch.from_numpy(np.array(image, dtype=np.int32))
+
+
+def _raise(problem: Problem | None) -> None:
+    if problem is not None:
+        raise DataError([problem])
 
 
 class PairedDataset(Dataset[Sample]):
@@ -74,27 +81,40 @@ class PairedDataset(Dataset[Sample]):
         """The same pictures, neither cropped nor flipped."""
         return PairedDataset(self.pairs, self.options, self.multiple, augment=False)
 
-    def _geometry(self, size: tuple[int, int], key: int) -> Geometry:
+    def _geometry(self, pair: Pair, size: Size, key: int) -> Geometry:
         if self.augment:
+            _raise(geometry_problem(pair.input, size, self.options, self.multiple))
             # A string seed is hashed whole; the sum of two integers would give neighbours the same draws.
             return draw_geometry(size, self.options, self.multiple, random.Random(f"{self.seed}:{key}"))
         return Geometry(scaled_size(size, self.options, self.multiple))
 
     def __getitem__(self, key: int) -> Sample:
-        """The picture ``key % len(self)`` as augmented in epoch ``key // len(self)``."""
+        """Sample ``key % len(self)`` as augmented in epoch ``key // len(self)``.
+
+        Raises:
+            InputError: If a file cannot be used. The check before training reports the same, unless it was turned off
+                or the file changed since.
+        """
         pair = self.pairs[key % len(self.pairs)]
+        source: Picture
         if self.options.label_nc:
-            labels = read_index_map(pair.input)
-            geometry = self._geometry(labels.size, key)
-            sample = Sample(input=_ids(geometry.apply(labels, smooth=False)), name=pair.name)
+            source = read_index_map(pair.input)
+            geometry = self._geometry(pair, source.size, key)
+            ids = _ids(geometry.apply(source, smooth=False))
+            # One-hot encoding would give ids outside the classes zeros without a word.
+            _raise(label_problem(pair.input, int(ids.min()), int(ids.max()), self.options.label_nc))
+            sample = Sample(input=ids, name=pair.name)
         else:
             source = read_picture(pair.input, self.options.input_nc)
-            geometry = self._geometry(source.size, key)
+            geometry = self._geometry(pair, source.size, key)
             sample = Sample(input=picture_to_tensor(geometry.apply(source, smooth=True)), name=pair.name)
         if pair.instance is not None:
-            sample["instance"] = _ids(geometry.apply(read_index_map(pair.instance, "instance map"), smooth=False))
+            instance = read_index_map(pair.instance, "instance map")
+            _raise(size_problem(pair.instance, instance.size, pair.input, source.size))
+            sample["instance"] = _ids(geometry.apply(instance, smooth=False))
         if pair.image is not None:
             real = read_picture(pair.image, self.options.output_nc)
+            _raise(size_problem(pair.image, real.size, pair.input, source.size))
             sample["image"] = picture_to_tensor(geometry.apply(real, smooth=True))
         return sample
 

@@ -17,6 +17,8 @@ from scipy.cluster.vq import kmeans2, vq  # type: ignore[import-untyped]
 from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
 from skimage import color, data, filters, measure, restoration
 
+from pix2pixhd.data.images import save_png
+
 __all__ = ["COLUMN", "CROP", "LABEL_NC", "write_demo_data"]
 
 _HEIGHT = 320
@@ -72,8 +74,7 @@ def _segment(picture: NDArray[np.uint8], seed: int) -> NDArray[np.int64]:
 
 
 def _save(folder: pathlib.Path, name: str, pixels: NDArray[np.generic]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.ascontiguousarray(pixels)).save(folder / f"{name}.png")
+    save_png(Image.fromarray(np.ascontiguousarray(pixels)), folder / f"{name}.png")
 
 
 def _training_crops(width: int, left: int, count: int, rng: np.random.Generator) -> list[tuple[slice, slice]]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator
+from typing import Literal
 
+from pix2pixhd.data.images import UNREADABLE
 from pix2pixhd.data.options import DataOptions
+from pix2pixhd.data.problems import Problem, display, raise_problems
 from pix2pixhd.errors import InputError
 
-__all__ = ["Pair", "find_inputs", "find_pairs", "list_pictures", "match_files", "raise_problems"]
+__all__ = ["WITHOUT_PARTNER", "Pair", "check_command", "find_inputs", "find_pairs", "list_pictures", "match_files"]
+
+WITHOUT_PARTNER = "files without a partner"
 
 _EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp", ".npy"}
 
@@ -48,83 +55,186 @@ def _key(path: pathlib.Path, folder: pathlib.Path) -> str:
     return stem
 
 
+def _folder_problem(folder: pathlib.Path) -> str | None:
+    """Why a path is not a folder that can be searched; None when it is one."""
+    try:
+        found = "" if stat.S_ISDIR(folder.stat().st_mode) else "there is a file instead of the folder"
+    except PermissionError:
+        found = "permission is denied (chmod u+rx makes a folder readable):"
+    except OSError:
+        found = "there is no folder"
+    return f"{found} {display(folder)}" if found else None
+
+
+def _is(entry: os.DirEntry[str], kind: Literal["dir", "file"]) -> bool:
+    """Like ``is_dir`` and ``is_file``, but False for links that lead nowhere or in circles."""
+    try:
+        return entry.is_dir() if kind == "dir" else entry.is_file()
+    except OSError:
+        return False
+
+
+def _walk(folder: pathlib.Path, problems: list[Problem]) -> Iterator[os.DirEntry[str]]:
+    """All entries below a folder but hidden ones, in alphabetical order. Links to folders are followed, once each."""
+    seen: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        current = waiting.pop()
+        try:
+            status = current.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(current) as listing:
+                entries = sorted((entry for entry in listing if not entry.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            text = f"{display(current)}: the folder cannot be read ({error.strerror}); make it readable (chmod u+rx)"
+            problems.append(Problem(UNREADABLE, text))
+            continue
+        waiting += [current / entry.name for entry in reversed(entries) if _is(entry, "dir")]
+        yield from entries
+
+
+def _entry_problem(path: pathlib.Path, folder: pathlib.Path, entry: os.DirEntry[str]) -> str | None:
+    """Why an entry with an image's name cannot be an image; None when it can."""
+    if _is(entry, "dir"):
+        return "is a folder, not an image; rename it or move it elsewhere"
+    if not _is(entry, "file"):
+        if entry.is_symlink():
+            return (
+                f"the symbolic link points to {display(os.readlink(path))}, which does not exist; restore or remove it"
+            )
+        return "is not a regular file (a pipe, socket or device); remove it"
+    try:
+        path.relative_to(folder).as_posix().encode()
+    except UnicodeEncodeError:
+        # Outputs and pages are named after their inputs and are UTF-8 throughout.
+        return "the file name is not valid UTF-8; rename it"
+    return None
+
+
+def _scan(folder: pathlib.Path, purpose: str) -> tuple[dict[str, pathlib.Path], list[Problem]]:
+    """The images below a folder by key, and all that is wrong with the folder's entries."""
+    missing = _folder_problem(folder)
+    if missing is not None:
+        return {}, [Problem("missing folders", f"{missing}; {purpose} are expected there")]
+    problems: list[Problem] = []
+    images: dict[str, pathlib.Path] = {}
+    for entry in _walk(folder, problems):
+        path = pathlib.Path(entry.path)
+        if path.suffix.lower() not in _EXTENSIONS:
+            continue
+        wrong = _entry_problem(path, folder, entry)
+        if wrong is not None:
+            problems.append(Problem(UNREADABLE, f"{display(path)}: {wrong}"))
+            continue
+        key = _key(path, folder)
+        if key in images:
+            text = (
+                f"{display(path)} and {display(images[key])} have the same name {key!r}; rename or remove one of them"
+            )
+            problems.append(Problem("files of the same name", text))
+            continue
+        images[key] = path
+    if not images and not problems:
+        kinds = ", ".join(sorted(_EXTENSIONS))
+        text = f"{display(folder)}: the folder holds no images ({kinds}); {purpose} are expected there"
+        problems.append(Problem("empty folders", text))
+    return dict(sorted(images.items(), key=lambda item: item[1])), problems
+
+
 def list_pictures(folder: pathlib.Path, purpose: str) -> dict[str, pathlib.Path]:
-    """All pictures below a folder, by the name that ties the files of one picture together.
+    """All images below a folder, by the name that the files of one sample have in common.
 
     Args:
-        folder: The folder; searched with its subfolders.
-        purpose: What the pictures are, for messages.
+        folder: The folder; searched with its subfolders, except hidden ones.
+        purpose: What the images are, for messages.
 
     Returns:
         Files by name, in alphabetical order. The name is the path below ``folder`` without extension and without the
         suffixes that Cityscapes uses (``_gtFine_labelIds``, ``_leftImg8bit``, …).
 
     Raises:
-        InputError: If the folder is missing or empty, or if two files have the same name.
+        InputError: If the folder is missing or empty, if two files have the same name, if an entry with an image's name
+            is a folder, a broken link or not a regular file, or if its name is not UTF-8.
 
     Example:
         >>> import pathlib
-        >>> pictures = list_pictures(pathlib.Path("datasets/cityscapes/train_img"), "pictures")  # doctest: +SKIP
+        >>> images = list_pictures(pathlib.Path("datasets/cityscapes/train_img"), "images")  # doctest: +SKIP
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder; {purpose} are expected there")
-    pictures: dict[str, pathlib.Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in _EXTENSIONS or path.name.startswith(".") or not path.is_file():
-            continue
-        key = _key(path, folder)
-        if key in pictures:
-            raise InputError(f"{path} and {pictures[key]} have the same name {key!r}; rename or remove one of them")
-        pictures[key] = path
-    if not pictures:
-        kinds = ", ".join(sorted(_EXTENSIONS))
-        raise InputError(f"{folder}: the folder holds no pictures ({kinds}); {purpose} are expected there")
-    return pictures
+    images, problems = _scan(folder, purpose)
+    raise_problems(problems)
+    return images
 
 
-def match_files(options: DataOptions, phase: str) -> tuple[list[Pair], list[str]]:
-    """The pictures of a phase, matched by file name, and what has no partner.
+def _root(options: DataOptions, phase: str) -> pathlib.Path:
+    if not options.dataroot:
+        raise InputError("data.dataroot is not set; name the folder that holds the images, or try `pix2pixhd demo`")
+    root = pathlib.Path(options.dataroot)
+    missing = _folder_problem(root)
+    if missing is not None:
+        raise InputError(f"data.dataroot: {missing}; name the folder that holds {phase}_img or {phase}_B")
+    return root
+
+
+def match_files(options: DataOptions, phase: str, images_optional: bool = False) -> tuple[list[Pair], list[Problem]]:
+    """The files of a phase matched by name, and what is wrong with the folders.
 
     Args:
         options: The ``data`` section.
-        phase: Prefix of the folders, ``"train"`` say.
+        phase: Prefix of the folders, for example ``"train"``.
+        images_optional: Whether the folder of real images may be missing; ``Pair.image`` is None then.
 
     Returns:
-        One entry per complete picture, in alphabetical order; and one text per missing file.
+        One entry per complete sample, in alphabetical order; and the problems: missing or empty folders, files that
+        cannot be images, files without a partner.
 
     Raises:
-        InputError: If a folder is missing or empty.
+        InputError: If ``dataroot`` is not set or missing.
 
     Example:
         >>> pairs, problems = match_files(DataOptions(dataroot="datasets/cityscapes"), "train")  # doctest: +SKIP
     """
-    if not options.dataroot:
-        raise InputError("data.dataroot is not set; name the folder that holds the pictures, or try `pix2pixhd demo`")
-    root = pathlib.Path(options.dataroot)
-    if not root.is_dir():
-        raise InputError(
-            f"data.dataroot: there is no folder {root}; name the folder that holds {phase}_img or {phase}_B"
-        )
+    root = _root(options, phase)
+    labels = "label maps"
+    if options.label_nc and (root / f"{phase}_A").is_dir():
+        labels += f" (set data.label_nc: 0 for the images in {phase}_A)"
     what = {
-        options.input_folder: "label maps" if options.label_nc else "input pictures",
-        options.image_folder: "real pictures",
+        options.input_folder: labels if options.label_nc else "input images",
+        options.image_folder: "real images",
     }
+    if images_optional and not (root / f"{phase}_{options.image_folder}").exists():
+        del what[options.image_folder]
     if not options.no_instance:
         what["inst"] = "instance maps (or set data.no_instance: true)"
-    found = {kind: list_pictures(root / f"{phase}_{kind}", purpose) for kind, purpose in what.items()}
+    scanned = {kind: _scan(root / f"{phase}_{kind}", purpose) for kind, purpose in what.items()}
+    problems = [problem for _, wrong in scanned.values() for problem in wrong]
+    found = {kind: images for kind, (images, _) in scanned.items()}
     complete = set.intersection(*(set(files) for files in found.values()))
     pairs = [
-        Pair(name, path, found["inst"][name] if "inst" in found else None, found[options.image_folder][name])
+        Pair(
+            name,
+            path,
+            found["inst"][name] if "inst" in found else None,
+            found[options.image_folder][name] if options.image_folder in found else None,
+        )
         for name, path in found[options.input_folder].items()
         if name in complete
     ]
-    return pairs[: options.max_dataset_size], _without_partner(root, phase, found)
+    # An empty or missing folder would be repeated for every file of the others.
+    if all(found.values()):
+        problems += _without_partner(root, phase, found)
+    return pairs[: options.max_dataset_size], problems
 
 
-def _without_partner(root: pathlib.Path, phase: str, found: dict[str, dict[str, pathlib.Path]]) -> list[str]:
+def _without_partner(root: pathlib.Path, phase: str, found: dict[str, dict[str, pathlib.Path]]) -> list[Problem]:
     names = {name: files[name] for files in reversed(found.values()) for name in files}
     return [
-        f"{path} has no partner {name}.* in {root / f'{phase}_{kind}'}; add it, or remove the file"
+        Problem(
+            WITHOUT_PARTNER,
+            f"{display(path)} has no partner {name}.* in {display(root / f'{phase}_{kind}')}; "
+            "add it, or remove the file",
+        )
         for name, path in sorted(names.items())
         for kind, files in found.items()
         if name not in files
@@ -148,20 +258,13 @@ def find_pairs(options: DataOptions, phase: str) -> list[Pair]:
         >>> pairs = find_pairs(DataOptions(dataroot="datasets/cityscapes"), "train")  # doctest: +SKIP
     """
     pairs, problems = match_files(options, phase)
-    raise_problems(problems)
+    raise_problems(problems, check_command(options))
     return pairs
 
 
-def raise_problems(problems: Sequence[str]) -> None:
-    """Raises one error that tells all problems; returns when there are none.
-
-    Raises:
-        InputError: With the problems.
-    """
-    if len(problems) == 1:
-        raise InputError(problems[0])
-    if problems:
-        raise InputError(f"{len(problems)} problems in the data:" + "".join(f"\n  {problem}" for problem in problems))
+def check_command(options: DataOptions) -> str:
+    """What to say where a message leaves out problems of a dataset."""
+    return f"all of them: pix2pixhd data check {display(options.dataroot)} --json FILE"
 
 
 def find_inputs(folder: pathlib.Path, options: DataOptions, instances: pathlib.Path | None = None) -> list[Pair]:
@@ -193,7 +296,11 @@ def find_inputs(folder: pathlib.Path, options: DataOptions, instances: pathlib.P
                 "folder with --instances"
             )
     maps = list_pictures(instances, "instance maps")
-    for name, path in inputs.items():
-        if name not in maps:
-            raise InputError(f"{path} has no instance map {name}.* in {instances}; add it")
+    raise_problems(
+        [
+            Problem(WITHOUT_PARTNER, f"{display(path)} has no instance map {name}.* in {display(instances)}; add it")
+            for name, path in inputs.items()
+            if name not in maps
+        ]
+    )
     return [Pair(name, path, maps[name]) for name, path in inputs.items()]

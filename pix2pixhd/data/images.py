@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import os
 import pathlib
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from pix2pixhd.errors import InputError
+from pix2pixhd.data.arrays import ArrayError, ChannelStack, load_array
+from pix2pixhd.data.problems import DataError, Problem, display
+from pix2pixhd.files import MARK, replacing
 
 __all__ = [
+    "UNREADABLE",
     "ChannelStack",
     "Picture",
+    "picture_path",
     "picture_to_tensor",
     "read_index_map",
     "read_picture",
     "save_picture",
+    "save_png",
     "tensor_to_picture",
 ]
 
@@ -28,69 +33,71 @@ _INDEX_MODES = {"1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N"}
 _DEEP_MODES = {"I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 
 
-@dataclasses.dataclass(frozen=True)
-class ChannelStack:
-    """A picture of any number of channels: a gray picture each, with the methods of Pillow's that geometry needs.
-
-    Attributes:
-        channels: One picture of mode ``"L"`` per channel, all of one size.
-
-    Example:
-        >>> ChannelStack((Image.new("L", (4, 2)),) * 5).size
-        (4, 2)
-    """
-
-    channels: tuple[Image.Image, ...]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height."""
-        return self.channels[0].size
-
-    def _each(self, change: Callable[[Image.Image], Image.Image]) -> ChannelStack:
-        return ChannelStack(tuple(change(channel) for channel in self.channels))
-
-    def resize(self, size: tuple[int, int], resample: Image.Resampling) -> ChannelStack:
-        """Every channel scaled."""
-        return self._each(lambda channel: channel.resize(size, resample))
-
-    def crop(self, box: tuple[int, int, int, int]) -> ChannelStack:
-        """Every channel cropped."""
-        return self._each(lambda channel: channel.crop(box))
-
-    def transpose(self, method: Image.Transpose) -> ChannelStack:
-        """Every channel mirrored or turned."""
-        return self._each(lambda channel: channel.transpose(method))
-
-
 Picture = Image.Image | ChannelStack
+
+UNREADABLE = "unreadable files"
+_WRONG_FORMAT = "files in a wrong format"
+
+
+def _refused(path: pathlib.Path, what: str, kind: str = UNREADABLE) -> DataError:
+    return DataError([Problem(kind, f"{display(path)}: {what}")])
+
+
+def _access_problem(path: pathlib.Path, error: OSError) -> str | None:
+    """Why a file cannot be opened, for reasons other than its contents."""
+    if isinstance(error, FileNotFoundError):
+        if path.is_symlink():
+            return (
+                f"the symbolic link points to {display(os.readlink(path))}, which does not exist; restore or remove it"
+            )
+        return "the file no longer exists; restore it, or remove its partners"
+    if isinstance(error, PermissionError):
+        return "permission denied; make the file and its folders readable (chmod u+r)"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder, not an image; rename or remove it"
+    # An operating system's error has a number; Pillow's own, about the contents, have none.
+    return None if error.errno is None else f"cannot be read ({error.strerror}); check the disk or the network share"
 
 
 def _read_array(path: pathlib.Path, channels: int) -> ChannelStack:
     try:
-        array: Any = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); the file is damaged or no .npy file, replace it") from None
-    array = array[..., None] if array.ndim == 2 else array
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != channels or 0 in array.shape:
-        raise InputError(
-            f"{path}: must hold an array [height, width, {channels}] of uint8, got {list(array.shape)} of "
-            f"{array.dtype}; save it anew, or set data.input_nc and data.output_nc to its channels"
-        )
-    return ChannelStack(tuple(Image.fromarray(np.ascontiguousarray(array[..., k])) for k in range(channels)))
+        return load_array(path, channels)
+    except ArrayError as error:
+        raise _refused(path, str(error)) from None
+    except OSError as error:
+        raise _refused(path, _access_problem(path, error) or f"cannot be read ({error}); replace it") from None
+    except (ValueError, EOFError, MemoryError) as error:  # truncated since its size was compared with its header
+        raise _refused(path, f"cannot be read ({error}); the file is damaged, replace it") from None
+
+
+def _apply_orientation(image: Image.Image) -> None:
+    """Applies the EXIF orientation, as viewers and annotation tools do, so that images fit their label maps."""
+    # Viewers ignore EXIF data that cannot be parsed; it is not part of the image.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _open(path: pathlib.Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
+            _apply_orientation(image)
             loaded: Image.Image = image
-            return loaded
-    except FileNotFoundError:
-        raise InputError(f"{path}: the file is gone; put it back or remove its partners") from None
-    # Pillow tells a broken file by many names: SyntaxError for a bad PNG chunk, struct.error, zlib.error, …
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise _refused(
+            path, f"claims more than {limit} pixels, which no image here should have; replace it or scale it down"
+        ) from None
+    # Pillow reports a damaged file in many ways: SyntaxError for a bad PNG chunk, struct.error, zlib.error, …
     except Exception as error:
-        raise InputError(f"{path}: cannot be read ({error}); the file is damaged or no picture, replace it") from None
+        access = _access_problem(path, error) if isinstance(error, OSError) else None
+        if access is None and isinstance(error, OSError) and path.is_file() and path.stat().st_size == 0:
+            access = "is empty (0 bytes); replace it"
+        reason = f"cannot be read ({error or type(error).__name__}); the file is damaged or no image, replace it"
+        raise _refused(path, access or reason) from None
+    if 0 in loaded.size:
+        raise _refused(path, f"has no pixels ({loaded.width}x{loaded.height}); replace it")
+    return loaded
 
 
 def read_index_map(path: pathlib.Path, kind: Literal["label map", "instance map"] = "label map") -> Image.Image:
@@ -109,16 +116,21 @@ def read_index_map(path: pathlib.Path, kind: Literal["label map", "instance map"
     Example:
         >>> ids = np.asarray(read_index_map(pathlib.Path("train_inst/a.png"), "instance map"))  # doctest: +SKIP
     """
+    if path.suffix.lower() == ".npy":
+        raise _refused(path, f"a {kind} must be an image file, not .npy; save it as a gray PNG", _WRONG_FORMAT)
     image = _open(path)
-    if image.format == "JPEG":
-        raise InputError(
-            f"{path}: a {kind} saved as JPEG has lost its ids, which its compression blurs; save it anew as a PNG from "
-            "where it was made"
+    if image.format in ("JPEG", "MPO"):
+        raise _refused(
+            path,
+            f"a {kind} saved as JPEG has lost its ids to lossy compression; export it again as a PNG from its source",
+            _WRONG_FORMAT,
         )
     if image.mode not in _INDEX_MODES:
-        raise InputError(
-            f"{path}: a {kind} must have one channel with an id per pixel, got a picture of mode {image.mode}; "
-            "save it as a gray PNG of 8 or 16 bits (or a palette PNG)"
+        raise _refused(
+            path,
+            f"a {kind} must have one channel with an id per pixel, got an image of mode {image.mode}; "
+            "save it as a gray PNG of 8 or 16 bits (or a palette PNG)",
+            _WRONG_FORMAT,
         )
     if image.mode == "1":
         return image.convert("L").point(lambda value: min(value, 1)).convert("I")
@@ -142,14 +154,18 @@ def read_picture(path: pathlib.Path, channels: int = 3) -> Picture:
     if path.suffix.lower() == ".npy":
         return _read_array(path, channels)
     if channels not in (1, 3):
-        raise InputError(
-            f"{path}: pictures of {channels} channels must be .npy files [height, width, {channels}] of uint8"
+        raise _refused(
+            path,
+            f"images of {channels} channels must be .npy files [height, width, {channels}] of uint8",
+            _WRONG_FORMAT,
         )
     image = _open(path)
     if image.mode in _DEEP_MODES:
-        raise InputError(f"{path}: pictures must have 8 bits per channel, got mode {image.mode}; convert it to 8 bits")
+        raise _refused(
+            path, f"images must have 8 bits per channel, got mode {image.mode}; convert it to 8 bits", _WRONG_FORMAT
+        )
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-        raise InputError(f"{path}: the picture is partly transparent; save it without an alpha channel")
+        raise _refused(path, "the image is partly transparent; save it without an alpha channel", _WRONG_FORMAT)
     return image.convert("RGB" if channels == 3 else "L")
 
 
@@ -184,25 +200,55 @@ def tensor_to_picture(tensor: Tensor) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
-def save_picture(tensor: Tensor, path: pathlib.Path) -> pathlib.Path:
-    """Writes ``[C, H, W]`` in [−1, 1]: as a PNG, or for other channels than 1 and 3 as an ``.npy`` file beside it.
+def save_png(image: Image.Image, path: pathlib.Path, *, force: bool = False) -> pathlib.Path:
+    """Writes a PNG, whole or not at all, with a comment by which a later run recognises it as its own.
+
+    Args:
+        image: The image.
+        path: The file.
+        force: Whether a file that this package did not write may be replaced.
 
     Returns:
         The file written.
 
     Raises:
-        InputError: If the file cannot be written.
+        InputError: If the file cannot be written, or if it exists and may not be replaced.
+
+    Example:
+        >>> save_png(Image.new("RGB", (4, 2)), pathlib.Path("black.png"))  # doctest: +SKIP
+    """
+    comment = PngImagePlugin.PngInfo()
+    comment.add_text("Comment", MARK)
+    with replacing(path, force=force) as part:
+        image.save(part, format="PNG", pnginfo=comment)
+    return path
+
+
+def picture_path(path: pathlib.Path, channels: int) -> pathlib.Path:
+    """The file that ``save_picture`` writes: ``.npy`` instead of ``.png`` for other channels than 1 and 3."""
+    return path if channels in (1, 3) else path.with_suffix(".npy")
+
+
+def save_picture(tensor: Tensor, path: pathlib.Path, *, force: bool = False) -> pathlib.Path:
+    """Writes ``[C, H, W]`` in [−1, 1]: as a PNG, or for other channels than 1 and 3 as an ``.npy`` file beside it.
+
+    Args:
+        tensor: The image.
+        path: The PNG file.
+        force: Whether a file that this package did not write may be replaced.
+
+    Returns:
+        The file written.
+
+    Raises:
+        InputError: If the file cannot be written, or if it exists and may not be replaced.
 
     Example:
         >>> save_picture(torch.zeros(3, 8, 8), pathlib.Path("gray.png"))  # doctest: +SKIP
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if tensor.shape[0] in (1, 3):
-            tensor_to_picture(tensor).save(path)
-            return path
-        path = path.with_suffix(".npy")
-        np.save(path, _to_bytes(tensor))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from None
-    return path
+    target = picture_path(path, tensor.shape[0])
+    if target == path:
+        return save_png(tensor_to_picture(tensor), path, force=force)
+    with replacing(target, force=force) as part, part.open("wb") as file:
+        np.save(file, _to_bytes(tensor))
+    return target

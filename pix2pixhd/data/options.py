@@ -36,6 +36,8 @@ class DataOptions:
         max_dataset_size: Takes only the first so many pictures; None for all.
         batchSize: Pictures per step and process.
         nThreads: Worker processes that load pictures; 0 loads in the training process.
+        check: Whether to decode all files before training and report every problem at once. Unchanged files are
+            decoded at the first start only. Without, a problem ends the run when its file is read.
 
     Raises:
         InputError: For numbers out of range.
@@ -60,6 +62,7 @@ class DataOptions:
     max_dataset_size: int | None = None
     batchSize: int = 1
     nThreads: int = 2
+    check: bool = True
 
     def __post_init__(self) -> None:
         if self.label_nc < 0:

@@ -11,7 +11,7 @@ from pix2pixhd.data.images import Picture
 from pix2pixhd.data.options import DataOptions
 from pix2pixhd.errors import InputError
 
-__all__ = ["Geometry", "draw_geometry", "output_size", "scaled_size"]
+__all__ = ["Geometry", "Size", "draw_geometry", "output_size", "scaled_size"]
 
 Size = tuple[int, int]  # width, height
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pix2pixhd.losses.predictions import Prediction, as_scales
 from pix2pixhd.ops import multi_l1_loss
+from pix2pixhd.ops.scalars import Number, is_constant
 
 Weighting = Literal["pix2pixhd", "scales", "features"]
 
@@ -28,7 +29,7 @@ def layer_weights(layers: list[int], weighting: Weighting) -> list[list[float]]:
 
 
 def feature_matching_loss(
-    pred_fake: Prediction, pred_real: Prediction, weighting: Weighting = "pix2pixhd", *, weight: float = 1.0
+    pred_fake: Prediction, pred_real: Prediction, weighting: Weighting = "pix2pixhd", *, weight: Number = 1.0
 ) -> Tensor:
     """``FeatureMatchingLoss`` as a function, which tells the formula, shapes and errors.
 
@@ -36,7 +37,7 @@ def feature_matching_loss(
         pred_fake: The discriminator's output for generated pictures.
         pred_real: The same for real pictures.
         weighting: Of the layers, see ``FeatureMatchingLoss``.
-        weight: A factor, folded into the one call.
+        weight: A factor, folded into the one call. A tensor that requires a gradient gets its gradient.
 
     Example:
         >>> import torch
@@ -66,12 +67,12 @@ def feature_matching_loss(
                     f"pred_real[{k}][{i}] (scale {k}, layer {i}) must have the shape of pred_fake[{k}][{i}], "
                     f"{tuple(x.shape)}, got {tuple(y.shape)}"
                 )
-    weights = layer_weights([len(layers) - 1 for layers in fake], weighting)
-    return multi_l1_loss(
-        [x for layers in fake for x in layers[:-1]],
-        [y.detach() for layers in real for y in layers[:-1]],
-        [weight * w for per_scale in weights for w in per_scale],
-    )
+    weights = [w for scale in layer_weights([len(layers) - 1 for layers in fake], weighting) for w in scale]
+    features = [x for layers in fake for x in layers[:-1]]
+    targets = [y.detach() for layers in real for y in layers[:-1]]
+    if is_constant(weight):
+        return multi_l1_loss(features, targets, [weight * w for w in weights])
+    return multi_l1_loss(features, targets, weights) * weight
 
 
 class FeatureMatchingLoss(nn.Module):
@@ -119,7 +120,7 @@ class FeatureMatchingLoss(nn.Module):
         """
         return self.weighted(pred_fake, pred_real, 1.0)
 
-    def weighted(self, pred_fake: Prediction, pred_real: Prediction, weight: float) -> Tensor:
+    def weighted(self, pred_fake: Prediction, pred_real: Prediction, weight: Number) -> Tensor:
         """``weight`` times the loss, with the weight folded into the one call."""
         return feature_matching_loss(pred_fake, pred_real, self.weighting, weight=weight)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pix2pixhd.losses.predictions import Prediction, as_scales
-from pix2pixhd.ops import hinge_loss, lsgan_loss, mean_loss
+from pix2pixhd.ops import hinge_loss, logistic_loss, lsgan_loss, mean_loss
+from pix2pixhd.ops.scalars import Number, one_number
 
 GANMode = Literal["lsgan", "vanilla", "hinge", "wgan"]
 Reduction = Literal["sum", "mean"]
@@ -87,8 +86,8 @@ class GANLoss(nn.Module):
         self.mode: GANMode = mode or (_SPADE_NAMES[gan_mode] if gan_mode else "lsgan" if use_lsgan else "vanilla")
         self.reduction: Reduction = reduction or ("mean" if spade else "sum")
         self.flat_list_of = "scales" if spade else "layers"
-        self.real_label = float(target_real_label)
-        self.fake_label = float(target_fake_label)
+        self.real_label = one_number("target_real_label", target_real_label)
+        self.fake_label = one_number("target_fake_label", target_fake_label)
 
     def forward(self, input: Prediction, target_is_real: bool, for_discriminator: bool = True) -> Tensor:
         """Computes the loss.
@@ -110,18 +109,15 @@ class GANLoss(nn.Module):
         """
         return self.weighted(input, target_is_real, for_discriminator, 1.0)
 
-    def weighted(self, input: Prediction, target_is_real: bool, for_discriminator: bool, weight: float) -> Tensor:
+    def weighted(self, input: Prediction, target_is_real: bool, for_discriminator: bool, weight: Number) -> Tensor:
         """``weight`` times the loss, with the weight folded into the one call."""
         preds = [layers[-1] for layers in as_scales("input", input, self.flat_list_of)]
         each = weight / len(preds) if self.reduction == "mean" else weight
         weights = [each] * len(preds)
         target_is_real = bool(target_is_real)  # scripts pass 1 and 0 too
-        label = self.real_label if target_is_real else self.fake_label
-        if self.mode == "lsgan":
-            return lsgan_loss(preds, label, weights)
-        if self.mode == "vanilla":
-            terms = [F.binary_cross_entropy_with_logits(pred, torch.full_like(pred, label)) * each for pred in preds]
-            return torch.stack(terms).sum()
+        if self.mode in ("lsgan", "vanilla"):
+            against_label = lsgan_loss if self.mode == "lsgan" else logistic_loss
+            return against_label(preds, self.real_label if target_is_real else self.fake_label, weights)
         if self.mode == "wgan":
             return mean_loss(preds, [-each if target_is_real else each] * len(preds))
         if for_discriminator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ def l1_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean") -> Ten
     _check(reduction)
     if reduction == "none" or (reduction == "sum" and input.numel() == 0):
         return F.l1_loss(input, target, reduction=reduction)
-    weight = float(input.numel()) if reduction == "sum" else 1.0
+    weight = torch.sym_float(input.numel()) if reduction == "sum" else 1.0
     return multi_l1_loss([input], [target], [weight])
 
 

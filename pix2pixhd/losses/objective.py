@@ -14,6 +14,7 @@ from pix2pixhd.losses.predictions import Prediction, as_scales
 from pix2pixhd.losses.presets import PresetName, get_preset
 from pix2pixhd.losses.vgg import VGGLoss
 from pix2pixhd.losses.vgg_features import VGGFeatures
+from pix2pixhd.ops.scalars import is_constant, one_number
 
 
 class GeneratorTerms(NamedTuple):
@@ -73,11 +74,11 @@ class GeneratorLoss(nn.Module):
     ) -> None:
         super().__init__()
         chosen = get_preset(preset)
-        self.lambda_gan = chosen.lambda_gan if lambda_gan is None else float(lambda_gan)
-        self.lambda_feat = chosen.lambda_feat if lambda_feat is None else float(lambda_feat)
+        self.lambda_gan = chosen.lambda_gan if lambda_gan is None else one_number("lambda_gan", lambda_gan)
+        self.lambda_feat = chosen.lambda_feat if lambda_feat is None else one_number("lambda_feat", lambda_feat)
         if lambda_vgg is None:
             lambda_vgg = self.lambda_feat if chosen.vgg_follows_feat and self.lambda_feat != 0.0 else chosen.lambda_vgg
-        self.lambda_vgg = float(lambda_vgg)
+        self.lambda_vgg = one_number("lambda_vgg", lambda_vgg)
         self.gan = GANLoss(mode=gan_mode or chosen.gan_mode, reduction=chosen.reduction)
         self.gan_factor = chosen.adversarial(self.gan.mode)
         self.feat = FeatureMatchingLoss(chosen.weighting)
@@ -133,7 +134,9 @@ class GeneratorLoss(nn.Module):
             raise ValueError("fake and real are needed for the VGG loss; pass them or set lambda_vgg=0")
         if self.vgg is None:
             return torch.zeros((), device=fake.device)
-        return self.vgg.weighted(fake, real, self.lambda_vgg)
+        if is_constant(self.lambda_vgg):
+            return self.vgg.weighted(fake, real, self.lambda_vgg)
+        return self.vgg.weighted(fake, real, 1.0) * self.lambda_vgg
 
     def extra_repr(self) -> str:
         """The weights, for ``repr``."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pix2pixhd.ops.perceptual import Network
 from pix2pixhd.ops.vgg_parts import POOL, RELU, TAP, TAP_POOL
+from pix2pixhd.weights import load_failure
 
 Architecture = Literal["vgg19", "vgg16"]
 
@@ -256,8 +257,7 @@ def _file_state(path: pathlib.Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"vgg: {path} cannot be read as a state dict: {reason}") from error
+        raise ValueError(f"vgg: {path} cannot be read as a state dict: {load_failure(error)}") from error
 
 
 def load_vgg(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 # An operator with autograd registered in Python costs 5 µs more a call, wanted or not. Inside an autograd Function it
 # is not wanted, and this guard, which torch.library uses for the same purpose, skips it.
@@ -15,10 +17,51 @@ below_autograd: Callable[[], contextlib.AbstractContextManager[None]] = getattr(
 )
 
 
-def differentiated_again(*tensors: Tensor) -> bool:
-    """Whether this backward is itself being recorded (``create_graph=True``) with respect to any of the tensors.
+def forward_mode_active() -> bool:
+    """Whether the call runs inside ``torch.autograd.forward_ad.dual_level``: tensors may carry tangents."""
+    return forward_ad._current_level >= 0
 
-    The backward operators have no derivative of their own; in this rare case the caller writes the gradient out in
-    plain PyTorch, which has.
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether this is a tensor of ``torch.func``, or a batched gradient (``is_grads_batched=True``)."""
+    functorch = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+
+
+def transformed(grad: Tensor) -> bool:
+    """Whether the backward of this gradient must be composed of PyTorch's own operations.
+
+    The backward operators have neither a derivative nor a batching rule. They are needed under ``create_graph=True``,
+    ``is_grads_batched=True`` and forward-mode AD over a backward.
     """
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and any(t.requires_grad for t in tensors)
+    if torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0 or is_wrapped(grad)
+
+
+def wider(*dtypes: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic: float32, or float64 when any is."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def zero_of(tensor: Tensor) -> Tensor:
+    """A scalar 0 that depends on the tensor with derivative 0.
+
+    Added to a gradient that is constant in the tensor, it makes a second differentiation give zeros, as in PyTorch,
+    instead of raising.
+    """
+    return tensor.reshape(-1)[:0].sum()
+
+
+def leaves_before(node: Any) -> list[Tensor]:
+    """The leaf tensors that require a gradient and from which the output of this autograd node was computed."""
+    leaves, seen, pending = [], set(), [node]
+    while pending:
+        for before, _ in pending.pop().next_functions:
+            if before is None or before in seen:
+                continue
+            seen.add(before)
+            if hasattr(before, "variable"):
+                leaves.append(before.variable)
+            pending.append(before)
+    return leaves

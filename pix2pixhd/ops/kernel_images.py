@@ -48,9 +48,12 @@ def _find_missing(index: int | None) -> str:
     major, minor = torch.cuda.get_device_capability(index)
     if covers(facts.cuda_archs, (major, minor)):
         return ""
+    name = torch.cuda.get_device_name(index)
+    if (major, minor) < (7, 0):
+        return f"the CUDA kernels need compute capability 7.0 or newer, and {name} has {major}.{minor}"
     wanted = f"{facts.cuda_archs};{major}.{minor}"
     return (
-        f"the CUDA kernels were built for {facts.cuda_archs}, and {torch.cuda.get_device_name(index)} has compute "
+        f"the CUDA kernels were built for {facts.cuda_archs}, and {name} has compute "
         f"capability {major}.{minor}; reinstall this package with `TORCH_CUDA_ARCH_LIST='{wanted}' pip install "
         "--force-reinstall --no-deps --no-cache-dir`; `pix2pixhd doctor` tells more"
     )

@@ -6,13 +6,15 @@ The forward keeps two bits per element, the sign of ``input − target``, and ne
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from pix2pixhd.ops.dispatch import below_autograd, differentiated_again
+from pix2pixhd.ops.dispatch import below_autograd, leaves_before, transformed, wider, zero_of
+from pix2pixhd.ops.scalars import Number, all_constant
 
 SIGN_TILE = 256  # csrc/multi_tensor.h: kSignTile
 SIGN_WORDS_PER_TILE = 16
@@ -26,16 +28,23 @@ def sign_words(numel: int) -> int:
     return (numel + SIGN_TILE - 1) // SIGN_TILE * SIGN_WORDS_PER_TILE
 
 
-class Layouts:
-    """Sizes, strides and types of a list of tensors, flattened as the backward operator takes them."""
+class Layouts(NamedTuple):
+    """Sizes, strides and dtypes of a list of tensors, flattened as the backward operator takes them."""
 
-    __slots__ = ("dtypes", "ndims", "sizes", "strides")
+    sizes: list[int]
+    strides: list[int]
+    ndims: list[int]
+    dtypes: list[int]
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.sizes = [size for tensor in tensors for size in tensor.shape]
-        self.strides = [stride for tensor in tensors for stride in tensor.stride()]
-        self.ndims = [tensor.dim() for tensor in tensors]
-        self.dtypes = [_CODES[tensor.dtype] for tensor in tensors]
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> Layouts:
+        """Reads the layouts of the tensors."""
+        return cls(
+            [size for tensor in tensors for size in tensor.shape],
+            [stride for tensor in tensors for stride in tensor.stride()],
+            [tensor.dim() for tensor in tensors],
+            [_CODES[tensor.dtype] for tensor in tensors],
+        )
 
 
 def _dense_or_contiguous(size: list[int], stride: list[int]) -> list[int]:
@@ -55,11 +64,10 @@ def _dense_or_contiguous(size: list[int], stride: list[int]) -> list[int]:
 
 
 def _fake_forward(
-    input: list[Tensor], target: list[Tensor], weight: list[float], pack_signs: bool
+    input: list[Tensor], target: list[Tensor], weight: list[float], wanted: list[int]
 ) -> tuple[Tensor, Tensor]:
-    wide = any(tensor.dtype == torch.float64 for tensor in (*input, *target))
-    loss = input[0].new_empty((), dtype=torch.float64 if wide else torch.float32)
-    words = sum(sign_words(tensor.numel()) for tensor in input) if pack_signs else 0
+    loss = input[0].new_empty((), dtype=wider(*[tensor.dtype for tensor in (*input, *target)]))
+    words = sum(sign_words(input[k].numel()) for k in wanted)
     return loss, input[0].new_empty(words, dtype=torch.int32)
 
 
@@ -71,48 +79,79 @@ def _fake_backward(
     strides: list[int],
     ndims: list[int],
     dtypes: list[int],
+    wanted: list[int],
 ) -> list[Tensor]:
     gradients, begin = [], 0
-    for ndim, code in zip(ndims, dtypes, strict=True):
+    for k, (ndim, code) in enumerate(zip(ndims, dtypes, strict=True)):
         size, stride = sizes[begin : begin + ndim], strides[begin : begin + ndim]
-        gradients.append(
-            torch.empty_strided(size, _dense_or_contiguous(size, stride), dtype=_DTYPES[code], device=signs.device)
-        )
+        if k in wanted:
+            stride = _dense_or_contiguous(size, stride)
+            gradients.append(torch.empty_strided(size, stride, dtype=_DTYPES[code], device=signs.device))
         begin += ndim
     return gradients
 
 
-def _save(ctx: Any, input: Sequence[Tensor], target: Sequence[Tensor], weight: list[float], signs: Tensor) -> None:
-    ctx.save_for_backward(signs)
-    ctx.weight = weight
-    ctx.input_layouts = ctx.target_layouts = Layouts(input)
-    if any(x.dtype != y.dtype for x, y in zip(input, target, strict=True)):
-        ctx.target_layouts = Layouts(target)
-        # The signs lie in the input's order (the forward reads the target in it), and so must this gradient.
-        ctx.target_layouts.strides = ctx.input_layouts.strides
+def _save(ctx: Any, input: Sequence[Tensor], target: Sequence[Tensor], weight: list[float], wanted: list[int]) -> None:
+    """Keeps what the backward needs to know about the pairs whose signs are packed."""
+    if len(wanted) < len(weight):
+        input, target = [input[k] for k in wanted], [target[k] for k in wanted]
+        weight = [weight[k] for k in wanted]
+    input_layouts = target_layouts = Layouts.of(input)
+    if [x.dtype for x in input] != [y.dtype for y in target]:
+        # The signs lie in the input's order, in which the forward reads the target too, and so do both gradients.
+        target_layouts = input_layouts._replace(dtypes=[_CODES[y.dtype] for y in target])
+    ctx.packed = wanted, weight, input_layouts, target_layouts
 
 
-def _gradients(
-    ctx: Any, grad: Tensor, needs_input: bool, needs_target: bool
-) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
-    """Gradients with respect to all inputs and all targets; a side that nobody asked for stays None."""
-    (signs,) = ctx.saved_tensors
-    nobody = [None] * len(ctx.weight)
-    inputs = _backward(grad, signs, ctx.weight, ctx.input_layouts) if needs_input else nobody
-    targets = _backward(grad, signs, [-w for w in ctx.weight], ctx.target_layouts) if needs_target else nobody
-    return inputs, targets
+def _gradients(ctx: Any, grad: Tensor, signs: Tensor, needs: Sequence[bool], of_targets: bool) -> list[Tensor | None]:
+    """Gradients with respect to the inputs or the targets; None for those that do not require one."""
+    result: list[Tensor | None] = [None] * len(needs)
+    if True not in needs:
+        return result
+    packed, weight, input_layouts, target_layouts = ctx.packed
+    wanted = packed if False not in needs else [i for i, k in enumerate(packed) if needs[k]]
+    if of_targets:
+        weight = [-w for w in weight]
+    layouts = target_layouts if of_targets else input_layouts
+    compute = _composed_backward if transformed(grad) else _backward
+    gradients = compute(grad, signs, weight, layouts, wanted)
+    if len(gradients) == len(needs):
+        return list(gradients)
+    for i, gradient in zip(wanted, gradients, strict=True):
+        result[packed[i]] = gradient
+    return result
 
 
-def _backward(grad: Tensor, signs: Tensor, weight: list[float], layouts: Layouts) -> Sequence[Tensor]:
-    def operator(upstream: Tensor) -> list[Tensor]:
-        gradients: list[Tensor] = torch.ops.pix2pixhd.multi_l1_backward.default(
-            upstream, signs, weight, layouts.sizes, layouts.strides, layouts.ndims, layouts.dtypes
-        )
-        return gradients
+def _backward(grad: Tensor, signs: Tensor, weight: list[float], layouts: Layouts, wanted: list[int]) -> list[Tensor]:
+    gradients: list[Tensor] = torch.ops.pix2pixhd.multi_l1_backward.default(
+        grad, signs, weight, layouts.sizes, layouts.strides, layouts.ndims, layouts.dtypes, wanted
+    )
+    return gradients
 
-    if differentiated_again(grad):  # linear in grad, constant in inputs and targets
-        return [grad.to(unit.dtype) * unit for unit in operator(torch.ones_like(grad))]
-    return operator(grad)
+
+def _composed_backward(
+    grad: Tensor, signs: Tensor, weight: list[float], layouts: Layouts, wanted: list[int]
+) -> list[Tensor]:
+    """The same in PyTorch's own operations: linear in ``grad``, constant in inputs and targets.
+
+    Multiplied in float32 at least: a loss scale alone overflows float16, a coefficient alone underflows it.
+    """
+    dtypes = [_DTYPES[code] for code in layouts.dtypes]
+    wide = layouts._replace(dtypes=[_CODES[wider(dtype)] for dtype in dtypes])
+    units = _backward(torch.ones((), device=signs.device), signs, weight, wide, wanted)
+    return [(grad * unit).to(dtypes[i]) for i, unit in zip(wanted, units, strict=True)]
+
+
+def _zero_of_history(ctx: Any, loss: Tensor | None) -> Tensor:
+    """A scalar 0 that depends, with derivative 0, on what the loss was computed from.
+
+    The gradient is constant in inputs and targets, and neither is saved. What is at hand is the loss where it still
+    exists, and the leaves of its graph otherwise.
+    """
+    zero = torch.zeros(())
+    for tensor in [loss] if loss is not None and loss.requires_grad else leaves_before(ctx):
+        zero = zero + zero_of(tensor).to("cpu", zero.dtype)
+    return zero
 
 
 class _MultiL1(torch.autograd.Function):
@@ -120,29 +159,49 @@ class _MultiL1(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: list[float], *tensors: Tensor) -> Tensor:
-        input, target = tensors[: len(weight)], tensors[len(weight) :]
+        count, needs = len(weight), ctx.needs_input_grad[1:]
+        input, target = tensors[:count], tensors[count:]
+        wanted = list(range(count))
+        if False in needs[:count]:
+            wanted = [k for k in wanted if needs[k] or needs[count + k]]
         with below_autograd():
-            loss, signs = torch.ops.pix2pixhd.multi_l1.default(input, target, weight, True)
-        _save(ctx, input, target, weight, signs)
+            loss, signs = torch.ops.pix2pixhd.multi_l1.default(input, target, weight, wanted)
+        _save(ctx, input, target, weight, wanted)
+        ctx.save_for_backward(signs)
+        ctx.loss = weakref.ref(loss)
         return cast(Tensor, loss)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needs, count = ctx.needs_input_grad[1:], len(ctx.weight)
-        inputs, targets = _gradients(ctx, grad, any(needs[:count]), any(needs[count:]))
+        (signs,) = ctx.saved_tensors
+        needs = ctx.needs_input_grad[1:]
+        count = len(needs) // 2
+        inputs = _gradients(ctx, grad, signs, needs[:count], of_targets=False)
+        targets = _gradients(ctx, grad, signs, needs[count:], of_targets=True)
+        if torch.is_grad_enabled():
+            zero = _zero_of_history(ctx, ctx.loss())
+            return (None, *[None if g is None else g + zero for g in (*inputs, *targets)])
         return (None, *inputs, *targets)
 
 
+def _require_gradients(input: Sequence[Tensor], target: Sequence[Tensor]) -> list[int]:
+    """Indices of the pairs of which a gradient is required."""
+    return [k for k, (x, y) in enumerate(zip(input, target, strict=True)) if x.requires_grad or y.requires_grad]
+
+
 def _library_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    input, target, weight, pack_signs = inputs
-    if not pack_signs:
-        raise RuntimeError("pix2pixhd.multi_l1: pack_signs must be True when a gradient is wanted")
-    _save(ctx, input, target, weight, output[1])
+    input, target, weight, wanted = inputs
+    if not set(_require_gradients(input, target)) <= set(wanted):
+        raise RuntimeError("pix2pixhd.multi_l1: wanted must hold every pair of which a gradient is required")
+    _save(ctx, input, target, weight, wanted)
+    ctx.save_for_backward(output[1])
 
 
 def _library_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
+    (signs,) = ctx.saved_tensors
     needs_input, needs_target = ctx.needs_input_grad[:2]
-    inputs, targets = _gradients(ctx, grad, any(needs_input), any(needs_target))
+    inputs = _gradients(ctx, grad, signs, needs_input, of_targets=False)
+    targets = _gradients(ctx, grad, signs, needs_target, of_targets=True)
     return inputs, targets, None, None
 
 
@@ -153,12 +212,22 @@ def register() -> None:
     torch.library.register_autograd("pix2pixhd::multi_l1", _library_backward, setup_context=_library_setup_context)
 
 
-def fused_multi_l1_loss(inputs: list[Tensor], targets: list[Tensor], weights: list[float]) -> Tensor:
-    """The fused loss as float32, or float64 when any tensor is."""
-    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *targets))
+def _call(inputs: list[Tensor], targets: list[Tensor], weights: list[float]) -> Tensor:
+    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *targets))
     loss: Tensor
-    if wanted and not torch.compiler.is_compiling():
+    if differentiable and not torch.compiler.is_compiling():
         loss = _MultiL1.apply(weights, *inputs, *targets)
     else:
+        wanted = _require_gradients(inputs, targets) if differentiable else []
         loss, _ = torch.ops.pix2pixhd.multi_l1.default(inputs, targets, weights, wanted)
     return loss
+
+
+def fused_multi_l1_loss(inputs: list[Tensor], targets: list[Tensor], weights: list[Number]) -> Tensor:
+    """The fused loss as float32, or float64 when any tensor is."""
+    if all_constant(weights):
+        return _call(inputs, targets, weights)
+    # Weights that are tensors or symbols are applied by PyTorch: one call per pair.
+    dtype = wider(*[tensor.dtype for tensor in (*inputs, *targets)])
+    terms = [w * _call([x], [y], [1.0]) for x, y, w in zip(inputs, targets, weights, strict=True)]
+    return torch.stack([term.to(dtype) for term in terms]).sum()

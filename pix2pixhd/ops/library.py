@@ -34,15 +34,20 @@ _REBUILD = (
 )
 
 
+def path(stem: str) -> pathlib.Path:
+    """Where a compiled library lies, built or not."""
+    return _PACKAGE / f"{stem}.so"
+
+
 def _load(name: str, stem: str) -> Part:
-    path = _PACKAGE / f"{stem}.so"
-    if not path.exists():
-        return Part(name, False, f"{path.name} was not built; {_REBUILD}")
+    file = path(stem)
+    if not file.exists():
+        return Part(name, False, f"{file.name} was not built; {_REBUILD}")
     try:
-        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
+        torch.ops.load_library(str(file))  # type: ignore[no-untyped-call]
     except OSError as error:
         why = error.__cause__ or error  # torch says that it does not load; the loader's own message says why
-        return Part(name, False, f"{path.name} does not load under torch {torch.__version__}: {why}; {_REBUILD}")
+        return Part(name, False, f"{file.name} does not load under torch {torch.__version__}: {why}; {_REBUILD}")
     return Part(name, True)
 
 
@@ -66,7 +71,10 @@ def cuda() -> Part:
     if torch.version.cuda is None:
         return Part("cuda", False, f"torch {torch.__version__} is a build without CUDA")
     if not (_PACKAGE / "_ops_cuda.so").exists():
-        why = "the package was built without CUDA kernels (no nvcc was found, or PIX2PIXHD_CUDA=0)"
+        why = (
+            "the package was built without CUDA kernels (PIX2PIXHD_CUDA=0, no nvcc, or no GPU of compute capability "
+            "7.0 or newer)"
+        )
         return Part("cuda", False, f"{why}; {nvcc_remedy(torch.version.cuda)} and {_REBUILD}")
     return _load("cuda", "_ops_cuda")
 

@@ -1,4 +1,4 @@
-"""Python face of ``multi_pointwise``: losses of many tensors against a constant (LSGAN, hinge, mean)."""
+"""Python face of ``multi_pointwise``: losses of many tensors against a constant (LSGAN, hinge, mean, logistic)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from pix2pixhd.ops.dispatch import below_autograd, differentiated_again
+from pix2pixhd.ops.dispatch import below_autograd, transformed, wider, zero_of
+from pix2pixhd.ops.reference import label_like
+from pix2pixhd.ops.scalars import Number, all_constant
 
 
 class Kind(enum.IntEnum):
@@ -18,11 +21,11 @@ class Kind(enum.IntEnum):
     SQUARED_ERROR = 0
     HINGE = 1
     LINEAR = 2
+    LOGISTIC = 3
 
 
 def _fake_forward(input: list[Tensor], constant: list[float], weight: list[float], kind: int) -> Tensor:
-    wide = any(tensor.dtype == torch.float64 for tensor in input)
-    return input[0].new_empty((), dtype=torch.float64 if wide else torch.float32)
+    return input[0].new_empty((), dtype=wider(*[tensor.dtype for tensor in input]))
 
 
 def _fake_backward(
@@ -31,22 +34,63 @@ def _fake_backward(
     return [torch.empty_like(tensor) for tensor in input]
 
 
-def _written_out(grad: Tensor, input: Tensor, constant: float, weight: float, kind: int) -> Tensor:
-    scale = grad.to(input.dtype) * (weight / input.numel() if input.numel() > 0 else weight)
+def _values(x: Tensor, constant: Number, kind: int) -> Tensor:
+    """The function of one element, in float32 or float64, in plain PyTorch."""
+    wide = x.to(wider(x.dtype))
     if kind == Kind.SQUARED_ERROR:
-        return scale * 2.0 * (input - constant)
+        return (wide - label_like(x, constant)) ** 2
     if kind == Kind.HINGE:
-        return torch.where(1.0 - constant * input <= 0, 0.0, -constant * scale)
-    return (constant * scale).expand_as(input)
+        return F.relu(1.0 - constant * wide)
+    if kind == Kind.LOGISTIC:
+        return F.binary_cross_entropy_with_logits(wide, label_like(x, constant).to(wide.dtype), reduction="none")
+    return constant * wide
 
 
-def _gradients(ctx: Any, grad: Tensor) -> Sequence[Tensor]:
-    constant, weight, kind = ctx.arguments
+def _slopes(x: Tensor, constant: float, kind: int) -> Tensor:
+    """The derivative of ``_values``."""
+    wide = x.to(wider(x.dtype))
+    if kind == Kind.SQUARED_ERROR:
+        return 2.0 * (wide - label_like(x, constant))
+    if kind == Kind.HINGE:
+        return torch.where(1.0 - constant * wide <= 0, 0.0, -constant).to(wide.dtype) + zero_of(wide)
+    if kind == Kind.LOGISTIC:
+        return torch.sigmoid(wide) - label_like(x, constant)
+    return torch.full_like(wide, constant)
+
+
+def _composed_gradient(grad: Tensor, x: Tensor, constant: float, weight: float, kind: int) -> Tensor:
+    """The gradient in PyTorch's own operations, multiplied in float32 at least: a loss scale overflows float16."""
+    factor = weight / x.numel() if x.numel() > 0 else weight
+    gradient = grad * (factor * _slopes(x, constant, kind))
+    if kind == Kind.HINGE:  # cut off there, whatever comes from above, as F.relu does
+        gradient = torch.where(1.0 - constant * x.to(gradient.dtype) <= 0, zero_of(gradient), gradient)
+    return gradient.to(x.dtype)
+
+
+def _gradients(ctx: Any, grad: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
+    """Gradients with respect to the inputs; None for those that do not require one."""
+    kept, constant, weight, kind = ctx.arguments
     input = ctx.saved_tensors
-    if differentiated_again(grad, *input):
-        return [_written_out(grad, x, c, w, kind) for x, c, w in zip(input, constant, weight, strict=True)]
-    gradients: list[Tensor] = torch.ops.pix2pixhd.multi_pointwise_backward.default(grad, input, constant, weight, kind)
-    return gradients
+    if transformed(grad):
+        gradients = [_composed_gradient(grad, x, c, w, kind) for x, c, w in zip(input, constant, weight, strict=True)]
+    else:
+        gradients = torch.ops.pix2pixhd.multi_pointwise_backward.default(grad, input, constant, weight, kind)
+    if len(gradients) == len(needs):
+        return list(gradients)
+    result: list[Tensor | None] = [None] * len(needs)
+    for k, gradient in zip(kept, gradients, strict=True):
+        result[k] = gradient
+    return result
+
+
+def _save(ctx: Any, input: Sequence[Tensor], constant: list[float], weight: list[float], kind: int) -> None:
+    """Keeps the tensors that require a gradient, and no other."""
+    kept = [k for k, tensor in enumerate(input) if tensor.requires_grad]
+    if len(kept) < len(input):
+        input = [input[k] for k in kept]
+        constant, weight = [constant[k] for k in kept], [weight[k] for k in kept]
+    ctx.arguments = kept, constant, weight, kind
+    ctx.save_for_backward(*input)
 
 
 class _MultiPointwise(torch.autograd.Function):
@@ -54,24 +98,21 @@ class _MultiPointwise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, constant: list[float], weight: list[float], kind: int, *input: Tensor) -> Tensor:
-        ctx.arguments = (constant, weight, kind)
-        ctx.save_for_backward(*input)
+        _save(ctx, input, constant, weight, kind)
         with below_autograd():
             return cast(Tensor, torch.ops.pix2pixhd.multi_pointwise.default(input, constant, weight, kind))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, None, *_gradients(ctx, grad))
+        return (None, None, None, *_gradients(ctx, grad, ctx.needs_input_grad[3:]))
 
 
 def _library_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, *arguments = inputs
-    ctx.arguments = arguments
-    ctx.save_for_backward(*input)
+    _save(ctx, *inputs)
 
 
 def _library_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return _gradients(ctx, grad), None, None, None
+    return _gradients(ctx, grad, ctx.needs_input_grad[0]), None, None, None
 
 
 def register() -> None:
@@ -83,8 +124,17 @@ def register() -> None:
     )
 
 
-def fused_pointwise_loss(inputs: list[Tensor], constants: list[float], weights: list[float], kind: Kind) -> Tensor:
+def _composed(inputs: list[Tensor], constants: list[Number], weights: list[Number], kind: Kind) -> Tensor:
+    """The loss in PyTorch's own operations, which take tensors and symbols as numbers."""
+    dtype = wider(*[tensor.dtype for tensor in inputs])
+    terms = [_values(x, c, kind).mean() * w for x, c, w in zip(inputs, constants, weights, strict=True)]
+    return torch.stack([term.to(dtype) for term in terms]).sum()
+
+
+def fused_pointwise_loss(inputs: list[Tensor], constants: list[Number], weights: list[Number], kind: Kind) -> Tensor:
     """The fused loss as float32, or float64 when any tensor is."""
+    if not all_constant(constants + weights):
+        return _composed(inputs, constants, weights, kind)
     loss: Tensor
     if torch.is_grad_enabled() and not torch.compiler.is_compiling() and any(x.requires_grad for x in inputs):
         loss = _MultiPointwise.apply(constants, weights, int(kind), *inputs)

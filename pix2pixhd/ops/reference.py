@@ -12,35 +12,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pix2pixhd.ops.scalars import Number, is_constant
 
-def _weighted_sum(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+
+def label_like(x: Tensor, label: Number) -> Tensor:
+    """``torch.full_like(x, label)``, rounded to the dtype of ``x``, for labels of any kind."""
+    if isinstance(label, Tensor):
+        return label.to(x).expand_as(x)
+    # full_like would make a symbolic number a constant of the compiled graph.
+    return torch.full_like(x, label) if is_constant(label) else torch.zeros_like(x) + label
+
+
+def _weighted_sum(terms: Sequence[Tensor], weights: Sequence[Number]) -> Tensor:
     if not terms:
         return torch.zeros(())
-    total = terms[0] * weights[0]
-    for term, weight in zip(terms[1:], weights[1:], strict=True):
-        total = total + term * weight
+    # A tensor as a weight counts as a number: it does not change the dtype.
+    weighted = [(term * weight).to(term.dtype) for term, weight in zip(terms, weights, strict=True)]
+    total = weighted[0]
+    for term in weighted[1:]:
+        total = total + term
     return total
 
 
-def multi_l1_loss(inputs: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def multi_l1_loss(inputs: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[Number]) -> Tensor:
     """``Σ_k weights[k] · mean|inputs[k] − targets[k]|`` as a loop over ``F.l1_loss``."""
     return _weighted_sum([F.l1_loss(x, y) for x, y in zip(inputs, targets, strict=True)], weights)
 
 
-def lsgan_loss(preds: Sequence[Tensor], targets: Sequence[float], weights: Sequence[float]) -> Tensor:
+def lsgan_loss(preds: Sequence[Tensor], targets: Sequence[Number], weights: Sequence[Number]) -> Tensor:
     """``Σ_k weights[k] · mean((preds[k] − targets[k])²)`` as a loop over ``F.mse_loss`` with filled labels."""
-    terms = [F.mse_loss(x, torch.full_like(x, t)) for x, t in zip(preds, targets, strict=True)]
+    terms = [F.mse_loss(x, label_like(x, t)) for x, t in zip(preds, targets, strict=True)]
     return _weighted_sum(terms, weights)
 
 
-def hinge_loss(preds: Sequence[Tensor], signs: Sequence[float], weights: Sequence[float]) -> Tensor:
+def hinge_loss(preds: Sequence[Tensor], signs: Sequence[float], weights: Sequence[Number]) -> Tensor:
     """``Σ_k weights[k] · mean(max(0, 1 − signs[k]·preds[k]))``."""
     return _weighted_sum([F.relu(1.0 - s * x).mean() for x, s in zip(preds, signs, strict=True)], weights)
 
 
-def mean_loss(preds: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def mean_loss(preds: Sequence[Tensor], weights: Sequence[Number]) -> Tensor:
     """``Σ_k weights[k] · mean(preds[k])``."""
     return _weighted_sum([x.mean() for x in preds], weights)
+
+
+def logistic_loss(preds: Sequence[Tensor], targets: Sequence[Number], weights: Sequence[Number]) -> Tensor:
+    """``Σ_k weights[k] · BCE(sigmoid(preds[k]), targets[k])`` as a loop over ``F.binary_cross_entropy_with_logits``."""
+    terms = [F.binary_cross_entropy_with_logits(x, label_like(x, t)) for x, t in zip(preds, targets, strict=True)]
+    return _weighted_sum(terms, weights)
 
 
 def distances(

@@ -6,21 +6,22 @@ import pathlib
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 
 from pix2pixhd.data import InputError, PairedDataset, save_picture
 from pix2pixhd.data.images import tensor_to_picture
+from pix2pixhd.training.loggers import log_samples
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.pictures import sheet
 from pix2pixhd.training.results import sample_pictures, viewable
+from pix2pixhd.training.steps import finished_steps, trial_batches
 
 __all__ = ["LossBar", "SampleSheets", "StopAtNaN"]
 
 
 class SampleSheets(pl.Callback):
-    """Writes a sheet (label | generated | real) every so many steps, as a PNG and to the loggers that take pictures.
+    """Writes a sheet (label | generated | real) every so many steps, as a PNG and to the loggers that take images.
 
     Args:
         dataset: Where the samples come from; the same ones on every sheet.
@@ -44,19 +45,21 @@ class SampleSheets(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Writes a sheet when its time has come."""
-        step = trainer.fit_loop.total_batch_idx + 1
-        if self.every and step % self.every == 0 and trainer.is_global_zero:
+        """Writes a sheet after every ``every``-th step."""
+        step = finished_steps(trainer)
+        if self.every and step % self.every == 0 and not pl_module.mid_accumulation and trainer.is_global_zero:
             self._write(trainer, pl_module, step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the last sheet."""
-        step = trainer.fit_loop.total_batch_idx + 1
+        step = finished_steps(trainer)
         if self.every and step % self.every and trainer.is_global_zero:
             self._write(trainer, pl_module, step)
 
     def _write(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
         assert isinstance(module, Pix2PixHD)
+        if trial_batches(trainer):
+            return
         grid = sheet([[viewable(x) for x in sample_pictures(module, sample)] for sample in self.samples])
         try:
             save_picture(grid, self.folder / f"step_{step:06d}.png")
@@ -64,9 +67,8 @@ class SampleSheets(pl.Callback):
             # A full disk must not cost the run its training.
             pl.utilities.rank_zero_warn(f"no sample pictures: {error}")
         for logger in trainer.loggers:
-            if isinstance(logger, pl.loggers.TensorBoardLogger):
-                picture = torch.from_numpy(_as_array(grid))
-                logger.experiment.add_image("label | generated | real", picture, step, dataformats="HWC")
+            # Loggers count batches, of which several make a step.
+            log_samples(logger, tensor_to_picture(grid), trainer.fit_loop.total_batch_idx + 1)
 
 
 class StopAtNaN(pl.Callback):
@@ -126,12 +128,6 @@ class StopAtNaN(pl.Callback):
             f"epoch {trainer.current_epoch}: {what} no longer finite, so training was stopped; the last "
             "checkpoint is untouched. Train again with a lower optimizer.lr or in another trainer.precision"
         )
-
-
-def _as_array(grid: Tensor) -> Any:
-    import numpy as np
-
-    return np.array(tensor_to_picture(grid))
 
 
 class LossBar(TQDMProgressBar):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import pickle
+import types
+import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar, Union
 
-import torch
 from torch import Tensor, nn
 
 from pix2pixhd.data import DataOptions, InputError
 from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions
+from pix2pixhd.weights import read_weights
 
 __all__ = [
     "Checkpoint",
@@ -26,6 +27,16 @@ __all__ = [
 
 _FORMAT = 1
 _Section = TypeVar("_Section", DataOptions, ModelOptions, LossOptions, OptimizerOptions)
+
+# What a checkpoint must say of itself: a default in place of one of these would be a guess. Options that later versions
+# add have defaults under which an older checkpoint means what it meant.
+_REQUIRED: dict[type, set[str]] = {
+    ModelOptions: {
+        *("netG", "ngf", "n_downsample_global", "n_blocks_global", "n_local_enhancers", "n_blocks_local", "norm"),
+        *("ndf", "n_layers_D", "num_D", "instance_feat", "label_feat", "feat_num", "nef", "n_downsample_E"),
+    },
+    DataOptions: {"label_nc", "input_nc", "output_nc", "no_instance", "resize_or_crop", "loadSize", "fineSize"},
+}
 
 # Written by PyTorch before 0.4, whose instance norm carried statistics that it never used. NVIDIA's published weights
 # are that old.
@@ -43,6 +54,7 @@ class Checkpoint:
         data: The data's encoding.
         loss: Weights of the loss terms it was trained with.
         optimizer: Settings of the optimisers it was trained with.
+        batches: Batches of an unfinished epoch that it was trained on; 0 between two epochs.
     """
 
     path: pathlib.Path
@@ -51,6 +63,7 @@ class Checkpoint:
     data: DataOptions
     loss: LossOptions
     optimizer: OptimizerOptions
+    batches: int = 0
 
     def network(self, name: str, averaged: bool = False) -> dict[str, Tensor]:
         """One network's weights, ``netG`` say; their moving average when asked for and kept. Empty if there is none."""
@@ -80,27 +93,49 @@ def _read(path: pathlib.Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: there is no such checkpoint")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged file fails in many ways, all of them an Exception: zip, pickle, struct, EOF.
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{path}: not a checkpoint, or one with more than weights in it ({reason}); only files that load with "
-            "weights_only=True are accepted"
-        ) from None
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{path}: the checkpoint cannot be read ({reason}); the file is damaged, take another"
-        ) from None
+        return read_weights(path)
+    except ValueError as error:
+        raise InputError(f"{path}: the checkpoint cannot be read: {error}; choose another file") from None
 
 
-def _section(path: pathlib.Path, kind: type[_Section], values: Mapping[str, Any]) -> _Section:
-    known = {field.name for field in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - known)
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value is of an option's type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in arguments
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if hint in (int, float):
+        kinds = (int,) if hint is int else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _section(path: pathlib.Path, options: Mapping[str, Any], name: str, kind: type[_Section]) -> _Section:
+    values = options.get(name)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: the options {name!r} are missing in the checkpoint; it was altered, use another")
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(str(key) for key in set(values) - set(hints))
     if unknown:
         raise InputError(f"{path}: unknown options {unknown}; the checkpoint was written by a newer version, upgrade")
-    return kind(**values)
+    missing = sorted(_REQUIRED.get(kind, set()) - set(values))
+    if missing:
+        raise InputError(f"{path}: {name}.{missing[0]} is missing in the checkpoint; it was altered, use another")
+    for key, value in values.items():
+        if not _fits(value, hints[key]):
+            hint = hints[key]
+            expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            raise InputError(
+                f"{path}: {name}.{key} should be of type {expected} in the checkpoint, got {value!r}; it was altered, "
+                "use another"
+            )
+    try:
+        return kind(**values)
+    except InputError as error:
+        raise InputError(f"{path}: the checkpoint's options are invalid: {error}") from None
 
 
 def read_checkpoint(path: str | pathlib.Path) -> Checkpoint:
@@ -119,8 +154,11 @@ def read_checkpoint(path: str | pathlib.Path) -> Checkpoint:
     path = pathlib.Path(path)
     content = _read(path)
     options = content.get("hyper_parameters") if isinstance(content, dict) else None
-    if not isinstance(options, dict) or "format" not in options or "state_dict" not in content:
-        raise InputError(f"{path}: not a checkpoint of pix2pixhd: it says nothing about the networks")
+    if not isinstance(options, dict) or "format" not in options or not _is_state(content.get("state_dict")):
+        raise InputError(
+            f"{path}: not a checkpoint of pix2pixhd, which holds weights and the networks' options; NVIDIA's weights "
+            "are recognised by the ending .pth"
+        )
     if options["format"] != _FORMAT:
         raise InputError(
             f"{path}: written in format {options['format']}, this version reads {_FORMAT}; upgrade pix2pixhd"
@@ -128,11 +166,19 @@ def read_checkpoint(path: str | pathlib.Path) -> Checkpoint:
     return Checkpoint(
         path,
         content["state_dict"],
-        _section(path, ModelOptions, options["model"]),
-        _section(path, DataOptions, options["data"]),
-        _section(path, LossOptions, options["loss"]),
-        _section(path, OptimizerOptions, options["optimizer"]),
+        _section(path, options, "model", ModelOptions),
+        _section(path, options, "data", DataOptions),
+        _section(path, options, "loss", LossOptions),
+        _section(path, options, "optimizer", OptimizerOptions),
+        _batches(content),
     )
+
+
+def _batches(content: Mapping[str, Any]) -> int:
+    """What ``ResumableLoader.state_dict`` wrote, where Lightning puts it."""
+    loop = content.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
+    loaders = loop.get("combined_loader") or [{}]
+    return int(loaders[0].get("batches", 0))
 
 
 def load_strictly(network: nn.Module, weights: Mapping[str, Tensor], path: pathlib.Path) -> None:
@@ -166,11 +212,17 @@ def read_state_dict(path: pathlib.Path) -> dict[str, Tensor]:
         InputError: If the file is missing, damaged, or something else.
     """
     weights = _read(path)
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+    if not _is_state(weights):
         raise InputError(f"{path}: a .pth file must be a state dict, as NVIDIA's latest_net_G.pth is")
     if _has_batch_norm(weights):
         return dict(weights)
     return {k: v for k, v in weights.items() if not k.endswith(_UNUSED_STATISTICS)}
+
+
+def _is_state(weights: object) -> TypeGuard[dict[str, Tensor]]:
+    return isinstance(weights, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    )
 
 
 def _has_batch_norm(weights: Mapping[str, Tensor]) -> bool:
@@ -232,9 +284,13 @@ def _build(
     weights_G: Mapping[str, Tensor],
     weights_E: Mapping[str, Tensor],
 ) -> Generator:
-    network = model.generator(data)
+    try:
+        network = model.generator(data)
+        encoder = model.encoder(data) if weights_E else None
+    except (RuntimeError, MemoryError) as error:  # sizes that fit no memory
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: the network of its options cannot be built ({reason}); correct them") from None
     load_strictly(network, weights_G, path)
-    encoder = model.encoder(data) if weights_E else None
     if encoder is not None:
         load_strictly(encoder, weights_E, path)
         encoder.eval()

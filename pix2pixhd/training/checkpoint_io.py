@@ -1,21 +1,39 @@
-"""Checkpoints that are there whole or not at all."""
+"""Checkpoints that exist whole or not at all."""
 
 from __future__ import annotations
 
-import os
 import pathlib
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from pix2pixhd.data import InputError
+from pix2pixhd.files import replacing
 
-__all__ = ["AtomicCheckpointIO"]
+__all__ = ["AtomicCheckpointIO", "save_torch"]
+
+_REMEDY = "the previous checkpoint is untouched. Free some space and continue with --resume"
+
+
+def save_torch(content: object, part: pathlib.Path) -> None:
+    """Writes with ``torch.save``, inside a block of ``replacing``.
+
+    Raises:
+        OSError: If it cannot be written. torch's zip writer reports a failed write, to a full disk for example, as a
+            ``RuntimeError`` about file positions.
+    """
+    try:
+        with part.open("wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        raise cause or OSError(f"the disk may be full: {str(error).splitlines()[0]}") from error
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside the old one, to the disk, and only then puts it in its place.
+    """Writes a checkpoint beside the old one, flushes it to the disk, and only then replaces the old one.
 
     Whenever the process or the machine stops, the file under the checkpoint's name is the old one or the new one. A
     full disk leaves the old one and ends the run with a message. There is no second copy in memory.
@@ -26,37 +44,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Args:
             checkpoint: What Lightning saves.
-            path: Where to.
+            path: The file to write.
             storage_options: Not used.
 
         Raises:
-            InputError: If it cannot be written; what was there before is untouched.
+            InputError: If it cannot be written; the previous checkpoint is untouched.
         """
         target = pathlib.Path(path)
-        part = target.with_name(f".{target.name}.part")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(target)
-        except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as a RuntimeError
-            part.unlink(missing_ok=True)
-            raise InputError(
-                f"{target}: the checkpoint cannot be written ({str(error).splitlines()[0]}); the one before is "
-                "untouched. Make room and continue with --resume"
-            ) from error
-        _sync_folder(target.parent)
-
-
-def _sync_folder(folder: pathlib.Path) -> None:
-    """Puts the new name on the disk too, where folders can be opened."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        # A run refuses to start in a folder with checkpoints of other origin, so these are its own.
+        with replacing(target, force=True, remedy=_REMEDY) as part:
+            save_torch(checkpoint, part)

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import difflib
 import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import jsonargparse
-import lightning.pytorch as pl
 import yaml  # type: ignore[import-untyped]
 
 import pix2pixhd
 from pix2pixhd.data import DataOptions, InputError
-from pix2pixhd.training.options import ComputeOptions, LossOptions, ModelOptions, OptimizerOptions, RunOptions
-from pix2pixhd.training.run import TrainConfig
+from pix2pixhd.training.messages import in_plain_words
+from pix2pixhd.training.options import (
+    ComputeOptions,
+    LossOptions,
+    ModelOptions,
+    OptimizerOptions,
+    RunOptions,
+    TrainConfig,
+)
+from pix2pixhd.training.trainer_options import TrainerOptions
 
-__all__ = ["build_parser", "config_text", "parse_train", "save_config"]
+__all__ = ["SECTIONS", "build_parser", "config_text", "parse_train"]
 
-_SECTIONS = {
+SECTIONS: dict[str, Any] = {
     "data": DataOptions,
     "model": ModelOptions,
     "loss": LossOptions,
@@ -29,83 +36,63 @@ _SECTIONS = {
     "run": RunOptions,
 }
 
-# Made by this package, from the sections above.
-_NOT_FROM_CONFIG = {"callbacks", "logger", "default_root_dir", "use_distributed_sampler"}
+_CONFIGS = pathlib.Path(pix2pixhd.__file__).with_name("configs")
 
 
 def build_parser() -> jsonargparse.ArgumentParser:
     """The parser of ``pix2pixhd train``: one group of options per section of the configuration."""
     parser = jsonargparse.ArgumentParser(
         prog="pix2pixhd train",
-        description="Trains a generator on the pictures of a folder. Options come from a YAML file and the command "
-        "line, which wins.",
+        description="Trains a generator on the images of a folder. Options come from a YAML file and from the command "
+        "line, which has precedence.",
         exit_on_error=False,
         allow_abbrev=False,
+        add_help=False,
     )
-    parser.add_argument("--config", action="config", help="YAML file with the sections below")
+    # The generated usage lists all options, which the help below it does too.
+    parser.usage = "pix2pixhd train --config FILE [--resume] [--SECTION.OPTION VALUE ...]"
+    parser.add_argument("--help-all", action="help", help="show all options and exit")
+    parser.add_argument("--config", action="config", help="YAML file with the sections below, or a shipped one's name")
     parser.add_argument("--resume", action="store_true", help="continue from run.output's last checkpoint")
-    for name, kind in _SECTIONS.items():
+    for name, kind in (SECTIONS | {"trainer": TrainerOptions}).items():
         parser.add_class_arguments(kind, name)
-    parser.add_class_arguments(pl.Trainer, "trainer", skip=_NOT_FROM_CONFIG, instantiate=False)
     return parser
 
 
-# The ways in which jsonargparse says that it does not know an option.
-_UNKNOWN = (
-    re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.]+)'"),
-    re.compile(r"[Kk]ey ['\"](?P<name>[\w.]+)['\"] is not expected"),
-    re.compile(r"[Uu]nrecognized arguments: --(?P<name>[\w.]+)"),
-    re.compile(r"[Oo]ption ['\"](?P<name>[\w.]+)['\"] is not accepted"),
-)
+def _shipped(name: str) -> str:
+    """The path of a configuration that comes with the package, for its bare name; anything else as it is.
+
+    Raises:
+        InputError: If there is no such file.
+    """
+    if pathlib.Path(name).is_file():
+        return name
+    path = _CONFIGS / f"{name.removesuffix('.yaml')}.yaml"
+    if re.fullmatch(r"\w+(\.yaml)?", name) and path.is_file():
+        return str(path)
+    known = ", ".join(sorted(path.stem for path in _CONFIGS.glob("*.yaml")))
+    what = "is not a file" if pathlib.Path(name).exists() else "does not exist"
+    raise InputError(f"--config: {name} {what}; give the path of a YAML file, or the name of a shipped one: {known}")
 
 
-def _known_keys(parser: jsonargparse.ArgumentParser) -> list[str]:
-    dotted = [action.dest for action in parser._actions if "." in action.dest]
-    return [*_SECTIONS, "trainer", *dotted]
+def _with_config(argv: Sequence[str]) -> tuple[list[str], str]:
+    """The arguments with ``--config`` first, so that all others override it; and the name of the file.
 
-
-def _one_line(parser: jsonargparse.ArgumentParser, error: Exception, file: str) -> str:
-    """The gist of jsonargparse's message, with the option that was probably meant."""
-    text = re.sub(r"\s+", " ", str(error)).strip()
-    for pattern in _UNKNOWN:
-        if unknown := pattern.search(text):
-            name = ".".join(part for part in (unknown.groupdict().get("group"), unknown["name"]) if part)
-            close = difflib.get_close_matches(name, _known_keys(parser), n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]}?" if close else "; see `pix2pixhd train --help` for the options"
-            return f"configuration: there is no option {name}{hint}"
-    text = text.replace("Problems parsing config", f"{file} is not valid YAML")
-    return f"configuration: {_plain(text)}"
-
-
-def _shipped(argument: str) -> str:
-    """The path of a configuration that comes with the package, for its bare name; anything else as it is."""
-    option, equals, name = argument.rpartition("=")
-    path = pathlib.Path(pix2pixhd.__file__).with_name("configs") / f"{name.removesuffix('.yaml')}.yaml"
-    named = option in ("", "--config") and re.fullmatch(r"\w+(\.yaml)?", name) is not None
-    return f"{option}{equals}{path}" if named and path.is_file() and not pathlib.Path(name).exists() else argument
-
-
-def _config_file(argv: Sequence[str]) -> str:
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        if argument.startswith("--config"):
-            return argument.partition("=")[2] or following
-    return "the configuration"
-
-
-def _plain(text: str) -> str:
-    """The parser's message without Python's way of writing types."""
-    text = re.sub(r"Parser key \"([\w.]+)\":", r"\1:", text)
-    text = re.sub(r"<class '(\w+)'>", r"\1", text)
-    text = re.sub(r" a typing\.Literal\[([^\]]*)\]", r" one of \1", text)
-    union = re.match(
-        r"(?P<key>[\w.]+:) Does not validate against any of the Union subtypes Subtypes: \[(?P<types>.*)\] Errors: .*"
-        r"Given value: (?P<value>.*)",
-        text,
-    )
-    if union:
-        types = union["types"].replace("typing.Literal", "one of ").replace("NoneType", "null")
-        text = f"{union['key']} Expected {types}. Got value: {union['value']}"
-    return text
+    ``--resume`` without ``--config`` reads the configuration that the run wrote.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action="append", default=[])
+    try:
+        found, others = parser.parse_known_args(argv)
+    except argparse.ArgumentError:
+        raise InputError("--config needs a file, or the name of a shipped configuration") from None
+    files = [_shipped(name) for name in found.config]
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--run.output", dest="output", default=RunOptions().output)
+    if not files and "--resume" in others:
+        saved = pathlib.Path(parser.parse_known_args(others)[0].output) / "config.yaml"
+        files = [str(saved)] if saved.is_file() else []
+    return [*(f"--config={file}" for file in files), *others], files[-1] if files else "the configuration"
 
 
 def _instantiate(parser: jsonargparse.ArgumentParser, options: jsonargparse.Namespace) -> Any:
@@ -118,7 +105,8 @@ def parse_train(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
 
     Args:
         argv: What follows ``pix2pixhd train``. ``--config`` takes a file, or the name of a configuration that comes
-            with the package: ``cityscapes_512p``, ``cityscapes_1024p``, ``pairs``.
+            with the package: ``cityscapes_512p``, ``cityscapes_1024p``, ``pairs``. ``--resume`` without ``--config``
+            takes ``run.output/config.yaml``. All other options override the file's.
 
     Returns:
         The options, and whether to resume.
@@ -132,28 +120,27 @@ def parse_train(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
         5
     """
     parser = build_parser()
-    argv = [_shipped(argument) for argument in argv]
+    argv, file = _with_config(argv)
     try:
         options = parser.parse_args(argv)
         sections: Any = _instantiate(parser, options)
     except jsonargparse.ArgumentError as error:
-        raise InputError(_one_line(parser, error, _config_file(argv))) from None
-    trainer = {name: value for name, value in vars(sections.trainer).items() if value is not None}
-    given = {name: sections[name] for name in _SECTIONS}
-    return TrainConfig(**given, trainer=trainer), bool(sections.resume)
+        raise InputError(in_plain_words(error, parser, file)) from None
+    given = {name: sections[name] for name in SECTIONS}
+    return TrainConfig(**given, trainer=_changed(sections.trainer)), bool(sections.resume)
+
+
+def _changed(options: TrainerOptions) -> dict[str, Any]:
+    """The options that differ from their defaults."""
+    return {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(options)
+        if getattr(options, field.name) != field.default
+    }
 
 
 def config_text(config: TrainConfig) -> str:
     """All options as YAML that ``pix2pixhd train --config`` reads."""
-    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    sections = dataclasses.asdict(config) | {"trainer": dataclasses.asdict(config.check())}
+    text: str = yaml.safe_dump(sections, sort_keys=False)
     return text
-
-
-def save_config(config: TrainConfig, path: pathlib.Path) -> None:
-    """Writes all options as a YAML file that ``pix2pixhd train --config`` reads.
-
-    Example:
-        >>> save_config(TrainConfig(DataOptions(dataroot="a")), pathlib.Path("a.yaml"))  # doctest: +SKIP
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(config_text(config))

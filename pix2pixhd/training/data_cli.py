@@ -1,41 +1,59 @@
-"""``pix2pixhd data check``: all that is wrong with a data set, without training."""
+"""``pix2pixhd data check``: what a dataset contains and all that is wrong with it, without training."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
+import sys
 from collections.abc import Sequence
+from typing import Any
 
-from pix2pixhd.data.check import checking, find_problems
-from pix2pixhd.data.folders import match_files
+from pix2pixhd.data.check import Survey, checking, survey
+from pix2pixhd.data.folders import check_command, match_files
 from pix2pixhd.data.options import DataOptions
+from pix2pixhd.data.problems import Problem, grouped
 from pix2pixhd.errors import InputError
+from pix2pixhd.files import check_replaceable, write_text
 from pix2pixhd.training.config import parse_train
-from pix2pixhd.training.run import TrainConfig
+from pix2pixhd.training.options import TrainConfig
 
 __all__ = ["main"]
+
+_LISTED_SIZES = 10
+_LISTED_IDS = 64
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="pix2pixhd data check",
-        description="Reads every file of a data set once and tells all that is wrong: labels outside label_nc, missing "
-        "partners, sizes that differ, files that cannot be read. Exit code 0 when all is well, else 1.",
+        prog="pix2pixhd data", description="Commands for datasets. `pix2pixhd data check --help` lists the options."
     )
-    parser.add_argument(
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    check = commands.add_parser(
+        "check",
+        help="report what a dataset contains and all that is wrong with it",
+        description="Reads every file of a dataset once and reports image sizes, label ids and instance ids, and all "
+        "problems: labels outside label_nc, missing partners, sizes that differ, files that cannot be read. Exit code: "
+        "0 without problems, 1 with problems, 2 for wrong options. Photographs of a phase that is not trained or "
+        "validated on may be missing.",
+    )
+    check.add_argument(
         "dataroot", type=pathlib.Path, help="holds train_label, train_inst, train_img or train_A, train_B"
     )
-    parser.add_argument(
+    check.add_argument(
         "--config", metavar="FILE", help="a training configuration: sizes are checked as it scales and crops"
     )
-    parser.add_argument(
-        "--phase", action="append", help="prefix of the folders; repeat for more (default: train, test)"
+    check.add_argument("--phase", action="append", help="prefix of the folders; repeat for more (default: train, test)")
+    check.add_argument("--label-nc", "--label_nc", type=int, help="number of label ids; 0 for images as input")
+    check.add_argument(
+        "--no-instance", "--no_instance", action="store_true", default=None, help="there are no instance maps"
     )
-    parser.add_argument("--label-nc", type=int, help="number of label ids; 0 for pictures as input")
-    parser.add_argument("--no-instance", action="store_true", default=None, help="there are no instance maps")
-    parser.add_argument("--multiple", type=int, help="what the generator needs of sizes (default: the configuration's)")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    check.add_argument("--multiple", type=int, help="what the generator needs of sizes (default: the configuration's)")
+    check.add_argument(
+        "--json", type=pathlib.Path, metavar="FILE", help="write everything that was found to FILE; - for stdout"
+    )
+    check.add_argument("--force", action="store_true", help="replace FILE if it exists")
     return parser
 
 
@@ -49,15 +67,64 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
     return parse_train(given)[0]
 
 
-def _check(phase: str, options: DataOptions, multiple: int, scaled: bool, quiet: bool) -> tuple[int, list[str]]:
+@dataclasses.dataclass
+class _Phase:
+    """What was found in one phase."""
+
+    found: Survey
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def _check(phase: str, options: DataOptions, multiple: int, scaled: bool) -> _Phase:
+    trained = phase in (options.phase, options.val_phase)
     try:
-        pairs, missing = match_files(options, phase)
+        pairs, unmatched = match_files(options, phase, images_optional=not trained)
     except InputError as error:
-        return 0, [str(error)]
-    with checking(phase, len(pairs), quiet) as on_checked:
-        return len(pairs), missing + find_problems(
-            pairs, options, multiple, training=scaled and phase == options.phase, on_checked=on_checked
-        )
+        return _Phase(Survey(problems=[Problem("missing folders", str(error))]))
+    with checking(phase, len(pairs)) as on_checked:
+        found = survey(pairs, options, multiple, scaled and phase == options.phase, on_checked)
+    found.problems[:0] = unmatched
+    notes = [f"hint: {hint}" for hint in found.hints(options)]
+    if pairs and all(pair.image is None for pair in pairs):
+        folder = f"{phase}_{options.image_folder}"
+        notes.append(f"there is no {folder}: images can be generated from this phase, but it cannot be validated on")
+    return _Phase(found, notes)
+
+
+def _counts(items: Sequence[tuple[str, int]], most: int) -> str:
+    listed = ", ".join(f"{name} ({count})" for name, count in items[:most])
+    return listed + (f", … and {len(items) - most} more" if len(items) > most else "")
+
+
+def _lines(phase: str, result: _Phase, options: DataOptions) -> list[str]:
+    """The report on one phase, as text."""
+    found = result.found
+    count = len(found.problems)
+    lines = [f"{phase}: {found.count} images, {count or 'no'} problem{'s' * (count != 1)}"]
+    lines += grouped(found.problems, check_command(options))
+    if found.sizes:
+        sizes = [(f"{width}x{height}", count) for (width, height), count in found.sizes.most_common()]
+        lines.append(f"  sizes, width x height (images): {_counts(sizes, _LISTED_SIZES)}")
+    if found.label_ids:
+        ids = [(str(label), count) for label, count in sorted(found.label_ids.items())]
+        lines.append(f"  label ids (images): {_counts(ids, _LISTED_IDS)}")
+    if found.instance_ids is not None:
+        low, high = found.instance_ids
+        lines.append(f"  instance ids: {low} to {high}, at most {found.most_instances} in one image")
+    return lines + [f"  {note}" for note in result.notes]
+
+
+def _as_json(result: _Phase) -> dict[str, Any]:
+    found = result.found
+    return {
+        "images": found.count,
+        "problems": [dataclasses.asdict(problem) for problem in found.problems],
+        "sizes": {f"{width}x{height}": count for (width, height), count in found.sizes.most_common()},
+        "label_ids": {str(label): count for label, count in sorted(found.label_ids.items())},
+        "instance_ids": found.instance_ids,
+        "most_instances": found.most_instances,
+        "notes": result.notes,
+    }
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,29 +137,28 @@ def main(argv: Sequence[str]) -> int:
         0 when all is well, 1 when something is wrong.
 
     Raises:
-        InputError: For options that cannot be.
+        InputError: For options that cannot be used.
 
     Example:
         >>> main(["check", "datasets/cityscapes", "--label-nc", "35"])  # doctest: +SKIP
         0
     """
-    if not argv or argv[0] != "check":
-        raise InputError(
-            f"pix2pixhd data: the one thing to do is check, got {argv[0] if argv else 'nothing'}; "
-            "pix2pixhd data check DIR"
-        )
-    arguments = _parser().parse_args(argv[1:])
+    arguments = _parser().parse_args(argv)
+    if arguments.command is None:
+        raise InputError("pix2pixhd data: name a command; pix2pixhd data check DIR")
+    to_stdout = arguments.json == pathlib.Path("-")
+    if arguments.json is not None and not to_stdout:
+        check_replaceable([arguments.json], arguments.force, "--json")
     config = _config(arguments)
     options, multiple = config.data, arguments.multiple or config.model.multiple
     phases = arguments.phase or [
         phase for phase in ("train", "test") if phase == "train" or any(arguments.dataroot.glob("test_*"))
     ]
-    found = {phase: _check(phase, options, multiple, bool(arguments.config), arguments.json) for phase in phases}
-    if arguments.json:
-        print(json.dumps({phase: {"pictures": n, "problems": p} for phase, (n, p) in found.items()}, indent=2))
-    else:
-        for phase, (count, problems) in found.items():
-            for problem in problems:
-                print(f"{phase}: {problem}")
-            print(f"{phase}: {count} pictures, {len(problems) or 'no'} problem{'s' * (len(problems) != 1)}")
-    return int(any(problems for _, problems in found.values()))
+    results = {phase: _check(phase, options, multiple, bool(arguments.config)) for phase in phases}
+    if arguments.json is not None:
+        text = json.dumps({phase: _as_json(result) for phase, result in results.items()}, indent=2) + "\n"
+        sys.stdout.write(text) if to_stdout else write_text(arguments.json, text, force=arguments.force)
+    if not to_stdout:
+        for phase, result in results.items():
+            print("\n".join(_lines(phase, result, options)))
+    return int(any(result.found.problems for result in results.values()))

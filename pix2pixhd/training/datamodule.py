@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pix2pixhd.data import (
+    DataError,
     DataOptions,
     EpochSampler,
+    InputError,
     Pair,
     PairedDataset,
+    Problem,
     Sample,
     check_pairs,
     checking,
     find_pairs,
 )
+from pix2pixhd.data.folders import check_command
+from pix2pixhd.data.rules import batch_problem
+from pix2pixhd.training.first_process import on_first_process
 
-__all__ = ["PairedData"]
+__all__ = ["PairedData", "reporting_dead_workers"]
 
 
 def _epoch(trainer: pl.Trainer) -> int:
@@ -28,7 +36,77 @@ def _epoch(trainer: pl.Trainer) -> int:
     return int(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
 
 
-class ResumableLoader(DataLoader[Sample]):
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    """A sample or batch that cannot be used, on its way from a worker process.
+
+    An exception would arrive with the worker's traceback in its message.
+    """
+
+    problems: tuple[Problem, ...]
+
+
+class _Reporting(Dataset[Sample | _Failure]):
+    """A dataset whose unusable samples are returned as failures, for ``ResumableLoader`` to raise."""
+
+    def __init__(self, dataset: PairedDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: int) -> Sample | _Failure:
+        try:
+            return self.dataset[key]
+        except DataError as error:
+            return _Failure(error.problems)
+
+
+def _collate(samples: list[Sample | _Failure]) -> Any:
+    """A batch, or what makes it impossible."""
+    problems = tuple(problem for sample in samples if isinstance(sample, _Failure) for problem in sample.problems)
+    if problems:
+        return _Failure(problems)
+    examples: dict[tuple[int, int], str] = {}
+    for sample in samples:
+        assert not isinstance(sample, _Failure)
+        height, width = sample["input"].shape[-2:]
+        examples.setdefault((width, height), sample["name"])
+    problem = batch_problem(examples, len(samples))
+    return default_collate(samples) if problem is None else _Failure((problem,))
+
+
+@contextlib.contextmanager
+def reporting_dead_workers() -> Iterator[None]:
+    """Turns the error that PyTorch raises, at any point of the main process, when a loader's worker process dies.
+
+    Raises:
+        InputError: Instead of that error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise InputError(
+            f"a process that loads images was ended by the system ({str(error).splitlines()[0]}); the usual reason is "
+            "too little memory or shared memory (/dev/shm): lower data.nThreads or data.batchSize"
+        ) from error
+
+
+def _raising(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yields batches; raises one error for what could not be read."""
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        if isinstance(batch, _Failure):
+            raise DataError(batch.problems)
+        yield batch
+
+
+class ResumableLoader(DataLoader[Any]):
     """A ``DataLoader`` that a checkpoint written within an epoch can tell where to go on.
 
     Lightning asks for ``state_dict`` when it writes a checkpoint. Which pictures come, and how they are augmented,
@@ -36,6 +114,14 @@ class ResumableLoader(DataLoader[Sample]):
     """
 
     trainer: pl.Trainer
+
+    def __iter__(self) -> Any:
+        """Yields batches.
+
+        Raises:
+            InputError: For files that cannot be used.
+        """
+        return _raising(super().__iter__())
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, and how many of its batches have been trained on."""
@@ -51,7 +137,9 @@ class ResumableLoader(DataLoader[Sample]):
 
 
 class PairedData(pl.LightningDataModule):
-    """Pictures to train on and pictures to validate on, found and checked when this is made.
+    """Images to train on and to validate on, matched and checked on construction.
+
+    With several processes the first one checks and the others wait for it.
 
     Args:
         options: The ``data`` section.
@@ -74,17 +162,32 @@ class PairedData(pl.LightningDataModule):
         self.options = options
         self.multiple = multiple
         self.seed = seed
-        pairs = self._checked(options.phase, training=True)
-        self.train = PairedDataset(pairs, options, multiple, augment=True, seed=seed)
+        self._pairs: dict[str, list[Pair]] = {}
+        on_first_process(self._check)
+        self.train = PairedDataset(self._matched(options.phase), options, multiple, augment=True, seed=seed)
         self.val: PairedDataset | None = None
         if options.val_phase is not None:
-            self.val = PairedDataset(self._checked(options.val_phase, training=False), options, multiple, augment=False)
+            self.val = PairedDataset(self._matched(options.val_phase), options, multiple, augment=False)
 
-    def _checked(self, phase: str, training: bool) -> Sequence[Pair]:
-        pairs = find_pairs(self.options, phase)
-        with checking(phase, len(pairs), quiet=getattr(rank_zero_only, "rank", 0) != 0) as on_checked:
-            check_pairs(pairs, self.options, self.multiple, training, on_checked)
-        return pairs
+    def _matched(self, phase: str) -> list[Pair]:
+        if phase not in self._pairs:
+            self._pairs[phase] = find_pairs(self.options, phase)
+        return self._pairs[phase]
+
+    def _check(self) -> None:
+        """Matches the files of all phases; decodes them too unless ``check`` is off."""
+        phases = [phase for phase in (self.options.phase, self.options.val_phase) if phase is not None]
+        for phase in phases:
+            pairs = self._matched(phase)
+            if not self.options.check:
+                continue
+            training = phase == self.options.phase
+            with checking(phase, len(pairs)) as on_checked:
+                found = check_pairs(
+                    pairs, self.options, self.multiple, training, on_checked, check_command(self.options)
+                )
+            for hint in found.hints(self.options) if training else []:
+                print(f"hint: {hint}", file=sys.stderr)
 
     def _loader(self, dataset: PairedDataset, batch: int, training: bool) -> DataLoader[Sample]:
         workers = self.options.nThreads
@@ -92,12 +195,13 @@ class PairedData(pl.LightningDataModule):
         shuffle = training and not self.options.serial_batches
         sampler = EpochSampler(len(dataset), shuffle, self.seed, rank, processes)
         loader = ResumableLoader(
-            dataset,
+            _Reporting(dataset),
             batch_size=batch,
             sampler=sampler,
             num_workers=workers,
             drop_last=training and len(sampler) >= batch,
             persistent_workers=workers > 0,
+            collate_fn=_collate,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
         if self.trainer is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import shutil
 import time
 from typing import Any
 
@@ -12,11 +11,11 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import default_collate
 
-from pix2pixhd.data import DataOptions, InputError, PairedDataset, find_pairs
+from pix2pixhd.data import DataOptions, PairedDataset, find_pairs
 from pix2pixhd.data.demo import LABEL_NC, write_demo_data
-from pix2pixhd.data.images import tensor_to_picture
-from pix2pixhd.training.config import save_config
-from pix2pixhd.training.generate import check_writable
+from pix2pixhd.data.images import save_png, tensor_to_picture
+from pix2pixhd.files import Record, check_writable, write_text
+from pix2pixhd.training.config import config_text
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions, RunOptions
 from pix2pixhd.training.pictures import sheet, with_titles
@@ -28,7 +27,8 @@ __all__ = ["Results", "demo_config", "run_demo"]
 
 _EPOCHS = 16
 _CROPS = 320
-_CONFIG = "demo.yaml"  # also tells a demo's folder from others
+_CONFIG = "demo.yaml"
+_SHEET = "results.png"
 _SECONDS_AROUND = 15.0  # validation, sample sheets, the results
 
 
@@ -105,7 +105,7 @@ class _Plan(pl.Callback):
 def _save_results(module: Pix2PixHD, dataset: PairedDataset, path: pathlib.Path) -> None:
     rows = [sample_pictures(module, dataset[i]) for i in range(len(dataset))]
     grid = tensor_to_picture(sheet(rows, rows_across=2))
-    with_titles(grid, ["label", "generated", "real"] * 2).save(path)
+    save_png(with_titles(grid, ["label", "generated", "real"] * 2), path)
 
 
 def _held_out(config: TrainConfig) -> PairedDataset:
@@ -132,15 +132,6 @@ def _told(savings: Savings) -> str:
     )
 
 
-def _clear(out: pathlib.Path) -> None:
-    """Removes an earlier demo's data and run, and nothing else."""
-    check_writable(out, "--out")
-    for folder in (out / "data", out / "run"):
-        if folder.exists() and not (out / _CONFIG).exists():
-            raise InputError(f"--out: {folder} exists and is no earlier demo's; choose another folder")
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 @dataclasses.dataclass(frozen=True)
 class Results:
     """What the demo found.
@@ -160,7 +151,7 @@ def run_demo(out: pathlib.Path, max_minutes: float = 4.0, seed: int = 0) -> Resu
     """Builds the data, trains, and writes a sheet of results on crops that the generator has never seen.
 
     Args:
-        out: Folder for data, run and ``results.png``.
+        out: Folder for data, run and ``results.png``. Files of an earlier demo there are replaced, others never.
         max_minutes: Upper bound of the duration.
         seed: Seed of everything random.
 
@@ -168,12 +159,21 @@ def run_demo(out: pathlib.Path, max_minutes: float = 4.0, seed: int = 0) -> Resu
         The errors before and after, and what the fused losses saved.
 
     Raises:
-        InputError: If ``out`` cannot be written to.
+        InputError: If ``out`` cannot be written to, or holds files of other origin in the places of the demo's.
     """
+    check_writable(out, "--out")
+    record = Record(out, ["data", "run", _CONFIG, _SHEET])
+    record.clear("--out")
+    try:
+        return _run(out, max_minutes, seed)
+    finally:
+        record.save()
+
+
+def _run(out: pathlib.Path, max_minutes: float, seed: int) -> Results:
     began = time.perf_counter()
-    _clear(out)
     config = demo_config(out, seed, _EPOCHS)
-    save_config(config, out / _CONFIG)
+    write_text(out / _CONFIG, config_text(config))
     print("1/3  data: training and held-out crops of four photographs, with label and instance maps", flush=True)
     write_demo_data(out / "data", _CROPS, seed)
 
@@ -190,11 +190,11 @@ def run_demo(out: pathlib.Path, max_minutes: float = 4.0, seed: int = 0) -> Resu
     module = train(config, callbacks=[before, _Plan(config.optimizer, budget)])
 
     after = _held_out_error(module, held_out)
-    _save_results(module, held_out, out / "results.png")
+    _save_results(module, held_out, out / _SHEET)
     savings = _savings(module, config)
     fall = 1 - after / before.error
     print(f"3/3  results, after {(time.perf_counter() - began) / 60:.1f} minutes:")
-    print(f"     pictures   {out / 'results.png'}: label | generated | real, of crops the generator has never seen")
+    print(f"     pictures   {out / _SHEET}: label | generated | real, of crops the generator has never seen")
     print(f"     page       {out / 'run' / 'results' / 'index.html'}: the same one by one, with figures")
     print(f"     L1 error   on held-out crops {before.error:.3f} untrained, {after:.3f} trained: {fall:.0%} lower")
     print(f"     losses     {_told(savings)}")

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-__all__ = ["AveragedGradients", "GradientAverager", "gather_states", "rank", "world_size"]
+__all__ = ["AveragedGradients", "GradientAverager", "gather_states", "rank", "share_buffers", "world_size"]
 
 _BUCKET_BYTES = 25 * 2**20
 
@@ -85,6 +85,18 @@ class GradientAverager:
             for gradient, average in zip(bucket, torch.split(flat, [x.numel() for x in bucket]), strict=True):
                 gradient.copy_(average.view_as(gradient))
         self._pending.clear()
+
+
+def share_buffers(networks: Iterable[nn.Module]) -> None:
+    """Gives every process the first one's buffers, as ``DistributedDataParallel`` does.
+
+    Batch norm's running statistics are the only ones. They validate, generate and go into checkpoints, of which there
+    is one for all processes.
+    """
+    if world_size() > 1:
+        for network in networks:
+            for buffer in network.buffers():
+                dist.broadcast(buffer, src=0)
 
 
 class AveragedGradients(DDPStrategy):

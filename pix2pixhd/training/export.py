@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import pathlib
 import re
 import warnings
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from pix2pixhd.data import DataOptions, InputError, encode_input
-from pix2pixhd.training.checkpoint import Generator, generator_of, load_generator, read_checkpoint
-from pix2pixhd.training.generate import check_writable
+from pix2pixhd.files import check_apart, check_replaceable, check_writable, replacing, replacing_all
+from pix2pixhd.training import generator_cli
+from pix2pixhd.training.checkpoint import Generator, generator_of, read_checkpoint
+from pix2pixhd.training.checkpoint_io import save_torch
 
 __all__ = ["ExportedGenerator", "export_nvidia", "export_onnx", "export_program", "main"]
 
@@ -88,49 +91,58 @@ def _check_size(generator: Generator, size: tuple[int, int]) -> None:
         )
 
 
-def _check_agreement(found: Tensor, expected: Tensor, path: pathlib.Path) -> float:
+def _check_agreement(found: Tensor, expected: Tensor) -> float:
     difference = float((found - expected).abs().max())
     if not difference <= _TOLERANCE:
-        path.unlink(missing_ok=True)
         raise InputError(
-            f"{path}: the exported generator's pictures differ from the original's by {difference:.2g} (in [−1, 1]), "
-            "so the file was removed; try another version of torch"
+            f"the exported generator's pictures differ from the original's by {difference:.2g} (in [−1, 1]), so no "
+            "file was written; try another version of torch"
         )
     return difference
 
 
 @torch.no_grad()
-def export_program(generator: Generator, path: pathlib.Path, size: tuple[int, int]) -> float:
+def export_program(generator: Generator, path: pathlib.Path, size: tuple[int, int], *, force: bool = False) -> float:
     """Writes a ``torch.export`` program, which ``torch.export.load(path).module()`` runs without this package.
 
+    The file is written and compared with the original under a temporary name, and takes its own when all is well.
+
     Args:
-        generator: From ``load_generator``.
+        generator: From ``load_generator``, on the CPU.
         path: The ``.pt2`` file to write.
         size: Width and height of the pictures.
+        force: Whether an existing file may be replaced.
 
     Returns:
         The largest difference from the original's pictures, on random input.
 
     Raises:
-        InputError: For a size that the generator cannot take, or if the file's pictures are others.
+        InputError: For a size that the generator cannot take, if the file cannot be written or exists, or if its
+            pictures differ from the original's.
 
     Example:
         >>> export_program(load_generator("last.ckpt"), pathlib.Path("city.pt2"), (1024, 512))  # doctest: +SKIP
     """
     _check_size(generator, size)
+    check_replaceable([path], force)
     module, inputs = ExportedGenerator(generator).eval(), _example(generator, size)
-    torch.export.save(torch.export.export(module, inputs), path)
-    return _check_agreement(torch.export.load(path).module()(*inputs), module(*inputs), path)
+    # In memory: torch's archive writer aborts the process when it cannot write, to a full disk for example.
+    archive = io.BytesIO()
+    torch.export.save(torch.export.export(module, inputs), archive)
+    with replacing(path, force=force) as part:
+        part.write_bytes(archive.getbuffer())
+        return _check_agreement(torch.export.load(part).module()(*inputs), module(*inputs))
 
 
 @torch.no_grad()
-def export_onnx(generator: Generator, path: pathlib.Path, size: tuple[int, int]) -> float:
+def export_onnx(generator: Generator, path: pathlib.Path, size: tuple[int, int], *, force: bool = False) -> float:
     """Writes an ONNX model with the weights inside, and runs it once with onnxruntime.
 
     Args:
-        generator: From ``load_generator``.
+        generator: From ``load_generator``, on the CPU.
         path: The ``.onnx`` file to write.
         size: Width and height of the pictures.
+        force: Whether an existing file may be replaced.
 
     Returns:
         The largest difference from the original's pictures, on random input.
@@ -142,6 +154,7 @@ def export_onnx(generator: Generator, path: pathlib.Path, size: tuple[int, int])
         >>> export_onnx(load_generator("last.ckpt"), pathlib.Path("city.onnx"), (1024, 512))  # doctest: +SKIP
     """
     _check_size(generator, size)
+    check_replaceable([path], force)
     try:
         import onnxruntime  # type: ignore[import-untyped]
         import onnxscript  # noqa: F401
@@ -150,19 +163,15 @@ def export_onnx(generator: Generator, path: pathlib.Path, size: tuple[int, int])
     module, inputs = ExportedGenerator(generator).eval(), _example(generator, size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, about its own insides
-        torch.onnx.export(
-            module,
-            inputs,
-            path,
-            input_names=module.names,
-            output_names=["generated"],
-            dynamo=True,
-            external_data=False,
-            verbose=False,
+        program = torch.onnx.export(
+            module, inputs, input_names=module.names, output_names=["generated"], dynamo=True, verbose=False
         )
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    fed = {name: value.numpy() for name, value in zip(module.names, inputs, strict=True)}
-    return _check_agreement(torch.from_numpy(session.run(None, fed)[0]), module(*inputs), path)
+    assert program is not None
+    with replacing(path, force=force) as part:
+        program.save(part, external_data=False)
+        session = onnxruntime.InferenceSession(part, providers=["CPUExecutionProvider"])
+        fed = {name: value.numpy() for name, value in zip(module.names, inputs, strict=True)}
+        return _check_agreement(torch.from_numpy(session.run(None, fed)[0]), module(*inputs))
 
 
 _OPT = """------------ Options -------------
@@ -171,38 +180,41 @@ _OPT = """------------ Options -------------
 """
 
 
-def export_nvidia(checkpoint: pathlib.Path, folder: pathlib.Path, averaged: bool = True) -> list[pathlib.Path]:
+def export_nvidia(
+    checkpoint: pathlib.Path, folder: pathlib.Path, averaged: bool = True, *, force: bool = False
+) -> list[pathlib.Path]:
     """Writes ``latest_net_G.pth``, ``latest_net_D.pth`` and, with an encoder, ``latest_net_E.pth`` for NVIDIA's code.
 
-    An ``opt.txt`` beside them says with which options its scripts load them.
+    An ``opt.txt`` beside them says with which options its scripts load them. All files are written, or none.
 
     Args:
         checkpoint: A ``.ckpt``.
         folder: Where the files go, ``checkpoints/NAME`` in NVIDIA's code.
         averaged: Whether the moving average of the generator's weights is taken, where there is one.
+        force: Whether existing files may be replaced.
 
     Returns:
-        The files written.
+        The weights' files.
 
     Raises:
-        InputError: If the checkpoint cannot be read or the folder not written to.
+        InputError: If the checkpoint cannot be read, or if the files cannot be written or exist.
 
     Example:
         >>> export_nvidia(pathlib.Path("last.ckpt"), pathlib.Path("checkpoints/city"))  # doctest: +SKIP
     """
+    check_replaceable([folder / f"latest_net_{net}.pth" for net in "GDE"] + [folder / "opt.txt"], force)
     content = read_checkpoint(checkpoint)
     generator = generator_of(content, averaged)
     nets: dict[str, dict[str, Any]] = {"G": dict(generator.network.state_dict()), "D": content.network("netD")}
     if generator.encoder is not None:
         nets["E"] = dict(generator.encoder.state_dict())
-    check_writable(folder, "--output")
-    files = []
-    for net, weights in nets.items():
-        files.append(folder / f"latest_net_{net}.pth")
-        torch.save(weights, files[-1])
-    options = {**vars(content.model), **_nvidia_data(content.data), "name": folder.name}
+    options = {**vars(content.model), **_nvidia_data(content.data), "name": folder.resolve().name}
     lines = "\n".join(f"{name}: {value}" for name, value in sorted(options.items()))
-    (folder / "opt.txt").write_text(_OPT.format(lines=lines))
+    files = [folder / f"latest_net_{net}.pth" for net in nets]
+    with replacing_all([*files, folder / "opt.txt"], force=force) as (*parts, opt_txt):
+        for part, weights in zip(parts, nets.values(), strict=True):
+            save_torch(weights, part)
+        opt_txt.write_text(_OPT.format(lines=lines), encoding="utf-8")
     return files
 
 
@@ -211,38 +223,62 @@ def _nvidia_data(data: DataOptions) -> dict[str, Any]:
     return {name: getattr(data, name) for name in names}
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pix2pixhd export",
+        description="Writes a trained generator for other programs: FILE.onnx, FILE.pt2 (torch.export), or a folder of "
+        "latest_net_*.pth for NVIDIA's code. FILE.onnx and FILE.pt2 are run once and compared with the original.",
+    )
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="FILE.onnx, FILE.pt2, or a folder")
+    parser.add_argument("--force", action="store_true", help="replace existing files")
+    parser.add_argument("--size", help="width x height of the pictures (default: 1024x512); for FILE.onnx, FILE.pt2")
+    generator_cli.add_checkpoint(parser)
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise InputError(f"--size must be WIDTHxHEIGHT, 1024x512 say, got {text}")
+    return int(match[1]), int(match[2])
+
+
+def _main_folder(options: argparse.Namespace) -> None:
+    """Writes a folder for NVIDIA's code."""
+    if options.output.suffix:
+        raise InputError(f"--output: must end with .onnx or .pt2, or be a folder, got {options.output}")
+    if options.checkpoint.suffix == ".pth":
+        raise InputError(
+            f"--checkpoint: {options.checkpoint} is in NVIDIA's format already; copy it, or write FILE.onnx"
+        )
+    if options.size is not None:
+        raise InputError("--size: networks for NVIDIA's code take pictures of any size; leave it out")
+    generator_cli.check_networks(options)
+    check_writable(options.output, "--output")
+    files = export_nvidia(options.checkpoint, options.output, not options.no_ema, force=options.force)
+    print(f"wrote {', '.join(file.name for file in files)} and opt.txt to {options.output}")
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs ``pix2pixhd export``; returns the exit code.
 
     Raises:
         InputError: For a checkpoint, size or file that cannot be used.
     """
-    parser = argparse.ArgumentParser(
-        prog="pix2pixhd export",
-        description="Writes a trained generator for other programs: FILE.onnx, FILE.pt2 (torch.export), or a folder of "
-        "latest_net_*.pth for NVIDIA's code. What was written is run once and compared with the original.",
-    )
-    parser.add_argument("--checkpoint", type=pathlib.Path, required=True, help="a .ckpt")
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="FILE.onnx, FILE.pt2, or a folder")
-    parser.add_argument("--size", default="1024x512", help="width x height of the pictures (default: 1024x512)")
-    parser.add_argument("--no-ema", action="store_true", help="the last weights instead of their moving average")
-    options = parser.parse_args(argv)
-    match = re.fullmatch(r"(\d+)x(\d+)", options.size)
-    if match is None:
-        raise InputError(f"--size must be WIDTHxHEIGHT, 1024x512 say, got {options.size}")
+    options = _parser().parse_args(argv)
     write = {".onnx": export_onnx, ".pt2": export_program}.get(options.output.suffix)
     if write is None:
-        if options.output.suffix:
-            raise InputError(f"--output: must end with .onnx or .pt2, or be a folder, got {options.output}")
-        files = export_nvidia(options.checkpoint, options.output, not options.no_ema)
-        print(f"wrote {', '.join(file.name for file in files)} and opt.txt to {options.output}")
+        _main_folder(options)
         return 0
+    size = _size(options.size or "1024x512")
+    check_apart([options.output], {"checkpoint": generator_cli.files_read(options.checkpoint)})
+    check_replaceable([options.output], options.force)
     check_writable(options.output.parent, "--output")
-    generator = load_generator(options.checkpoint, averaged=not options.no_ema)
-    difference = write(generator, options.output, (int(match[1]), int(match[2])))
+    generator = generator_cli.load(options)
+    difference = write(generator, options.output, size, force=options.force)
     names = ", ".join(ExportedGenerator(generator).names)
     print(
-        f"wrote {options.output}: takes {names} of {options.size}; largest difference from PyTorch's picture "
+        f"wrote {options.output}: takes {names} of {size[0]}x{size[1]}; largest difference from PyTorch's picture "
         f"{difference:.1g} (in [−1, 1])"
     )
     return 0

@@ -10,8 +10,8 @@ import argparse
 import dataclasses
 import pathlib
 import random
-import zipfile
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pix2pixhd.data import InputError, PairedDataset, Sample, check_pairs, find_pairs
-from pix2pixhd.training.checkpoint import Generator, load_generator
+from pix2pixhd.files import check_apart, check_replaceable, check_writable, replacing
+from pix2pixhd.training import generator_cli
+from pix2pixhd.training.checkpoint import Generator
 from pix2pixhd.training.padding import encode_padded
+from pix2pixhd.training.progress import progress_bar, shows_progress
 
 __all__ = ["FeatureClusters", "cluster_features", "encode_picture", "main"]
 
@@ -29,6 +32,12 @@ _Array = NDArray[np.float32]
 
 # Smaller instances say little of how a class looks: NVIDIA's bound, a share of the picture.
 _LEAST_AREA = 1 / 64
+
+
+_NO_ENCODER = (
+    "{} has no encoder; train with model.instance_feat: true, or put NVIDIA's latest_net_E.pth beside its "
+    "latest_net_G.pth (with an opt.txt, or --instance_feat)"
+)
 
 
 @torch.inference_mode()
@@ -39,7 +48,7 @@ def encode_picture(generator: Generator, sample: Sample) -> Tensor:
         InputError: If the generator has no encoder.
     """
     if generator.encoder is None:
-        raise InputError("this checkpoint has no encoder (model.instance_feat), so there are no features to take")
+        raise InputError(_NO_ENCODER.format("the checkpoint"))
     device = next(generator.encoder.parameters()).device
     region = generator.model.region(sample)[None].to(device)
     picture = sample["image"][None].to(device)
@@ -70,6 +79,24 @@ def _instances(sample: Sample, generator: Generator) -> _Instances:
     return _Instances(classes.reshape(-1)[pixels], sizes, pixels, number.reshape(region.shape))
 
 
+def _label(name: str) -> int:
+    match = re.fullmatch(r"class_(\d+)", name)
+    if match is None:
+        raise ValueError(f"an array named {name!r} instead of class_N")
+    return int(match[1])
+
+
+def _features(label: int, center: NDArray[Any]) -> int:
+    """The number of features of a class's looks."""
+    numbers = np.issubdtype(center.dtype, np.floating)
+    if center.ndim != 2 or 0 in center.shape or not numbers or not np.isfinite(center).all():
+        raise ValueError(
+            f"class_{label} must be [looks, features] of finite floating-point numbers, got {list(center.shape)} of "
+            f"{center.dtype}"
+        )
+    return int(center.shape[1])
+
+
 @dataclasses.dataclass(frozen=True)
 class FeatureClusters:
     """The looks that a class may have.
@@ -83,19 +110,19 @@ class FeatureClusters:
 
     centers: Mapping[int, _Array]
 
-    def save(self, path: pathlib.Path) -> None:
-        """Writes an ``.npz`` file with an array ``class_N`` per class.
+    def save(self, path: pathlib.Path, *, force: bool = False) -> None:
+        """Writes an ``.npz`` file with an array ``class_N`` per class, whole or not at all.
+
+        Args:
+            path: The file.
+            force: Whether an existing file may be replaced.
 
         Raises:
-            InputError: If it cannot be written.
+            InputError: If it cannot be written, or if it exists and may not be replaced.
         """
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
-                arrays: dict[str, Any] = {f"class_{label}": center for label, center in self.centers.items()}
-                np.savez(file, **arrays)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another file") from None
+        arrays: dict[str, Any] = {f"class_{label}": center for label, center in self.centers.items()}
+        with replacing(path, force=force) as part, part.open("wb") as file:
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: pathlib.Path) -> FeatureClusters:
@@ -106,12 +133,39 @@ class FeatureClusters:
         """
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                centers = {int(name.removeprefix("class_")): arrays[name] for name in arrays.files}
-        except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+                centers = {_label(name): arrays[name] for name in arrays.files}
+            widths = {_features(name, center) for name, center in centers.items()}
+            if len(widths) != 1:
+                raise ValueError(f"classes of {sorted(widths)} features" if widths else "it holds no classes")
+        except Exception as error:  # damaged files fail in many ways: zip, zlib, header, memory
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
-                f"--features: {path} is not what `pix2pixhd features` writes ({error}); make it anew"
+                f"--features: {path} is not what `pix2pixhd features` writes ({reason}); create it again"
             ) from None
-        return cls(centers)
+        return cls({label: center.astype(np.float32) for label, center in centers.items()})
+
+    def check(self, generator: Generator, path: pathlib.Path) -> None:
+        """Checks that the clusters are those of a generator's features.
+
+        Args:
+            generator: The generator.
+            path: The file they come from, for the message.
+
+        Raises:
+            InputError: If they have another number of features, or classes that the generator does not know.
+        """
+        found, expected = next(iter(self.centers.values())).shape[1], generator.model.feat_num
+        if found != expected:
+            raise InputError(
+                f"--features: {path} holds looks of {found} features, this generator takes {expected} "
+                "(model.feat_num); create it with `pix2pixhd features` from the same checkpoint"
+            )
+        classes = max(generator.data.label_nc, 1)
+        if max(self.centers) >= classes:
+            raise InputError(
+                f"--features: {path} holds looks of class {max(self.centers)}, this generator has the classes 0 to "
+                f"{classes - 1}; create it with `pix2pixhd features` from the same checkpoint"
+            )
 
     def draw(self, sample: Sample, generator: Generator, seed: str) -> Tensor:
         """Features ``[F, H, W]`` of one look per instance, drawn from those of its class.
@@ -131,7 +185,9 @@ class FeatureClusters:
         return torch.from_numpy(looks[instances.number]).permute(2, 0, 1)
 
 
-def _collect(generator: Generator, dataset: PairedDataset) -> dict[int, list[tuple[float, _Array]]]:
+def _collect(
+    generator: Generator, dataset: PairedDataset, advance: Callable[[], object]
+) -> dict[int, list[tuple[float, _Array]]]:
     """Per class the area (as a share of the picture) and features of all its instances."""
     found: dict[int, list[tuple[float, _Array]]] = {}
     for i in range(len(dataset)):
@@ -141,35 +197,66 @@ def _collect(generator: Generator, dataset: PairedDataset) -> dict[int, list[tup
         shares = instances.sizes / instances.number.size
         for label, share, pixel in zip(instances.labels.tolist(), shares.tolist(), instances.pixels, strict=True):
             found.setdefault(label, []).append((share, features[:, pixel].copy()))
+        advance()
     return found
 
 
-def cluster_features(generator: Generator, dataset: PairedDataset, n_clusters: int = 10) -> FeatureClusters:
+def cluster_features(
+    generator: Generator,
+    dataset: PairedDataset,
+    n_clusters: int = 10,
+    advance: Callable[[], object] = lambda: None,
+) -> FeatureClusters:
     """Clusters the features of a data set's instances by k-means, class by class.
 
     Args:
         generator: With its encoder.
         dataset: Label maps, instance maps and real pictures.
         n_clusters: Most looks per class.
+        advance: Called after each image.
 
     Returns:
         The clusters' centers. Instances of less than 1/64 of the picture count only in classes that have no larger one.
 
     Raises:
-        InputError: If the generator has no encoder.
+        InputError: If the generator has no encoder, or for less than one cluster.
 
     Example:
-        >>> clusters = cluster_features(load_generator("last.ckpt"), dataset)  # doctest: +SKIP
+        >>> clusters = cluster_features(generator, dataset)  # doctest: +SKIP
     """
     from sklearn.cluster import KMeans  # type: ignore[import-untyped]
 
+    _check_clusters(n_clusters)
     centers = {}
-    for label, instances in sorted(_collect(generator, dataset).items()):
+    for label, instances in sorted(_collect(generator, dataset, advance).items()):
         large = [look for area, look in instances if area > _LEAST_AREA] or [look for _, look in instances]
         looks = np.unique(np.stack(large), axis=0)
+        if not np.isfinite(looks).all():
+            raise InputError(f"the encoder's features of class {label} are not finite; use an earlier checkpoint")
         kmeans = KMeans(min(n_clusters, len(looks)), random_state=0, n_init=4)
         centers[label] = kmeans.fit(looks).cluster_centers_.astype(np.float32)
     return FeatureClusters(centers)
+
+
+def _check_clusters(n_clusters: int) -> None:
+    if n_clusters < 1:
+        raise InputError(f"--n_clusters must be at least 1, got {n_clusters}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pix2pixhd features",
+        description="Clusters the looks of a data set's instances, class by class, for pix2pixhd generate --features.",
+    )
+    parser.add_argument("--dataroot", help="data set; default: the one it was trained on")
+    parser.add_argument("--phase", default="train", help="prefix of the folders (default: train)")
+    parser.add_argument("--n_clusters", type=int, default=10, help="most looks per class (default: 10)")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="the .npz file to write")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    generator_cli.add_device(parser)
+    generator_cli.add_checkpoint(parser)
+    generator_cli.add_scaling(parser)
+    return parser
 
 
 def main(argv: Sequence[str]) -> int:
@@ -178,25 +265,25 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         InputError: For a checkpoint or data that cannot be used.
     """
-    parser = argparse.ArgumentParser(
-        prog="pix2pixhd features",
-        description="Clusters the looks of a data set's instances, class by class, for pix2pixhd generate --features.",
-    )
-    parser.add_argument("--checkpoint", type=pathlib.Path, required=True, help="of a run with model.instance_feat")
-    parser.add_argument("--dataroot", help="data set; default: the one it was trained on")
-    parser.add_argument("--phase", default="train", help="prefix of the folders (default: train)")
-    parser.add_argument("--n_clusters", type=int, default=10, help="most looks per class (default: 10)")
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="the .npz file to write")
-    options = parser.parse_args(argv)
-    generator = load_generator(options.checkpoint)
+    options = _parser().parse_args(argv)
+    _check_clusters(options.n_clusters)
+    check_replaceable([options.output], options.force)
+    generator = generator_cli.load(options)
     if generator.encoder is None:
-        raise InputError(f"{options.checkpoint} has no encoder; it needs model.instance_feat: true in training")
+        raise InputError(_NO_ENCODER.format(options.checkpoint))
     data = dataclasses.replace(generator.data, dataroot=options.dataroot or generator.data.dataroot)
     pairs = find_pairs(data, options.phase)
-    check_pairs(pairs, data, generator.model.multiple, training=False)
+    read = [path for pair in pairs for path in (pair.input, pair.instance, pair.image)]
+    check_apart([options.output], {"data": read, "checkpoint": generator_cli.files_read(options.checkpoint)})
+    check_writable(options.output.parent, "--output")
+    generator_cli.move(generator, options.device)
+    shown = shows_progress()
+    with progress_bar("checking", len(pairs), shown) as advance:
+        check_pairs(pairs, data, generator.model.multiple, training=False, on_checked=advance)
     dataset = PairedDataset(pairs, data, generator.model.multiple, augment=False)
-    clusters = cluster_features(generator, dataset, options.n_clusters)
-    clusters.save(options.output)
+    with progress_bar("encoding", len(pairs), shown) as advance:
+        clusters = cluster_features(generator, dataset, options.n_clusters, advance)
+    clusters.save(options.output, force=options.force)
     looks = sum(len(center) for center in clusters.centers.values())
     print(f"wrote {looks} looks of {len(clusters.centers)} classes to {options.output}")
     return 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,27 +22,15 @@ from pix2pixhd.data import (
     list_pictures,
     save_picture,
 )
+from pix2pixhd.data.images import picture_path
+from pix2pixhd.files import check_apart, check_replaceable, check_writable
 from pix2pixhd.training.checkpoint import Generator
 from pix2pixhd.training.features import FeatureClusters, encode_picture
 from pix2pixhd.training.padding import generate_padded
-from pix2pixhd.training.results import figures_of, shown_input, write_page
+from pix2pixhd.training.progress import progress_bar
+from pix2pixhd.training.results import figures_of, page_files, shown_input, write_page
 
-__all__ = ["Looks", "check_writable", "generate_folder", "generate_picture"]
-
-
-def check_writable(folder: pathlib.Path, name: str) -> None:
-    """Makes a folder and a file in it, so that a run does not end with results it cannot keep.
-
-    Raises:
-        InputError: If that fails; names the option, the folder and the reason.
-    """
-    probe = folder / ".pix2pixhd-probe"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"{name}: cannot write into {folder} ({error.strerror}); choose another folder") from None
+__all__ = ["Looks", "generate_folder", "generate_picture"]
 
 
 @torch.inference_mode()
@@ -138,6 +127,23 @@ def _generate_batch(generator: Generator, batch: list[Sample], looks: Looks) -> 
     ).cpu()
 
 
+def _outputs(target: pathlib.Path, pairs: list[Pair], channels: int, page: bool) -> list[pathlib.Path]:
+    """All files that are going to be written."""
+    names = [pair.name for pair in pairs]
+    images = [picture_path(target / f"{name}.png", channels) for name in names]
+    columns = ["input", "generated", *(["real"] if pairs[0].image is not None else [])]
+    return images + (page_files(target, names, columns) if page else [])
+
+
+def _check_outputs(outputs: list[pathlib.Path], inputs: Mapping[str, list[pathlib.Path | None]], force: bool) -> None:
+    """Refuses to replace inputs or files of other origin, and to write one file twice."""
+    check_apart(outputs, inputs)
+    twice = [path for path, count in collections.Counter(outputs).items() if count > 1]
+    if twice:
+        raise InputError(f"--output: two images would be written to {twice[0]}; rename one of the inputs")
+    check_replaceable(outputs, force)
+
+
 def generate_folder(
     generator: Generator,
     source: pathlib.Path,
@@ -150,16 +156,19 @@ def generate_folder(
     looks: Looks | None = None,
     real: pathlib.Path | None = None,
     page: bool = False,
+    force: bool = False,
+    files_read: Sequence[pathlib.Path] = (),
+    progress: bool = False,
 ) -> list[pathlib.Path]:
     """Generates a PNG of the same name for every label map or picture of a folder.
 
     Inputs are scaled as in training (``resize_or_crop`` without its crop), so that things have the size that the
-    generator knows.
+    generator knows. Each file appears whole or not at all.
 
     Args:
         generator: From ``load_generator``.
         source: Label maps or pictures, or the root of a data set with ``test_label`` or ``test_A``.
-        target: Where the pictures go.
+        target: Where the pictures go; must not be, or lie inside, a folder that is read.
         instances: Instance maps; beside ``source`` when None.
         keep_size: Whether to leave the inputs' size as it is.
         batch: Pictures of one size that are generated together.
@@ -167,6 +176,9 @@ def generate_folder(
         looks: Features, for a generator with an encoder.
         real: Folder of real pictures, for the page and its figures.
         page: Whether to write a results page, ``target/index.html``.
+        force: Whether files that this package did not write may be replaced.
+        files_read: Other files that must not be overwritten, the checkpoint for example.
+        progress: Whether to show a progress bar on stderr.
 
     Returns:
         The files written.
@@ -180,26 +192,35 @@ def generate_folder(
     looks = looks or Looks()
     if not source.is_dir():
         raise InputError(f"--input: there is no folder {source}")
-    check_writable(target, "--output")
     data = dataclasses.replace(generator.data, resize_or_crop="crop") if keep_size else generator.data
+    folders = {"--input": source, "--instances": instances, "--encode": looks.encode, "--real": real}
+    read: dict[str, list[pathlib.Path | None]] = {name: [folder] for name, folder in folders.items()}
+    check_apart([target], read)
     pairs = find_inputs(source, data, instances)[:how_many]
     if looks.encode is not None:
         pairs = _with_pictures(pairs, looks.encode, "--encode")
     elif real is not None:
         pairs = _with_pictures(pairs, real, "--real")
-    check_pairs(pairs, data, generator.model.multiple, training=False)
+    read["input"] = [path for pair in pairs for path in (pair.input, pair.instance, pair.image)]
+    read["checkpoint and features"] = list(files_read)
+    _check_outputs(_outputs(target, pairs, data.output_nc, page), read, force)
+    check_writable(target, "--output")
+    with progress_bar("checking", len(pairs), progress) as advance:
+        check_pairs(pairs, data, generator.model.multiple, training=False, on_checked=advance)
     dataset = PairedDataset(pairs, data, generator.model.multiple, augment=False)
     written: list[pathlib.Path] = []
 
     def generated() -> Iterator[tuple[Sample, Tensor]]:
-        for samples in _batches(dataset, batch):
-            for sample, picture in zip(samples, _generate_batch(generator, samples, looks), strict=True):
-                written.append(save_picture(picture, target / f"{sample['name']}.png"))
-                yield sample, picture
+        with progress_bar("generating", len(pairs), progress) as advance:
+            for samples in _batches(dataset, batch):
+                for sample, picture in zip(samples, _generate_batch(generator, samples, looks), strict=True):
+                    written.append(save_picture(picture, target / f"{sample['name']}.png", force=force))
+                    advance()
+                    yield sample, picture
 
     if page:
         rows = (_page_row(sample, picture, data) for sample, picture in generated())
-        write_page(target, f"generated from {source}", rows)
+        write_page(target, f"generated from {source}", rows, force=force)
     else:
         for _ in generated():
             pass

@@ -52,11 +52,12 @@ def build_metrics(names: Sequence[str]) -> MetricCollection:
 
 
 def update_metrics(metrics: MetricCollection, generated: Tensor, real: Tensor) -> None:
-    """Adds a batch of pictures ``[N, C, H, W]`` in [−1, 1].
+    """Adds a batch of images ``[N, C, H, W]`` in [−1, 1], in any floating dtype and memory format.
 
     LPIPS and FID see one channel three times.
     """
-    generated = generated.float().clamp(-1, 1)
+    # torchmetrics views tensors, which needs contiguous ones, and compares in the dtype of its inputs.
+    generated, real = generated.float().clamp(-1, 1).contiguous(), real.float().contiguous()
     for metric in metrics.values():
         pair = (generated, real)
         if isinstance(metric, (FrechetInceptionDistance, LearnedPerceptualImagePatchSimilarity)):

@@ -8,19 +8,23 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pix2pixhd.data import DataOptions, InputError, Sample, encode_input
 from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
 from pix2pixhd.models import LocalEnhancer
-from pix2pixhd.training.distributed import GradientAverager, gather_states, rank, world_size
+from pix2pixhd.training.distributed import GradientAverager, gather_states, rank, share_buffers, world_size
+from pix2pixhd.training.messages import as_options
 from pix2pixhd.training.metrics import build_metrics, update_metrics
 from pix2pixhd.training.optimizer import Adam
 from pix2pixhd.training.options import ComputeOptions, LossOptions, ModelOptions, OptimizerOptions
 from pix2pixhd.training.padding import encode_padded, generate_padded
 from pix2pixhd.training.pool import ImagePool
+from pix2pixhd.training.resume import apply_optimizer_options
 from pix2pixhd.training.step import compute_gradients
+from pix2pixhd.training.steps import epoch_finished
 
 __all__ = ["Pix2PixHD"]
 
@@ -41,7 +45,9 @@ def generator_loss(options: LossOptions) -> GeneratorLoss:
             vgg=options.vgg,
         )
     except (RuntimeError, FileNotFoundError, ValueError) as error:
-        raise InputError(f"loss.vgg: {error}\nOr train without the perceptual loss: loss.lambda_vgg: 0") from error
+        raise InputError(
+            f"loss.vgg: {as_options(str(error))}\nOr train without the perceptual loss: loss.lambda_vgg: 0"
+        ) from error
     if loss.vgg is not None and options.vgg_memory_limit is not None:
         loss.vgg.memory_limit = options.vgg_memory_limit * 2**20
     return loss
@@ -69,6 +75,7 @@ class Pix2PixHD(pl.LightningModule):
         netD: The discriminator.
         netE: The encoder of instance features; None without.
         ema: Moving averages of ``netG`` and ``netE``; None without.
+        channels_last: Whether the networks are in channels-last memory format; decided when training starts.
 
     Raises:
         InputError: For options that do not go together, and if pretrained weights cannot be had.
@@ -116,6 +123,7 @@ class Pix2PixHD(pl.LightningModule):
         self.pool = ImagePool(loss.pool_size)
         self.discriminator_loss = DiscriminatorLoss(preset=loss.preset, gan_mode=loss.gan_mode)
         self.val_metrics = build_metrics(metrics)
+        self.channels_last = False
         self._batches_since_step = 0
         self._check_options()
 
@@ -141,8 +149,9 @@ class Pix2PixHD(pl.LightningModule):
         self.pool = ImagePool(self.pool.size, f"{torch.initial_seed()}:{self.global_rank}")
         options = self.compute_options
         half = self.trainer.precision not in ("32", "32-true", "64-true")
-        if half if options.channels_last is None else options.channels_last:
-            for network in self._networks():
+        self.channels_last = half if options.channels_last is None else options.channels_last
+        if self.channels_last:
+            for network in (*self._networks(), *([] if self.ema is None else [self.ema])):
                 network.to(memory_format=torch.channels_last)
         if options.checkpoint_activations:
             if self.model_options.norm == "batch":
@@ -152,6 +161,8 @@ class Pix2PixHD(pl.LightningModule):
                 )
             setattr(self.netG, "checkpoint_activations", True)  # noqa: B010 - both generators have it
         if options.compile:
+            # The discriminator's graph serves two backward passes; donated buffers would be reused by the first.
+            functorch_config.donated_buffer = False
             for network in self._networks():
                 network.compile()
 
@@ -165,8 +176,12 @@ class Pix2PixHD(pl.LightningModule):
         )
 
     def encode_features(self, batch: Sample) -> Tensor | None:
-        """The encoder's features of a batch's real pictures ``[N, feat_num, H, W]``; None for a module without."""
-        return None if self.netE is None else self.netE(batch["image"], self.model_options.region(batch))
+        """The encoder's features of a batch's real images ``[N, feat_num, H, W]``; None without an encoder."""
+        return None if self.netE is None else self.netE(self._images(batch), self.model_options.region(batch))
+
+    def _images(self, batch: Sample) -> Tensor:
+        """The real images in the networks' dtype, which Lightning converts in some hooks only."""
+        return batch["image"].to(cast(torch.dtype, self.dtype))
 
     def forward(self, condition: Tensor) -> Tensor:
         """Generates pictures ``[N, C, H, W]`` in [−1, 1] of any size; sizes are padded and cropped back.
@@ -185,7 +200,7 @@ class Pix2PixHD(pl.LightningModule):
         if self.netE is None:
             return self(condition)  # type: ignore[no-any-return]
         features = encode_padded(
-            self._generating()["netE"], batch["image"], self.model_options.region(batch), self.multiple
+            self._generating()["netE"], self._images(batch), self.model_options.region(batch), self.multiple
         )
         return self(torch.cat([condition, features], dim=1))  # type: ignore[no-any-return]
 
@@ -197,7 +212,18 @@ class Pix2PixHD(pl.LightningModule):
             Adam(networks.parameters(), lr=options.lr, betas=(options.beta1, options.beta2), fused=True)
             for networks in (self.averaged(), self.netD)
         ]
-        return optimizers, [torch.optim.lr_scheduler.LambdaLR(optimizer, options.rate) for optimizer in optimizers]
+        schedulers = [
+            {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, options.rate), "name": f"lr-{name}"}
+            for name, optimizer in zip("GD", optimizers, strict=True)
+        ]
+        return optimizers, schedulers
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clips the gradients of one optimizer's networks, which have been unscaled and averaged."""
+        limit = self.optimizer_options.gradient_clip_val
+        if limit is not None:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, limit)
 
     def on_train_epoch_start(self) -> None:
         """Keeps the global part as it is in the first ``niter_fix_global`` epochs, and trains all of it after."""
@@ -211,7 +237,8 @@ class Pix2PixHD(pl.LightningModule):
                 part.requires_grad_(True)
 
     def on_train_start(self) -> None:
-        """Sets what is fixed where a run goes on in the middle of an epoch."""
+        """Applies the configuration to what a checkpoint restored, within an epoch too."""
+        apply_optimizer_options(self.trainer.optimizers, cast(list[Any], self.lr_schedulers()), self.optimizer_options)
         self.on_train_epoch_start()
 
     @property
@@ -232,7 +259,7 @@ class Pix2PixHD(pl.LightningModule):
         self._batches_since_step += 1
         stepping = self._batches_since_step >= batches
         terms = self.compute_gradients(
-            self.encode(batch), batch["image"], self.encode_features(batch), batches, stepping
+            self.encode(batch), self._images(batch), self.encode_features(batch), batches, stepping
         )
         if stepping:
             self._batches_since_step = 0
@@ -274,6 +301,7 @@ class Pix2PixHD(pl.LightningModule):
         if last and self.netE is not None:
             averager.start(self.netE)
         averager.finish()
+        share_buffers(self._networks())
         return terms
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -287,6 +315,9 @@ class Pix2PixHD(pl.LightningModule):
         Metrics and the average of the weights may have been turned on or off meanwhile: an average begins with the
         weights as they are.
         """
+        if self._trainer is not None:
+            # Lightning converts the module after this; float64 weights would be rounded to float32 on the way.
+            self._trainer.precision_plugin.convert_module(self)
         weights = _without(checkpoint["state_dict"], "val_metrics.", *([] if self.ema else ["ema."]))
         own = self.state_dict()
         weights |= {name: value for name, value in own.items() if name.startswith("val_metrics.")}
@@ -301,7 +332,9 @@ class Pix2PixHD(pl.LightningModule):
             torch.set_rng_state(state["rng"].cpu())
 
     def on_train_epoch_end(self) -> None:
-        """Lowers the learning rate."""
+        """Lowers the learning rate, unless the run stops within the epoch."""
+        if not epoch_finished(self.trainer):
+            return
         for scheduler in cast(list[Any], self.lr_schedulers()):
             scheduler.step()
 

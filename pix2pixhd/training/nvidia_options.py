@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from pix2pixhd.data import DataOptions, InputError
-from pix2pixhd.training.config import config_text
-from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions, RunOptions
-from pix2pixhd.training.run import TrainConfig
+from pix2pixhd.training.config import SECTIONS, config_text
+from pix2pixhd.training.nvidia_names import ELSEWHERE, FLAGS, RENAMED
+from pix2pixhd.training.options import ModelOptions, OptimizerOptions, RunOptions, TrainConfig
 
 __all__ = ["as_text", "read_options", "to_config"]
 
-# Keys that say the same under the same name.
+# Sections whose fields have NVIDIA's names.
 _SAME: dict[str, type] = {"data": DataOptions, "model": ModelOptions, "optimizer": OptimizerOptions, "run": RunOptions}
 
-# Of these, what says "none" in a way of its own.
-_SPECIAL = {"max_dataset_size", "load_pretrain"}
+# NVIDIA's code counts images where this package counts steps.
+_COUNTED_IN_IMAGES = {
+    "display_freq": "run.display_freq",
+    "print_freq": RENAMED["print_freq"],
+    "save_latest_freq": "run.save_latest_freq",
+}
 
-# What has no counterpart, and why; docs/migrate.md tells the same. A function says when the value matters at all.
-_LEFT_OUT: dict[str, tuple[Callable[[str], bool], str]] = {
-    "load_features": (
-        lambda v: v == "True",
-        "features computed beforehand cannot train the encoder; it is trained here",
-    ),
-    "use_dropout": (lambda v: v == "True", "read by the original's option parser and used nowhere"),
-    "continue_train": (lambda v: v == "True", "pix2pixhd train --resume"),
-    "which_epoch": (lambda v: v != "latest", "name a file of run.output/checkpoints"),
-    "debug": (lambda v: v == "True", "--trainer.fast_dev_run=true, or --data.max_dataset_size"),
-    "local_rank": (lambda v: v not in ("0", "-1"), "torchrun's own"),
+# When an option without counterpart matters at all.
+_MATTERS: dict[str, Callable[[str], bool]] = {
+    "continue_train": lambda value: value == "True",
+    "debug": lambda value: value == "True",
+    "load_features": lambda value: value == "True",
+    "local_rank": lambda value: value not in ("0", "-1"),
+    "use_dropout": lambda value: value == "True",
+    "which_epoch": lambda value: value != "latest",
 }
 
 
@@ -58,16 +60,49 @@ def read_options(path: pathlib.Path) -> dict[str, str]:
     return options
 
 
-def _value(path: pathlib.Path, name: str, text: str, default: object) -> Any:
-    """The text as a value of the default's kind."""
-    if isinstance(default, bool):
-        return text == "True"
-    if isinstance(default, (int, float)):
+class _Options:
+    """The options of one ``opt.txt`` as numbers and switches."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self.given = read_options(path)
+
+    def number(self, name: str, default: float) -> Any:
+        """A number of the default's type; the default if the option is missing."""
+        text = self.given.get(name, str(default))
         try:
-            return type(default)(float(text))
+            value = float(text)
+            converted = type(default)(value)
         except (ValueError, OverflowError):
-            raise InputError(f"{path}: {name} should be a number, got {text!r}") from None
-    return text
+            self._refuse(name, "a number", text)
+        if converted != value:
+            self._refuse(name, "an integer", text)
+        return converted
+
+    def is_on(self, name: str) -> bool:
+        """Whether a switch is on."""
+        text = self.given.get(name, "False")
+        if text not in ("True", "False"):
+            self._refuse(name, "True or False", text)
+        return text == "True"
+
+    def gpus(self) -> list[int]:
+        """The GPU ids, empty for the CPU."""
+        text = self.given.get("gpu_ids", "0")
+        try:
+            ids = [int(index) for index in text.strip("[]").split(",") if index.strip()]
+        except ValueError:
+            self._refuse("gpu_ids", "a list of GPU ids, such as [0, 1]", text)
+        return [index for index in ids if index >= 0]
+
+    def like(self, name: str, default: object) -> Any:
+        """The option as a value of the default's type."""
+        if isinstance(default, bool):
+            return self.is_on(name)
+        return self.number(name, default) if isinstance(default, (int, float)) else self.given[name]
+
+    def _refuse(self, name: str, expected: str, text: str) -> NoReturn:
+        raise InputError(f"{self.path}: {name} should be {expected}, got {text!r}")
 
 
 def to_config(path: pathlib.Path) -> tuple[TrainConfig, dict[str, str]]:
@@ -77,64 +112,102 @@ def to_config(path: pathlib.Path) -> tuple[TrainConfig, dict[str, str]]:
         path: The ``opt.txt``.
 
     Returns:
-        The configuration, with the preset ``nvidia``; and the options without counterpart, each with what to do.
+        The configuration, with the preset ``nvidia``; and notes by option: what has no counterpart and what to do, and
+        what differs.
 
     Raises:
         InputError: If the file cannot be used.
 
     Example:
-        >>> config, left_out = to_config(pathlib.Path("checkpoints/label2city/opt.txt"))  # doctest: +SKIP
+        >>> config, notes = to_config(pathlib.Path("checkpoints/label2city/opt.txt"))  # doctest: +SKIP
     """
-    given = read_options(path)
-    sections: dict[str, dict[str, Any]] = {}
-    for section, kind in _SAME.items():
-        sections[section] = {
-            field.name: _value(path, field.name, given[field.name], field.default)
-            for field in dataclasses.fields(kind)
-            if field.name in given and given[field.name] != "None" and field.name not in _SPECIAL
-        }
-    if given.get("max_dataset_size", "inf") not in ("inf", "None"):
-        sections["data"]["max_dataset_size"] = int(float(given["max_dataset_size"]))
-    if given.get("load_pretrain"):
-        sections["run"]["load_pretrain"] = given["load_pretrain"]
-    sections["run"]["output"] = str(pathlib.Path(given.get("checkpoints_dir", "runs")) / given.get("name", "pix2pixhd"))
-    trainer: dict[str, Any] = {}
-    if given.get("fp16") == "True" or given.get("data_type") == "16":
-        trainer["precision"] = "16-mixed"
-    if given.get("gpu_ids") == "-1":
-        trainer["accelerator"] = "cpu"
-    elif len(gpus := [x for x in given.get("gpu_ids", "0").strip("[]").split(",") if x.strip()]) > 1:
-        trainer["devices"] = len(gpus)
-    left_out = {name: reason for name, (matters, reason) in _LEFT_OUT.items() if name in given and matters(given[name])}
-    config = TrainConfig(
-        data=DataOptions(**sections["data"]),
-        model=ModelOptions(**sections["model"]),
-        loss=_loss(path, given),
-        optimizer=OptimizerOptions(**sections["optimizer"]),
-        run=RunOptions(**sections["run"]),
-        trainer=trainer,
-    )
-    return config, left_out
+    options = _Options(path)
+    values = _same_names(options) | _other_names(options)
+    notes = {
+        name: ELSEWHERE[name]
+        for name, matters in _MATTERS.items()
+        if name in options.given and matters(options.given[name])
+    }
+    values |= _devices(options, notes)
+    sections: dict[str, dict[str, Any]] = {name: {} for name in (*SECTIONS, "trainer")}
+    for dotted, value in values.items():
+        section, _, name = dotted.partition(".")
+        sections[section][name] = value
+    made = {name: kind(**sections[name]) for name, kind in SECTIONS.items()}
+    return TrainConfig(**made, trainer=sections["trainer"]), notes
 
 
-def _loss(path: pathlib.Path, given: Mapping[str, str]) -> LossOptions:
-    weight = _value(path, "lambda_feat", given.get("lambda_feat", "10.0"), 10.0)
-    return LossOptions(
-        preset="nvidia",
-        gan_mode="vanilla" if given.get("no_lsgan") == "True" else None,
-        lambda_feat=0.0 if given.get("no_ganFeat_loss") == "True" else weight,
-        # The original weighs both by lambda_feat.
-        lambda_vgg=0.0 if given.get("no_vgg_loss") == "True" else weight,
-        pool_size=int(given.get("pool_size", "0")),
-    )
+def _same_names(options: _Options) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        f"{section}.{field.name}": options.like(field.name, field.default)
+        for section, kind in _SAME.items()
+        for field in dataclasses.fields(kind)
+        if options.given.get(field.name, "None") != "None" and field.name not in {"max_dataset_size", "load_pretrain"}
+    }
+    if options.given.get("max_dataset_size", "inf") not in ("inf", "None"):
+        values["data.max_dataset_size"] = options.number("max_dataset_size", 1)
+    if options.given.get("load_pretrain"):
+        values["run.load_pretrain"] = options.given["load_pretrain"]
+    batch = max(options.number("batchSize", 1), 1)
+    for name, dotted in _COUNTED_IN_IMAGES.items():
+        if name in options.given:
+            # The original acts when the number of images is a multiple of both.
+            images = options.number(name, 100)
+            values[dotted] = images // math.gcd(images, batch)
+    return values
+
+
+def _other_names(options: _Options) -> dict[str, Any]:
+    weight = options.number("lambda_feat", 10.0)
+    values: dict[str, Any] = {
+        RENAMED["name"]: str(
+            pathlib.Path(options.given.get("checkpoints_dir", "runs")) / options.given.get("name", "pix2pixhd")
+        ),
+        "loss.preset": "nvidia",
+        # The original weights both terms by lambda_feat.
+        "loss.lambda_feat": weight,
+        "loss.lambda_vgg": weight,
+        "loss.pool_size": options.number("pool_size", 0),
+    }
+    if options.given.get("data_type") == "16":
+        values[RENAMED["data_type"]] = "16-mixed"
+    return values | dict(FLAGS[name] for name in FLAGS if options.is_on(name))
+
+
+def _devices(options: _Options, notes: dict[str, str]) -> dict[str, Any]:
+    """Devices and batch size: NVIDIA's ``DataParallel`` divides ``batchSize`` over the GPUs.
+
+    It hands out chunks of ``ceil(batchSize / GPUs)`` images, the last of which may be smaller, and leaves the other
+    GPUs idle.
+    """
+    batch, gpus = options.number("batchSize", 1), options.gpus()
+    if not gpus:
+        return {"trainer.accelerator": "cpu"}
+    if batch < 1:
+        return {}  # refused by the data section
+    chunk = math.ceil(batch / len(gpus))
+    used = math.ceil(batch / chunk)
+    if batch % chunk:
+        chunk = round(batch / used)
+        notes["batchSize"] = (
+            f"{batch} images are not divisible by {used} GPUs; data.batchSize: {chunk} on each of them makes "
+            f"{chunk * used} per step. For {batch}, choose a number of trainer.devices that divides it"
+        )
+    elif used < len(gpus):
+        notes["gpu_ids"] = f"a batch of {batch} occupied {used} of the {len(gpus)} GPUs; only those are listed"
+    ids = gpus[:used]
+    devices: dict[str, Any] = {"data.batchSize": chunk}
+    if ids != [0]:
+        devices[RENAMED["gpu_ids"]] = used if ids == list(range(used)) else ids
+    return devices
 
 
 def as_text(path: pathlib.Path) -> str:
-    """The configuration as YAML, with a comment for every option that has no counterpart.
+    """The configuration as YAML, with a comment for every option that has no counterpart or differs.
 
     Raises:
         InputError: If the file cannot be used.
     """
-    config, left_out = to_config(path)
-    comments = [f"# {name}: {reason}" for name, reason in left_out.items()]
+    config, notes = to_config(path)
+    comments = [f"# {name}: {note}" for name, note in notes.items()]
     return "\n".join([f"# from {path}", *comments, config_text(config)])

@@ -1,22 +1,28 @@
-"""The sections of a configuration besides ``data`` and ``trainer``."""
+"""The configuration of a run, and its sections besides ``data`` and ``trainer``."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from pix2pixhd.data import DataOptions, InputError, Sample
 from pix2pixhd.models import Encoder, MultiscaleDiscriminator, define_D, define_E, define_G
+from pix2pixhd.training.ranges import FRACTION, POSITIVE, at_least, check_ranges
+from pix2pixhd.training.trainer_options import TrainerOptions, trainer_options
 
-__all__ = ["ComputeOptions", "LossOptions", "ModelOptions", "OptimizerOptions", "RunOptions"]
+__all__ = ["ComputeOptions", "LossOptions", "ModelOptions", "OptimizerOptions", "RunOptions", "TrainConfig"]
 
+Logger = Literal["csv", "tensorboard", "mlflow", "wandb"]
+Metric = Literal["l1", "psnr", "ssim", "lpips", "fid"]
 
-def _at_least(section: str, options: object, **least: float) -> None:
-    for name, bound in least.items():
-        if getattr(options, name) < bound:
-            raise InputError(f"{section}.{name} must be at least {bound}, got {getattr(options, name)}")
+# NumPy's limit, whose generators are seeded too.
+_MAX_SEED = 2**32 - 1
+
+# Channels double, and sizes halve, with each of these layers; more than this is a typing error.
+_MOST_SCALES = 10
+_LAYERS = at_least(1, _MOST_SCALES)
 
 
 @dataclasses.dataclass
@@ -66,8 +72,11 @@ class ModelOptions:
     n_downsample_E: int = 4
 
     def __post_init__(self) -> None:
-        _at_least("model", self, ngf=1, n_downsample_global=0, n_blocks_global=0, n_local_enhancers=0)
-        _at_least("model", self, n_blocks_local=0, ndf=1, n_layers_D=1, num_D=1, feat_num=1, nef=1, n_downsample_E=0)
+        one, several, scales = at_least(1), at_least(0), at_least(0, _MOST_SCALES)
+        check_ranges("model", self, ngf=one, ndf=one, nef=one, feat_num=one)
+        check_ranges("model", self, n_blocks_global=several, n_blocks_local=several)
+        check_ranges("model", self, n_downsample_global=scales, n_downsample_E=scales)
+        check_ranges("model", self, **dict.fromkeys(("n_local_enhancers", "n_layers_D", "num_D"), _LAYERS))
         if self.instance_feat and self.label_feat:
             raise InputError("model: instance_feat and label_feat are both true; features are of one or the other")
 
@@ -163,12 +172,10 @@ class LossOptions:
     pool_size: int = 0
 
     def __post_init__(self) -> None:
-        _at_least("loss", self, pool_size=0)
-        if self.vgg_memory_limit is not None:
-            _at_least("loss", self, vgg_memory_limit=1)
-        weights = {name: getattr(self, name) for name in ("lambda_gan", "lambda_feat", "lambda_vgg")}
-        _at_least("loss", self, **{name: 0 for name, weight in weights.items() if weight is not None})
-        if all(weight == 0 for weight in weights.values()):
+        weights = ("lambda_gan", "lambda_feat", "lambda_vgg")
+        check_ranges("loss", self, pool_size=at_least(0), vgg_memory_limit=at_least(1))
+        check_ranges("loss", self, **dict.fromkeys(weights, at_least(0)))
+        if all(getattr(self, weight) == 0 for weight in weights):
             raise InputError("loss: all weights are 0, so the generator has nothing to learn; set one of them")
 
 
@@ -187,6 +194,9 @@ class OptimizerOptions:
         ema_decay: Keeps a moving average of the generator's weights, ``ema = decay·ema + (1 − decay)·weight`` at each
             step, which validation, samples and ``generate`` then take; 0 for none, 0.999 is usual.
         accumulate: Batches whose gradients are averaged before each step.
+        gradient_clip_val: Largest norm of a step's gradients: of the generator's, together with the encoder's, and of
+            the discriminator's. Larger gradients are scaled down to it, after they have been averaged over batches and
+            processes. None for no limit.
 
     Raises:
         InputError: For numbers out of range.
@@ -204,21 +214,21 @@ class OptimizerOptions:
     niter_fix_global: int = 0
     ema_decay: float = 0.0
     accumulate: int = 1
+    gradient_clip_val: float | None = None
 
     def __post_init__(self) -> None:
-        _at_least("optimizer", self, lr=0, beta1=0, beta2=0, niter=0, niter_decay=0)
-        _at_least("optimizer", self, niter_fix_global=0, ema_decay=0, accumulate=1)
-        for name in ("beta1", "beta2", "ema_decay"):
-            if getattr(self, name) >= 1:
-                raise InputError(f"optimizer.{name} must be below 1, got {getattr(self, name)}")
+        epochs = at_least(0)
+        check_ranges("optimizer", self, lr=POSITIVE, beta1=FRACTION, beta2=FRACTION, ema_decay=FRACTION)
+        check_ranges("optimizer", self, niter=epochs, niter_decay=epochs, niter_fix_global=epochs)
+        check_ranges("optimizer", self, accumulate=at_least(1), gradient_clip_val=POSITIVE)
         if not self.niter + self.niter_decay:
             raise InputError(
                 "optimizer: niter and niter_decay are both 0, so nothing would be trained; set one of them"
             )
 
     def rate(self, epoch: int) -> float:
-        """The share of the learning rate in an epoch, counted from 0."""
-        return 1.0 - max(0, epoch - self.niter) / max(self.niter_decay, 1)
+        """The share of the learning rate in an epoch, counted from 0; 0 from the end of the decay on."""
+        return max(0.0, 1.0 - max(0, epoch - self.niter) / max(self.niter_decay, 1))
 
 
 @dataclasses.dataclass
@@ -251,7 +261,7 @@ class RunOptions:
         seed: Seed of weights, order and augmentation.
         load_pretrain: Weights to begin with: a ``.ckpt``, or a folder with NVIDIA's ``latest_net_G.pth``. A trained
             global generator is taken as the global part of ``model.netG: local``.
-        display_freq: Steps between two sheets of sample pictures; 0 for none.
+        display_freq: Steps between two sheets of sample images; 0 for none.
         sample_count: Pictures per sheet.
         results_count: Most pictures on the results page, which is written when training ends; 0 for none.
         save_epoch_freq: Epochs between two kept checkpoints (``last.ckpt`` is written after every epoch).
@@ -276,13 +286,53 @@ class RunOptions:
     results_count: int = 50
     save_epoch_freq: int = 10
     save_latest_freq: int = 1000
-    loggers: list[Literal["csv", "tensorboard", "mlflow", "wandb"]] = dataclasses.field(
-        default_factory=lambda: ["csv", "tensorboard"]
-    )
-    metrics: list[Literal["l1", "psnr", "ssim", "lpips", "fid"]] = dataclasses.field(
-        default_factory=lambda: ["l1", "psnr", "ssim"]
-    )
+    loggers: list[Logger] | Logger = dataclasses.field(default_factory=lambda: ["csv", "tensorboard"])
+    metrics: list[Metric] | Metric = dataclasses.field(default_factory=lambda: ["l1", "psnr", "ssim"])
 
     def __post_init__(self) -> None:
-        _at_least("run", self, seed=0, display_freq=0, sample_count=1)
-        _at_least("run", self, results_count=0, save_epoch_freq=1, save_latest_freq=0)
+        check_ranges("run", self, seed=at_least(0, _MAX_SEED))
+        check_ranges("run", self, display_freq=at_least(0), save_latest_freq=at_least(0), results_count=at_least(0))
+        check_ranges("run", self, sample_count=at_least(1), save_epoch_freq=at_least(1))
+        # One name stands for a list of one.
+        self.loggers = [self.loggers] if isinstance(self.loggers, str) else list(self.loggers)
+        self.metrics = [self.metrics] if isinstance(self.metrics, str) else list(self.metrics)
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """All options of a run.
+
+    Attributes:
+        data: Where the images are and how they are prepared.
+        model: The networks.
+        loss: Weights of the loss terms.
+        optimizer: Adam's settings and the number of epochs.
+        compute: How the step is computed.
+        run: Output folder and seed.
+        trainer: Options of Lightning's ``Trainer`` by name, those of ``TrainerOptions``.
+
+    Raises:
+        InputError: For an option of ``trainer`` that is unknown, not supported, or has a wrong value.
+    """
+
+    data: DataOptions
+    model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
+    loss: LossOptions = dataclasses.field(default_factory=LossOptions)
+    optimizer: OptimizerOptions = dataclasses.field(default_factory=OptimizerOptions)
+    compute: ComputeOptions = dataclasses.field(default_factory=ComputeOptions)
+    run: RunOptions = dataclasses.field(default_factory=RunOptions)
+    trainer: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> TrainerOptions:
+        """Checks all sections again, since fields may have been assigned to; returns the options of the trainer.
+
+        Raises:
+            InputError: For a value of a wrong type or out of range.
+        """
+        for field in dataclasses.fields(self):
+            if field.name != "trainer":
+                dataclasses.replace(getattr(self, field.name))
+        return trainer_options(self.trainer)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pathlib
 import re
 from collections.abc import Mapping
+from typing import cast
 
 from torch import Tensor, nn
 
 from pix2pixhd.data import InputError
-from pix2pixhd.models import LocalEnhancer
+from pix2pixhd.models import LocalEnhancer, MultiscaleDiscriminator
 from pix2pixhd.training.checkpoint import load_strictly, read_checkpoint, read_state_dict
 from pix2pixhd.training.module import Pix2PixHD
 
@@ -52,15 +53,35 @@ def _load_generator(netG: nn.Module, weights: dict[str, Tensor], path: pathlib.P
     return "the generator"
 
 
-def _load_discriminator(netD: nn.Module, weights: dict[str, Tensor], path: pathlib.Path) -> str:
-    own = netD.state_dict()
+def _by_layer(netD: MultiscaleDiscriminator, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names that NVIDIA's code gives with feature matching, for weights that it trained without.
+
+    There ``layer{i}`` holds all of a scale's modules in a row, here ``scale{i}_layer{j}`` holds those of one layer.
+    """
+    modules = [
+        f"layer{j}.{k}"
+        for j in range(netD.n_layers + 2)
+        for k in range(len(cast(nn.Sequential, netD.get_submodule(f"scale0_layer{j}"))))
+    ]
+
+    def renamed(name: str) -> str:
+        match = re.fullmatch(r"layer(\d+)\.(\d+)\.(\w+)", name)
+        if match is None or int(match[2]) >= len(modules):
+            return name
+        return f"scale{match[1]}_{modules[int(match[2])]}.{match[3]}"
+
+    return {renamed(name): value for name, value in weights.items()}
+
+
+def _load_discriminator(netD: MultiscaleDiscriminator, weights: dict[str, Tensor], path: pathlib.Path) -> str:
+    own, weights = netD.state_dict(), _by_layer(netD, weights)
 
     def scales(names: Mapping[str, Tensor]) -> set[str]:
-        return {match[0] for name in names if (match := re.match(r"(scale|layer)\d+", name))}
+        return {match[0] for name in names if (match := re.match(r"scale\d+", name))}
 
     # With one more scale, the coarse ones, which come first, go on from those there are.
     new = sorted(scales(own) - scales(weights))
-    kept = {name: value for name, value in own.items() if re.match(r"(scale|layer)\d+", name)[0] in new}  # type: ignore[index]
+    kept = {name: value for name, value in own.items() if name.split("_")[0] in new}
     load_strictly(netD, {**weights, **kept}, path)
     return "the discriminator" + (f" (its {', '.join(new)} start anew)" if new else "")
 
@@ -72,7 +93,8 @@ def load_pretrained(module: Pix2PixHD, path: pathlib.Path) -> str:
         module: The module.
         path: A ``.ckpt`` of this package, a run's folder, or a folder with ``latest_net_G.pth`` and perhaps
             ``latest_net_D.pth`` and ``latest_net_E.pth``. A global generator becomes the global part of a
-            ``LocalEnhancer``; a discriminator of fewer scales its coarse ones.
+            ``LocalEnhancer``; a discriminator of fewer scales its coarse ones. Discriminators that NVIDIA's code
+            trained with ``--no_ganFeat_loss``, under other names, are accepted too.
 
     Returns:
         What was loaded and what was not, in one line.

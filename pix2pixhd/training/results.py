@@ -15,9 +15,11 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from pix2pixhd.data import DataOptions, InputError, PairedDataset, Sample, save_picture
+from pix2pixhd.files import MARK, check_replaceable, write_text
 from pix2pixhd.training.pictures import colorize
+from pix2pixhd.training.steps import trial_batches
 
-__all__ = ["ResultsPage", "figures_of", "sample_pictures", "shown_input", "viewable", "write_page"]
+__all__ = ["ResultsPage", "figures_of", "page_files", "sample_pictures", "shown_input", "viewable", "write_page"]
 
 _FIGURES = ("L1", "PSNR", "SSIM")
 
@@ -57,8 +59,21 @@ def figures_of(generated: Tensor, real: Tensor) -> dict[str, float]:
     return found
 
 
+def _image(name: str, column: str) -> pathlib.Path:
+    return pathlib.Path("images") / column / f"{name}.png"
+
+
+def page_files(folder: pathlib.Path, names: Iterable[str], columns: Iterable[str]) -> list[pathlib.Path]:
+    """All files of a results page with these rows and columns."""
+    return [folder / "index.html", *(folder / _image(name, column) for name in names for column in columns)]
+
+
 def write_page(
-    folder: pathlib.Path, title: str, rows: Iterable[tuple[str, Mapping[str, Tensor], Mapping[str, float]]]
+    folder: pathlib.Path,
+    title: str,
+    rows: Iterable[tuple[str, Mapping[str, Tensor], Mapping[str, float]]],
+    *,
+    force: bool = False,
 ) -> pathlib.Path:
     """Writes the pictures and the page that shows them.
 
@@ -66,22 +81,24 @@ def write_page(
         folder: Where ``index.html`` and ``images/`` go.
         title: The page's heading.
         rows: Per picture its name, its pictures ``[C, H, W]`` in [−1, 1] by column, and its figures.
+        force: Whether files that this package did not write may be replaced.
 
     Returns:
         The page.
 
     Raises:
-        InputError: If a file cannot be written.
+        InputError: If a file cannot be written, or if it exists and may not be replaced.
 
     Example:
         >>> write_page(pathlib.Path("results"), "test", [])  # doctest: +SKIP
     """
+    check_replaceable([folder / "index.html"], force, str(folder))
     written, columns = [], []
     for name, pictures, figures in rows:
         paths = {}
         for column, picture in pictures.items():
-            path = pathlib.Path("images") / column / f"{name}.png"
-            save_picture(viewable(picture), folder / path)
+            path = _image(name, column)
+            save_picture(viewable(picture), folder / path, force=force)
             paths[column] = path.as_posix()
         columns = list(pictures)
         written.append(_Row(name, paths, {key: f"{value:.4g}" for key, value in figures.items()}))
@@ -91,14 +108,10 @@ def write_page(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).with_name("templates")), autoescape=True
     )
     html = environment.get_template("results.html").render(
-        title=title, rows=written, columns=columns, figures=shared, means=means
+        title=title, rows=written, columns=columns, figures=shared, means=means, mark=MARK
     )
     page = folder / "index.html"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        page.write_text(html, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{page}: cannot be written ({error.strerror or error}); choose another folder") from None
+    write_text(page, html, force=force)
     return page
 
 
@@ -121,7 +134,7 @@ class ResultsPage(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes it, once for all processes."""
-        if self.count and trainer.is_global_zero:
+        if self.count and trainer.is_global_zero and not trial_batches(trainer):
             try:
                 write_page(
                     self.folder,

@@ -2,59 +2,41 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import pathlib
 import sys
+import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 
-from pix2pixhd.data import DataOptions, InputError
+from pix2pixhd.data import InputError
+from pix2pixhd.files import check_writable
 from pix2pixhd.training.callbacks import LossBar, SampleSheets, StopAtNaN
 from pix2pixhd.training.checkpoint import read_checkpoint
 from pix2pixhd.training.checkpoint_io import AtomicCheckpointIO
-from pix2pixhd.training.datamodule import PairedData
+from pix2pixhd.training.datamodule import PairedData, reporting_dead_workers
 from pix2pixhd.training.distributed import AveragedGradients
-from pix2pixhd.training.generate import check_writable
+from pix2pixhd.training.loggers import make_loggers
 from pix2pixhd.training.module import Pix2PixHD
-from pix2pixhd.training.options import ComputeOptions, LossOptions, ModelOptions, OptimizerOptions, RunOptions
+from pix2pixhd.training.options import TrainConfig
+from pix2pixhd.training.precision import SharedScalePrecision
 from pix2pixhd.training.pretrained import load_pretrained
 from pix2pixhd.training.results import ResultsPage
-from pix2pixhd.training.stopping import SaveWithinEpoch, Stopped
+from pix2pixhd.training.resume import check_resumable, write_config
+from pix2pixhd.training.run_folder import check_run_folder
+from pix2pixhd.training.saving import RunCheckpoints
+from pix2pixhd.training.steps import trial_batches
+from pix2pixhd.training.stopping import Stopped, StopRequests
+from pix2pixhd.training.summary import RunSummary
 
 __all__ = ["TrainConfig", "train"]
-
-
-@dataclasses.dataclass
-class TrainConfig:
-    """All options of a run.
-
-    Attributes:
-        data: Where the pictures are and how they are prepared.
-        model: The networks.
-        loss: Weights of the loss terms.
-        optimizer: Adam's settings and the number of epochs.
-        compute: How the step is computed.
-        run: Output folder and seed.
-        trainer: Arguments of Lightning's ``Trainer``. ``max_epochs`` defaults to ``niter + niter_decay``; ``max_steps``
-            counts steps, each of which updates both networks. With several ``devices`` or ``num_nodes``, or under
-            torchrun, every process takes its share of the pictures, ``batchSize`` at a time; gradients are averaged.
-    """
-
-    data: DataOptions
-    model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
-    loss: LossOptions = dataclasses.field(default_factory=LossOptions)
-    optimizer: OptimizerOptions = dataclasses.field(default_factory=OptimizerOptions)
-    compute: ComputeOptions = dataclasses.field(default_factory=ComputeOptions)
-    run: RunOptions = dataclasses.field(default_factory=RunOptions)
-    trainer: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _last_checkpoint(config: TrainConfig, resume: bool) -> pathlib.Path | None:
@@ -69,124 +51,117 @@ def _last_checkpoint(config: TrainConfig, resume: bool) -> pathlib.Path | None:
         return None
     if not last.exists():
         raise InputError(f"--resume: there is no {last} to continue from; start without --resume")
-    saved = read_checkpoint(last)
-    for section in ("model", "data"):
-        before, now = dataclasses.asdict(getattr(saved, section)), dataclasses.asdict(getattr(config, section))
-        fixed = before if section == "model" else {"label_nc", "input_nc", "output_nc", "no_instance"}
-        for name in fixed:
-            if before[name] != now[name]:
-                raise InputError(
-                    f"--resume: {last} was trained with {section}.{name}={before[name]!r}, the configuration says "
-                    f"{now[name]!r}; set it back, or start anew in another folder"
-                )
+    check_resumable(config, read_checkpoint(last))
     return last
 
 
-def _loggers(names: Sequence[str], output: pathlib.Path) -> list[Any]:
-    taken = [int(path.name[4:]) for path in (output / "logs").glob("run_*") if path.name[4:].isdigit()]
-    version = f"run_{max(taken, default=-1) + 1}"
-    database = f"sqlite:///{output.resolve() / 'mlflow.db'}"
-    make: dict[str, Callable[[], Any]] = {
-        "csv": lambda: CSVLogger(str(output), "logs", version),
-        "tensorboard": lambda: TensorBoardLogger(str(output), "logs", version),
-        "mlflow": lambda: MLFlowLogger(
-            output.name, version, tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", database)
-        ),
-        "wandb": lambda: WandbLogger(version, str(output), project=output.name),
-    }
-    # In this order: CSVLogger warns of a folder that exists already.
-    loggers = []
-    for name in sorted(set(names), key=list(make).index):
-        try:
-            loggers.append(make[name]())
-            if name in ("mlflow", "wandb"):
-                # Connects now, so that what does not work is told before anything else is done.
-                _ = loggers[-1].experiment
-        except ModuleNotFoundError as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"run.loggers: {name} is not installed ({reason}); pip install {name}") from None
-        except Exception as error:  # a server that does not answer, a key that is missing: each in its library's words
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"run.loggers: {name} cannot be used ({reason}); set it up, or leave it out") from error
-    return loggers
+def _deadline(max_time: Any, began: float) -> float | None:
+    """When a run has to stop, on ``time.monotonic``'s clock.
+
+    Counted anew by every process that trains, so that a cluster's job and the job that resumes it have the same time.
+    """
+    remaining = Timer(max_time).time_remaining()
+    return None if remaining is None else began + remaining
 
 
-def _callbacks(config: TrainConfig, data: PairedData, output: pathlib.Path) -> list[pl.Callback]:
-    def checkpoint(filename: str, every: int, keep: int) -> ModelCheckpoint:
-        return ModelCheckpoint(
-            output / "checkpoints",
-            filename,
-            every_n_epochs=every,
-            save_top_k=keep,
-            save_on_train_epoch_end=True,
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        )
-
-    run, stop_at_nan = config.run, StopAtNaN()
+def _callbacks(config: TrainConfig, data: PairedData, start: str, began: float) -> list[pl.Callback]:
+    run, trainer, output = config.run, config.check(), pathlib.Path(config.run.output)
+    shown, stop_at_nan = data.val or data.train, StopAtNaN()
+    checkpoints = RunCheckpoints(
+        output / "checkpoints",
+        stop_at_nan.check,
+        run.save_epoch_freq,
+        run.save_latest_freq,
+        max_steps=trainer.max_steps,
+        min_steps=trainer.min_steps or 0,
+        requests=StopRequests(_deadline(trainer.max_time, began)),
+    )
     return [
-        checkpoint("last", every=1, keep=1),
-        checkpoint("epoch_{epoch:04d}", every=run.save_epoch_freq, keep=-1),
-        stop_at_nan,  # before what saves
-        SaveWithinEpoch(output / "checkpoints" / "last.ckpt", stop_at_nan.check, run.save_latest_freq),
-        SampleSheets(data.val or data.train, output / "samples", run.display_freq, run.sample_count),
-        ResultsPage(data.val or data.train, output / "results", run.results_count),
-        LearningRateMonitor("epoch"),
+        RunSummary(config, data, start),
+        stop_at_nan,
+        SampleSheets(shown, output / "samples", run.display_freq, run.sample_count),
+        ResultsPage(shown, output / "results", run.results_count),
+        checkpoints,
     ]
 
 
-def _trainer(config: TrainConfig, callbacks: list[pl.Callback], output: pathlib.Path) -> pl.Trainer:
-    options: dict[str, Any] = {
-        "max_epochs": None,
-        "max_steps": -1,
-        "log_every_n_steps": 10,
-        "num_sanity_val_steps": 0,  # the data have been checked
-        "enable_model_summary": False,
-        **({} if config.data.val_phase else {"limit_val_batches": 0}),
-        **config.trainer,
-    }
-    if options.get("accumulate_grad_batches", 1) != 1:
+def _check_limits(config: TrainConfig) -> None:
+    """Refuses limits that contradict each other."""
+    options, trainer = config.optimizer, config.check()
+    epochs = options.niter + options.niter_decay
+    if trainer.max_epochs is not None and trainer.max_epochs > epochs:
         raise InputError(
-            "trainer.accumulate_grad_batches: set optimizer.accumulate instead, which both networks follow"
+            f"trainer.max_epochs must be at most optimizer.niter + optimizer.niter_decay = {epochs}, where the "
+            f"learning rate ends, got {trainer.max_epochs}; raise niter or niter_decay to train longer"
         )
+    if 0 < trainer.max_steps < (trainer.min_steps or 0):
+        raise InputError(
+            f"trainer.min_steps must be at most trainer.max_steps = {trainer.max_steps}, got {trainer.min_steps}"
+        )
+
+
+def _precision_plugins(options: dict[str, Any]) -> list[Any]:
+    """The plugin for float16, which takes the place of ``trainer.precision``."""
+    if options["precision"] != "16-mixed":
+        return []
+    del options["precision"]
+    accelerator = options["accelerator"]
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    return [SharedScalePrecision("cpu" if on_cpu else "cuda")]
+
+
+def _trainer(config: TrainConfig, callbacks: list[pl.Callback], resume: bool) -> pl.Trainer:
+    options = config.check().arguments()
+    if not config.data.val_phase:
+        options["limit_val_batches"] = 0
     if options["max_epochs"] is None:
         options["max_epochs"] = config.optimizer.niter + config.optimizer.niter_decay
-    if options["max_steps"] > 0:
-        # Under manual optimisation Lightning counts every optimiser's step, two of ours.
-        options["max_steps"] *= 2
-    if options.get("enable_progress_bar") is not False:
+    for limit in ("max_steps", "max_time"):
+        del options[limit]  # RunCheckpoints stops there, since Lightning would take the epoch for finished
+    if options["min_steps"]:
+        # Under manual optimization Lightning counts the step of every optimizer.
+        options["min_steps"] *= 2
+    output = pathlib.Path(config.run.output)
+    loggers = [] if options["fast_dev_run"] else make_loggers(config.run.loggers, output, resume)
+    if loggers:
+        callbacks = [*callbacks, LearningRateMonitor("epoch")]
+    if options["enable_progress_bar"]:
         callbacks = [*callbacks, LossBar()]
     _spread(options)
-    plugins = options.pop("plugins", None) or []
-    return pl.Trainer(
-        **options,
-        callbacks=callbacks,
-        logger=_loggers(config.run.loggers, output),
-        use_distributed_sampler=False,
-        plugins=[*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()],
-    )
+    try:
+        trainer = pl.Trainer(
+            callbacks=callbacks,
+            logger=loggers,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            plugins=[*_precision_plugins(options), AtomicCheckpointIO()],
+            **options,
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        # Options that this machine does not have, such as a GPU.
+        raise InputError(f"trainer: {error}") from error
+    # fast_dev_run limits steps too, as Lightning counts them; its limit of batches is enough.
+    trainer.fit_loop.epoch_loop.max_steps = -1
+    return trainer
 
 
 def _spread(options: dict[str, Any]) -> None:
     """Chooses devices and strategy: one process, or as many as torchrun or ``trainer.devices`` say."""
-    if options.get("devices", "auto") == "auto":
+    if options["devices"] == "auto":
         options["devices"] = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if "GROUP_WORLD_SIZE" in os.environ:
             options["num_nodes"] = int(os.environ["GROUP_WORLD_SIZE"])
-    several = options["devices"] not in (1, "1") or options.get("num_nodes", 1) > 1
-    strategy = options.setdefault("strategy", "auto")
-    if strategy not in ("auto", "ddp"):
-        raise InputError(
-            f"trainer.strategy: {strategy!r} cannot run this training step, which takes several backwards through one "
-            "forward; leave it out, or use ddp"
-        )
-    if several:
+    devices = options["devices"]
+    local = len(devices) if isinstance(devices, list) else torch.cuda.device_count() if devices == -1 else devices
+    if local > 1 or options["num_nodes"] > 1:
         options["strategy"] = AveragedGradients()
 
 
 def _quiet() -> None:
     """Keeps Lightning's advertisements and hints for its own examples off the screen."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # A profiler's report is no hint: it has been asked for.
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)
     for hint in (
         "does not have many workers",
         "The number of training batches",
@@ -218,23 +193,32 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
     Example:
         >>> module = train(TrainConfig(DataOptions(dataroot="datasets/cityscapes")))  # doctest: +SKIP
     """
+    began = time.monotonic()
     _quiet()
+    config.check()
     output = pathlib.Path(config.run.output)
     _check_pretrained(config)
+    _check_limits(config)
     checkpoint = _last_checkpoint(config, resume)
+    check_run_folder(output, config.data, resume)
     check_writable(output, "run.output")
     data = PairedData(config.data, config.model.multiple, config.run.seed)
     pl.seed_everything(config.run.seed, workers=True, verbose=False)
     module = Pix2PixHD(config.model, config.data, config.loss, config.optimizer, config.compute, config.run.metrics)
+    start = "new weights"
     if config.run.load_pretrain and checkpoint is None:
-        print(load_pretrained(module, pathlib.Path(config.run.load_pretrain)), flush=True)
+        start = load_pretrained(module, pathlib.Path(config.run.load_pretrain))
     try:
-        trainer = _trainer(config, [*_callbacks(config, data, output), *callbacks], output)
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer = _trainer(config, [*_callbacks(config, data, start, began), *callbacks], resume)
+        if not trial_batches(trainer):
+            write_config(config)
+        with reporting_dead_workers():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {error}") from error
     except Stopped:
-        print(f"stopped; the run is saved, continue it with --resume ({output})", file=sys.stderr)
+        kept = f"the run is saved, continue it with --resume --run.output {output}"
+        print(f"stopped; {'nothing was saved' if trial_batches(trainer) else kept}", file=sys.stderr)
         raise
     return module
 

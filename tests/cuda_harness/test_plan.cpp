@@ -54,9 +54,29 @@ void run(const char* list, const std::vector<Shape>& shapes, size_t launches) {
   check(order == planned_order(shapes), "tensors are missing, doubled or in another order");
 }
 
+// A launch's first tensor decides whether its kernel packs signs, so they must all have signs or none.
+void run_with_signs_in_turn() {
+  set_case("plan of tensors with and without signs in turn");
+  uint32_t signs = 0;
+  std::vector<cuda::PlanEntry> entries;
+  for (int k = 0; k < 2 * kMaxTensors + 2; ++k) {
+    entries.push_back({{{nullptr, nullptr}, k % 2 == 0 ? &signs : nullptr, 5, 1.0, static_cast<double>(k), 1},
+                       {DType::kFloat32, DType::kFloat32}});
+  }
+  const cuda::Plan plan = cuda::make_plan(entries);
+  check(plan.launches.size() == 4, "%zu launches instead of 4", plan.launches.size());
+  for (const cuda::Launch& launch : plan.launches) {
+    for (int32_t i = 1; i < launch.args.count; ++i) {
+      check((launch.args.tensor[i].signs == nullptr) == (launch.args.tensor[0].signs == nullptr),
+            "one launch has tensors with and without signs");
+    }
+  }
+}
+
 }  // namespace
 
 void test_plan() {
+  run_with_signs_in_turn();
   const DType f32 = DType::kFloat32;
   run("of nothing", {}, 0);
   run("of empty tensors", of_types({0, 0, 0}, f32, f32), 0);

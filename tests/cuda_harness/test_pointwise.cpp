@@ -9,8 +9,8 @@ namespace {
 
 using namespace pix2pixhd;
 
-constexpr Pointwise kKinds[] = {Pointwise::kSquaredError, Pointwise::kHinge, Pointwise::kLinear};
-constexpr const char* kKindNames[] = {"squared error", "hinge", "linear"};
+constexpr Pointwise kKinds[] = {Pointwise::kSquaredError, Pointwise::kHinge, Pointwise::kLinear, Pointwise::kLogistic};
+constexpr const char* kKindNames[] = {"squared error", "hinge", "linear", "logistic"};
 
 double value_of(Pointwise kind, double x, double c) {
   switch (kind) {
@@ -18,6 +18,8 @@ double value_of(Pointwise kind, double x, double c) {
       return (x - c) * (x - c);
     case Pointwise::kHinge:
       return 1.0 - c * x <= 0.0 ? 0.0 : 1.0 - c * x;
+    case Pointwise::kLogistic:
+      return (1.0 - c) * x - (x < 0.0 ? x : 0.0) + std::log1p(std::exp(-std::fabs(x)));
     default:
       return c * x;
   }
@@ -29,10 +31,15 @@ double slope_of(Pointwise kind, double x, double c) {
       return 2.0 * (x - c);
     case Pointwise::kHinge:
       return 1.0 - c * x <= 0.0 ? 0.0 : -c;
+    case Pointwise::kLogistic:
+      return x < 0.0 ? std::exp(x) / (1.0 + std::exp(x)) - c : (1.0 - c) - std::exp(-x) / (1.0 + std::exp(-x));
     default:
       return c;
   }
 }
+
+// Whether results on multiples of 1/8 are exact: exp and log1p are not.
+bool is_exact(Pointwise kind, Values values) { return values == Values::kEighths && kind != Pointwise::kLogistic; }
 
 // The relative error of a few operations and of rounding to the type.
 double precision(DType type) {
@@ -92,7 +99,7 @@ std::vector<unsigned char> run_forward(List& list, Pointwise kind, Values values
       }
       const double wanted = sum * list.factor[k];
       const double relative = list.shapes[k].type[0] == DType::kFloat64 ? 1e-13 : 1e-6;
-      const double tolerance = values == Values::kEighths ? 0.0 : relative * std::fabs(magnitude * list.factor[k]);
+      const double tolerance = is_exact(kind, values) ? 0.0 : relative * std::fabs(magnitude * list.factor[k]);
       const double got = partial.get(DType::kFloat64, block);
       check(close(got, wanted, tolerance), "partial sum %ld of tensor %zu is %.17g, not %.17g",
             static_cast<long>(block), k, got, wanted);
@@ -132,7 +139,9 @@ void run_backward(List& list, Pointwise kind, Values values, Scalar upstream, in
       const double exact = cut ? 0.0 : rounded(arithmetic, upstream.get() * list.factor[k] * slope);
       const double wanted = rounded(type, exact);
       const double got = gradient[k].get(type, i);
-      const double tolerance = values == Values::kEighths ? 0.0 : precision(type) * std::fabs(wanted);
+      double tolerance = is_exact(kind, values) ? 0.0 : precision(type) * std::fabs(wanted);
+      // sigmoid(x) - c cancels near its zero: what is lost is relative to the terms.
+      if (kind == Pointwise::kLogistic) tolerance += precision(arithmetic) * std::fabs(upstream.get() * list.factor[k]);
       check(got == wanted || close(got, wanted, tolerance), "gradient of tensor %zu [%ld of %ld] is %g, not %g", k,
             static_cast<long>(i), static_cast<long>(list.shapes[k].numel), got, wanted);
     }

@@ -28,3 +28,9 @@ def make_data():
         return root
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    """Keeps what the data check remembers out of the user's cache folder; every test begins without."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))

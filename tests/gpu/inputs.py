@@ -2,7 +2,7 @@
 
 import torch
 
-from pix2pixhd.functional import hinge_loss, lsgan_loss, mean_loss, multi_l1_loss
+from pix2pixhd.functional import hinge_loss, logistic_loss, lsgan_loss, mean_loss, multi_l1_loss
 
 SPECIAL = [float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 1e-30]
 
@@ -41,6 +41,7 @@ LOSSES = {
     "l1": lambda xs, ys: multi_l1_loss(xs, ys, [0.5 + 0.25 * (k % 3) for k in range(len(xs))]),
     "lsgan": lambda xs, ys: lsgan_loss(xs, 1.0) + lsgan_loss(ys, 0.0),
     "hinge": lambda xs, ys: hinge_loss(xs, True) + hinge_loss(ys, False),
+    "logistic": lambda xs, ys: logistic_loss(xs, 0.9) + logistic_loss(ys, 0.0),
     "mean": lambda xs, ys: mean_loss(xs, [-1.0] * len(xs)) - mean_loss(ys),
 }
 

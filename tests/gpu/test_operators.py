@@ -21,9 +21,11 @@ def check(loss, xs, ys, device, exact_gradients=True):
         assert a.stride() == b.stride()
         # The same formula in the same precision; the coefficient may differ in its last bit.
         eps = {torch.float64: 1e-14, torch.float32: 2e-7, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[x.dtype]
-        tiny = torch.finfo(x.dtype).tiny
-        torch.testing.assert_close(a.cpu(), b, rtol=eps, atol=tiny, equal_nan=True)
-        assert torch.equal(a.cpu() == 0, b == 0)
+        atol = torch.finfo(x.dtype).tiny
+        if not exact_gradients and b.numel() > 0:  # exp differs in its last bit, and sigmoid(x) - label cancels
+            atol += eps * b.nan_to_num().abs().max().item()
+        torch.testing.assert_close(a.cpu(), b, rtol=eps, atol=atol, equal_nan=True)
+        assert not exact_gradients or torch.equal(a.cpu() == 0, b == 0)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -32,13 +34,13 @@ def check(loss, xs, ys, device, exact_gradients=True):
     "shapes", [FEATURES, AWKWARD, MANY, [(3, 100_000)]], ids=["features", "awkward", "many", "large"]
 )
 def test_values_and_gradients(name, dtype, shapes, device):
-    check(LOSSES[name], *lists(shapes, dtype), device)
+    check(LOSSES[name], *lists(shapes, dtype), device, exact_gradients=name != "logistic")
 
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nan_infinities_and_ties(name, dtype, device):
-    check(LOSSES[name], *lists(FEATURES, dtype, special=True), device)
+    check(LOSSES[name], *lists(FEATURES, dtype, special=True), device, exact_gradients=name != "logistic")
 
 
 @pytest.mark.parametrize("first", DTYPES)

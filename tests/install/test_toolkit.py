@@ -151,6 +151,9 @@ OLD, NEW = [(5, 0), (7, 0), (8, 0), (8, 7), (9, 0)], [(7, 5), (8, 0), (9, 0), (1
         ("9.0;12.0;10.0", OLD, "9.0+PTX", "does not know 12.0"),
         ("7.0;8.0", NEW, "8.0", "does not build for 7.0 any more; left out"),
         ("13.0", [], "13.0", ""),
+        ("6.1;8.0+PTX", OLD, "8.0+PTX", "6.1 is left out: the CUDA kernels need compute capability 7.0 or newer"),
+        ("5.0;8.0", OLD, "8.0", "5.0 is left out"),
+        ("6.1+PTX;7.0", [], "7.0", "6.1 is left out"),
     ],
 )
 def test_architectures_that_nvcc_does_not_know(capsys, asked, capabilities, expected, said):
@@ -173,3 +176,27 @@ def test_nvcc_is_asked_what_it_knows(monkeypatch, tmp_path, capsys):
 
 def test_an_nvcc_that_does_not_tell_what_it_knows(tmp_path):
     assert archs.known(str(script(tmp_path / "bin" / "nvcc", "exit 1"))) == []
+
+
+def test_an_old_gpu_beside_a_newer_one_is_left_out(tmp_path, capsys):
+    nvcc(tmp_path / "bin" / "nvcc")
+    assert cuda_toolkit.find_cuda(torch_with("13.2", (6, 1), (8, 6))).archs == ["8.6+PTX"]
+    assert "6.1 is left out: the CUDA kernels need compute capability 7.0 or newer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("asked", "gpus"), [("", ((6, 1),)), ("5.2 6.1+PTX", ()), ("6.1", ((9, 0),))])
+def test_only_old_gpus_build_without_cuda(monkeypatch, tmp_path, capsys, asked, gpus):
+    nvcc(tmp_path / "bin" / "nvcc")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    assert cuda_toolkit.find_cuda(torch_with("13.2", *gpus)) is None
+    assert "building without CUDA kernels: the CUDA kernels need compute capability 7.0" in capsys.readouterr().err
+    monkeypatch.setenv("PIX2PIXHD_CUDA", "1")
+    with pytest.raises(BuildError, match=r"need compute capability 7\.0 or newer.*TORCH_CUDA_ARCH_LIST"):
+        cuda_toolkit.find_cuda(torch_with("13.2", *gpus))
+
+
+def test_nvcc_is_not_fetched_for_an_old_gpu(monkeypatch):
+    assert cuda_toolkit.missing_requirements(torch_with("13.2", (6, 1))) == []
+    assert cuda_toolkit.missing_requirements(torch_with("13.2", (6, 1), (9, 0))) != []
+    monkeypatch.setenv("PIX2PIXHD_CUDA", "1")
+    assert cuda_toolkit.missing_requirements(torch_with("13.2", (6, 1))) != []

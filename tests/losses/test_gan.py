@@ -53,6 +53,8 @@ def test_labels_are_used():
     criterion = GANLoss(target_real_label=0.9, target_fake_label=0.1)
     close(criterion(x, True), ((x.double() - 0.9) ** 2).mean())
     close(criterion(x, False), ((x.double() - 0.1) ** 2).mean())
+    smooth = GANLoss(mode="vanilla", target_real_label=0.9)(x, True)
+    close(smooth, 0.9 * formula("vanilla", x, True) + 0.1 * formula("vanilla", x, False))
 
 
 def test_nvidias_signature():
@@ -89,10 +91,12 @@ def test_one_operator_call_for_all_scales(monkeypatch):
     calls = []
     from pix2pixhd.losses import gan
 
-    monkeypatch.setattr(gan, "lsgan_loss", lambda *a: calls.append(a) or torch.zeros(()))
-    GANLoss()(predictions(num_D=3), True)
-    assert len(calls) == 1
-    assert len(calls[0][0]) == 3
+    for mode, name in [("lsgan", "lsgan_loss"), ("vanilla", "logistic_loss"), ("hinge", "hinge_loss")]:
+        calls.clear()
+        monkeypatch.setattr(gan, name, lambda *a: calls.append(a) or torch.zeros(()))
+        GANLoss(mode=mode)(predictions(num_D=3), True)
+        assert len(calls) == 1
+        assert len(calls[0][0]) == 3
 
 
 def test_autocast_gives_float32_and_half_alone_gives_half():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -35,6 +36,7 @@ def pointwise(kind, inputs, constants, weights) -> Tensor:
             "lsgan": lambda x, c: (x - c) ** 2,
             "hinge": lambda x, c: torch.relu(1 - c * x),
             "mean": lambda x, c: x,
+            "logistic": lambda x, c: F.binary_cross_entropy_with_logits(x, torch.full_like(x, c), reduction="none"),
         }
         terms.append(w * value[kind](x, c).mean())
     return torch.stack(terms).sum()

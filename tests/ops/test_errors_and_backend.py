@@ -53,33 +53,38 @@ def test_bad_arguments_are_named(backend, call, error, message):
 
 
 def test_operators_check_what_they_are_given():
-    _, signs = ops.multi_l1.default([x], [x], [1.0], True)
-    layouts = l1.Layouts([x])
-    rest = ([1.0], layouts.sizes, layouts.strides, layouts.ndims, layouts.dtypes)
+    _, signs = ops.multi_l1.default([x], [x], [1.0], [0])
+    rest = ([1.0], *l1.Layouts.of([x]), [0])
     one = torch.tensor(1.0)
     cases = [
         (
-            lambda: ops.multi_l1([x], [x[:1]], [1.0], True),
+            lambda: ops.multi_l1([x], [x[:1]], [1.0], [0]),
             r"input\[0\] and target\[0\] must have the same shape, got \[3\]",
         ),
-        (lambda: ops.multi_l1([x], [x, x], [1.0], True), "must have the same length, got 1, 2 and 1"),
+        (lambda: ops.multi_l1([x], [x, x], [1.0], [0]), "must have the same length, got 1, 2 and 1"),
         (
-            lambda: ops.multi_l1([x.long()], [x], [1.0], True),
+            lambda: ops.multi_l1([x.long()], [x], [1.0], [0]),
             r"input\[0\] must be float32, float64, float16 or bfloat16",
         ),
         (lambda: ops.multi_l1_backward(one, signs[:4], *rest), "signs must be the contiguous int32 tensor of 16 words"),
         (lambda: ops.multi_l1_backward(one, signs.float(), *rest), "signs must be the contiguous int32"),
         (lambda: ops.multi_l1_backward(x, signs, *rest), "grad must have one element, got 3"),
-        (lambda: ops.multi_l1_backward(one, signs, [1.0], [3, 3], [1], [1], [6]), "as ndims says"),
-        (lambda: ops.multi_l1_backward(one, signs, [1.0], [3], [1], [1], [3]), "expected float32, float64, float16"),
-        (lambda: ops.multi_pointwise([x], [1.0], [1.0], 3), r"kind must be 0 \(squared error\), 1 \(hinge\) or 2"),
+        (lambda: ops.multi_l1_backward(one, signs, [1.0], [3, 3], [1], [1], [6], [0]), "as ndims says"),
+        (
+            lambda: ops.multi_l1_backward(one, signs, [1.0], [3], [1], [1], [3], [0]),
+            "expected float32, float64, float16",
+        ),
+        (lambda: ops.multi_l1([x], [x], [1.0], [1]), r"wanted must hold ascending indices below 1, got 1"),
+        (lambda: ops.multi_l1([x, x], [x, x], [1.0, 1.0], [1, 0]), "ascending indices below 2, got 0 after 1"),
+        (lambda: ops.multi_l1_backward(one, signs, *rest[:-1], [-1]), "ascending indices below 1, got -1"),
+        (lambda: ops.multi_pointwise([x], [1.0], [1.0], 4), r"kind must be 0 \(squared .* or 3 \(logistic\), got 4"),
         (lambda: ops.multi_pointwise([x], [], [1.0], 0), "input, constant and weight must have the same length"),
     ]
     for call, message in cases:
         with pytest.raises(RuntimeError, match=message):
             call()
-    with pytest.raises(RuntimeError, match="pack_signs must be True when a gradient is wanted"):
-        ops.multi_l1([x.clone().requires_grad_()], [x], [1.0], False)
+    with pytest.raises(RuntimeError, match="wanted must hold every pair of which a gradient is required"):
+        ops.multi_l1([x.clone().requires_grad_()], [x], [1.0], [])
 
 
 def test_backend_is_chosen_and_restored():

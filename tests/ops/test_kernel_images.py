@@ -92,6 +92,12 @@ def test_each_gpu_is_asked_once(gpus):
     assert asked == [0, 1]
 
 
+def test_a_gpu_that_no_build_supports_is_not_told_to_rebuild(gpus):
+    gpus((6, 1))
+    reason = choice.unavailable(torch.device("cuda", 0))
+    assert reason == "the CUDA kernels need compute capability 7.0 or newer, and Card 6 has 6.1"
+
+
 def test_what_is_not_known_is_no_obstacle(gpus):
     """No facts of the build, or tensors of a GPU that is not there: what torch makes up while it traces."""
     asked = gpus((12, 0), archs="")

@@ -160,7 +160,7 @@ def test_only_who_needs_a_gradient_gets_one():
 
 def test_no_signs_are_packed_when_nobody_wants_a_gradient():
     x, y = torch.randn(1000), torch.randn(1000)
-    assert OPERATOR([x], [y], [1.0], False)[1].numel() == 0
+    assert OPERATOR([x], [y], [1.0], [])[1].numel() == 0
     assert not multi_l1_loss([x], [y]).requires_grad
     with torch.no_grad():
         assert not multi_l1_loss([x.requires_grad_()], [y]).requires_grad
@@ -217,7 +217,7 @@ def test_more_than_two_to_the_31_elements():
     x = torch.zeros(n, dtype=torch.bfloat16)
     x[-1] = 3.0
     x[2**31] = -1.0
-    loss, signs = OPERATOR([x], [x], [float(n)], True)
+    loss, signs = OPERATOR([x], [x], [float(n)], [0])
     assert loss == 0
     assert signs.numel() == sign_words(n)
     value = torch.ops.pix2pixhd.multi_pointwise.default([x], [0.0], [float(n)], 0)

@@ -1,4 +1,4 @@
-"""lsgan_loss, hinge_loss and mean_loss against float64."""
+"""lsgan_loss, hinge_loss, mean_loss and logistic_loss against float64."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pix2pixhd
-from pix2pixhd.functional import hinge_loss, lsgan_loss, mean_loss
+from pix2pixhd.functional import hinge_loss, logistic_loss, lsgan_loss, mean_loss
 
 from .oracle import DTYPES, EPS, LAYOUTS, in_layout, pointwise, tensor_pairs
 
@@ -14,6 +14,7 @@ CALLS = {
     "lsgan": lambda xs, cs, ws: lsgan_loss(xs, cs, ws),
     "hinge": lambda xs, cs, ws: hinge_loss(xs, [c > 0 for c in cs], ws),
     "mean": lambda xs, cs, ws: mean_loss(xs, ws),
+    "logistic": lambda xs, cs, ws: logistic_loss(xs, cs, ws),
 }
 
 
@@ -25,7 +26,9 @@ def check(kind, tensors, constants, weights):
     xs = [x.detach().requires_grad_() for x in tensors]
     loss = CALLS[kind](xs, constants, weights)
     wide = [x.detach().double().requires_grad_() for x in xs]
-    expected = pointwise(kind, wide, constants, weights)
+    # A label has the dtype of its tensor, as from torch.full_like.
+    labels = [torch.tensor(c, dtype=x.dtype).item() for x, c in zip(xs, constants, strict=True)]
+    expected = pointwise(kind, wide, labels, weights)
     # Each tensor is computed in float32, or float64 where it is float64 itself.
     eps = 4 * max(EPS[loss.dtype], EPS[torch.float64 if all(x.dtype == torch.float64 for x in xs) else torch.float32])
     scale = sum(abs(w) for w in weights)

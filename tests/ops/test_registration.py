@@ -5,7 +5,7 @@ import torch
 from torch.library import opcheck
 
 import pix2pixhd
-from pix2pixhd.functional import hinge_loss, lsgan_loss, mean_loss, multi_l1_loss
+from pix2pixhd.functional import hinge_loss, logistic_loss, lsgan_loss, mean_loss, multi_l1_loss
 from pix2pixhd.ops.l1 import Layouts
 
 ops = torch.ops.pix2pixhd
@@ -31,21 +31,25 @@ def samples(requires_grad, empty=False):
 def test_opcheck_multi_l1(requires_grad):
     for inputs in samples(requires_grad):
         targets = [torch.randn_like(x) for x in inputs]
-        opcheck(ops.multi_l1.default, (inputs, targets, [0.5] * len(inputs), True))
+        every = list(range(len(inputs)))
+        opcheck(ops.multi_l1.default, (inputs, targets, [0.5] * len(inputs), every))
         if not requires_grad:
-            opcheck(ops.multi_l1.default, (inputs, targets, [0.5] * len(inputs), False))
+            opcheck(ops.multi_l1.default, (inputs, targets, [0.5] * len(inputs), []))
+            opcheck(ops.multi_l1.default, (inputs, targets, [0.5] * len(inputs), every[1:]))
 
 
 def test_opcheck_multi_l1_backward():
     for inputs in samples(False, empty=True):
         weights = [0.5] * len(inputs)
-        _, signs = ops.multi_l1.default(inputs, [torch.zeros_like(x) for x in inputs], weights, True)
-        rest = Layouts(inputs)
+        every = list(range(len(inputs)))
+        _, signs = ops.multi_l1.default(inputs, [torch.zeros_like(x) for x in inputs], weights, every)
+        rest = Layouts.of(inputs)
         arguments = (torch.tensor(2.0), signs, weights, rest.sizes, rest.strides, rest.ndims, rest.dtypes)
-        opcheck(ops.multi_l1_backward.default, arguments)
+        opcheck(ops.multi_l1_backward.default, (*arguments, every))
+        opcheck(ops.multi_l1_backward.default, (*arguments, every[-1:]))
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", [0, 1, 2, 3])
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck_multi_pointwise(kind, requires_grad):
     for inputs in samples(requires_grad):
@@ -61,6 +65,7 @@ LOSSES = {
     "lsgan": lambda xs: lsgan_loss(xs, [1.0, 0.0], [0.5, 2.0]),
     "hinge": lambda xs: hinge_loss(xs, [True, False], [0.5, 2.0]),
     "mean": lambda xs: mean_loss(xs, [0.5, -2.0]),
+    "logistic": lambda xs: logistic_loss(xs, [0.9, 0.0], [0.5, 2.0]),
 }
 
 

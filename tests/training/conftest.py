@@ -1,8 +1,13 @@
+import contextlib
+import resource
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pix2pixhd.data import DataOptions
+from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions, RunOptions
 from pix2pixhd.training.run import TrainConfig
 
@@ -69,3 +74,40 @@ def command_line(data_root, tmp_path):
         return ["train", *(f"--{name}={value}" for name, value in options.items()), *map(str, more)]
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    """Keeps what the data check remembers out of the user's cache folder; every test begins without."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def make_checkpoint(make_config, tmp_path):
+    """Writes the checkpoint of an untrained run, without training."""
+
+    def make(name="last.ckpt", model=None, **data):
+        config = make_config(**data)
+        torch.manual_seed(0)
+        module = Pix2PixHD(model or config.model, config.data, config.loss, config.optimizer)
+        path = tmp_path / name
+        torch.save({"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}, path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def full_disk():
+    """A context in which no file can grow beyond some bytes; writing then fails as on a full disk."""
+
+    @contextlib.contextmanager
+    def limited(size):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited

@@ -47,8 +47,81 @@ def test_other_options_than_in_training_are_an_error(nvidia):
         load_generator(path, MODEL, DataOptions(label_nc=6))
 
 
-def test_code_is_not_run(tmp_path):
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_is_not_run(tmp_path, zipped):
     path = tmp_path / "latest_net_G.pth"
-    torch.save(define_G(3, 3, 4, "global", 1, 1), path)  # a pickled module
-    with pytest.raises(InputError, match="more than weights"):
+    # A pickled module.
+    torch.save(define_G(3, 3, 4, "global", 1, 1), path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=r"more than weights: .*GlobalGenerator.*state_dict\(\)") as caught:
         load_generator(path, MODEL, DATA)
+    assert_no_unsafe_advice(caught)
+
+
+def assert_no_unsafe_advice(caught):
+    assert "\n" not in str(caught.value)
+    for word in ("weights_only", "two options", "trust", "allowlist", "safe_globals"):
+        assert word not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"PK\x03\x04 nothing", b"\x80\x02"])
+@pytest.mark.parametrize("name", ["latest_net_G.pth", "last.ckpt"])
+def test_damaged_files(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"the checkpoint cannot be read: .*; choose another file") as caught:
+        load_generator(path)
+    assert_no_unsafe_advice(caught)
+
+
+def test_vgg_weights_without_unsafe_advice(tmp_path):
+    from pix2pixhd.models.vgg import load_vgg
+
+    path = tmp_path / "vgg.pth"
+    torch.save(define_G(3, 3, 4, "global", 1, 1), path)
+    with pytest.raises(ValueError, match="more than weights") as caught:
+        load_vgg(path)
+    assert_no_unsafe_advice(caught)
+
+
+REMOVED = object()
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("hyper_parameters", REMOVED, "not a checkpoint of pix2pixhd"),
+        ("hyper_parameters", [1], "not a checkpoint of pix2pixhd"),
+        ("state_dict", REMOVED, "not a checkpoint of pix2pixhd"),
+        ("state_dict", {"netG.a": 3}, "not a checkpoint of pix2pixhd"),
+        ("hyper_parameters.format", 2, "written in format 2, this version reads 1; upgrade"),
+        ("hyper_parameters.model", REMOVED, "the options 'model' are missing"),
+        ("hyper_parameters.data", "data", "the options 'data' are missing"),
+        ("hyper_parameters.model.ngf", REMOVED, r"model\.ngf is missing in the checkpoint"),
+        ("hyper_parameters.data.resize_or_crop", REMOVED, r"data\.resize_or_crop is missing"),
+        ("hyper_parameters.model.ngf", "many", r"model\.ngf should be of type int in the checkpoint, got 'many'"),
+        ("hyper_parameters.model.ngf", True, r"model\.ngf should be of type int"),
+        ("hyper_parameters.model.ngf", 0, r"options are invalid: model\.ngf must be at least 1"),
+        ("hyper_parameters.model.ngf", 10**9, "cannot be built|do not fit"),
+        ("hyper_parameters.model.netG", "other", r"model\.netG should be of type Literal.*global.*got 'other'"),
+        ("hyper_parameters.data.label_nc", 4.5, r"data\.label_nc should be of type int"),
+        ("hyper_parameters.data.max_dataset_size", "all", r"data\.max_dataset_size should be of type int \| None"),
+        ("hyper_parameters.optimizer.lr", "x", r"optimizer\.lr should be of type float"),
+        ("hyper_parameters.loss.unknown", 1, r"unknown options \['unknown'\]; .* upgrade"),
+        ("hyper_parameters.model.ngf", 8, "the weights do not fit the network"),
+    ],
+)
+def test_altered_options_are_named(make_checkpoint, place, value, message):
+    path = make_checkpoint()
+    content = torch.load(path)
+    *outer, last = place.split(".")
+    section = content
+    for name in outer:
+        section = section[name]
+    if value is REMOVED:
+        del section[last]
+    else:
+        section[last] = value
+    torch.save(content, path)
+    with pytest.raises(InputError, match=message) as caught:
+        load_generator(path)
+    assert str(path) in str(caught.value)

@@ -127,3 +127,28 @@ def test_weights_that_do_not_fit(make_config, make_local, global_run, tmp_path):
     config.run.load_pretrain = str(global_run)
     with pytest.raises(InputError, match=r"niter_fix_global needs model\.netG: local"):
         train(config)
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize("num_D", [1, 2])
+def test_a_discriminator_of_nvidias_no_ganFeat_loss(make_config, tmp_path, norm, num_D):
+    """NVIDIA's code names a discriminator's weights otherwise where no feature matching asks for its layers."""
+    from pix2pixhd.models import define_D
+
+    config = make_config()
+    config.model.num_D, config.model.norm = 2, norm
+    module = Pix2PixHD(config.model, config.data, config.loss)
+    torch.manual_seed(3)
+    flat = define_D(8, 4, 2, norm, num_D=num_D)
+    torch.save(module.netG.state_dict(), tmp_path / "latest_net_G.pth")
+    torch.save(flat.state_dict(), tmp_path / "latest_net_D.pth")
+    told = load_pretrained(module, tmp_path)
+    assert told.endswith("the discriminator" if num_D == 2 else "the discriminator (its scale1 start anew)")
+    x = torch.randn(1, 8, 16, 24)
+    coarse = x if num_D == 2 else flat.downsample(x)
+    for ours, theirs in zip(module.netD(x)[2 - num_D :], flat(coarse if num_D == 1 else x), strict=True):
+        torch.testing.assert_close(ours[-1], theirs[-1], rtol=1e-5, atol=1e-6)
+    flat.layer0.add_module("11", torch.nn.Conv2d(1, 1, 1))
+    torch.save(flat.state_dict(), tmp_path / "latest_net_D.pth")
+    with pytest.raises(InputError, match=r"2 not known to this network \(layer0\.11\.bias"):
+        load_pretrained(module, tmp_path)

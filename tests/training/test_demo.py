@@ -88,7 +88,7 @@ def test_demo_deletes_nothing_but_an_earlier_demo(tmp_path, capsys):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "precious.txt").write_text("mine")
     assert main(["demo", "--out", str(tmp_path)]) == 2
-    assert "is no earlier demo's" in capsys.readouterr().err
+    assert "was not written by an earlier run of this command" in capsys.readouterr().err
     assert (tmp_path / "data" / "precious.txt").read_text() == "mine"
 
 

@@ -15,7 +15,7 @@ from pix2pixhd.data import DataOptions
 from pix2pixhd.training.checkpoint import read_checkpoint
 from pix2pixhd.training.distributed import AveragedGradients, _buckets
 from pix2pixhd.training.module import Pix2PixHD
-from pix2pixhd.training.options import LossOptions, ModelOptions
+from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -26,6 +26,7 @@ def make_module(seed=0):
         ModelOptions(ngf=4, n_downsample_global=2, n_blocks_global=1, ndf=4, n_layers_D=2),
         DataOptions(label_nc=4),
         LossOptions(lambda_vgg=0.0),
+        OptimizerOptions(gradient_clip_val=1e-2),
     ).double()
     module.manual_backward = lambda loss, **options: loss.backward(**options)
     return module
@@ -40,7 +41,10 @@ def inputs():
 def gradients(module, own):
     condition, real = inputs()
     module.compute_gradients(condition[own], real[own])
-    return {name: p.grad for name, p in module.named_parameters() if p.requires_grad}
+    plain = {name: p.grad.clone() for name, p in module.named_parameters() if p.requires_grad}
+    for optimizer in module.configure_optimizers()[0]:
+        module.on_before_optimizer_step(optimizer)
+    return plain | {f"clipped {name}": p.grad for name, p in module.named_parameters() if p.requires_grad}
 
 
 def work(rank, folder):
@@ -59,6 +63,7 @@ def test_gradients_of_two_processes_are_those_of_the_joint_batch(tmp_path):
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     joint = gradients(make_module(), slice(None))
+    assert not torch.equal(joint["netG.model.1.weight"], joint["clipped netG.model.1.weight"])
     assert first.keys() == joint.keys()
     torch.testing.assert_close(first, joint, rtol=1e-9, atol=1e-15)
 
@@ -78,7 +83,7 @@ def test_a_run_of_two_processes(make_config, data_root, tmp_path, launcher):
         "data": {"dataroot": str(data_root), "label_nc": 4, "resize_or_crop": "crop", "fineSize": 16, "nThreads": 0},
         "model": vars(config.model),
         "loss": {"lambda_vgg": 0.0, "pool_size": 2},
-        "optimizer": {"niter": 2, "niter_decay": 0},
+        "optimizer": {"niter": 2, "niter_decay": 0, "gradient_clip_val": 0.5},
         "run": {"output": str(tmp_path / "run"), "display_freq": 1, "sample_count": 1},
         "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
     }
@@ -90,7 +95,8 @@ def test_a_run_of_two_processes(make_config, data_root, tmp_path, launcher):
     )
     command = [sys.executable, *start, *(["-m", "pix2pixhd.cli"] if launcher == "torchrun" else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    for resume in ([], ["--resume", "--optimizer.niter=3"]):
+    # Within the second epoch, by a limit that all processes reach together.
+    for resume in (["--trainer.max_steps=3"], ["--resume", "--optimizer.niter=3"]):
         arguments = ["train", "--config", str(tmp_path / "config.yaml"), *resume]
         done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]

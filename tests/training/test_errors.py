@@ -1,15 +1,24 @@
-"""Every mistake a user can make ends before training, with one message and exit code 2."""
+"""User errors end before training, with one message and exit code 2."""
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
+import urllib.error
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo.exc import TorchDynamoException
 
+from pix2pixhd import cli
+from pix2pixhd.bench import cli as bench
 from pix2pixhd.cli import main
+from pix2pixhd.training import run
+from pix2pixhd.training.config import SECTIONS, build_parser
+from pix2pixhd.training.train_help import MOST_USED
+from pix2pixhd.training.trainer_options import TrainerOptions
 
 
 def fails(capsys, arguments, *parts):
@@ -30,8 +39,43 @@ def fails(capsys, arguments, *parts):
         ("--trainer.max_epoch=3", ["there is no option trainer.max_epoch", "did you mean trainer.max_epochs?"]),
         ("--loss.lambda_feat=-1", ["loss.lambda_feat must be at least 0, got -1"]),
         ("--optimizer.beta1=1.5", ["beta1"]),
-        ("--model.num_D=0", ["model.num_D must be at least 1, got 0"]),
-        ("--config=nowhere.yaml", ["nowhere.yaml"]),
+        ("--model.num_D=0", ["model.num_D must be at least 1 and at most 10, got 0"]),
+        ("--config=nowhere.yaml", ["nowhere.yaml does not exist", "cityscapes_1024p, cityscapes_512p, pairs"]),
+        ("--config=cityscape", ["cityscape does not exist", "cityscapes_1024p, cityscapes_512p, pairs"]),
+        ("--optimizer.lr=.nan", ["optimizer.lr must be finite and above 0, got nan"]),
+        ("--optimizer.lr=0", ["optimizer.lr must be above 0, got 0"]),
+        ("--optimizer.ema_decay=.inf", ["optimizer.ema_decay must be finite and at least 0 and below 1, got inf"]),
+        ("--loss.lambda_gan=.inf", ["loss.lambda_gan must be finite and at least 0, got inf"]),
+        ("--run.seed=99999999999", ["run.seed must be at least 0 and at most 4294967295, got 99999999999"]),
+        ("--model.n_local_enhancers=0", ["model.n_local_enhancers must be at least 1", "got 0"]),
+        ("--model.n_downsample_global=64", ["model.n_downsample_global must be at least 0 and at most 10, got 64"]),
+        ("--run.loggers=csvv", ["run.loggers", "csvv"]),
+        ("--trainer.devices=abc", ["trainer.devices must be auto, a number of devices", "got 'abc'"]),
+        ("--trainer.devices=0", ["trainer.devices must be", "got 0"]),
+        ("--trainer.devices=0,0", ["trainer.devices must be", "got '0,0'"]),
+        ("--trainer.devices=0,1", ["trainer.devices must be a number of processes with trainer.accelerator: cpu"]),
+        ("--trainer.max_epochs=0", ["trainer.max_epochs must be at least 1, got 0"]),
+        ("--trainer.max_steps=-2", ["trainer.max_steps must be at least 1, got -2"]),
+        ("--trainer.max_time=soon", ["trainer.max_time must be a positive time as DD:HH:MM:SS", "soon"]),
+        ("--trainer.limit_train_batches=0", ["trainer.limit_train_batches must be", "got 0"]),
+        ("--trainer.limit_train_batches=1.5", ["trainer.limit_train_batches must be", "got 1.5"]),
+        ("--trainer.limit_val_batches=.nan", ["trainer.limit_val_batches must be", "got nan"]),
+        ("--trainer.fast_dev_run=-1", ["trainer.fast_dev_run must be at least 0, got -1"]),
+        ("--trainer.precision=transformer-engine", ["trainer.precision", "bf16-mixed", "transformer-engine"]),
+        ("--trainer.strategy=fsdp", ["trainer.strategy must be auto or ddp, got 'fsdp'"]),
+        ("--trainer.barebones=true", ["trainer.barebones is not supported: ", "trainer.profiler"]),
+        ("--trainer.val_check_interval=100", ["trainer.val_check_interval is not", "trainer.check_val_every_n_epoch"]),
+        ("--trainer.accumulate_grad_batches=2", ["trainer.accumulate_grad_batches is not", "optimizer.accumulate"]),
+        ("--trainer.gradient_clip_val=1", ["trainer.gradient_clip_val is not", "optimizer.gradient_clip_val"]),
+        ("--lr=0.1", ["there is no option lr; did you mean optimizer.lr?"]),
+        ("--no_flip", ["there is no option no_flip; did you mean data.no_flip?"]),
+        ("--name=city", ["there is no option name; NVIDIA's --name is run.output here"]),
+        ("--gpu_ids=0,1", ["there is no option gpu_ids; NVIDIA's --gpu_ids is trainer.devices here"]),
+        (
+            "--continue_train",
+            ["no option continue_train; NVIDIA's --continue_train: `pix2pixhd train --resume`"],
+        ),
+        ("--no_lsgan", ["NVIDIA's --no_lsgan is loss.gan_mode=vanilla here"]),
     ],
 )
 def test_bad_options(capsys, command_line, argument, parts):
@@ -85,6 +129,16 @@ def test_vgg_weights_that_cannot_be_had(capsys, command_line, tmp_path):
     fails(capsys, command_line("--loss.lambda_vgg=10", f"--loss.vgg={tmp_path}/vgg.pth"), "no VGG19 state dict")
 
 
+def test_advice_names_options_instead_of_python(capsys, command_line, monkeypatch):
+    def unreachable(*arguments, **options):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
+    error = fails(capsys, command_line("--loss.lambda_vgg=10"), "loss.vgg: /path/to/", "loss.vgg: random")
+    assert "VGGLoss" not in error
+    assert "vgg=" not in error
+
+
 def test_missing_dataroot(capsys):
     fails(capsys, ["train", "--data.dataroot=/nowhere/at/all"], "there is no folder /nowhere/at/all")
 
@@ -124,13 +178,70 @@ def test_usage_and_version(capsys):
     assert "train, generate" in capsys.readouterr().err.replace("'", "")
 
 
-def test_train_help(capsys):
+def test_short_help_names_options_that_exist(capsys):
+    for argument in ("--help", "-h"):
+        assert main(["train", argument]) == 0
+    short = capsys.readouterr().out
+    assert main(["train", "--config", "pairs", "--help"]) == 0
+    assert capsys.readouterr().out * 2 == short
+    known = {option for action in build_parser()._actions for option in action.option_strings}
+    assert set(MOST_USED) <= known
+    assert "--help-all" in short
+    shipped = pathlib.Path(cli.__file__).parent / "configs"
+    assert all(path.stem in MOST_USED["--config"] for path in shipped.glob("*.yaml"))
+
+
+def test_full_help(capsys):
     with pytest.raises(SystemExit) as caught:
-        main(["train", "--help"])
+        main(["train", "--help-all"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for option in ("--data.label_nc", "--loss.lambda_gan", "--trainer.max_epochs"):
-        assert option in text
+    for section, kind in (SECTIONS | {"trainer": TrainerOptions}).items():
+        for field in dataclasses.fields(kind):
+            assert f"--{section}.{field.name} " in text
+
+
+def test_data_help(capsys):
+    for arguments in (["data", "--help"], ["data", "check", "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+        assert "check" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("device", ["foo", "meta", "cuda:99"])
+def test_bench_device(capsys, device):
+    fails(capsys, ["bench", "--device", device], "--device", device)
+
+
+def test_bench_without_a_compiler(capsys, monkeypatch):
+    def fail(*arguments):
+        raise TorchDynamoException("No working C++ compiler found")
+
+    monkeypatch.setattr(bench, "run_case", fail)
+    fails(capsys, ["bench", "--device", "cpu"], "No working C++ compiler", "--no-compile")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_a_gpu_that_is_not_there(capsys, command_line):
+    for devices in ("1", "0,1", "-1"):
+        arguments = [*command_line(), "--trainer.accelerator=gpu", f"--trainer.devices={devices}"]
+        fails(capsys, arguments, "pix2pixhd train: error: trainer: ", "gpu")
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "lower data.batchSize"),
+        (TorchDynamoException("No working C++ compiler found"), "compute.compile: false"),
+    ],
+)
+def test_errors_within_training(capsys, command_line, monkeypatch, error, advice):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(run, "train", fail)
+    fails(capsys, command_line(), str(error), advice)
 
 
 def run_python(code):
@@ -152,3 +263,17 @@ def test_the_command_starts_without_lightning():
     heavy = "{'lightning', 'jsonargparse', 'tensorboard', 'torchmetrics', 'skimage'}"
     done = run_python(f"import sys, pix2pixhd.cli, pix2pixhd.models; print({heavy} & set(sys.modules))")
     assert done.stdout == "set()\n", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("arguments", ["['train', '--help']", "['train', '--config', 'pairs', '-h']", "['--help']"])
+def test_help_imports_neither_torch_nor_lightning(arguments):
+    heavy = "{'lightning', 'jsonargparse', 'torch', 'yaml'}"
+    code = f"import sys\nfrom pix2pixhd.cli import main\ntry: main({arguments})\nexcept SystemExit: pass\n"
+    done = run_python(f"{code}print({heavy} & set(sys.modules))")
+    assert done.stdout.endswith("\nset()\n"), done.stdout + done.stderr
+
+
+def test_the_command_line_is_checked_without_lightning():
+    code = "import sys\nfrom pix2pixhd.cli import main\nassert main(['train', '--lr=1']) == 2\n"
+    done = run_python(f"{code}print('lightning' in sys.modules)")
+    assert done.stdout == "False\n", done.stdout + done.stderr

@@ -10,7 +10,6 @@ import torch
 from pix2pixhd.cli import main
 from pix2pixhd.data import encode_input
 from pix2pixhd.training.checkpoint import load_generator
-from pix2pixhd.training.run import train
 
 
 def run(*arguments):
@@ -18,9 +17,8 @@ def run(*arguments):
 
 
 @pytest.fixture
-def last(make_config, tmp_path):
-    train(make_config())
-    return tmp_path / "run" / "checkpoints" / "last.ckpt"
+def last(make_checkpoint):
+    return make_checkpoint()
 
 
 def test_onnx_gives_the_generators_pictures(last, tmp_path, capsys):
@@ -38,11 +36,9 @@ def test_onnx_gives_the_generators_pictures(last, tmp_path, capsys):
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
 
 
-def test_a_program_runs_without_this_package(make_config, tmp_path):
-    config = make_config()
-    config.model = dataclasses.replace(config.model, instance_feat=True, feat_num=2, nef=4, n_downsample_E=2)
-    train(config)
-    last, path = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "city.pt2"
+def test_a_program_runs_without_this_package(make_config, make_checkpoint, tmp_path):
+    model = dataclasses.replace(make_config().model, instance_feat=True, feat_num=2, nef=4, n_downsample_E=2)
+    last, path = make_checkpoint(model=model), tmp_path / "city.pt2"
     assert run("export", "--checkpoint", last, "--output", path, "--size", "16x24") == 0
     ids, features = torch.ones(1, 24, 16, dtype=torch.int32), torch.rand(1, 2, 24, 16)
     with torch.no_grad():
@@ -62,14 +58,36 @@ def test_nvidias_files_load_again_without_options(last, tmp_path, data_root):
         assert (tmp_path / "theirs" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()
 
 
+def test_nvidias_files_export_too(last, tmp_path, capsys):
+    folder, path = tmp_path / "city", tmp_path / "city.pt2"
+    assert run("export", "--checkpoint", last, "--output", folder) == 0
+    assert run("export", "--checkpoint", folder / "latest_net_G.pth", "--output", tmp_path / "again") == 2
+    assert "is in NVIDIA's format already" in capsys.readouterr().err
+    (folder / "opt.txt").unlink()
+    command = ["export", "--checkpoint", folder / "latest_net_G.pth", "--output", path, "--size", "16x24"]
+    assert run(*command) == 2
+    assert "give the options it was trained with" in capsys.readouterr().err
+    options = {"label_nc": 4, "ngf": 4, "n_downsample_global": 2, "n_blocks_global": 1}
+    assert run(*command, *(f"--{name}={value}" for name, value in options.items())) == 0
+    ids = torch.ones(1, 24, 16, dtype=torch.int32)
+    with torch.no_grad():
+        found = torch.export.load(path).module()(ids, ids)
+        expected = load_generator(last).network(encode_input(ids, ids, 4))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_another_picture_is_an_error_and_no_file(last, tmp_path, monkeypatch, capsys):
     from pix2pixhd.training import export
 
     monkeypatch.setattr(export, "_TOLERANCE", -1.0)
     path = tmp_path / "city.pt2"
-    assert run("export", "--checkpoint", last, "--output", path, "--size", "16x16") == 2
-    assert "pictures differ from the original's" in capsys.readouterr().err
-    assert not path.exists()
+    for old in ([], [b"the one before"]):
+        for content in old:
+            path.write_bytes(content)
+        assert run("export", "--checkpoint", last, "--output", path, "--size", "16x16", "--force") == 2
+        assert "pictures differ from the original's" in capsys.readouterr().err
+        assert [file.read_bytes() for file in tmp_path.glob("*.pt2")] == old
+        assert not list(tmp_path.glob(".pix2pixhd*"))
 
 
 @pytest.mark.parametrize(
@@ -78,6 +96,8 @@ def test_another_picture_is_an_error_and_no_file(last, tmp_path, monkeypatch, ca
         (["--output", "city.pt2", "--size", "18x16"], "--size: this generator needs multiples of 4"),
         (["--output", "city.pt2", "--size", "big"], "--size must be WIDTHxHEIGHT"),
         (["--output", "city.tflite"], "must end with .onnx or .pt2, or be a folder"),
+        (["--output", "city", "--size", "16x16"], "--size: networks for NVIDIA's code take pictures of any size"),
+        (["--output", "city.pt2", "--ngf", "8"], "--ngf: "),
     ],
 )
 def test_what_cannot_be_exported(last, tmp_path, monkeypatch, capsys, arguments, message):

@@ -198,7 +198,7 @@ def test_small_instances_count_only_where_there_is_no_large_one(checkpoint, monk
         return np.array(values, dtype=np.float32)
 
     found = {0: [(0.5, look(1, 1)), (1 / 64, look(9, 9))], 1: [(1 / 64, look(2, 2)), (0.001, look(3, 3))]}
-    monkeypatch.setattr(features, "_collect", lambda generator, dataset: found)
+    monkeypatch.setattr(features, "_collect", lambda generator, dataset, advance: found)
     centers = cluster_features(load_generator(checkpoint), dataset=None, n_clusters=5).centers
     assert centers[0].tolist() == [[1, 1]]
     assert sorted(centers[1].tolist()) == [[2, 2], [3, 3]]

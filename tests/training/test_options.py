@@ -9,7 +9,7 @@ from PIL import Image
 
 from pix2pixhd.cli import main
 from pix2pixhd.data import DataOptions, InputError
-from pix2pixhd.training import metrics, run
+from pix2pixhd.training import loggers, metrics
 from pix2pixhd.training.checkpoint import load_generator, read_checkpoint
 from pix2pixhd.training.metrics import build_metrics, update_metrics
 from pix2pixhd.training.options import ComputeOptions
@@ -204,7 +204,7 @@ def test_loggers_by_config(make_config, tmp_path, monkeypatch):
         def missing(*args, name=name, **kwargs):
             raise ModuleNotFoundError(f"No module named {name!r}")
 
-        monkeypatch.setattr(run, kind, missing)
+        monkeypatch.setattr(loggers, kind, missing)
         other = make_config(name)
         other.run.loggers = [name]
         with pytest.raises(InputError, match=rf"run\.loggers: {name} is not installed .*pip install {name}"):
@@ -221,7 +221,7 @@ def test_a_logger_that_does_not_answer_is_told_before_training(make_config, monk
             raise RuntimeError("the server does not answer\nat all")
 
     for name, kind in (("mlflow", "MLFlowLogger"), ("wandb", "WandbLogger")):
-        monkeypatch.setattr(run, kind, Unreachable)
+        monkeypatch.setattr(loggers, kind, Unreachable)
         config = make_config(name)
         config.run.loggers = [name]
         with pytest.raises(InputError, match=rf"run\.loggers: {name} cannot be used \(the server does not answer\)"):

@@ -12,7 +12,7 @@ from PIL import Image
 from pix2pixhd.cli import main
 from pix2pixhd.data import InputError, PairedDataset, find_pairs
 from pix2pixhd.training.checkpoint import load_generator, read_checkpoint
-from pix2pixhd.training.config import parse_train, save_config
+from pix2pixhd.training.config import config_text, parse_train
 from pix2pixhd.training.run import train
 
 
@@ -136,14 +136,16 @@ def test_bfloat16(make_config):
 def test_trainer_options_that_cannot_work(make_config):
     config = make_config()
     config.trainer["accumulate_grad_batches"] = 2
-    with pytest.raises(InputError, match=r"trainer\.accumulate_grad_batches: set optimizer\.accumulate instead"):
+    with pytest.raises(
+        InputError, match=r"trainer\.accumulate_grad_batches is not .*set optimizer\.accumulate instead"
+    ):
         train(config)
 
 
 def test_strategies_that_cannot_run_the_step_are_named(make_config):
     config = make_config()
     config.trainer |= {"devices": 2, "strategy": "fsdp"}
-    with pytest.raises(InputError, match=r"trainer\.strategy: 'fsdp' cannot run this training step"):
+    with pytest.raises(InputError, match=r"trainer\.strategy must be .*'fsdp': .* cannot run this training step"):
         train(config)
 
 
@@ -193,7 +195,7 @@ def test_generate_reproduces_the_trained_generator(make_config, tmp_path, data_r
 def test_config_file_and_overrides(make_config, tmp_path):
     config = make_config()
     path = tmp_path / "config.yaml"
-    save_config(config, path)
+    path.write_text(config_text(config))
     parsed, resume = parse_train(["--config", str(path), "--model.num_D", "3", "--resume"])
     assert resume
     assert parsed.model.num_D == 3

@@ -1,0 +1,85 @@
+"""What the files of a dataset must satisfy; checked before training, and again whenever a sample is read."""
+
+from __future__ import annotations
+
+import pathlib
+
+from pix2pixhd.data.options import DataOptions
+from pix2pixhd.data.problems import Problem, display
+from pix2pixhd.data.transforms import Size, output_size
+from pix2pixhd.errors import InputError
+
+__all__ = ["batch_problem", "geometry_problem", "label_problem", "size_problem"]
+
+_DIFFERENT_SIZES = "files that differ in size within a sample"
+_UNUSABLE_SIZES = "sizes that cannot be trained on"
+
+
+def label_problem(path: pathlib.Path, low: int, high: int, label_nc: int) -> Problem | None:
+    """Ids outside ``label_nc``, which one-hot encoding would drop.
+
+    Args:
+        path: The label map.
+        low: Its smallest id.
+        high: Its largest id.
+        label_nc: Number of classes.
+    """
+    if low >= 0 and high < label_nc:
+        return None
+    worst = high if high >= label_nc else low
+    remedy = f"set data.label_nc to at least {worst + 1} or " if worst > 0 else ""
+    remedy += "change the id in the file"
+    if worst == 255:
+        remedy = (
+            f"255 often marks pixels to ignore, which need a class here: change them to {label_nc} and set "
+            f"data.label_nc to {label_nc + 1}, or {remedy}"
+        )
+    return Problem(
+        "label ids outside data.label_nc",
+        f"{display(path)}: label id {worst} is outside data.label_nc={label_nc}, which allows 0 to {label_nc - 1}; "
+        f"{remedy}",
+    )
+
+
+def size_problem(path: pathlib.Path, size: Size, input_path: pathlib.Path, input_size: Size) -> Problem | None:
+    """Another size than the input's."""
+    if size == input_size:
+        return None
+    return Problem(
+        _DIFFERENT_SIZES,
+        f"{display(path)} is {size[0]}x{size[1]} (width x height), but {display(input_path)} is "
+        f"{input_size[0]}x{input_size[1]}; the files of one sample must have one size: resize or replace one of them",
+    )
+
+
+def geometry_problem(path: pathlib.Path, size: Size, options: DataOptions, multiple: int) -> Problem | None:
+    """A size that the generator cannot be trained at after scaling and cropping."""
+    try:
+        width, height = output_size(size, options, multiple)
+    except InputError as error:
+        return Problem(_UNUSABLE_SIZES, f"{display(path)}: {error}")
+    if width % multiple == 0 and height % multiple == 0 and min(width, height) >= 2 * multiple:
+        return None
+    return Problem(
+        _UNUSABLE_SIZES,
+        f"{display(path)}: would be trained at {width}x{height} (width x height), but this generator needs "
+        f"multiples of {multiple}, at least {2 * multiple}; change data.loadSize or data.fineSize, or use "
+        "data.resize_or_crop: none, which rounds sizes",
+    )
+
+
+def batch_problem(examples: dict[Size, str], batch: int) -> Problem | None:
+    """Images of different sizes that would share a batch.
+
+    Args:
+        examples: A file or sample for every size, as trained.
+        batch: Samples per batch.
+    """
+    if batch == 1 or len(examples) < 2:
+        return None
+    found = ", ".join(f"{name} at {width}x{height}" for (width, height), name in list(examples.items())[:2])
+    return Problem(
+        _UNUSABLE_SIZES,
+        f"data.batchSize={batch} needs images of one size, got {found}; set batchSize to 1 or use a "
+        "resize_or_crop with a crop",
+    )

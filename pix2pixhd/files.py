@@ -1,0 +1,330 @@
+"""The one way in which every command writes its files.
+
+A file appears under its name whole or not at all, and a file that this package did not write is not replaced unless the
+user asks for it with ``--force``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+
+from pix2pixhd.errors import InputError
+
+__all__ = [
+    "MARK",
+    "Record",
+    "check_apart",
+    "check_replaceable",
+    "check_writable",
+    "is_own",
+    "replacing",
+    "replacing_all",
+    "write_text",
+]
+
+# Images, pages and other files with room for a comment carry this near their beginning, so that a later run may replace
+# them without being asked to.
+MARK = "Written by pix2pixhd"
+_HEAD = 4096
+
+_REMEDY = "free some space or choose another place"
+
+
+def is_own(path: pathlib.Path) -> bool:
+    """Whether a file carries ``MARK``, so that it was written by this package.
+
+    Example:
+        >>> is_own(pathlib.Path("no such file"))
+        False
+    """
+    try:
+        with path.open("rb") as file:
+            return stat.S_ISREG(os.fstat(file.fileno()).st_mode) and MARK.encode() in file.read(_HEAD)
+    except OSError:
+        return False
+
+
+def check_writable(folder: pathlib.Path, name: str) -> None:
+    """Creates a folder and checks that files can be written into it, before any work is done.
+
+    Args:
+        folder: The folder.
+        name: The option that names it, for the message.
+
+    Raises:
+        InputError: If that fails; names the option, the folder and the reason.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{name}: cannot write into {folder} ({error.strerror}); choose another folder") from None
+
+
+def _is_device(path: pathlib.Path) -> bool:
+    """Whether a path is a terminal, a pipe or ``/dev/null``, which are written to and never replaced."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def _is_foreign(path: pathlib.Path) -> bool:
+    return os.path.exists(path) and not _is_device(path) and not is_own(path)
+
+
+def check_replaceable(
+    paths: Iterable[pathlib.Path],
+    force: bool = False,
+    option: str = "--output",
+    remedy: str = "choose another place, or replace existing files with --force",
+) -> None:
+    """Refuses to replace files that this package did not write, before any work is done.
+
+    Args:
+        paths: The files that a command is going to write.
+        force: Whether the user allowed it.
+        option: The option that names them, for the message.
+        remedy: What to do, for the message.
+
+    Raises:
+        InputError: If one of them is a folder; without ``force``, if one of them exists and does not carry ``MARK``.
+    """
+    foreign = []
+    for path in paths:
+        if os.path.isdir(path):
+            raise InputError(f"{option}: {path} is a folder, but a file of this name is to be written; choose another")
+        if not force and _is_foreign(path):
+            foreign.append(path)
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise InputError(f"{option}: {foreign[0]}{more} would be replaced; {remedy}")
+
+
+def _identity(path: pathlib.Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def check_apart(
+    outputs: Iterable[pathlib.Path], inputs: Mapping[str, Iterable[pathlib.Path | None]], option: str = "--output"
+) -> None:
+    """Refuses outputs that are inputs or lie inside a folder of inputs, before anything is written.
+
+    Files are compared by device and inode, so that symbolic links, hard links, relative paths, bind mounts and file
+    systems that ignore case make no difference.
+
+    Args:
+        outputs: Files and folders that a command is going to write.
+        inputs: Files and folders that it reads, by the option that names them; None is skipped.
+        option: The option that names the outputs, for the message.
+
+    Raises:
+        InputError: If an output is an input or lies inside one.
+    """
+    read: dict[tuple[int, int], tuple[str, pathlib.Path]] = {}
+    for name, paths in inputs.items():
+        for path in paths:
+            identity = None if path is None else _identity(path)
+            if path is not None and identity is not None:
+                read[identity] = (name, path)
+    apart: set[pathlib.Path] = set()  # folders that are known to lie outside
+    for output in outputs:
+        resolved = output.resolve()
+        for place in (resolved, *resolved.parents):
+            if place in apart:
+                break
+            found = read.get(_identity(place) or (-1, -1))
+            if found is not None:
+                name, path = found
+                where = "is" if place == resolved else "lies inside"
+                raise InputError(
+                    f"{option}: {output} {where} {path}, which is read ({name}); choose a folder outside the input"
+                )
+        apart.update(resolved.parents)
+
+
+def _check_one(path: pathlib.Path, force: bool) -> None:
+    if os.path.isdir(path):
+        raise InputError(f"{path}: is a folder, but a file of this name is to be written; choose another")
+    if not force and _is_foreign(path):
+        raise InputError(
+            f"{path}: exists and was not written by pix2pixhd, so it is kept; move it away or choose another place"
+        )
+
+
+def _temporary(target: pathlib.Path) -> pathlib.Path:
+    """A hidden name beside ``target``, with its suffix, from which some writers infer the format."""
+    return target.with_name(f".pix2pixhd-{secrets.token_hex(6)}{target.suffix}")
+
+
+def _sync(path: pathlib.Path) -> None:
+    """Flushes a file, or a folder's names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+    # Some file systems cannot flush folders; the files themselves have been flushed.
+    with contextlib.suppress(OSError):
+        _sync(folder)
+
+
+@contextlib.contextmanager
+def replacing_all(
+    paths: Iterable[pathlib.Path], *, force: bool = False, remedy: str = _REMEDY
+) -> Iterator[list[pathlib.Path]]:
+    """Writes several files, all of them or none.
+
+    The files are written under temporary names beside their places and take their names when the block ends without an
+    exception. Otherwise, an interrupt included, the temporary files are removed and existing files stay as they are.
+    Existing terminals, pipes and devices are written to directly. Symbolic links are followed.
+
+    Args:
+        paths: The files to write; missing folders are created.
+        force: Whether files that do not carry ``MARK`` may be replaced.
+        remedy: What to do when they cannot be written, for the message.
+
+    Yields:
+        For every file the path to write to.
+
+    Raises:
+        InputError: If a file cannot be written, or if it exists and may not be replaced.
+
+    Example:
+        >>> with replacing_all([pathlib.Path("a.txt"), pathlib.Path("b.txt")]) as (a, b):  # doctest: +SKIP
+        ...     a.write_text("1")
+        ...     b.write_text("2")
+    """
+    named = [path.resolve() if path.is_symlink() and not _is_device(path) else path for path in paths]
+    parts: list[tuple[pathlib.Path, pathlib.Path]] = []
+    try:
+        current = named[0] if named else pathlib.Path()
+        for current in named:
+            _check_one(current, force)
+            if _is_device(current):
+                parts.append((current, current))
+                continue
+            current.parent.mkdir(parents=True, exist_ok=True)
+            parts.append((_temporary(current), current))
+            # Exclusively, and with the permissions of the umask, which tempfile ignores.
+            os.close(os.open(parts[-1][0], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        yield [part for part, _ in parts]
+        for part, current in parts:
+            if part != current:
+                _sync(part)
+        for _, current in parts:  # again: writing may have taken long
+            _check_one(current, force)
+        for part, current in parts:
+            if part != current:
+                part.replace(current)
+        for folder in {current.parent for part, current in parts if part != current}:
+            _sync_folder(folder)
+    except OSError as error:
+        raise InputError(f"{current}: cannot be written ({error.strerror or error}); {remedy}") from error
+    finally:
+        for part, current in parts:
+            if part != current:
+                with contextlib.suppress(OSError):
+                    part.unlink()
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path, *, force: bool = False, remedy: str = _REMEDY) -> Iterator[pathlib.Path]:
+    """Writes one file, whole or not at all; see ``replacing_all``.
+
+    Example:
+        >>> with replacing(pathlib.Path("city.onnx")) as part:  # doctest: +SKIP
+        ...     program.save(part)
+    """
+    with replacing_all([path], force=force, remedy=remedy) as (part,):
+        yield part
+
+
+def write_text(path: pathlib.Path, text: str, *, force: bool = False) -> None:
+    """Writes a text file in UTF-8, whole or not at all; see ``replacing_all``.
+
+    Raises:
+        InputError: If it cannot be written, or if it exists and may not be replaced.
+    """
+    with replacing(path, force=force) as part, part.open("w", encoding="utf-8") as file:
+        file.write(text)
+
+
+class Record:
+    """The files that a command wrote into a folder, so that it can later remove these and no others.
+
+    A file counts as the command's as long as size and modification time are those on record.
+
+    Args:
+        folder: The folder.
+        parts: Files and subfolders of it that the command writes.
+
+    Example:
+        >>> Record(pathlib.Path("runs/demo"), ["data", "run", "demo.yaml"]).clear("--out")  # doctest: +SKIP
+    """
+
+    def __init__(self, folder: pathlib.Path, parts: Iterable[str]) -> None:
+        self.folder = folder
+        self.parts = list(parts)
+        self.path = folder / ".pix2pixhd-files.json"
+
+    def _present(self) -> dict[str, list[int]]:
+        places = [self.folder / part for part in self.parts]
+        found = [path for place in places for path in (place, *place.rglob("*")) if os.path.lexists(path)]
+        files = [path for path in found if path.is_symlink() or not path.is_dir()]
+        status = {path.relative_to(self.folder).as_posix(): path.lstat() for path in files}
+        return {name: [entry.st_size, entry.st_mtime_ns] for name, entry in status.items()}
+
+    def _recorded(self) -> dict[str, list[int]]:
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        files = content.get("files") if isinstance(content, dict) else None
+        return files if isinstance(files, dict) else {}
+
+    def save(self) -> None:
+        """Records the files that are there now."""
+        text = json.dumps({"comment": MARK, "files": self._present()}, indent=1)
+        write_text(self.path, text + "\n")
+
+    def clear(self, option: str) -> None:
+        """Removes the files on record.
+
+        Args:
+            option: The option that names the folder, for the message.
+
+        Raises:
+            InputError: If there are files of other origin, or if one was changed; nothing is removed then.
+        """
+        recorded, present = self._recorded(), self._present()
+        foreign = sorted(name for name, status in present.items() if recorded.get(name) != status)
+        if foreign:
+            more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+            raise InputError(
+                f"{option}: {self.folder / foreign[0]}{more} would be replaced, but was not written by an earlier run "
+                "of this command, or was changed since; move or delete it, or choose another folder"
+            )
+        for name in present:
+            (self.folder / name).unlink()
+        for part in self.parts:
+            folders = [path for path in (self.folder / part).rglob("*") if path.is_dir()]
+            for folder in (*sorted(folders, reverse=True), self.folder / part):
+                with contextlib.suppress(OSError):  # it holds a folder that appeared just now
+                    folder.rmdir()

@@ -1,0 +1,114 @@
+"""Labels and weights: Python numbers, NumPy scalars, tensors, or the symbolic numbers of ``torch.compile``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias, TypeGuard, cast
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import has_static_value
+
+from pix2pixhd.ops.dispatch import forward_mode_active, is_wrapped
+
+Number: TypeAlias = float | Tensor
+# One number for all tensors or one per tensor. Any stands for NumPy scalars and arrays.
+Numbers: TypeAlias = float | Tensor | Sequence[float | Tensor] | Any | None
+
+_FLOAT = {float}
+
+
+def is_single(values: object) -> bool:
+    """Whether this is one number for all tensors, not one per tensor."""
+    if isinstance(values, Tensor):
+        return values.dim() == 0
+    return isinstance(values, (int, float)) or (hasattr(values, "__float__") and not getattr(values, "shape", ()))
+
+
+def _must_stay_tensor(value: Tensor) -> bool:
+    """Whether reading the value would lose a derivative, synchronize with a device or break a graph."""
+    return (
+        value.requires_grad
+        or value.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or is_wrapped(value)
+        or forward_mode_active()
+    )
+
+
+def _number(name: str, value: Any) -> Number:
+    if type(value) is float or isinstance(value, (torch.SymFloat, torch.SymInt)):
+        return value  # type: ignore[return-value]  # float() would turn a symbol into a constant
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_complex():
+            raise ValueError(f"{name} must hold real numbers, got a {value.dtype} tensor of shape {tuple(value.shape)}")
+        return value.reshape(()) if _must_stay_tensor(value) else float(value)
+    if isinstance(value, str) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must hold numbers, got {value!r} ({type(value).__name__})")
+    return float(value)
+
+
+def parse(name: str, values: Numbers, count: int, default: float | None = None) -> list[Number]:
+    """Reads one number per tensor; a single one is repeated.
+
+    Args:
+        name: The argument's name in error messages.
+        values: A number, a 0-d tensor, or ``count`` of them (list, tuple, 1-d tensor or array); None for ``default``.
+        count: The number of tensors.
+        default: The number that stands for None; without it, None is refused.
+
+    Returns:
+        Python numbers, symbolic ones under ``torch.compile``, and tensors where reading the value would lose a
+        derivative or wait for a device.
+
+    Raises:
+        TypeError: For something that is no number.
+        ValueError: For another count, or a tensor that is not one real number.
+    """
+    if values is None and default is not None:
+        return [default] * count
+    if type(values) is float:
+        return [values] * count
+    if type(values) is list and len(values) == count and set(map(type, values)) == _FLOAT:
+        return values  # the usual case, for speed
+    if is_single(values):
+        return [_number(name, values)] * count
+    if isinstance(values, str) or not hasattr(values, "__len__"):
+        raise TypeError(f"{name} must be a number or one number per tensor, got {type(values).__name__}")
+    entries = list(cast("Sequence[Any]", values))
+    if len(entries) != count:
+        raise ValueError(f"{name} must have one number per tensor, {count}, got {len(entries)}")
+    return [_number(name, value) for value in entries]
+
+
+def is_constant(value: Number) -> TypeGuard[float]:
+    """Whether the operators can take this number: a Python number that is constant in a compiled graph.
+
+    An operator's argument of type float becomes a constant of the graph, so that every new value would compile again.
+    """
+    if isinstance(value, Tensor):
+        return False
+    return not torch.compiler.is_compiling() or has_static_value(value)
+
+
+def all_constant(values: list[Number]) -> TypeGuard[list[float]]:
+    """Whether ``is_constant`` holds for all of them."""
+    if torch.compiler.is_compiling():
+        return all(is_constant(value) for value in values)
+    return set(map(type, values)) == _FLOAT  # as parse left them
+
+
+def one_number(name: str, value: Any) -> float:
+    """Reads a constructor's argument.
+
+    Raises:
+        TypeError: For something that is no number, and for a tensor that requires a gradient, which would be lost.
+    """
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(
+            f"{name} is a tensor that requires a gradient, and this argument is stored as a number; multiply the loss "
+            "by the tensor instead"
+        )
+    if isinstance(value, str) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+    return float(value)

@@ -1,0 +1,137 @@
+"""Where the metrics and sample images of a run go."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+
+from pix2pixhd.data import InputError
+
+__all__ = ["SAMPLES", "log_samples", "make_loggers"]
+
+SAMPLES = "label | generated | real"
+
+
+def _is_first_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+class _ContinuedMLFlow(MLFlowLogger):
+    """Resumes an MLflow run, whose parameters cannot be changed once they are set."""
+
+    def log_hyperparams(self, params: Any) -> None:
+        """Keeps the parameters of the run's beginning, and marks the run as active again."""
+        if _is_first_process():
+            self.experiment.update_run(self.run_id, "RUNNING")
+
+
+def make_loggers(names: Sequence[str], output: pathlib.Path, resume: bool) -> list[Any]:
+    """The loggers of a run, connected.
+
+    The ids of W&B and MLflow runs are kept in ``output/loggers.json``. A resumed run continues these runs.
+
+    Args:
+        names: Of ``csv``, ``tensorboard``, ``mlflow`` and ``wandb``.
+        output: The run's folder.
+        resume: Whether the run is resumed.
+
+    Raises:
+        InputError: If one of them is not installed or cannot be used.
+
+    Example:
+        >>> make_loggers([], pathlib.Path("runs/a"), resume=False)
+        []
+    """
+    taken = [int(path.name[4:]) for path in (output / "logs").glob("run_*") if path.name[4:].isdigit()]
+    version = f"run_{max(taken, default=-1) + 1}"
+    server = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = server or f"sqlite:///{output.resolve() / 'mlflow.db'}"
+    # Beside the database; MLflow's default is the current folder.
+    images = None if server else (output.resolve() / "mlflow").as_uri()
+    # The keys of an MLflow run's id include the server, since other servers do not know the run.
+    keys = {"wandb": "wandb", "mlflow": f"mlflow {uri}"}
+    ids = _read_ids(output) if resume else {}
+
+    def wandb() -> WandbLogger:
+        known = ids.get(keys["wandb"])
+        return WandbLogger(None if known else version, str(output), project=output.name, id=known)
+
+    def mlflow() -> MLFlowLogger:
+        known = ids.get(keys["mlflow"])
+        kind = _ContinuedMLFlow if known else MLFlowLogger
+        name = None if known else version
+        return kind(output.name, name, tracking_uri=uri, run_id=known, artifact_location=images)
+
+    make: dict[str, Callable[[], Any]] = {
+        "csv": lambda: CSVLogger(str(output), "logs", version),
+        "tensorboard": lambda: TensorBoardLogger(str(output), "logs", version),
+        "mlflow": mlflow,
+        "wandb": wandb,
+    }
+    loggers = []
+    # In this order, because CSVLogger warns about a folder that exists already.
+    for name in sorted(set(names), key=list(make).index):
+        loggers.append(_connected(name, make[name]))
+        if name in keys and _is_first_process():
+            ids[keys[name]] = loggers[-1].version
+    if ids and _is_first_process():
+        _write_ids(output, ids)
+    return loggers
+
+
+def _connected(name: str, make: Callable[[], Any]) -> Any:
+    """A logger that answers, so that a failure is reported before training."""
+    try:
+        logger = make()
+        if name in ("mlflow", "wandb"):
+            _ = logger.experiment
+    except ModuleNotFoundError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"run.loggers: {name} is not installed ({reason}); pip install {name}") from None
+    except Exception as error:  # an unreachable server, a missing key: every library raises its own exceptions
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"run.loggers: {name} cannot be used ({reason}); set it up, or leave it out") from error
+    return logger
+
+
+def _read_ids(output: pathlib.Path) -> dict[str, str]:
+    path = output / "loggers.json"
+    if not path.is_file():
+        return {}
+    try:
+        ids = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): str(value) for name, value in ids.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path}: the ids of the W&B and MLflow runs cannot be read ({error}); delete the file to start new ones"
+        ) from None
+
+
+def _write_ids(output: pathlib.Path, ids: dict[str, str]) -> None:
+    part = output / ".loggers.json.part"
+    part.write_text(json.dumps(ids, indent=1) + "\n", encoding="utf-8")
+    part.replace(output / "loggers.json")
+
+
+def log_samples(logger: Any, image: Image.Image, step: int) -> None:
+    """Sends a sheet of sample images to a logger; those that take no images are passed over.
+
+    Args:
+        logger: One of Lightning's loggers.
+        image: The sheet.
+        step: Position on the logger's axis.
+    """
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(SAMPLES, np.array(image), step, dataformats="HWC")
+    elif isinstance(logger, WandbLogger):
+        logger.log_image(SAMPLES, [image], step)
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_image(logger.run_id, image, key="samples", step=step)

@@ -1,0 +1,83 @@
+"""Range checks for the numbers of a configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from typing import Any
+
+from pix2pixhd.errors import InputError
+
+__all__ = ["FRACTION", "POSITIVE", "Range", "at_least", "check_ranges"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """An interval of finite numbers.
+
+    Attributes:
+        low: Lower bound.
+        high: Upper bound.
+        without_low: Whether the lower bound itself is excluded.
+        without_high: Whether the upper bound itself is excluded.
+
+    Example:
+        >>> 1 in Range(0, 1, without_high=True)
+        False
+    """
+
+    low: float = 0
+    high: float = math.inf
+    without_low: bool = False
+    without_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        # Comparisons with NaN are false, so NaN is in no range.
+        above = value > self.low if self.without_low else value >= self.low
+        below = value < self.high if self.without_high else value <= self.high
+        return above and below and math.isfinite(value)
+
+    def __str__(self) -> str:
+        text = f"{'above' if self.without_low else 'at least'} {self.low}"
+        if self.high < math.inf:
+            text += f" and {'below' if self.without_high else 'at most'} {self.high}"
+        return text
+
+
+POSITIVE = Range(0, without_low=True)
+FRACTION = Range(0, 1, without_high=True)
+
+
+def at_least(low: float, high: float = math.inf) -> Range:
+    """The numbers from ``low`` to ``high``, both included."""
+    return Range(low, high)
+
+
+def check_ranges(section: str, options: Any, **ranges: Range) -> None:
+    """Checks numeric fields of a dataclass and converts NumPy's numbers to Python's; None is accepted as is.
+
+    Args:
+        section: Name of the configuration's section, for the message.
+        options: The dataclass.
+        **ranges: The range of each field.
+
+    Raises:
+        InputError: For a value that is not a finite number in its range.
+
+    Example:
+        >>> check_ranges("run", RunOptions(), seed=at_least(0))  # doctest: +SKIP
+    """
+    declared = {field.name: str(field.type) for field in dataclasses.fields(options)}
+    for name, allowed in ranges.items():
+        value = getattr(options, name)
+        if value is None and "None" in declared[name]:
+            continue
+        whole = "float" not in declared[name]
+        kind: Any = numbers.Integral if whole else numbers.Real
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise InputError(f"{section}.{name} must be {'an integer' if whole else 'a number'}, got {value!r}")
+        if value not in allowed:
+            finite = "" if math.isfinite(value) else "finite and "
+            raise InputError(f"{section}.{name} must be {finite}{allowed}, got {value}")
+        setattr(options, name, int(value) if whole else float(value))

@@ -1,0 +1,41 @@
+"""What a training run may write into its folder."""
+
+from __future__ import annotations
+
+import pathlib
+
+from pix2pixhd.data import DataOptions, InputError
+from pix2pixhd.files import check_apart, check_replaceable
+
+__all__ = ["check_run_folder"]
+
+
+def check_run_folder(output: pathlib.Path, data: DataOptions, resume: bool) -> None:
+    """Refuses a folder in which a run would replace files of other origin, or write among the data.
+
+    Args:
+        output: ``run.output``.
+        data: The ``data`` section.
+        resume: Whether the run continues, so that the checkpoints are its own.
+
+    Raises:
+        InputError: If there are such files; names the first of them.
+    """
+    phases = [phase for phase in (data.phase, data.val_phase) if phase]
+    kinds = (data.input_folder, data.image_folder, "inst")
+    folders: list[pathlib.Path | None] = [
+        pathlib.Path(data.dataroot) / f"{phase}_{kind}" for phase in phases for kind in kinds
+    ]
+    check_apart([output], {"data.dataroot": folders}, "run.output")
+    checkpoints = [] if resume else sorted((output / "checkpoints").glob("epoch_*.ckpt"))
+    if checkpoints:
+        raise InputError(
+            f"run.output: {checkpoints[0]} would be replaced; continue its run with --resume, or choose another folder"
+        )
+    results = output / "results"
+    images = [*(output / "samples").glob("step_*.png"), *(results / "images").rglob("*.png")]
+    check_replaceable(
+        [results / "index.html", *sorted(images)],
+        option="run.output",
+        remedy="pix2pixhd did not write it; choose another folder, or move it away",
+    )

@@ -1,0 +1,34 @@
+"""How far a run has come, in terms of Lightning's counters."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+
+__all__ = ["epoch_finished", "finished_batches", "finished_steps", "trial_batches"]
+
+
+def finished_steps(trainer: pl.Trainer) -> int:
+    """Number of training steps so far, over all epochs; each updates every network.
+
+    Under manual optimization Lightning's ``global_step`` counts the step of every optimizer.
+    """
+    return trainer.global_step // max(len(trainer.optimizers), 1)
+
+
+def finished_batches(trainer: pl.Trainer) -> int:
+    """Number of batches of an unfinished epoch that a run has trained on; 0 between two epochs."""
+    done: int = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+    return done if done < trainer.num_training_batches else 0
+
+
+def epoch_finished(trainer: pl.Trainer) -> bool:
+    """Whether the latest batch was the last of its epoch.
+
+    A run that stops within an epoch also passes through Lightning's hooks for an epoch's end.
+    """
+    return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
+
+
+def trial_batches(trainer: pl.Trainer) -> int:
+    """Number of batches of a trial (``trainer.fast_dev_run``), which leaves nothing behind; 0 for a run."""
+    return int(trainer.fast_dev_run)  # type: ignore[attr-defined]

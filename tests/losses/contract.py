@@ -1,0 +1,141 @@
+"""The public losses as the contract suite sees them: functions of a list of tensors, and the same in plain PyTorch.
+
+A new loss is one line in ``losses``.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pix2pixhd import functional
+from pix2pixhd.losses import DiscriminatorLoss, FeatureMatchingLoss, GANLoss, GeneratorLoss, L1Loss, VGGLoss
+
+Tensors = list[Tensor]
+MAPS = ((2, 4, 6, 5), (2, 1, 4, 3))  # a discriminator's feature map and its prediction
+IMAGE = ((1, 3, 16, 16),)
+VGG_LAYERS = ("relu1_1", "relu2_1")
+VGG_WEIGHTS = (0.5, 1.0)
+
+
+@dataclasses.dataclass
+class Loss:
+    """One row of the table.
+
+    Attributes:
+        criterion: A module, or a function of ``pix2pixhd.functional``.
+        call: The loss of the tensors, by the criterion.
+        plain: The same in plain PyTorch, of the tensors alone; with VGG, of the tensors and a network.
+        shapes: The shapes of the tensors.
+        anneal: Changes a number of the loss, as a schedule would.
+        vgg: Whether a VGG belongs to it.
+    """
+
+    criterion: Any
+    call: Callable[[Any, Tensors], Tensor]
+    plain: Callable[..., Tensor]
+    shapes: tuple[tuple[int, ...], ...] = MAPS
+    anneal: Callable[[Any, float], None] | None = None
+    vgg: bool = False
+
+    def __call__(self, xs: Tensors) -> Tensor:
+        return self.call(self.criterion, xs)
+
+    @functools.cached_property
+    def network(self) -> torch.nn.Module | None:
+        """The VGG."""
+        if not self.vgg:
+            return None
+        return self.criterion.vgg.vgg if isinstance(self.criterion, GeneratorLoss) else self.criterion.vgg
+
+    @functools.cached_property
+    def double_network(self) -> torch.nn.Module | None:
+        """Its copy in float64."""
+        return copy.deepcopy(self.network).double() if self.vgg else None
+
+    def oracle(self, xs: Tensors) -> Tensor:
+        """The loss in plain PyTorch, in float64 for float64."""
+        if not self.vgg:
+            return self.plain(xs)
+        return self.plain(xs, self.double_network if xs[-1].dtype == torch.float64 else self.network)
+
+
+def target(x: Tensor) -> Tensor:
+    """The other side of a comparison: fixed values of the tensor's shape and dtype."""
+    count = x.numel()
+    return (torch.arange(count, dtype=torch.float64).mul(0.7).sin() / 2).view(x.shape).to(x.dtype)
+
+
+def _l1(xs: Tensors) -> Tensor:
+    return sum(F.l1_loss(x, target(x)) for x in xs)
+
+
+def _lsgan(xs: Tensors, label: float = 1.0) -> Tensor:
+    return F.mse_loss(xs[-1], torch.full_like(xs[-1], label))
+
+
+def _logistic(xs: Tensors, label: float = 1.0) -> Tensor:
+    return F.binary_cross_entropy_with_logits(xs[-1], torch.full_like(xs[-1], label))
+
+
+def _hinge(xs: Tensors) -> Tensor:
+    return F.relu(1.0 - xs[-1]).mean()
+
+
+def _features(xs: Tensors) -> Tensor:
+    return 4.0 * F.l1_loss(xs[0], target(xs[0]))  # one scale of one feature map
+
+
+def _vgg(xs: Tensors, network: torch.nn.Module) -> Tensor:
+    pairs = zip(network(xs[-1]), network(target(xs[-1])), VGG_WEIGHTS, strict=True)
+    return sum(w * F.l1_loss(x, y.detach()) for x, y, w in pairs)
+
+
+def _both(xs: Tensors) -> list[list[Tensor]]:
+    return [[target(x) for x in xs]]
+
+
+def _set(name: str) -> Callable[[Any, float], None]:
+    return lambda criterion, value: setattr(criterion, name, value)
+
+
+def _vgg_loss() -> VGGLoss:
+    return VGGLoss(vgg="random", layers=VGG_LAYERS, weights=VGG_WEIGHTS)
+
+
+def losses() -> dict[str, Loss]:
+    """The table's rows, with fresh criteria."""
+    f, gan, label = functional, lambda c, xs: c([xs], True), _set("real_label")
+    return {
+        "GANLoss lsgan": Loss(GANLoss(), gan, _lsgan, anneal=label),
+        "GANLoss vanilla": Loss(GANLoss(mode="vanilla"), gan, _logistic, anneal=label),
+        "GANLoss hinge": Loss(GANLoss(mode="hinge"), gan, _hinge, anneal=label),
+        "GANLoss wgan": Loss(GANLoss(mode="wgan"), gan, lambda xs: -xs[-1].mean(), anneal=label),
+        "FeatureMatchingLoss": Loss(FeatureMatchingLoss(), lambda c, xs: c([xs], _both(xs)), _features),
+        "L1Loss": Loss(L1Loss(), lambda c, xs: c(xs[0], target(xs[0])), lambda xs: _l1(xs[:1])),
+        "L1Loss sum": Loss(L1Loss("sum"), lambda c, xs: c(xs[0], target(xs[0])),
+                           lambda xs: F.l1_loss(xs[0], target(xs[0]), reduction="sum")),
+        "VGGLoss": Loss(_vgg_loss(), lambda c, xs: c(xs[0], target(xs[0])), _vgg, IMAGE, vgg=True),
+        "GeneratorLoss": Loss(GeneratorLoss(lambda_vgg=0.0), lambda c, xs: c([xs], _both(xs)).total,
+                              lambda xs: 0.5 * _lsgan(xs) + 10 * _features(xs), anneal=_set("lambda_feat")),
+        "GeneratorLoss with VGG": Loss(GeneratorLoss(vgg=_vgg_loss()),
+                                       lambda c, xs: c([xs[:2]], _both(xs[:2]), xs[2], target(xs[2])).total,
+                                       lambda xs, n: 0.5 * _lsgan(xs[:2]) + 10 * (_features(xs) + _vgg(xs, n)),
+                                       MAPS + IMAGE, _set("lambda_vgg"), vgg=True),
+        "DiscriminatorLoss": Loss(DiscriminatorLoss(), lambda c, xs: c([xs[:1]], [xs[1:]]).total,
+                                  lambda xs: 0.5 * (_lsgan(xs[:1], 0.0) + _lsgan(xs)), anneal=_set("factor")),
+        "multi_l1_loss": Loss(f.multi_l1_loss, lambda c, xs: c(xs, [target(x) for x in xs]), _l1),
+        "lsgan_loss": Loss(f.lsgan_loss, lambda c, xs: c(xs[-1:], 0.9), lambda xs: _lsgan(xs, 0.9)),
+        "logistic_loss": Loss(f.logistic_loss, lambda c, xs: c(xs[-1:], 0.9), lambda xs: _logistic(xs, 0.9)),
+        "hinge_loss": Loss(f.hinge_loss, lambda c, xs: c(xs[-1:], True), _hinge),
+        "mean_loss": Loss(f.mean_loss, lambda c, xs: c(xs[-1:]), lambda xs: xs[-1].mean()),
+        "feature_matching_loss": Loss(f.feature_matching_loss, lambda c, xs: c([xs], _both(xs)), _features),
+        "l1_loss": Loss(f.l1_loss, lambda c, xs: c(xs[0], target(xs[0])), lambda xs: _l1(xs[:1])),
+    }  # fmt: skip

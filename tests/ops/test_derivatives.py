@@ -1,0 +1,172 @@
+"""Derivatives beyond the plain backward: forward mode, batched, second order; and gradients only where required."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pix2pixhd
+from pix2pixhd.functional import hinge_loss, logistic_loss, lsgan_loss, mean_loss, multi_l1_loss
+
+ops = torch.ops.pix2pixhd
+
+LOSSES = {
+    "l1": (lambda x: multi_l1_loss([x], [torch.full_like(x, 0.3)], [0.5]), lambda x: (x - 0.3).abs().mean() * 0.5),
+    "lsgan": (lambda x: lsgan_loss([x], 0.9), lambda x: (x - 0.9).square().mean()),
+    "hinge": (lambda x: hinge_loss([x], True), lambda x: F.relu(1 - x).mean()),
+    "mean": (lambda x: mean_loss([x], [-2.0]), lambda x: x.mean() * -2),
+    "logistic": (lambda x: logistic_loss([x], 0.9), lambda x: F.softplus(x).mean() - 0.9 * x.mean()),
+}
+
+
+@pytest.fixture(params=LOSSES)
+def pair(request):
+    return LOSSES[request.param]
+
+
+def leaf(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).requires_grad_()
+
+
+def test_forward_mode(pair):
+    x, tangent = leaf(6).detach(), leaf(6, seed=1).detach()
+    tangents = []
+    for loss in pair:
+        with forward_ad.dual_level():
+            tangents.append(forward_ad.unpack_dual(loss(forward_ad.make_dual(x, tangent))).tangent)
+        tangents += [torch.func.jvp(loss, (x,), (tangent,))[1], torch.func.jacfwd(loss)(x) @ tangent]
+        tangents.append(torch.func.linearize(loss, x)[1](tangent))
+    for value in tangents:
+        torch.testing.assert_close(value, tangents[-1])
+
+
+def test_forward_mode_over_a_backward(pair):
+    x, tangent = leaf(6), torch.tensor(0.7, dtype=torch.float64)
+    results = []
+    for loss in pair:
+        value = loss(x)
+        with forward_ad.dual_level():
+            upstream = forward_ad.make_dual(torch.ones_like(value), tangent)
+            results.append(forward_ad.unpack_dual(torch.autograd.grad(value, x, upstream)[0]).tangent)
+    torch.testing.assert_close(*results)
+
+
+def test_batched_gradients(pair):
+    x, upstream = leaf(6), leaf(4, seed=1).detach()
+    results = [torch.autograd.grad(loss(x), x, upstream, is_grads_batched=True)[0] for loss in pair]
+    torch.testing.assert_close(*results)
+    for vectorize in (False, True):
+        results = [
+            torch.autograd.functional.jacobian(lambda x, f=f: f(x).expand(3), x, vectorize=vectorize) for f in pair
+        ]
+        torch.testing.assert_close(*results)
+        results = [torch.autograd.functional.hessian(loss, x, vectorize=vectorize) for loss in pair]
+        torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "mean"])  # PyTorch's mean refuses it too
+@pytest.mark.parametrize("kept", [True, False], ids=["loss kept", "loss dropped"])
+def test_a_gradient_penalty_alone(name, kept):
+    results = []
+    for loss in LOSSES[name]:
+        x = leaf(6)
+        value = loss(x * 2) if kept else 3 * loss(x * 2)
+        (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+        gradient.square().sum().backward()
+        results.append(x.grad)
+    torch.testing.assert_close(*results)
+
+
+def test_a_gradient_penalty_reaches_the_inputs_themselves():
+    x = leaf(6) * 2
+    loss = multi_l1_loss([x], [torch.zeros_like(x)])
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    assert torch.equal(torch.autograd.grad(gradient.sum(), x)[0], torch.zeros_like(x))
+
+
+def test_the_loss_may_be_changed_in_place():
+    x = leaf(6)
+    loss = multi_l1_loss([x], [torch.zeros_like(x)])
+    loss *= 3
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    torch.testing.assert_close(gradient, x.sign() / 2)
+
+
+@pytest.mark.parametrize("name", ["l1", "lsgan", "logistic"])  # plain hinge and mean are half under autocast
+def test_a_loss_scale_survives_double_backward_in_float16(name):
+    # Multiples of 1/8: float16 holds them and their differences to the labels exactly enough.
+    x = (leaf(1000).detach() * 8).round().div(8).half().requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    ours, plain = LOSSES[name]
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = ours(x)
+    (gradient,) = torch.autograd.grad(loss * 65536.0, x, create_graph=True)
+    (wanted,) = torch.autograd.grad(plain(wide) * 65536.0, wide)
+    torch.testing.assert_close(gradient.detach().double(), wanted, rtol=2e-3, atol=0.1)
+    assert gradient.requires_grad
+
+
+def test_inference_tensors_beside_tensors_that_require_a_gradient():
+    x = leaf(6)
+    with torch.inference_mode():
+        y = torch.randn(6, dtype=torch.float64)
+    for loss in (
+        lsgan_loss([x, y], 1.0),
+        hinge_loss([y, x], True),
+        logistic_loss([x, y], 1.0),
+        multi_l1_loss([x], [y]),
+    ):
+        assert torch.autograd.grad(loss, x)[0].isfinite().all()
+
+
+def test_only_required_tensors_are_saved_and_only_required_gradients_written(monkeypatch):
+    xs = [torch.randn(1000) for _ in range(12)]
+    xs[3].requires_grad_()
+    for loss in (
+        lambda: multi_l1_loss(xs, [torch.zeros(1000)] * 12),
+        lambda: multi_l1_loss([torch.zeros(1000)] * 12, xs),
+        lambda: lsgan_loss(xs, 1.0),
+        lambda: logistic_loss(xs, 1.0),
+    ):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=saved: s.append(t.nbytes) or t, lambda t: t):
+            value = loss()
+        assert sum(saved) in (4000, 4 * 1024 // 16)
+        (gradient,) = torch.autograd.grad(value, xs[3])
+        value = loss()
+        written = []
+        with _Recorder(written):
+            value.backward()
+        torch.testing.assert_close(xs[3].grad, gradient)
+        assert written == [1]
+        xs[3].grad = None
+
+
+class _Recorder(TorchDispatchMode):
+    """Records how many gradients each backward operator returned."""
+
+    def __init__(self, written):
+        super().__init__()
+        self.written = written
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if "pix2pixhd" in str(function):
+            self.written.append(len(result))
+        return result
+
+
+def test_signs_are_packed_per_pair():
+    xs, ys = [torch.randn(300) for _ in range(3)], [torch.zeros(300) for _ in range(3)]
+    _, every = ops.multi_l1.default(xs, ys, [1.0] * 3, [0, 1, 2])
+    _, some = ops.multi_l1.default(xs, ys, [1.0] * 3, [0, 2])
+    assert torch.equal(some, torch.cat([every[:32], every[64:]]))
+    xs[0].requires_grad_()
+    ys[2].requires_grad_()
+    with pix2pixhd.backend("fused"):
+        multi_l1_loss(xs, ys, [1.0, 2.0, 3.0]).backward()
+    torch.testing.assert_close(xs[0].grad, xs[0].detach().sign() / 300)
+    torch.testing.assert_close(ys[2].grad, -xs[2].sign() / 100)
+    assert xs[1].grad is None
+    assert ys[0].grad is None

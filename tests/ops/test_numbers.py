@@ -1,0 +1,178 @@
+"""Labels and weights: numbers of any kind, tensors with gradients, numbers that change under torch.compile."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import pix2pixhd
+from pix2pixhd.functional import (
+    feature_matching_loss,
+    hinge_loss,
+    l1_loss,
+    logistic_loss,
+    lsgan_loss,
+    mean_loss,
+    multi_l1_loss,
+)
+from pix2pixhd.losses import GANLoss, GeneratorLoss
+
+
+@pytest.fixture(params=["fused", "reference"], autouse=True)
+def backend(request):
+    with pix2pixhd.backend(request.param):
+        yield request.param
+
+
+SCALARS = [0.9, np.float32(0.9), np.float64(0.9), np.array(0.9), torch.tensor(0.9), torch.tensor([0.9]), [0.9], (0.9,),
+           np.array([0.9]), [torch.tensor(0.9)]]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", SCALARS, ids=repr)
+def test_numbers_of_any_kind(number):
+    x = torch.randn(7)
+    torch.testing.assert_close(lsgan_loss([x], number), ((x - 0.9) ** 2).mean())
+    torch.testing.assert_close(logistic_loss([x], 1.0, number), 0.9 * F.softplus(-x).mean())
+    torch.testing.assert_close(mean_loss([x], number), 0.9 * x.mean())
+    torch.testing.assert_close(multi_l1_loss([x], [x + 2], number), torch.tensor(1.8))
+
+
+@pytest.mark.parametrize("flag", [True, 1, np.bool_(True), torch.tensor(True), [True], np.array([True])], ids=repr)
+def test_flags_of_any_kind(flag):
+    x = torch.randn(7)
+    torch.testing.assert_close(hinge_loss([x], flag), F.relu(1 - x).mean())
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x: lsgan_loss([x], "1"), TypeError, "target must be a number or one number per tensor, got str"),
+        (lambda x: lsgan_loss([x], None), TypeError, "target must be a number or one number per tensor, got NoneType"),
+        (lambda x: lsgan_loss([x], ["1"]), TypeError, "target must hold numbers, got '1'"),
+        (lambda x: mean_loss([x], [torch.ones(2)]), ValueError, r"weights must hold real numbers, .* shape \(2,\)"),
+        (lambda x: mean_loss([x], torch.ones(2)), ValueError, "weights must have one number per tensor, 1, got 2"),
+        (lambda x: GANLoss(target_real_label=x.sum().requires_grad_()), TypeError, "target_real_label .* multiply"),
+        (lambda x: GeneratorLoss(torch.ones(()).requires_grad_()), TypeError, "lambda_gan .* multiply the loss"),
+        (lambda x: GANLoss(target_real_label="1"), TypeError, "target_real_label must be a number, got '1'"),
+    ],
+)
+def test_what_is_no_number_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call(torch.zeros(3))
+
+
+def test_tensors_get_their_gradients():
+    xs, ys = [torch.randn(5), torch.randn(3)], [torch.randn(5), torch.randn(3)]
+    weights = torch.tensor([0.5, 2.0], requires_grad=True)
+    label = torch.tensor(0.9, requires_grad=True)
+    terms = torch.stack([F.l1_loss(x, y) for x, y in zip(xs, ys, strict=True)])
+    torch.testing.assert_close(torch.autograd.grad(multi_l1_loss(xs, ys, weights), weights)[0], terms)
+    squares = torch.stack([(x - label).square().mean() for x in xs])
+    expected = torch.autograd.grad((weights * squares).sum(), [weights, label])
+    torch.testing.assert_close(torch.autograd.grad(lsgan_loss(xs, label, weights), [weights, label]), expected)
+    for loss in (lambda w: mean_loss(xs, w), lambda w: hinge_loss(xs, True, w), lambda w: logistic_loss(xs, 1.0, w)):
+        each = torch.stack([loss(torch.tensor([1.0, 0.0])), loss(torch.tensor([0.0, 1.0]))])
+        torch.testing.assert_close(torch.autograd.grad(loss(weights), weights)[0], each)
+    one = torch.tensor(3.0, requires_grad=True)
+    total = feature_matching_loss([[*xs, xs[0]]], [[*ys, ys[0]]], weight=one)
+    torch.testing.assert_close(torch.autograd.grad(total, one)[0], total.detach() / 3)
+
+
+@pytest.mark.parametrize("loss", [lsgan_loss, logistic_loss])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_label_is_rounded_to_the_dtype_of_its_tensor(loss, dtype):
+    x = torch.full((4096,), 0.89, dtype=dtype, requires_grad=True)
+    wide = x.detach().double().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # the loss in float32
+        value = loss([x], 0.9)
+        plain = F.mse_loss if loss is lsgan_loss else F.binary_cross_entropy_with_logits
+    expected = plain(wide, torch.full_like(x, 0.9).double())
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
+    (gradient,), (wanted,) = (torch.autograd.grad(v * 4096, y) for v, y in ((value, x), (expected, wide)))
+    torch.testing.assert_close(gradient, wanted.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
+def test_the_losses_dtype_is_plain_pytorchs(dtype, autocast):
+    x = torch.randn(9).to(dtype)
+    label = torch.ones_like(x)
+    with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+        pairs = [
+            (multi_l1_loss([x], [label]), F.l1_loss(x, label)),
+            (lsgan_loss([x], 1.0), F.mse_loss(x, label)),
+            (logistic_loss([x], 1.0), F.binary_cross_entropy_with_logits(x, label)),
+            (hinge_loss([x], True), F.relu(1 - x).mean()),
+            (mean_loss([x]), x.mean()),
+        ]
+    for ours, plain in pairs:
+        assert ours.dtype == plain.dtype
+        torch.testing.assert_close(ours, plain)
+
+
+def graphs(function, arguments_of, steps=4):
+    """Compiles under fullgraph, compares each step with eager, and counts graphs."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, backend=counter, fullgraph=True)
+    for k in range(steps):
+        arguments = arguments_of(k)
+        leaves = [x for x in arguments if isinstance(x, torch.Tensor) and x.requires_grad]
+        losses = compiled(*arguments), function(*arguments)
+        torch.testing.assert_close(*losses)
+        torch.testing.assert_close(*[torch.autograd.grad(loss, leaves) for loss in losses])
+    return counter.frame_count
+
+
+def leaf(*shape):
+    return torch.randn(*shape, requires_grad=True)
+
+
+def number(k):
+    return 0.1 * k + 0.05
+
+
+CHANGING = {
+    "l1, weights": lambda x, c: multi_l1_loss([x, 2 * x], [x.detach() + 1, x.detach()], [c, 0.5]),
+    "lsgan, label": lambda x, c: lsgan_loss([x], c),
+    "lsgan, weight": lambda x, c: lsgan_loss([x], 1.0, c),
+    "logistic, label": lambda x, c: logistic_loss([x], c),
+    "hinge, weight": lambda x, c: hinge_loss([x], True, c),
+    "mean, weight": lambda x, c: mean_loss([x], c),
+    "features, weight": lambda x, c: feature_matching_loss([[x, x]], [[x.detach() + 1, x]], weight=c),
+}
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_changing_numbers_compile_at_most_twice(name):
+    assert graphs(CHANGING[name], lambda k: (leaf(4), number(k))) <= 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_sum_over_changing_sizes_compiles_at_most_twice(dtype):
+    def arguments(k):
+        x = (torch.randn(k + 2, 3) * 1e-6).to(dtype).requires_grad_()
+        return x, torch.zeros(k + 2, 3, dtype=dtype)
+
+    assert graphs(lambda x, y: l1_loss(x, y, "sum"), arguments) <= 2
+
+
+@pytest.mark.parametrize("mode", ["lsgan", "vanilla", "hinge", "wgan"])
+def test_annealed_weights_and_labels_of_modules_compile_at_most_twice(mode):
+    criterion = GeneratorLoss(lambda_vgg=0.0, gan_mode=mode)
+
+    def step(x, y, k):
+        return criterion([[x, x]], [[y, y]]).total
+
+    def arguments(k):
+        criterion.lambda_feat = criterion.lambda_gan = number(k)
+        return leaf(4), torch.randn(4), 0
+
+    assert graphs(step, arguments) <= 2
+
+    def relabelled(k):
+        criterion.gan.real_label = number(k)
+        return (leaf(4),)
+
+    assert graphs(lambda x: criterion.gan(x, True), relabelled) <= 2

@@ -1,0 +1,82 @@
+"""What a run prints: a summary before training, a profiler's report, and what it left behind."""
+
+import io
+import logging
+
+import pytest
+
+from pix2pixhd.cli import main
+from pix2pixhd.training.run import train
+from pix2pixhd.training.stopping import Stopped
+
+from .test_run import files
+from .test_stopping import Signal
+
+
+def summary(text):
+    return dict(line.split(maxsplit=1) if not line.startswith("image size") else ("image size", line[10:].strip())
+                for line in text.splitlines() if " " in line)  # fmt: skip
+
+
+def test_a_run_says_what_it_trains_on_what(command_line, capsys, tmp_path):
+    options = ["--data.val_phase=test", "--optimizer.accumulate=2", "--trainer.precision=bf16-mixed"]
+    options += ["--optimizer.niter=2", "--model.instance_feat=true", "--model.nef=4", "--model.n_downsample_E=2"]
+    assert main(command_line(*options, "--trainer.max_steps=1")) == 0
+    out = capsys.readouterr().out
+    found = summary(out)
+    assert found["device"] == "cpu"
+    assert found["precision"] == "bf16-mixed, channels last"
+    assert found["images"] == "3 for training, 2 for validation"
+    assert found["image size"].startswith("16x16")
+    assert found["batch"] == "2 = batchSize 1 x accumulate 2"
+    assert found["epochs"] == "2 of 3 batches"
+    assert found["output"] == str(tmp_path / "run")
+    assert found["start"] == "new weights"
+    assert f"stopped by max_steps after 1 step: checkpoints, samples and logs are in {tmp_path / 'run'}; " in out
+    assert "continue with --resume --run.output" in out
+    assert "and a larger --trainer.max_steps" in out
+    assert main(command_line(*options, "--resume", "--trainer.max_steps=-1")) == 0
+    out = capsys.readouterr().out
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert summary(out)["start"] == f"resumed from {last} at epoch 0, batch 2 (after 1 step)"
+    assert f"done: checkpoints, samples and logs are in {tmp_path / 'run'}" in out
+
+
+def test_parameters_are_those_of_the_networks(make_config, capsys):
+    module = train(make_config())
+    count = {name: sum(p.numel() for p in net.parameters()) for name, net in (("G", module.netG), ("D", module.netD))}
+    line = summary(capsys.readouterr().out)["parameters"]
+    assert line == ", ".join(f"{name} {number / 1e3:.1f} K" for name, number in count.items())
+
+
+def test_the_profiler_reports(command_line):
+    """Lightning writes the report to a logger; the command line showed none of it."""
+    report = io.StringIO()
+    handler = logging.StreamHandler(report)
+    logger = logging.getLogger("lightning.pytorch.profilers.profiler")
+    logger.addHandler(handler)
+    try:
+        assert main(command_line("--trainer.profiler=simple", "--trainer.fast_dev_run=true")) == 0
+    finally:
+        logger.removeHandler(handler)
+    assert "run_training_batch" in report.getvalue()
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3])
+def test_a_trial_leaves_nothing_behind_and_says_so(command_line, capsys, tmp_path, batches):
+    options = ["--data.val_phase=test", "--run.save_latest_freq=1", "--run.display_freq=1", "--optimizer.niter=3"]
+    assert main(command_line(f"--trainer.fast_dev_run={batches}", *options)) == 0
+    out = capsys.readouterr().out
+    assert f"{batches} batch{'es' if batches > 1 else ''} ran without an error (fast_dev_run); nothing was saved" in out
+    assert "checkpoints" not in out
+    assert not {"checkpoints", "samples", "results", "logs"} & set(files(tmp_path / "run"))
+
+
+def test_a_trial_runs_as_many_batches_as_asked(make_config, capsys):
+    config = make_config(epochs=3)
+    config.trainer["fast_dev_run"] = 3
+    assert train(config).trainer.global_step == 2 * 3
+    config.trainer["fast_dev_run"] = 3
+    with pytest.raises(Stopped):
+        train(config, callbacks=[Signal(2)])
+    assert "stopped; nothing was saved" in capsys.readouterr().err
