@@ -29,8 +29,8 @@ def features(fake, real):
 
 def perceptual(vgg, fake, real, imagenet=False):
     if imagenet:
-        mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
-        std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+        mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64).view(1, 3, 1, 1)
+        std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64).view(1, 3, 1, 1)
         fake, real = (((x + 1) / 2 - mean) / std for x in (fake, real))
     maps = zip(WEIGHTS, *(plain_maps(vgg.state_dict(), x.double()) for x in (fake, real)), strict=True)
     return sum(w * (x - y).abs().mean() for w, x, y in maps)
