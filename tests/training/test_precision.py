@@ -12,6 +12,7 @@ from pix2pixhd.training.metrics import build_metrics, update_metrics
 from pix2pixhd.training.precision import SharedScalePrecision
 from pix2pixhd.training.run import train
 
+from .settings_matrix import compile_eagerly
 from .test_limits import states
 from .test_run import assert_identical, weights
 
@@ -43,7 +44,8 @@ def test_a_run_validates_saves_and_resumes(command_line, tmp_path, options):
 
 
 @pytest.mark.slow
-def test_compiled_channels_last_encoder_average_and_validation(command_line, tmp_path):
+def test_compiled_channels_last_encoder_average_and_validation(command_line, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
     options = ["--data.val_phase=test", "--trainer.precision=bf16-mixed", *ENCODER, "--optimizer.ema_decay=0.9"]
     assert main(command_line(*options, "--compute.compile=true", "--run.save_epoch_freq=1")) == 0
     assert (tmp_path / "run" / "checkpoints" / "epoch_0000.ckpt").is_file()
