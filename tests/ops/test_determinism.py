@@ -109,7 +109,7 @@ def test_half_types_are_widened_and_narrowed_exactly(instruction_set, name):
 
 
 def test_instruction_set_from_the_environment_and_unknown_names():
-    code = "import torch, pix2pixhd; print(torch.ops.pix2pixhd.cpu_instruction_sets())"
+    code = "import torch, pix2pixhd.ops; print(torch.ops.pix2pixhd.cpu_instruction_sets())"
     environment = {**os.environ, "PIX2PIXHD_CPU_ISA": "baseline"}
     out = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
