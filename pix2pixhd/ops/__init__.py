@@ -5,7 +5,7 @@ Each function takes flat lists and makes one call, however many layers and scale
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -111,6 +111,22 @@ def multi_l1_loss(inputs: Sequence[Tensor], targets: Sequence[Tensor], weights: 
     return _as_pytorch(l1.fused_multi_l1_loss(xs, ys, factors), xs + ys, autocast_widens=True)
 
 
+def _against_labels(
+    preds: Sequence[Tensor],
+    target: Numbers,
+    weights: Numbers,
+    kind: pointwise.Kind,
+    plain: Callable[[Sequence[Tensor], Sequence[scalars.Number], Sequence[scalars.Number]], Tensor],
+) -> Tensor:
+    """A loss of predictions against constant labels, fused or in plain PyTorch."""
+    xs = _tensors("preds", preds)
+    labels = scalars.parse("target", target, len(xs))
+    factors = scalars.parse("weights", weights, len(xs), default=1.0)
+    if not choice.use_fused(xs[0]):
+        return plain(xs, labels, factors)
+    return _as_pytorch(pointwise.fused_pointwise_loss(xs, labels, factors, kind), xs, autocast_widens=True)
+
+
 def lsgan_loss(preds: Sequence[Tensor], target: Numbers, weights: Numbers = None) -> Tensor:
     """Weighted sum of mean squared errors against constants: ``Σ_k weights[k] · mean((preds[k] − target[k])²)``.
 
@@ -136,15 +152,7 @@ def lsgan_loss(preds: Sequence[Tensor], target: Numbers, weights: Numbers = None
         >>> lsgan_loss([torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 4, 4)], target=1.0)
         tensor(1.)
     """
-    xs = _tensors("preds", preds)
-    constants, factors = (
-        scalars.parse("target", target, len(xs)),
-        scalars.parse("weights", weights, len(xs), default=1.0),
-    )
-    if not choice.use_fused(xs[0]):
-        return reference.lsgan_loss(xs, constants, factors)
-    loss = pointwise.fused_pointwise_loss(xs, constants, factors, pointwise.Kind.SQUARED_ERROR)
-    return _as_pytorch(loss, xs, autocast_widens=True)
+    return _against_labels(preds, target, weights, pointwise.Kind.SQUARED_ERROR, reference.lsgan_loss)
 
 
 def logistic_loss(preds: Sequence[Tensor], target: Numbers, weights: Numbers = None) -> Tensor:
@@ -172,13 +180,7 @@ def logistic_loss(preds: Sequence[Tensor], target: Numbers, weights: Numbers = N
         >>> logistic_loss([torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 4, 4)], target=1.0, weights=[0.5, 0.5])
         tensor(0.6931)
     """
-    xs = _tensors("preds", preds)
-    constants = scalars.parse("target", target, len(xs))
-    factors = scalars.parse("weights", weights, len(xs), default=1.0)
-    if not choice.use_fused(xs[0]):
-        return reference.logistic_loss(xs, constants, factors)
-    loss = pointwise.fused_pointwise_loss(xs, constants, factors, pointwise.Kind.LOGISTIC)
-    return _as_pytorch(loss, xs, autocast_widens=True)
+    return _against_labels(preds, target, weights, pointwise.Kind.LOGISTIC, reference.logistic_loss)
 
 
 def hinge_loss(preds: Sequence[Tensor], target_is_real: bool | Sequence[bool], weights: Numbers = None) -> Tensor:

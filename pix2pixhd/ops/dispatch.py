@@ -36,7 +36,7 @@ def transformed(grad: Tensor) -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    return torch.is_grad_enabled() or forward_ad._current_level >= 0 or is_wrapped(grad)
+    return torch.is_grad_enabled() or forward_mode_active() or is_wrapped(grad)
 
 
 def wider(*dtypes: torch.dtype) -> torch.dtype:

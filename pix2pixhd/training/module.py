@@ -301,7 +301,8 @@ class Pix2PixHD(pl.LightningModule):
         if last and self.netE is not None:
             averager.start(self.netE)
         averager.finish()
-        share_buffers(self._networks())
+        if last:
+            share_buffers(self._networks())
         return terms
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
