@@ -148,6 +148,8 @@ def main(argv: Sequence[str]) -> int:
         raise InputError("pix2pixhd data: name a command; pix2pixhd data check DIR")
     to_stdout = arguments.json == pathlib.Path("-")
     if arguments.json is not None and not to_stdout:
+        if not arguments.json.parent.is_dir():
+            raise InputError(f"--json: the folder {display(arguments.json.parent)} does not exist; create it first")
         check_replaceable([arguments.json], arguments.force, "--json")
     config = _config(arguments)
     options, multiple = config.data, arguments.multiple or config.model.multiple
