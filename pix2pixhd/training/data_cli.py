@@ -13,7 +13,7 @@ from typing import Any
 from pix2pixhd.data.check import Survey, checking, survey
 from pix2pixhd.data.folders import check_command, match_files
 from pix2pixhd.data.options import DataOptions
-from pix2pixhd.data.problems import Problem, grouped
+from pix2pixhd.data.problems import Problem, display, grouped
 from pix2pixhd.errors import InputError
 from pix2pixhd.files import check_replaceable, write_text
 from pix2pixhd.training.config import parse_train
