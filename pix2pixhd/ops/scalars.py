@@ -7,7 +7,6 @@ from typing import Any, TypeAlias, TypeGuard, cast
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from pix2pixhd.ops.dispatch import forward_mode_active, is_wrapped
 
@@ -70,7 +69,7 @@ def parse(name: str, values: Numbers, count: int, default: float | None = None) 
     if type(values) is float:
         return [values] * count
     if type(values) is list and len(values) == count and set(map(type, values)) == _FLOAT:
-        return values  # the usual case, for speed
+        return list(values)  # the usual case, for speed; a copy, because the caller may change the list before backward
     if is_single(values):
         return [_number(name, values)] * count
     if isinstance(values, str) or not hasattr(values, "__len__"):
@@ -88,7 +87,11 @@ def is_constant(value: Number) -> TypeGuard[float]:
     """
     if isinstance(value, Tensor):
         return False
-    return not torch.compiler.is_compiling() or has_static_value(value)
+    if not torch.compiler.is_compiling():
+        return True
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # imports SymPy, which takes almost a second
+
+    return has_static_value(value)
 
 
 def all_constant(values: list[Number]) -> TypeGuard[list[float]]:

@@ -140,6 +140,13 @@ def test_where_no_kernel_is_the_reference_takes_over_with_one_warning(monkeypatc
         multi_l1_loss([x], [x])
 
 
+def test_losses_import_no_sympy():
+    """SymPy takes almost a second to import, and only ``torch.compile`` needs it."""
+    code = "import sys, torch; before = set(sys.modules); import {}; print('sympy' in set(sys.modules) - before)"
+    for module in ("pix2pixhd.ops", "pix2pixhd.losses", "pix2pixhd.functional"):
+        assert run(code.format(module)).stdout.strip() == "False"
+
+
 def test_losses_import_neither_training_nor_lightning():
     code = (
         "import sys, pix2pixhd.losses;"

@@ -62,6 +62,48 @@ def test_what_is_no_number_is_refused(call, error, message):
         call(torch.zeros(3))
 
 
+CONTAINERS = {
+    "list": lambda values: values,
+    "list of tensors": lambda values: [torch.tensor(value) for value in values],
+    "array": lambda values: np.array(values),
+    "tensor": lambda values: torch.tensor(values),
+}
+WITH_NUMBERS = {
+    "l1, weights": lambda xs, c: multi_l1_loss(xs, [torch.zeros_like(x) for x in xs], c),
+    "l1 of targets, weights": lambda xs, c: multi_l1_loss([torch.zeros_like(x) for x in xs], xs, c),
+    "lsgan, labels": lambda xs, c: lsgan_loss(xs, c),
+    "lsgan, weights": lambda xs, c: lsgan_loss(xs, 1.0, c),
+    "logistic, labels": lambda xs, c: logistic_loss(xs, c),
+    "hinge, weights": lambda xs, c: hinge_loss(xs, True, c),
+    "mean, weights": lambda xs, c: mean_loss(xs, c),
+}
+
+
+@pytest.mark.parametrize("name", WITH_NUMBERS)
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_numbers_changed_before_the_backward_do_not_change_the_gradient(name, container):
+    xs = [torch.full((4,), 0.25, requires_grad=True), torch.full((3,), 0.5, requires_grad=True)]
+    expected = torch.autograd.grad(WITH_NUMBERS[name](xs, [0.5, 0.75]), xs)
+    numbers = CONTAINERS[container]([0.5, 0.75])
+    loss = WITH_NUMBERS[name](xs, numbers)
+    if container == "list of tensors":
+        numbers[0].fill_(-1.0)
+    numbers[1] = -1.0
+    torch.testing.assert_close(torch.autograd.grad(loss, xs), expected)
+
+
+# Without the label of lsgan: the fused side saves the difference, which does not change with the label.
+@pytest.mark.parametrize("name", sorted(WITH_NUMBERS.keys() - {"lsgan, labels"}))
+def test_a_learned_number_changed_before_the_backward_is_refused(name):
+    x = torch.full((4,), 0.25, requires_grad=True)
+    number = torch.tensor(0.5, requires_grad=True)
+    loss = WITH_NUMBERS[name]([x], number)
+    with torch.no_grad():
+        number.fill_(-1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, x)
+
+
 def test_tensors_get_their_gradients():
     xs, ys = [torch.randn(5), torch.randn(3)], [torch.randn(5), torch.randn(3)]
     weights = torch.tensor([0.5, 2.0], requires_grad=True)
