@@ -106,9 +106,9 @@ class VGGLoss(nn.Module):
             cost of about 120 rows per cut. The convolutions' own working memory and copies of weights in another
             dtype come on top.
         keep_activations: Whether to leave the gradient to PyTorch, for double backward or for gradients into the VGG.
-            So it is in any case for a custom module, for a VGG with hooks, for devices without kernels, under
-            ``torch.func`` transforms and forward-mode AD, and under ``pix2pixhd.backend("reference")``;
-            ``memory_limit`` has no effect there.
+            So it is in any case for a custom module, for a VGG with hooks or changed layers, for devices without
+            kernels, under ``torch.func`` transforms and forward-mode AD, and under
+            ``pix2pixhd.backend("reference")``; ``memory_limit`` has no effect there.
 
     Raises:
         RuntimeError: If pretrained weights cannot be fetched; never falls back to random ones.
@@ -264,7 +264,7 @@ class VGGLoss(nn.Module):
     ) -> Tensor:
         vgg = self.vgg
         features = None if isinstance(real, Tensor) else list(real)
-        lean = not self.keep_activations and isinstance(vgg, FrozenVGG) and not vgg.has_hooks()
+        lean = not self.keep_activations and isinstance(vgg, FrozenVGG) and vgg.is_standard()
         if lean and perceptual.can_run(fake):
             vgg = cast(FrozenVGG, vgg)
             losses = perceptual.perceptual_loss(
