@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeGuard, cast
 
@@ -41,7 +42,8 @@ def _number(name: str, value: Any) -> Number:
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.is_complex():
             raise ValueError(f"{name} must hold real numbers, got a {value.dtype} tensor of shape {tuple(value.shape)}")
-        return value.reshape(()) if _must_stay_tensor(value) else float(value)
+        # A copy: autograd would save the caller's tensor, and refuse the backward after a change of it.
+        return value.reshape(()) if _must_stay_tensor(value) else value.reshape(()).clone()
     if isinstance(value, str) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must hold numbers, got {value!r} ({type(value).__name__})")
     return float(value)
@@ -57,8 +59,7 @@ def parse(name: str, values: Numbers, count: int, default: float | None = None) 
         default: The number that stands for None; without it, None is refused.
 
     Returns:
-        Python numbers, symbolic ones under ``torch.compile``, and tensors where reading the value would lose a
-        derivative or wait for a device.
+        Python numbers, symbolic ones under ``torch.compile``, and 0-d tensors; see ``read``.
 
     Raises:
         TypeError: For something that is no number.
@@ -78,6 +79,13 @@ def parse(name: str, values: Numbers, count: int, default: float | None = None) 
     if len(entries) != count:
         raise ValueError(f"{name} must have one number per tensor, {count}, got {len(entries)}")
     return [_number(name, value) for value in entries]
+
+
+def read(values: list[Number]) -> list[Number]:
+    """The same with tensors as Python numbers, where reading the value loses no derivative and waits for no device."""
+    if set(map(type, values)) == _FLOAT:
+        return values
+    return [float(v) if isinstance(v, Tensor) and not _must_stay_tensor(v) else v for v in values]
 
 
 def is_constant(value: Number) -> TypeGuard[float]:
@@ -112,6 +120,20 @@ def one_number(name: str, value: Any) -> float:
             f"{name} is a tensor that requires a gradient, and this argument is stored as a number; multiply the loss "
             "by the tensor instead"
         )
-    if isinstance(value, str) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
-    return float(value)
+    if not isinstance(value, str) and hasattr(value, "__float__"):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # an array or tensor of several numbers
+            return float(value)
+    raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+
+
+def numbers(name: str, values: Any) -> list[float]:
+    """Reads a constructor's argument that is one number per item.
+
+    Raises:
+        TypeError: For something that is not a sequence of numbers, and for a tensor that requires a gradient.
+    """
+    try:
+        entries = list(values)
+    except TypeError as error:  # a 0-d tensor has __iter__ too
+        raise TypeError(f"{name} must be a sequence of numbers, got {values!r} ({type(values).__name__})") from error
+    return [one_number(f"{name}[{k}]", entry) for k, entry in enumerate(entries)]

@@ -153,7 +153,7 @@ def damaged_files():
         buffer = io.BytesIO()
         torch.save({"features.0.weight": torch.ones(3)}, buffer, _use_new_zipfile_serialization=zipped)
         whole = buffer.getvalue()
-        for k in range(0, len(whole), 41):
+        for k in range(0, len(whole), 89):
             yield whole[:k]
             yield whole[:k] + b"\xff\x00(c" + whole[k + 4 :]
 
