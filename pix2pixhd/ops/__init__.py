@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pix2pixhd.ops import choice, l1, library, pointwise, recycling, reference, scalars
-from pix2pixhd.ops.checks import HALF, check_labels, check_list, check_pair
+from pix2pixhd.ops.checks import HALF, check_devices, check_labels, check_list, check_shapes
 from pix2pixhd.ops.choice import backend
 from pix2pixhd.ops.scalars import Numbers
 
@@ -49,7 +49,7 @@ def _as_pytorch(
     for weight in weights:
         if isinstance(weight, Tensor):
             dtype = torch.promote_types(dtype, weight.dtype)
-    return loss.to(dtype)
+    return loss if loss.dtype == dtype else loss.to(dtype)
 
 
 def multi_l1_loss(inputs: Sequence[Tensor], targets: Sequence[Tensor], weights: Numbers = None) -> Tensor:
@@ -85,7 +85,8 @@ def multi_l1_loss(inputs: Sequence[Tensor], targets: Sequence[Tensor], weights: 
     if len(xs) != len(ys):
         raise ValueError(f"targets must have as many tensors as inputs, {len(xs)}, got {len(ys)}")
     for k, (x, y) in enumerate(zip(xs, ys, strict=True)):
-        check_pair(f"inputs[{k}]", x, f"targets[{k}]", y)
+        check_shapes(("inputs", "targets"), x, y, k)
+    check_devices(("inputs", "targets"), xs[0], ys[0], 0)
     factors = scalars.parse("weights", weights, len(xs), default=1.0)
     if not choice.use_fused(xs[0]):
         return reference.multi_l1_loss(xs, ys, factors)
