@@ -8,7 +8,7 @@ import re
 
 import torch
 
-__all__ = ["load_failure", "read_weights"]
+__all__ = ["read_weights"]
 
 
 def read_weights(path: pathlib.Path) -> object:
@@ -20,11 +20,11 @@ def read_weights(path: pathlib.Path) -> object:
     try:
         content: object = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files fail in many ways: zip, pickle, struct, EOF
-        raise ValueError(load_failure(error)) from error
+        raise ValueError(_failure(error)) from error
     return content
 
 
-def load_failure(error: Exception) -> str:
+def _failure(error: Exception) -> str:
     """The reason why ``torch.load(weights_only=True)`` failed, without its advice to load the file unsafely."""
     text = str(error)
     if isinstance(error, pickle.UnpicklingError):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pix2pixhd.ops import multi_l1_loss
+from pix2pixhd.ops.checks import check_devices, check_shapes, check_tensor
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -35,6 +36,10 @@ def l1_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean") -> Ten
         tensor(6.)
     """
     _check(reduction)
+    check_tensor("input", input)
+    check_tensor("target", target)
+    check_shapes(("input", "target"), input, target)
+    check_devices(("input", "target"), input, target)
     if reduction == "none" or (reduction == "sum" and input.numel() == 0):
         return F.l1_loss(input, target, reduction=reduction)
     weight = torch.sym_float(input.numel()) if reduction == "sum" else 1.0

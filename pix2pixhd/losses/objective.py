@@ -14,7 +14,7 @@ from pix2pixhd.losses.predictions import Prediction, as_scales
 from pix2pixhd.losses.presets import PresetName, get_preset
 from pix2pixhd.losses.vgg import VGGLoss
 from pix2pixhd.losses.vgg_features import VGGFeatures
-from pix2pixhd.ops.scalars import is_constant, one_number
+from pix2pixhd.ops.scalars import one_number
 
 
 class GeneratorTerms(NamedTuple):
@@ -134,9 +134,7 @@ class GeneratorLoss(nn.Module):
             raise ValueError("fake and real are needed for the VGG loss; pass them or set lambda_vgg=0")
         if self.vgg is None:
             return torch.zeros((), device=fake.device)
-        if is_constant(self.lambda_vgg):
-            return self.vgg.weighted(fake, real, self.lambda_vgg)
-        return self.vgg.weighted(fake, real, 1.0) * self.lambda_vgg
+        return self.vgg.weighted(fake, real, self.lambda_vgg)
 
     def extra_repr(self) -> str:
         """The weights, for ``repr``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from pix2pixhd.losses.vgg_features import VGGFeatures
 from pix2pixhd.models.vgg import PAPER_LAYERS, Architecture, FrozenVGG, check_network, load_vgg
 from pix2pixhd.ops import multi_l1_loss, perceptual, reference
+from pix2pixhd.ops.dispatch import wider
+from pix2pixhd.ops.scalars import numbers
 
 PAPER_WEIGHTS = (1.0 / 32, 1.0 / 16, 1.0 / 8, 1.0 / 4, 1.0)
 _MEAN = (0.485, 0.456, 0.406)
@@ -40,25 +42,6 @@ def _fill_in_vgg(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
 def _one_of(name: str, value: object, kind: Any) -> None:
     if value not in get_args(kind):
         raise ValueError(f"{name} must be {' or '.join(get_args(kind))}, got {value!r}")
-
-
-def _numbers(name: str, values: Sequence[float]) -> list[float]:
-    """The values as Python numbers.
-
-    Raises:
-        ValueError: For a tensor that requires a gradient, which would not reach it.
-        TypeError: For anything else that is not a sequence of numbers.
-    """
-    items: list[object] = list(values) if isinstance(values, Iterable) else [values]
-    if any(isinstance(item, Tensor) and item.requires_grad for item in items):
-        raise ValueError(
-            f"{name} requires a gradient, and the loss computes none for it; pass numbers, and multiply the loss by "
-            "what is to be learned"
-        )
-    try:
-        return [float(item) for item in values]
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a sequence of numbers, got {values!r}") from error
 
 
 def _check_range(input_range: Sequence[float]) -> tuple[float, float]:
@@ -106,15 +89,15 @@ class VGGLoss(nn.Module):
             cost of about 120 rows per cut. The convolutions' own working memory and copies of weights in another
             dtype come on top.
         keep_activations: Whether to leave the gradient to PyTorch, for double backward or for gradients into the VGG.
-            So it is in any case for a custom module, for a VGG with hooks, for devices without kernels, under
-            ``torch.func`` transforms and forward-mode AD, and under ``pix2pixhd.backend("reference")``;
-            ``memory_limit`` has no effect there.
+            So it is in any case for a custom module, for a VGG with hooks or changed layers, for devices without
+            kernels, under ``torch.func`` transforms and forward-mode AD, and under
+            ``pix2pixhd.backend("reference")``; ``memory_limit`` has no effect there.
 
     Raises:
         RuntimeError: If pretrained weights cannot be fetched; never falls back to random ones.
-        ValueError: For an unknown option or layer, weights that do not match or require a gradient, or a file that is
-            no state dict of the network.
-        TypeError: For a string as ``gpu_ids``, or weights that are not numbers.
+        ValueError: For an unknown option or layer, weights that do not match, or a file that is no state dict of the
+            network.
+        TypeError: For a string as ``gpu_ids``, or weights that are not numbers or require a gradient.
         FileNotFoundError: If ``vgg`` names no file.
 
     Example:
@@ -153,9 +136,9 @@ class VGGLoss(nn.Module):
             raise ValueError(f"dtype must be torch.float32, torch.bfloat16, torch.float16 or None, got {dtype}")
         if memory_limit is not None and memory_limit <= 0:
             raise ValueError(f"memory_limit must be a number of bytes above 0, or None, got {memory_limit}")
-        self.scale_weights = _numbers("scale_weights", scale_weights)
+        self.scale_weights = numbers("scale_weights", scale_weights)
         if not any(self.scale_weights):
-            raise ValueError(f"scale_weights must have one number per scale, not all 0, got {scale_weights!r}")
+            raise ValueError(f"scale_weights must have one number per scale, not all 0, got {self.scale_weights!r}")
         own_module = isinstance(vgg, nn.Module) and not isinstance(vgg, FrozenVGG)
         if layers is not None and isinstance(vgg, nn.Module):
             raise ValueError("layers are for a network that this loss loads; a module returns the maps it returns")
@@ -166,7 +149,7 @@ class VGGLoss(nn.Module):
         if weights is None:
             names = tuple(self.vgg.layers) if isinstance(self.vgg, FrozenVGG) else PAPER_LAYERS
             weights = PAPER_WEIGHTS if names == PAPER_LAYERS else [1.0] * len(names)
-        self.weights = _numbers("weights", weights)
+        self.weights = numbers("weights", weights)
         if not own_module:
             self._check_map_count(len(cast(FrozenVGG, self.vgg).layers))
         self.criterion = criterion
@@ -264,7 +247,7 @@ class VGGLoss(nn.Module):
     ) -> Tensor:
         vgg = self.vgg
         features = None if isinstance(real, Tensor) else list(real)
-        lean = not self.keep_activations and isinstance(vgg, FrozenVGG) and not vgg.has_hooks()
+        lean = not self.keep_activations and isinstance(vgg, FrozenVGG) and vgg.is_standard()
         if lean and perceptual.can_run(fake):
             vgg = cast(FrozenVGG, vgg)
             losses = perceptual.perceptual_loss(
@@ -275,7 +258,7 @@ class VGGLoss(nn.Module):
                 features=None if features is None else vgg.in_order(features),
                 weight_map=weight_map,
                 squared=self.criterion == "mse",
-                dtype=self._pass_dtype(fake),
+                dtype=self.dtype,
                 memory_limit=self.memory_limit,
             )
             return losses.mean() if self.reduction == "mean" else losses
@@ -303,12 +286,6 @@ class VGGLoss(nn.Module):
         """The VGG's maps, with a graph where one is wanted."""
         return list(self.vgg(pictures if self.dtype is None else pictures.to(torch.float32)))
 
-    def _pass_dtype(self, pictures: Tensor) -> torch.dtype:
-        if self.dtype is not None:
-            return self.dtype
-        device = pictures.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else pictures.dtype
-
     def _check_map_count(self, count: int) -> None:
         if count != len(self.weights):
             raise ValueError(f"weights must have one number per map of vgg, {count}, got {len(self.weights)}")
@@ -324,8 +301,7 @@ class VGGLoss(nn.Module):
             raise ValueError("mask requires a gradient, and the loss computes none for it; pass mask.detach()")
         if mask.device != fake.device:
             raise ValueError(f"mask is on {mask.device} and fake on {fake.device}; move one to the other's with .to()")
-        dtype = torch.float64 if fake.dtype == torch.float64 else torch.float32
-        return whole.detach().to(dtype).expand(size)
+        return whole.detach().to(wider(fake.dtype)).expand(size)
 
     def _scales(self, name: str, pictures: Tensor) -> list[Tensor | None]:
         """The picture in the sizes that are compared, as the VGG is to see it; None for those left out."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import pickle
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,10 +10,11 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as modules
 
 from pix2pixhd.ops.perceptual import Network
 from pix2pixhd.ops.vgg_parts import POOL, RELU, TAP, TAP_POOL
-from pix2pixhd.weights import load_failure
+from pix2pixhd.weights import read_weights
 
 Architecture = Literal["vgg19", "vgg16"]
 
@@ -95,6 +95,59 @@ def layer_names(network: str, layers: Sequence[str]) -> list[str]:
     return names
 
 
+# The layers of one letter of the plan.
+_KINDS: dict[str, list[type[nn.Module]]] = {
+    RELU: [nn.Conv2d, nn.ReLU],
+    TAP: [nn.Conv2d, nn.ReLU],
+    POOL: [nn.Conv2d, nn.ReLU, nn.MaxPool2d],
+    TAP_POOL: [nn.Conv2d, nn.ReLU, nn.MaxPool2d],
+}
+
+
+def _as_configured(layer: nn.Module) -> bool:
+    """Whether a layer of the right type has the options of the VGG's."""
+    if isinstance(layer, nn.Conv2d):
+        return (
+            layer.kernel_size == (3, 3)
+            and layer.stride == layer.padding == layer.dilation == (1, 1)
+            and layer.groups == 1
+            and layer.padding_mode == "zeros"
+            and layer.bias is not None
+            and layer.out_channels % 32 == 0  # what the operators take
+        )
+    if isinstance(layer, nn.MaxPool2d):
+        size_and_stride = (layer.kernel_size, layer.stride)
+        return (
+            all(x in (2, (2, 2)) for x in size_and_stride)
+            and layer.padding in (0, (0, 0))
+            and layer.dilation in (1, (1, 1))
+            and not layer.ceil_mode
+            and not layer.return_indices
+        )
+    return True
+
+
+def _is_patched(module: nn.Module) -> bool:
+    """Whether the module has hooks, or a ``forward`` of its own."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def _has_global_hooks() -> bool:
+    """Whether hooks are registered for every module, by ``torch.nn.modules.module.register_module_forward_hook``."""
+    return bool(
+        modules._global_forward_hooks
+        or modules._global_forward_pre_hooks
+        or modules._global_backward_hooks
+        or modules._global_backward_pre_hooks
+    )
+
+
 class FrozenVGG(nn.Module):
     """The part of VGG19 or VGG16 (arXiv 1409.1556) that some layers need, with torchvision's parameter names.
 
@@ -148,11 +201,19 @@ class FrozenVGG(nn.Module):
         layers = self.convolutions()
         return Network([c.weight for c in layers], [cast(Tensor, c.bias) for c in layers], self.plan)
 
-    def has_hooks(self) -> bool:
-        """Whether a hook on one of the layers must see its input, output or gradient."""
-        return any(
-            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-            for m in (self, self.features, *self.features)
+    def is_standard(self) -> bool:
+        """Whether calling the layers does what ``chain`` describes, and nothing else.
+
+        Not so after a user replaced, added or patched layers, or with hooks that must see an input, output or gradient.
+        """
+        layers = list(self.features)
+        expected = [kind for letter in self.plan for kind in _KINDS[letter]]
+        return (
+            type(self).forward is FrozenVGG.forward
+            and [type(layer) for layer in layers] == expected
+            and all(map(_as_configured, layers))
+            and not _has_global_hooks()
+            and not any(_is_patched(module) for module in (self, self.features, *layers))
         )
 
     def factors(self, weights: Sequence[float]) -> list[float]:
@@ -231,20 +292,21 @@ def _random_state(vgg: FrozenVGG, seed: int = 0) -> dict[str, Tensor]:
     return state
 
 
-def _imagenet_state(network: str) -> Mapping[str, Any]:
+def _imagenet_state(network: str) -> object:
     from torchvision.models import VGG16_Weights, VGG19_Weights
 
     weights = {"vgg19": VGG19_Weights, "vgg16": VGG16_Weights}[network].IMAGENET1K_V1
     name = pathlib.PurePosixPath(weights.url).name
     path = pathlib.Path(torch.hub.get_dir(), "checkpoints", name)
     try:
-        state: Mapping[str, Any] = weights.get_state_dict(
-            progress=True, check_hash=True, map_location="cpu", weights_only=True
-        )
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if path.is_file():
+            return read_weights(path)
+        state: object = weights.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = f"{path} cannot be read: {error}" if isinstance(error, ValueError) else error
         size = round(weights.meta["_file_size"])
         raise RuntimeError(
-            _OFFLINE.format(error=error, name=name, size=size, url=weights.url, path=path, network=network.upper())
+            _OFFLINE.format(error=reason, name=name, size=size, url=weights.url, path=path, network=network.upper())
         ) from error
     return state
 
@@ -255,9 +317,9 @@ def _file_state(path: pathlib.Path) -> object:
             f"vgg: there is no file {path}; pass 'imagenet', 'random', a module, or the path of a state dict"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"vgg: {path} cannot be read as a state dict: {load_failure(error)}") from error
+        return read_weights(path)
+    except ValueError as error:
+        raise ValueError(f"vgg: {path} cannot be read as a state dict: {error}") from error
 
 
 def load_vgg(

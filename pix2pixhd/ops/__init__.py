@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pix2pixhd.ops import choice, l1, library, pointwise, recycling, reference, scalars
+from pix2pixhd.ops.checks import HALF, check_devices, check_labels, check_list, check_shapes
 from pix2pixhd.ops.choice import backend
 from pix2pixhd.ops.scalars import Numbers
 
@@ -22,30 +23,8 @@ if library.cpu().loaded:
     pointwise.register()
     recycling.register()
 
-_HALF = (torch.float16, torch.bfloat16)
-_FLOATS = {torch.float32, torch.float64, *_HALF}
 
-
-def _tensors(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
-    if not isinstance(tensors, (list, tuple)):
-        raise TypeError(f"{name} must be a list of tensors, got {type(tensors).__name__}; wrap a single one: [tensor]")
-    if not tensors:
-        raise ValueError(f"{name} is empty; pass at least one tensor")
-    device = tensors[0].device if isinstance(tensors[0], Tensor) else None
-    for k, tensor in enumerate(tensors):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}[{k}] must be a tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in _FLOATS:
-            raise TypeError(
-                f"{name}[{k}] must be float32, float64, float16 or bfloat16, got {tensor.dtype}; "
-                "convert it with .float()"
-            )
-        if tensor.device != device:
-            raise ValueError(f"{name}[{k}] is on {tensor.device} and {name}[0] on {device}; move all to one device")
-    return list(tensors)
-
-
-def _signs(target_is_real: bool | Sequence[bool] | Any, count: int) -> list[float]:
+def _signs(target_is_real: bool | Sequence[bool] | Any, count: int) -> list[scalars.Number]:
     """+1 for real and −1 for fake, one per tensor."""
     flags: list[Any] = [target_is_real] * count
     if not scalars.is_single(target_is_real):
@@ -55,15 +34,22 @@ def _signs(target_is_real: bool | Sequence[bool] | Any, count: int) -> list[floa
     return [1.0 if flag else -1.0 for flag in flags]
 
 
-def _as_pytorch(loss: Tensor, tensors: Sequence[Tensor], *, autocast_widens: bool) -> Tensor:
-    """The dtype of PyTorch's own losses: that of half tensors, unless autocast runs the loss in float32.
+def _as_pytorch(
+    loss: Tensor, tensors: Sequence[Tensor], weights: Sequence[scalars.Number], *, autocast_widens: bool
+) -> Tensor:
+    """The loss in the dtype of PyTorch's own losses.
 
-    Autocast does so for ``F.l1_loss`` and ``F.mse_loss``, and not for ``mean``, of which hinge and mean consist.
+    That is the dtype of half tensors, unless autocast runs the loss in float32. Autocast does so for ``F.l1_loss`` and
+    ``F.mse_loss``, and not for ``mean``, of which hinge and mean consist. A weight that is a tensor promotes the dtype,
+    as in ``loss * weight``.
     """
-    dtype = tensors[0].dtype
-    if dtype not in _HALF or (autocast_widens and torch.is_autocast_enabled(tensors[0].device.type)):
-        return loss
-    return loss.to(dtype) if all(tensor.dtype == dtype for tensor in tensors) else loss
+    dtype, first = loss.dtype, tensors[0].dtype
+    if first in HALF and not (autocast_widens and torch.is_autocast_enabled(tensors[0].device.type)):
+        dtype = first if all(tensor.dtype == first for tensor in tensors) else dtype
+    for weight in weights:
+        if isinstance(weight, Tensor):
+            dtype = torch.promote_types(dtype, weight.dtype)
+    return loss if loss.dtype == dtype else loss.to(dtype)
 
 
 def multi_l1_loss(inputs: Sequence[Tensor], targets: Sequence[Tensor], weights: Numbers = None) -> Tensor:
@@ -80,8 +66,9 @@ def multi_l1_loss(inputs: Sequence[Tensor], targets: Sequence[Tensor], weights: 
         weights: One number, or K; 1 each when None. A tensor that requires a gradient gets its gradient.
 
     Returns:
-        A scalar: float32, or float64 when any tensor is; for half tensors outside autocast, their type. An empty
-        tensor's mean is NaN. The same bits on every run, for any number of threads.
+        A scalar: float32, or float64 when any tensor is; for half tensors outside autocast, their dtype. Tensors as
+        weights promote it, as in ``loss * weight``. An empty tensor's mean is NaN. The same bits on every run, for any
+        number of threads.
 
     Raises:
         TypeError: For something that is not a list of floating-point tensors.
@@ -94,37 +81,47 @@ def multi_l1_loss(inputs: Sequence[Tensor], targets: Sequence[Tensor], weights: 
         >>> real = [torch.randn_like(x) for x in fake]
         >>> multi_l1_loss(fake, real, [0.5, 0.5]).backward()
     """
-    xs, ys = _tensors("inputs", inputs), _tensors("targets", targets)
+    xs, ys = check_list("inputs", inputs), check_list("targets", targets)
     if len(xs) != len(ys):
         raise ValueError(f"targets must have as many tensors as inputs, {len(xs)}, got {len(ys)}")
     for k, (x, y) in enumerate(zip(xs, ys, strict=True)):
-        if x.shape != y.shape:
-            raise ValueError(
-                f"targets[{k}] must have the shape of inputs[{k}], {tuple(x.shape)}, got {tuple(y.shape)}; "
-                "broadcasting is not done"
-            )
-    if ys[0].device != xs[0].device:
-        raise ValueError(f"targets are on {ys[0].device} and inputs on {xs[0].device}; move all to one device")
+        check_shapes(("inputs", "targets"), x, y, k)
+    check_devices(("inputs", "targets"), xs[0], ys[0], 0)
     factors = scalars.parse("weights", weights, len(xs), default=1.0)
     if not choice.use_fused(xs[0]):
         return reference.multi_l1_loss(xs, ys, factors)
-    return _as_pytorch(l1.fused_multi_l1_loss(xs, ys, factors), xs + ys, autocast_widens=True)
+    loss = l1.fused_multi_l1_loss(xs, ys, scalars.read(factors))
+    return _as_pytorch(loss, xs + ys, factors, autocast_widens=True)
+
+
+_Plain = Callable[[Sequence[Tensor], Sequence[scalars.Number], Sequence[scalars.Number]], Tensor]
+
+
+def _pointwise(
+    preds: list[Tensor],
+    constants: list[scalars.Number],
+    weights: Numbers,
+    kind: pointwise.Kind,
+    plain: _Plain,
+    *,
+    autocast_widens: bool,
+) -> Tensor:
+    """A loss of predictions and constants, fused or in plain PyTorch."""
+    factors = scalars.parse("weights", weights, len(preds), default=1.0)
+    if not choice.use_fused(preds[0]):
+        return plain(preds, constants, factors)
+    loss = pointwise.fused_pointwise_loss(preds, constants, scalars.read(factors), kind)
+    return _as_pytorch(loss, preds, factors, autocast_widens=autocast_widens)
 
 
 def _against_labels(
-    preds: Sequence[Tensor],
-    target: Numbers,
-    weights: Numbers,
-    kind: pointwise.Kind,
-    plain: Callable[[Sequence[Tensor], Sequence[scalars.Number], Sequence[scalars.Number]], Tensor],
+    preds: Sequence[Tensor], target: Numbers, weights: Numbers, kind: pointwise.Kind, plain: _Plain
 ) -> Tensor:
-    """A loss of predictions against constant labels, fused or in plain PyTorch."""
-    xs = _tensors("preds", preds)
-    labels = scalars.parse("target", target, len(xs))
-    factors = scalars.parse("weights", weights, len(xs), default=1.0)
-    if not choice.use_fused(xs[0]):
-        return plain(xs, labels, factors)
-    return _as_pytorch(pointwise.fused_pointwise_loss(xs, labels, factors, kind), xs, autocast_widens=True)
+    """A loss of predictions against constant labels."""
+    xs = check_list("preds", preds)
+    labels = scalars.read(scalars.parse("target", target, len(xs)))
+    check_labels(labels, xs)
+    return _pointwise(xs, labels, weights, kind, plain, autocast_widens=True)
 
 
 def lsgan_loss(preds: Sequence[Tensor], target: Numbers, weights: Numbers = None) -> Tensor:
@@ -144,7 +141,8 @@ def lsgan_loss(preds: Sequence[Tensor], target: Numbers, weights: Numbers = None
 
     Raises:
         TypeError: For something that is not a list of floating-point tensors.
-        ValueError: For an empty list and for lengths or devices that do not agree.
+        ValueError: For an empty list, for lengths or devices that do not agree, and for a finite label that the dtype
+            of its tensor cannot hold.
 
     Example:
         >>> import torch
@@ -172,7 +170,8 @@ def logistic_loss(preds: Sequence[Tensor], target: Numbers, weights: Numbers = N
 
     Raises:
         TypeError: For something that is not a list of floating-point tensors.
-        ValueError: For an empty list and for lengths or devices that do not agree.
+        ValueError: For an empty list, for lengths or devices that do not agree, and for a finite label that the dtype
+            of its tensor cannot hold.
 
     Example:
         >>> import torch
@@ -206,13 +205,13 @@ def hinge_loss(preds: Sequence[Tensor], target_is_real: bool | Sequence[bool], w
         >>> hinge_loss([torch.full((1, 1, 4, 4), 0.25)], target_is_real=True)
         tensor(0.7500)
     """
-    xs = _tensors("preds", preds)
+    xs = check_list("preds", preds)
     signs = _signs(target_is_real, len(xs))
-    factors = scalars.parse("weights", weights, len(xs), default=1.0)
-    if not choice.use_fused(xs[0]):
-        return reference.hinge_loss(xs, signs, factors)
-    loss = pointwise.fused_pointwise_loss(xs, list(signs), factors, pointwise.Kind.HINGE)
-    return _as_pytorch(loss, xs, autocast_widens=False)
+    return _pointwise(xs, signs, weights, pointwise.Kind.HINGE, reference.hinge_loss, autocast_widens=False)
+
+
+def _plain_mean(preds: Sequence[Tensor], _: Sequence[scalars.Number], weights: Sequence[scalars.Number]) -> Tensor:
+    return reference.mean_loss(preds, weights)
 
 
 def mean_loss(preds: Sequence[Tensor], weights: Numbers = None) -> Tensor:
@@ -235,9 +234,6 @@ def mean_loss(preds: Sequence[Tensor], weights: Numbers = None) -> Tensor:
         >>> mean_loss([torch.ones(1, 1, 4, 4)], weights=[-1.0])
         tensor(-1.)
     """
-    xs = _tensors("preds", preds)
-    factors = scalars.parse("weights", weights, len(xs), default=1.0)
-    if not choice.use_fused(xs[0]):
-        return reference.mean_loss(xs, factors)
-    loss = pointwise.fused_pointwise_loss(xs, [1.0] * len(xs), factors, pointwise.Kind.LINEAR)
-    return _as_pytorch(loss, xs, autocast_widens=False)
+    xs = check_list("preds", preds)
+    ones: list[scalars.Number] = [1.0] * len(xs)
+    return _pointwise(xs, ones, weights, pointwise.Kind.LINEAR, _plain_mean, autocast_widens=False)

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from pix2pixhd.ops import kernel_images, library
+from pix2pixhd.ops.dispatch import forward_mode_active
 
 NAMES = ("auto", "fused", "reference")
 
@@ -72,9 +72,7 @@ def use_fused(tensor: Tensor) -> bool:
     if _current == "reference":
         return False
     # torch.func and forward-mode AD differentiate the plain formulas.
-    if not torch.compiler.is_compiling() and (
-        forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-    ):
+    if not torch.compiler.is_compiling() and (forward_mode_active() or torch._C._are_functorch_transforms_active()):
         return False
     reason = unavailable(tensor.device)
     if not reason:

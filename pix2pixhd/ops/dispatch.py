@@ -44,6 +44,25 @@ def wider(*dtypes: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
+def dense_or_contiguous(size: list[int], stride: list[int]) -> list[int]:
+    """The strides of a gradient: those of the input when it is one dense block, else contiguous ones.
+
+    Mirrors the C++ side, which makes a tensor that is not dense contiguous.
+    """
+    expected = 1
+    dense = True
+    for step, length in sorted((s, n) for s, n in zip(stride, size, strict=True) if n != 1):
+        dense = dense and step == expected
+        expected *= length
+    if dense or 0 in size:
+        return stride
+    contiguous, running = [], 1
+    for length in reversed(size):
+        contiguous.append(running)
+        running *= max(length, 1)
+    return contiguous[::-1]
+
+
 def zero_of(tensor: Tensor) -> Tensor:
     """A scalar 0 that depends on the tensor with derivative 0.
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from pix2pixhd.ops.dispatch import below_autograd, leaves_before, transformed, wider, zero_of
+from pix2pixhd.ops.dispatch import below_autograd, dense_or_contiguous, leaves_before, transformed, wider, zero_of
 from pix2pixhd.ops.scalars import Number, all_constant
 
 SIGN_TILE = 256  # csrc/multi_tensor.h: kSignTile
@@ -47,22 +47,6 @@ class Layouts(NamedTuple):
         )
 
 
-def _dense_or_contiguous(size: list[int], stride: list[int]) -> list[int]:
-    """The strides of a fresh gradient: an input's own when it is one dense block, else contiguous ones."""
-    expected = 1
-    dense = True
-    for step, length in sorted((s, n) for s, n in zip(stride, size, strict=True) if n != 1):
-        dense = dense and step == expected
-        expected *= length
-    if dense or 0 in size:
-        return stride
-    contiguous, running = [], 1
-    for length in reversed(size):
-        contiguous.append(running)
-        running *= max(length, 1)
-    return contiguous[::-1]
-
-
 def _fake_forward(
     input: list[Tensor], target: list[Tensor], weight: list[float], wanted: list[int]
 ) -> tuple[Tensor, Tensor]:
@@ -85,7 +69,7 @@ def _fake_backward(
     for k, (ndim, code) in enumerate(zip(ndims, dtypes, strict=True)):
         size, stride = sizes[begin : begin + ndim], strides[begin : begin + ndim]
         if k in wanted:
-            stride = _dense_or_contiguous(size, stride)
+            stride = dense_or_contiguous(size, stride)
             gradients.append(torch.empty_strided(size, stride, dtype=_DTYPES[code], device=signs.device))
         begin += ndim
     return gradients

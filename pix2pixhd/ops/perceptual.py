@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pix2pixhd.ops import choice, library
+from pix2pixhd.ops.dispatch import wider
 from pix2pixhd.ops.vgg_parts import plan_parts
-from pix2pixhd.ops.vgg_pass import Chain, PartPass, channels_last, run_part, wide
+from pix2pixhd.ops.vgg_pass import Chain, PartPass, channels_last, run_part
 
 
 class Network(NamedTuple):
@@ -85,7 +86,7 @@ def _perceptual_loss(
             if gradient is None:
                 gradient = torch.zeros_like(fake, dtype=own.dtype, memory_format=torch.channels_last)
             gradient[part.first : part.end, :, part.stages[0].first : part.stages[0].end] += own
-    return losses.to(wide(dtype)), fake.new_empty(0) if gradient is None else gradient
+    return losses.to(wider(dtype)), fake.new_empty(0) if gradient is None else gradient
 
 
 @_perceptual_loss.register_fake
@@ -103,10 +104,10 @@ def _(
     memory_limit: int | None,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    values = fake.new_empty(fake.shape[0], dtype=wide(dtype))
+    values = fake.new_empty(fake.shape[0], dtype=wider(dtype))
     if not with_gradient:
         return values, fake.new_empty(0)
-    return values, torch.empty_like(fake, dtype=wide(dtype), memory_format=torch.channels_last)
+    return values, torch.empty_like(fake, dtype=wider(dtype), memory_format=torch.channels_last)
 
 
 class _RefuseDoubleBackward(torch.autograd.Function):

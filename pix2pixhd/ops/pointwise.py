@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pix2pixhd.ops.dispatch import below_autograd, transformed, wider, zero_of
+from pix2pixhd.ops.dispatch import below_autograd, dense_or_contiguous, transformed, wider, zero_of
 from pix2pixhd.ops.reference import label_like
 from pix2pixhd.ops.scalars import Number, all_constant
 
@@ -31,7 +31,15 @@ def _fake_forward(input: list[Tensor], constant: list[float], weight: list[float
 def _fake_backward(
     grad: Tensor, input: list[Tensor], constant: list[float], weight: list[float], kind: int
 ) -> list[Tensor]:
-    return [torch.empty_like(tensor) for tensor in input]
+    return [
+        torch.empty_strided(
+            tensor.shape,
+            dense_or_contiguous(list(tensor.shape), list(tensor.stride())),
+            dtype=tensor.dtype,
+            device=tensor.device,
+        )
+        for tensor in input
+    ]
 
 
 def _values(x: Tensor, constant: Number, kind: int) -> Tensor:

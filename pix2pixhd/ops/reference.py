@@ -26,8 +26,7 @@ def label_like(x: Tensor, label: Number) -> Tensor:
 def _weighted_sum(terms: Sequence[Tensor], weights: Sequence[Number]) -> Tensor:
     if not terms:
         return torch.zeros(())
-    # A tensor as a weight counts as a number: it does not change the dtype.
-    weighted = [(term * weight).to(term.dtype) for term, weight in zip(terms, weights, strict=True)]
+    weighted = [term * weight for term, weight in zip(terms, weights, strict=True)]
     total = weighted[0]
     for term in weighted[1:]:
         total = total + term
@@ -45,7 +44,7 @@ def lsgan_loss(preds: Sequence[Tensor], targets: Sequence[Number], weights: Sequ
     return _weighted_sum(terms, weights)
 
 
-def hinge_loss(preds: Sequence[Tensor], signs: Sequence[float], weights: Sequence[Number]) -> Tensor:
+def hinge_loss(preds: Sequence[Tensor], signs: Sequence[Number], weights: Sequence[Number]) -> Tensor:
     """``Σ_k weights[k] · mean(max(0, 1 − signs[k]·preds[k]))``."""
     return _weighted_sum([F.relu(1.0 - s * x).mean() for x, s in zip(preds, signs, strict=True)], weights)
 

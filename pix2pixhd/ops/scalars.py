@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeGuard, cast
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from pix2pixhd.ops.dispatch import forward_mode_active, is_wrapped
 
@@ -42,7 +42,8 @@ def _number(name: str, value: Any) -> Number:
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.is_complex():
             raise ValueError(f"{name} must hold real numbers, got a {value.dtype} tensor of shape {tuple(value.shape)}")
-        return value.reshape(()) if _must_stay_tensor(value) else float(value)
+        # A copy: autograd would save the caller's tensor, and refuse the backward after a change of it.
+        return value.reshape(()) if _must_stay_tensor(value) else value.reshape(()).clone()
     if isinstance(value, str) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must hold numbers, got {value!r} ({type(value).__name__})")
     return float(value)
@@ -58,8 +59,7 @@ def parse(name: str, values: Numbers, count: int, default: float | None = None) 
         default: The number that stands for None; without it, None is refused.
 
     Returns:
-        Python numbers, symbolic ones under ``torch.compile``, and tensors where reading the value would lose a
-        derivative or wait for a device.
+        Python numbers, symbolic ones under ``torch.compile``, and 0-d tensors; see ``read``.
 
     Raises:
         TypeError: For something that is no number.
@@ -70,7 +70,7 @@ def parse(name: str, values: Numbers, count: int, default: float | None = None) 
     if type(values) is float:
         return [values] * count
     if type(values) is list and len(values) == count and set(map(type, values)) == _FLOAT:
-        return values  # the usual case, for speed
+        return list(values)  # the usual case, for speed; a copy, because the caller may change the list before backward
     if is_single(values):
         return [_number(name, values)] * count
     if isinstance(values, str) or not hasattr(values, "__len__"):
@@ -81,6 +81,13 @@ def parse(name: str, values: Numbers, count: int, default: float | None = None) 
     return [_number(name, value) for value in entries]
 
 
+def read(values: list[Number]) -> list[Number]:
+    """The same with tensors as Python numbers, where reading the value loses no derivative and waits for no device."""
+    if set(map(type, values)) == _FLOAT:
+        return values
+    return [float(v) if isinstance(v, Tensor) and not _must_stay_tensor(v) else v for v in values]
+
+
 def is_constant(value: Number) -> TypeGuard[float]:
     """Whether the operators can take this number: a Python number that is constant in a compiled graph.
 
@@ -88,7 +95,11 @@ def is_constant(value: Number) -> TypeGuard[float]:
     """
     if isinstance(value, Tensor):
         return False
-    return not torch.compiler.is_compiling() or has_static_value(value)
+    if not torch.compiler.is_compiling():
+        return True
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # imports SymPy, which takes almost a second
+
+    return has_static_value(value)
 
 
 def all_constant(values: list[Number]) -> TypeGuard[list[float]]:
@@ -109,6 +120,20 @@ def one_number(name: str, value: Any) -> float:
             f"{name} is a tensor that requires a gradient, and this argument is stored as a number; multiply the loss "
             "by the tensor instead"
         )
-    if isinstance(value, str) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
-    return float(value)
+    if not isinstance(value, str) and hasattr(value, "__float__"):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # an array or tensor of several numbers
+            return float(value)
+    raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+
+
+def numbers(name: str, values: Any) -> list[float]:
+    """Reads a constructor's argument that is one number per item.
+
+    Raises:
+        TypeError: For something that is not a sequence of numbers, and for a tensor that requires a gradient.
+    """
+    try:
+        entries = list(values)
+    except TypeError as error:  # a 0-d tensor has __iter__ too
+        raise TypeError(f"{name} must be a sequence of numbers, got {values!r} ({type(values).__name__})") from error
+    return [one_number(f"{name}[{k}]", entry) for k, entry in enumerate(entries)]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pix2pixhd.ops.dispatch import wider
 from pix2pixhd.ops.vgg_parts import POOL, RELU, TAP, TAP_POOL, Part, Rows
 from pix2pixhd.ops.vgg_scale import Float16Scale
 
@@ -50,11 +51,6 @@ class _Kept(NamedTuple):
     cropped_from: tuple[int, int] = (0, 0)  # rows before the first one kept, and of the map that pooling gave
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of losses, pixel weights and gradients computed in ``dtype``: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def channels_last(x: Tensor) -> Tensor:
     """``x`` in channels-last memory format; ``x`` itself when it already is."""
     return x.contiguous(memory_format=torch.channels_last)
@@ -86,7 +82,7 @@ def pixel_weight(weight_map: Tensor | None, x: Tensor, rows: Rows, width: int) -
     """The weights of a map's pixels, ``[N, rows, width]``: those of its band, 0 in the margin; None for all 1."""
     if weight_map is None and rows.is_whole:
         return None
-    dtype = wide(x.dtype)
+    dtype = wider(x.dtype)
     own = slice(rows.own_first - rows.first, rows.own_end - rows.first)
     weight = x.new_zeros((x.shape[0], rows.length, width), dtype=dtype)
     if weight_map is None:
@@ -213,7 +209,7 @@ class PartPass:
                 ops.relu_backward_.default(gradient, kept.mask)
             del kept
             gradient = input_gradient(gradient, weight)
-        return gradient.to(wide(gradient.dtype)) if scale is None else scale.undo(gradient)
+        return gradient.to(wider(gradient.dtype)) if scale is None else scale.undo(gradient)
 
     def _scale(self, like: Tensor) -> Float16Scale:
         peaks = [None if kept.distance is None else self._peak(kept, kept.distance, len(like)) for kept in self.trail]

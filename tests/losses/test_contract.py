@@ -92,12 +92,15 @@ def two_backwards(loss):
 
 @feature
 def gradient_of_one_tensor(loss):
-    xs = inputs(loss)
-    for x in xs[:-1]:
-        x.requires_grad_(False)
-    ys = wide(xs)
-    if loss(inputs(loss)).requires_grad and loss(xs).requires_grad:
-        close(gradients(loss(xs), xs[-1:]), gradients(loss.oracle(ys), ys[-1:]))
+    """The gradient of each tensor that the loss uses, while the others require none."""
+    ys = wide(inputs(loss))
+    expected = torch.autograd.grad(loss.oracle(ys), ys, allow_unused=True)
+    used = [k for k, gradient in enumerate(expected) if gradient is not None]
+    assert used, "the loss uses a tensor"
+    for k in used:
+        xs = [x.requires_grad_(i == k) for i, x in enumerate(inputs(loss))]
+        assert expected[k].any(), "a gradient to compare with"
+        close(torch.autograd.grad(loss(xs), xs[k])[0], expected[k])
 
 
 @feature
@@ -178,16 +181,19 @@ def compile_with_changing_numbers_and_sizes(loss):
     counter = CompileCounterWithBackend("eager" if choice._current == "reference" else "aot_eager")
     compiled = torch.compile(lambda xs, factor: factor * loss(xs), backend=counter, fullgraph=True)
     numbers = {name: value for name, value in vars(loss.criterion).items() if isinstance(value, float)}
+    fixed, annealed = inputs(loss), set()
     try:
         for step in range(3):
             if loss.anneal is not None:
                 loss.anneal(loss.criterion, 0.3 + 0.1 * step)
+            annealed.add(loss(fixed).item())
             xs = inputs(loss, batch=2 + step)
             value, expected = compiled(xs, 0.1 + step), (0.1 + step) * loss(xs)
             close(value, expected)
             close(gradients(value, xs), gradients(expected, xs))
     finally:
         vars(loss.criterion).update(numbers)
+    assert loss.anneal is None or len(annealed) == 3, "annealing changes the loss"
     assert counter.frame_count <= 2, "one static graph, one dynamic"
 
 

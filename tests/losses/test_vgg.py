@@ -1,6 +1,7 @@
 """VGGLoss: its value and gradient, where its weights come from, and what is said when they cannot be had."""
 
 import copy
+import io
 import pathlib
 import urllib.error
 
@@ -144,6 +145,34 @@ def test_files_that_do_not_fit_are_named(vgg, tmp_path):
     torch.save({**state, "features.0.weight": torch.zeros(64, 1, 3, 3)}, tmp_path / "shape.pth")
     with pytest.raises(ValueError, match=r"features\.0\.weight must have shape \(64, 3, 3, 3\), got \(64, 1, 3, 3\)"):
         load_vgg(tmp_path / "shape.pth")
+
+
+def damaged_files():
+    """A small file of ``torch.save``, truncated and with bytes overwritten, in the zip and in the legacy format."""
+    for zipped in (True, False):
+        buffer = io.BytesIO()
+        torch.save({"features.0.weight": torch.ones(3)}, buffer, _use_new_zipfile_serialization=zipped)
+        whole = buffer.getvalue()
+        for k in range(0, len(whole), 89):
+            yield whole[:k]
+            yield whole[:k] + b"\xff\x00(c" + whole[k + 4 :]
+
+
+def test_damaged_files_are_named_whatever_is_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth"  # torchvision's name
+    path.parent.mkdir(parents=True)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("asked the network"))
+    for content in damaged_files():
+        path.write_bytes(content)
+        with pytest.raises(
+            ValueError, match=r"dcbb9e9d\.pth( cannot be read as a state dict:| is no|.* must have shape)"
+        ):
+            load_vgg(path, layers=["relu1_1"])
+        with pytest.raises(
+            (ValueError, RuntimeError), match=r"cannot be read: |IMAGENET1K_V1( is no|.* must have shape)"
+        ):
+            load_vgg("imagenet", layers=["relu1_1"])
 
 
 def test_without_network_the_message_says_which_file_to_put_where(monkeypatch, tmp_path):

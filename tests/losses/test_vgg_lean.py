@@ -149,6 +149,8 @@ def test_it_compiles_without_a_graph_break(vgg):
 def test_opcheck(vgg):
     weights, biases, plan = vgg.chain()
     fake, real = pictures(1, 3, 16, 16).requires_grad_(), pictures(1, 3, 16, 16, seed=1)
+    crop = pictures(1, 3, 17, 18).contiguous(memory_format=torch.channels_last)[:, :, 1:, 1:-1]  # not dense
+    permuted = pictures(16, 32, 3, 1).permute(3, 2, 0, 1)[..., ::2]
     factors = [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0]
     network = (weights, biases, factors, plan)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -157,6 +159,8 @@ def test_opcheck(vgg):
         ((fake, real, [], torch.rand(1, 1, 16, 16)), (True, torch.bfloat16, 10**8, True)),
         ((fake, None, vgg(real), None), (False, torch.float32, None, True)),
         ((fake.detach(), real, [], None), (False, torch.float32, None, False)),
+        ((crop.detach().requires_grad_(), permuted, [], None), (False, torch.float32, None, True)),
+        ((permuted.detach().requires_grad_(), crop, [], None), (False, torch.bfloat16, None, True)),
     ):
         arguments = (*first, *network, *options)
         torch.library.opcheck(torch.ops.pix2pixhd.perceptual_loss.default, arguments, test_utils=tests)

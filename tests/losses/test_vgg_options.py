@@ -213,16 +213,22 @@ def test_numbers_of_other_libraries_are_weights(vgg, name, number):
     found = VGGLoss(vgg=vgg, **{name: [number(value) for value in values]})
     assert getattr(found, name) == values
     assert getattr(VGGLoss(vgg=vgg, **{name: torch.tensor(values)}), name) == values
+    assert getattr(VGGLoss(vgg=vgg, **{name: (value for value in values)}), name) == values
 
 
 @pytest.mark.parametrize("name", ["weights", "scale_weights"])
 def test_weights_that_would_lose_their_gradient_or_are_no_numbers_are_named(vgg, name):
     learned = torch.ones(5, requires_grad=True)
     for values in (learned, list(learned), [torch.nn.Parameter(torch.tensor(1.0))]):
-        with pytest.raises(ValueError, match=rf"{name} requires a gradient.*multiply the loss"):
+        with pytest.raises(TypeError, match=rf"{name}\[0\] is a tensor that requires a gradient.*multiply the loss"):
             VGGLoss(vgg=vgg, **{name: values})
-    for values in (1.0, ["a"], [None]):
+    for values in (1.0, torch.tensor(1.0), None, True):
+        if (name, values) == ("weights", None):  # the default
+            continue
         with pytest.raises(TypeError, match=rf"{name} must be a sequence of numbers, got"):
+            VGGLoss(vgg=vgg, **{name: values})
+    for values in (["a"], [None], "12345", [torch.ones(2)], [np.ones(2)]):
+        with pytest.raises(TypeError, match=rf"{name}\[0\] must be a number, got"):
             VGGLoss(vgg=vgg, **{name: values})
 
 

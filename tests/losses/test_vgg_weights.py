@@ -139,6 +139,85 @@ def test_parameters_that_require_a_gradient_are_named_and_get_one_from_the_other
     assert all(parameter.grad is not None for parameter in criterion.vgg.parameters())
 
 
+class _ScaledConv(torch.nn.Conv2d):
+    def forward(self, x):
+        return 2.0 * super().forward(x)
+
+
+def replace(index, make):
+    def change(vgg):
+        old = vgg.features[index]
+        vgg.features[index] = make()
+        if isinstance(old, torch.nn.Conv2d):
+            new = vgg.features[index]
+            new.load_state_dict({n: old.state_dict()[n][tuple(map(slice, p.shape))] for n, p in new.named_parameters()})
+            new.requires_grad_(False)
+
+    return change
+
+
+def patch_forward(vgg):
+    vgg.features[4].forward = lambda x: x[:, :, ::2, ::2]
+
+
+def parametrize_a_weight(vgg):
+    torch.nn.utils.parametrizations.weight_norm(vgg.features[0])
+    vgg.features[0].parametrizations.weight.original0.mul_(2.0)
+    vgg.requires_grad_(False)
+
+
+def set_padding(vgg):
+    vgg.features[5].padding = (0, 0)
+
+
+REPLACED = {
+    "average pooling": replace(4, lambda: torch.nn.AvgPool2d(2, 2)),
+    "pooling of 3": replace(4, lambda: torch.nn.MaxPool2d(3, 2, padding=1)),
+    "pooling with ceil_mode": replace(4, lambda: torch.nn.MaxPool2d(2, 2, ceil_mode=True)),
+    "another activation": replace(1, lambda: torch.nn.LeakyReLU(0.2)),
+    "reflection padding": replace(0, lambda: torch.nn.Conv2d(3, 64, 3, padding=1, padding_mode="reflect")),
+    "stride": replace(0, lambda: torch.nn.Conv2d(3, 64, 3, padding=1, stride=2)),
+    "dilation": replace(2, lambda: torch.nn.Conv2d(64, 64, 3, padding=2, dilation=2)),
+    "groups": replace(2, lambda: torch.nn.Conv2d(64, 64, 3, padding=1, groups=2)),
+    "no bias": replace(2, lambda: torch.nn.Conv2d(64, 64, 3, padding=1, bias=False)),
+    "other channels": lambda vgg: [replace(0, lambda: torch.nn.Conv2d(3, 40, 3, padding=1))(vgg),
+                                   replace(2, lambda: torch.nn.Conv2d(40, 64, 3, padding=1))(vgg)],
+    "a subclass": replace(0, lambda: _ScaledConv(3, 64, 3, padding=1)),
+    "an option": set_padding,
+    "a patched forward": patch_forward,
+    "a parametrization": parametrize_a_weight,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", REPLACED.values(), ids=REPLACED)
+def test_changed_layers_are_not_ignored(change):
+    changed, plain = network(), network()
+    for vgg in (changed, plain):
+        change(vgg)
+    fake, real = pictures(1, 3, 17, 19), pictures(1, 3, 17, 19, seed=1)
+    expected = VGGLoss(vgg=plain, keep_activations=True)
+    torch.testing.assert_close(VGGLoss(vgg=changed)(fake, real), expected(fake, real))
+    assert (expected(fake, real) - VGGLoss(vgg=network())(fake, real)).abs() > 1e-4 * expected(fake, real)
+
+
+def test_an_untouched_network_is_computed_without_activations():
+    assert network().is_standard()
+    assert copy.deepcopy(network()).double().is_standard()
+    assert FrozenVGG("vgg16", ["relu_1_2", "relu_5_3"]).is_standard()
+
+
+def test_global_module_hooks_are_called():
+    criterion, calls = VGGLoss(vgg=network()), []
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: calls.append(module) if module is criterion.vgg.features[0] else None
+    )
+    try:
+        gradient(criterion)
+    finally:
+        handle.remove()
+    assert calls
+
+
 @pytest.mark.parametrize("backward", [False, True])
 def test_hooks_on_layers_are_called(backward):
     criterion, plain = VGGLoss(vgg=network()), VGGLoss(vgg=network(), keep_activations=True)

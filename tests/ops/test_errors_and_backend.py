@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pix2pixhd
-from pix2pixhd.functional import hinge_loss, lsgan_loss, mean_loss, multi_l1_loss
+from pix2pixhd.functional import hinge_loss, l1_loss, lsgan_loss, mean_loss, multi_l1_loss
 from pix2pixhd.ops import choice, l1
 
 x = torch.zeros(3)
@@ -35,7 +35,7 @@ ops = torch.ops.pix2pixhd
             r"targets\[0\] must have the shape of inputs\[0\], \(3,\), got",
         ),
         (lambda: multi_l1_loss([x], [x], [1.0, 2.0]), ValueError, "weights must have one number per tensor, 1, got 2"),
-        (lambda: multi_l1_loss([x], [x.to("meta")]), ValueError, "targets are on meta and inputs on cpu"),
+        (lambda: multi_l1_loss([x], [x.to("meta")]), ValueError, r"targets\[0\] is on meta and inputs\[0\] on cpu"),
         (
             lambda: multi_l1_loss([x, x.to("meta")], [x, x]),
             ValueError,
@@ -45,6 +45,21 @@ ops = torch.ops.pix2pixhd
         (lambda: lsgan_loss([], 1.0), ValueError, "preds is empty"),
         (lambda: hinge_loss([x], [True, False]), ValueError, "target_is_real must have one number per tensor"),
         (lambda: mean_loss(x), TypeError, "preds must be a list of tensors"),
+        *(
+            case
+            for reduction in ("mean", "sum", "none")
+            for case in (
+                (lambda r=reduction: l1_loss([1.0], x, r), TypeError, "input must be a tensor, got list"),
+                (lambda r=reduction: l1_loss(x, None, r), TypeError, "target must be a tensor, got NoneType"),
+                (lambda r=reduction: l1_loss(x, x.long(), r), TypeError, "target must be float32, .* got torch.int64"),
+                (
+                    lambda r=reduction: l1_loss(x.view(3, 1), x.view(1, 3), r),
+                    ValueError,
+                    r"target must have the shape of input, \(3, 1\), got \(1, 3\)",
+                ),
+                (lambda r=reduction: l1_loss(x, x.to("meta"), r), ValueError, "target is on meta and input on cpu"),
+            )
+        ),
     ],
 )
 def test_bad_arguments_are_named(backend, call, error, message):
@@ -138,6 +153,13 @@ def test_where_no_kernel_is_the_reference_takes_over_with_one_warning(monkeypatc
         pytest.raises(RuntimeError, match=r"backend\('fused'\) was asked for, but the reason"),
     ):
         multi_l1_loss([x], [x])
+
+
+def test_losses_import_no_sympy():
+    """SymPy takes almost a second to import, and only ``torch.compile`` needs it."""
+    code = "import sys, torch; before = set(sys.modules); import {}; print('sympy' in set(sys.modules) - before)"
+    for module in ("pix2pixhd.ops", "pix2pixhd.losses", "pix2pixhd.functional"):
+        assert run(code.format(module)).stdout.strip() == "False"
 
 
 def test_losses_import_neither_training_nor_lightning():

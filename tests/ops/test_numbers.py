@@ -62,6 +62,48 @@ def test_what_is_no_number_is_refused(call, error, message):
         call(torch.zeros(3))
 
 
+CONTAINERS = {
+    "list": lambda values: values,
+    "list of tensors": lambda values: [torch.tensor(value) for value in values],
+    "array": lambda values: np.array(values),
+    "tensor": lambda values: torch.tensor(values),
+}
+WITH_NUMBERS = {
+    "l1, weights": lambda xs, c: multi_l1_loss(xs, [torch.zeros_like(x) for x in xs], c),
+    "l1 of targets, weights": lambda xs, c: multi_l1_loss([torch.zeros_like(x) for x in xs], xs, c),
+    "lsgan, labels": lambda xs, c: lsgan_loss(xs, c),
+    "lsgan, weights": lambda xs, c: lsgan_loss(xs, 1.0, c),
+    "logistic, labels": lambda xs, c: logistic_loss(xs, c),
+    "hinge, weights": lambda xs, c: hinge_loss(xs, True, c),
+    "mean, weights": lambda xs, c: mean_loss(xs, c),
+}
+
+
+@pytest.mark.parametrize("name", WITH_NUMBERS)
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_numbers_changed_before_the_backward_do_not_change_the_gradient(name, container):
+    xs = [torch.full((4,), 0.25, requires_grad=True), torch.full((3,), 0.5, requires_grad=True)]
+    expected = torch.autograd.grad(WITH_NUMBERS[name](xs, [0.5, 0.75]), xs)
+    numbers = CONTAINERS[container]([0.5, 0.75])
+    loss = WITH_NUMBERS[name](xs, numbers)
+    if container == "list of tensors":
+        numbers[0].fill_(-1.0)
+    numbers[1] = -1.0
+    torch.testing.assert_close(torch.autograd.grad(loss, xs), expected)
+
+
+# Without the label of lsgan: the fused side saves the difference, which does not change with the label.
+@pytest.mark.parametrize("name", sorted(WITH_NUMBERS.keys() - {"lsgan, labels"}))
+def test_a_learned_number_changed_before_the_backward_is_refused(name):
+    x = torch.full((4,), 0.25, requires_grad=True)
+    number = torch.tensor(0.5, requires_grad=True)
+    loss = WITH_NUMBERS[name]([x], number)
+    with torch.no_grad():
+        number.fill_(-1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, x)
+
+
 def test_tensors_get_their_gradients():
     xs, ys = [torch.randn(5), torch.randn(3)], [torch.randn(5), torch.randn(3)]
     weights = torch.tensor([0.5, 2.0], requires_grad=True)
@@ -91,6 +133,54 @@ def test_a_label_is_rounded_to_the_dtype_of_its_tensor(loss, dtype):
     torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
     (gradient,), (wanted,) = (torch.autograd.grad(v * 4096, y) for v, y in ((value, x), (expected, wide)))
     torch.testing.assert_close(gradient, wanted.to(dtype))
+
+
+@pytest.mark.parametrize("loss", [lsgan_loss, logistic_loss])
+def test_a_finite_label_beyond_the_dtypes_range_is_refused(loss):
+    """As ``torch.full_like`` refuses it, except for one element of half precision."""
+    for dtype, label in [
+        (torch.float16, 1e6),
+        (torch.float16, 65505.0),
+        (torch.bfloat16, 1e39),
+        (torch.float32, -1e39),
+    ]:
+        x = torch.zeros(8, dtype=dtype)
+        with pytest.raises(RuntimeError, match="without overflow"):
+            torch.full_like(x, label)
+        for target in (label, [0.0, label], torch.tensor(label, dtype=torch.float64)):
+            preds = [x] * (2 if isinstance(target, list) else 1)
+            with pytest.raises(ValueError, match=r"target\[\d\] is .*choose a smaller label, or convert"):
+                loss(preds, target)
+    largest = torch.finfo(torch.float16).max
+    for label in (largest, -largest, float("inf"), float("nan")):
+        x = torch.zeros(8, dtype=torch.float16)
+        plain = F.mse_loss if loss is lsgan_loss else F.binary_cross_entropy_with_logits
+        torch.testing.assert_close(loss([x], label), plain(x, torch.full_like(x, label)), equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weight", [torch.float64, torch.float32, torch.float16, torch.int64], ids=str)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_tensor_as_a_weight_promotes_the_dtype_as_in_plain_pytorch(dtype, weight, autocast, learned):
+    x, w = torch.randn(9).to(dtype), torch.tensor(2, dtype=weight)
+    if learned and weight.is_floating_point:
+        w.requires_grad_()
+    label = torch.ones_like(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        pairs = [
+            (multi_l1_loss([x], [label], w), F.l1_loss(x, label) * w),
+            (multi_l1_loss([x, x], [label, label], [w, 0.5]), F.l1_loss(x, label) * w + F.l1_loss(x, label) * 0.5),
+            (feature_matching_loss([[x, x]], [[label, label]], weight=w), 4.0 * F.l1_loss(x, label) * w),
+            (lsgan_loss([x], 1.0, w), F.mse_loss(x, label) * w),
+            (logistic_loss([x], 1.0, w), F.binary_cross_entropy_with_logits(x, label) * w),
+            (hinge_loss([x], True, w), F.relu(1 - x).mean() * w),
+            (mean_loss([x], w), x.mean() * w),
+        ]
+    for ours, plain in pairs:
+        assert ours.dtype == plain.dtype
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(ours.double(), plain.double(), rtol=4 * eps, atol=eps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])

@@ -25,6 +25,15 @@ def samples(requires_grad, empty=False):
     if empty:  # the loss is NaN, which opcheck does not take for equal to itself
         yield [make((0, 3)), make((4, 4))]
     yield [make((4, 6)).t()]
+    for crop in CROPS.values():
+        yield [crop(make((2, 8, 6, 6)).detach()).requires_grad_(requires_grad)]
+
+
+# Not dense, and in another order than contiguous.
+CROPS = {
+    "channels-last crop": lambda x: x.contiguous(memory_format=torch.channels_last)[:, :, 1:, 1:-1],
+    "permuted slice": lambda x: x[0].permute(2, 0, 1)[:, ::2],
+}
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -106,6 +115,18 @@ def test_compiles_without_a_graph_break(name, backend):
         torch.testing.assert_close(a, b)
     with torch.no_grad():
         torch.testing.assert_close(compiled(xs), eager.detach())
+
+
+@pytest.mark.parametrize("name", ["l1", "lsgan"])
+@torch._inductor.config.patch(force_disable_caches=True)  # the cache's key does not cover the fake kernels
+def test_inductor_gets_the_right_gradient_strides_for_crops(name):
+    torch._dynamo.reset()
+    generator = torch.Generator().manual_seed(4)
+    xs = [crop(torch.randn(2, 8, 6, 6, generator=generator)).detach().requires_grad_() for crop in CROPS.values()]
+    eager = torch.autograd.grad(LOSSES[name](xs), xs)
+    compiled = torch.compile(lambda a: LOSSES[name](a), fullgraph=True)(xs)
+    for a, b in zip(torch.autograd.grad(compiled, xs), eager, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_batch_sizes_do_not_recompile_again_and_again():

@@ -1,0 +1,100 @@
+"""Checks of the losses' tensors, with messages that name the argument."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pix2pixhd.ops.scalars import Number, all_constant, is_constant
+
+HALF = (torch.float16, torch.bfloat16)
+_FLOATS = {torch.float32, torch.float64, *HALF}
+_LARGEST = {dtype: torch.finfo(dtype).max for dtype in _FLOATS}
+
+
+def _label(name: str, index: int | None) -> str:
+    return name if index is None else f"{name}[{index}]"
+
+
+def check_tensor(name: str, tensor: object, index: int | None = None) -> None:
+    """Refuses what is not a tensor of a supported dtype.
+
+    Args:
+        name: The argument's name in error messages.
+        tensor: The argument.
+        index: Its place in a list of that name.
+
+    Raises:
+        TypeError: Names the argument and what it is.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{_label(name, index)} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in _FLOATS:
+        raise TypeError(
+            f"{_label(name, index)} must be float32, float64, float16 or bfloat16, got {tensor.dtype}; "
+            "convert it with .float()"
+        )
+
+
+def check_shapes(names: tuple[str, str], input: Tensor, target: Tensor, index: int | None = None) -> None:
+    """Refuses an input and a target of different shapes; the names are theirs.
+
+    Raises:
+        ValueError: Names both.
+    """
+    if input.shape != target.shape:
+        raise ValueError(
+            f"{_label(names[1], index)} must have the shape of {_label(names[0], index)}, {tuple(input.shape)}, got "
+            f"{tuple(target.shape)}; broadcasting is not done"
+        )
+
+
+def check_devices(names: tuple[str, str], input: Tensor, target: Tensor, index: int | None = None) -> None:
+    """Refuses an input and a target on different devices; the names are theirs.
+
+    Raises:
+        ValueError: Names both.
+    """
+    if input.device != target.device:
+        raise ValueError(
+            f"{_label(names[1], index)} is on {target.device} and {_label(names[0], index)} on {input.device}; "
+            "move both to one device"
+        )
+
+
+def check_list(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors as a list of its own, after ``check_tensor`` of each.
+
+    Raises:
+        TypeError: For something that is not a list of floating-point tensors.
+        ValueError: For an empty list, or tensors on several devices.
+    """
+    if not isinstance(tensors, (list, tuple)):
+        raise TypeError(f"{name} must be a list of tensors, got {type(tensors).__name__}; wrap a single one: [tensor]")
+    if not tensors:
+        raise ValueError(f"{name} is empty; pass at least one tensor")
+    device = getattr(tensors[0], "device", None)
+    for k, tensor in enumerate(tensors):
+        check_tensor(name, tensor, k)
+        if tensor.device != device:
+            raise ValueError(f"{name}[{k}] is on {tensor.device} and {name}[0] on {device}; move all to one device")
+    return list(tensors)
+
+
+def check_labels(labels: list[Number], tensors: Sequence[Tensor]) -> None:
+    """Refuses finite labels that the dtype of their tensor cannot hold, as ``torch.full_like`` does.
+
+    Raises:
+        ValueError: Names the label and the range.
+    """
+    if all_constant(labels) and max(map(abs, labels)) <= _LARGEST[torch.float16]:
+        return  # the usual case, for speed
+    for k, (label, tensor) in enumerate(zip(labels, tensors, strict=True)):
+        if is_constant(label) and _LARGEST[tensor.dtype] < abs(label) < math.inf:
+            raise ValueError(
+                f"target[{k}] is {label:g}, and preds[{k}] is {tensor.dtype}, which holds numbers up to "
+                f"{_LARGEST[tensor.dtype]:g}; choose a smaller label, or convert the predictions with .float()"
+            )
