@@ -17,7 +17,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 
 from pix2pixhd.data import InputError
-from pix2pixhd.files import check_writable
 from pix2pixhd.training.callbacks import LossBar, SampleSheets, StopAtNaN
 from pix2pixhd.training.checkpoint import read_checkpoint
 from pix2pixhd.training.checkpoint_io import AtomicCheckpointIO
@@ -30,7 +29,7 @@ from pix2pixhd.training.precision import SharedScalePrecision
 from pix2pixhd.training.pretrained import load_pretrained
 from pix2pixhd.training.results import ResultsPage
 from pix2pixhd.training.resume import check_resumable, write_config
-from pix2pixhd.training.run_folder import check_run_folder
+from pix2pixhd.training.run_folder import check_run_folder, check_run_folder_writable
 from pix2pixhd.training.saving import RunCheckpoints
 from pix2pixhd.training.steps import trial_batches
 from pix2pixhd.training.stopping import Stopped, StopRequests
@@ -201,7 +200,7 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
     _check_limits(config)
     checkpoint = _last_checkpoint(config, resume)
     check_run_folder(output, config.data, resume)
-    check_writable(output, "run.output")
+    check_run_folder_writable(output)
     data = PairedData(config.data, config.model.multiple, config.run.seed)
     pl.seed_everything(config.run.seed, workers=True, verbose=False)
     module = Pix2PixHD(config.model, config.data, config.loss, config.optimizer, config.compute, config.run.metrics)
