@@ -189,6 +189,20 @@ def test_generate_keeps_its_input(run, tmp_path, data_root, output, force):
     assert tree(data_root) == before
 
 
+def test_generate_keeps_the_instance_maps_that_it_finds_beside_the_input(run, data_root):
+    """Under Cityscapes' names the images would lie beside the instance maps, not replace them."""
+    for kind, suffix in (("label", "labelIds"), ("inst", "instanceIds")):
+        for path in (data_root / f"test_{kind}").iterdir():
+            path.rename(path.with_stem(f"{path.stem}_gtFine_{suffix}"))
+    before = tree(data_root)
+    line = "generate --checkpoint {ckpt} --input {data}/test_label --output {data}/test_inst"
+    for more in ("", "/new"):
+        code, error = run(line + more)
+        assert code == 2
+        assert "which is read (--instances)" in error
+    assert tree(data_root) == before
+
+
 @pytest.mark.parametrize("option", ["--real", "--encode"])
 def test_generate_keeps_the_images_it_compares_with(run, data_root, option):
     before = tree(data_root)
