@@ -14,7 +14,16 @@ from pix2pixhd.data.options import DataOptions
 from pix2pixhd.data.problems import Problem, display, raise_problems
 from pix2pixhd.errors import InputError
 
-__all__ = ["WITHOUT_PARTNER", "Pair", "check_command", "find_inputs", "find_pairs", "input_folders", "list_pictures", "match_files"]
+__all__ = [
+    "WITHOUT_PARTNER",
+    "Pair",
+    "check_command",
+    "find_inputs",
+    "find_pairs",
+    "input_folders",
+    "list_pictures",
+    "match_files",
+]
 
 WITHOUT_PARTNER = "files without a partner"
 

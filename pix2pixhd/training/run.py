@@ -20,6 +20,7 @@ from pix2pixhd.data import InputError
 from pix2pixhd.training.callbacks import LossBar, SampleSheets, StopAtNaN
 from pix2pixhd.training.checkpoint import read_checkpoint
 from pix2pixhd.training.checkpoint_io import AtomicCheckpointIO
+from pix2pixhd.training.config import absolute_paths
 from pix2pixhd.training.datamodule import PairedData, reporting_dead_workers
 from pix2pixhd.training.distributed import AveragedGradients
 from pix2pixhd.training.loggers import make_loggers
@@ -203,7 +204,9 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
     check_run_folder_writable(output)
     data = PairedData(config.data, config.model.multiple, config.run.seed)
     pl.seed_everything(config.run.seed, workers=True, verbose=False)
-    module = Pix2PixHD(config.model, config.data, config.loss, config.optimizer, config.compute, config.run.metrics)
+    # The checkpoint names the data, for `pix2pixhd features` from any folder.
+    data_options = absolute_paths(config).data
+    module = Pix2PixHD(config.model, data_options, config.loss, config.optimizer, config.compute, config.run.metrics)
     start = "new weights"
     if config.run.load_pretrain and checkpoint is None:
         start = load_pretrained(module, pathlib.Path(config.run.load_pretrain))
