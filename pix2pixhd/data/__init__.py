@@ -1,6 +1,6 @@
 """Paired images in NVIDIA's folder layout, checked before training."""
 
-from pix2pixhd.data.check import check_pairs, checking, survey
+from pix2pixhd.data.check import check_pairs, survey
 from pix2pixhd.data.dataset import EpochSampler, PairedDataset, Sample
 from pix2pixhd.data.encoding import encode_input, instance_edges, one_hot
 from pix2pixhd.data.folders import Pair, find_inputs, find_pairs, input_folders, list_pictures
@@ -19,7 +19,6 @@ __all__ = [
     "Problem",
     "Sample",
     "check_pairs",
-    "checking",
     "encode_input",
     "find_inputs",
     "find_pairs",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 from pix2pixhd.data import InputError
 from pix2pixhd.files import MARK, write_text
 
-__all__ = ["SAMPLES", "log_samples", "make_loggers"]
+__all__ = ["SAMPLES", "log_samples", "logger_errors", "make_loggers"]
 
 SAMPLES = "label | generated | real"
 
@@ -116,6 +117,14 @@ def _read_ids(output: pathlib.Path) -> dict[str, str]:
         raise InputError(
             f"{path}: the ids of the W&B and MLflow runs cannot be read ({error}); delete the file to start new ones"
         ) from None
+
+
+def logger_errors() -> tuple[type[Exception], ...]:
+    """What loggers raise when their server or disk fails; for MLflow and W&B, where these are in use."""
+    # Connection errors of requests, which MLflow uses, are OSErrors.
+    named = (("mlflow.exceptions", "MlflowException"), ("wandb.errors", "Error"))
+    found = [getattr(sys.modules.get(module), name, None) for module, name in named]
+    return (OSError, *(error for error in found if error is not None))
 
 
 def log_samples(logger: Any, image: Image.Image, step: int) -> None:

@@ -49,7 +49,7 @@ REFUSING = {
     "demo": ("demo --out out", ["out/demo.yaml", "out/results.png", "out/data/train_img/a.png", "out/run/logs/a"]),
 }
 PRINTING = {
-    "migrate": "migrate {ckpt}",  # refused, as any other file: it prints only
+    "migrate": "migrate nvidia/opt.txt",
     "data": "data check {data} --label-nc 4",
     "doctor": "doctor",
 }
@@ -159,9 +159,10 @@ def test_commands_that_only_print(run, tmp_path, monkeypatch, data_root, command
     from pix2pixhd import doctor
 
     monkeypatch.setattr(doctor, "_speed_up", lambda device: "")
-    run("export --checkpoint {ckpt} --output nothing.tflite")
+    if command == "migrate":
+        assert run("export --checkpoint {ckpt} --output nvidia")[0] == 0
     before = tree(tmp_path)
-    run(PRINTING[command])
+    assert run(PRINTING[command])[0] == 0
     assert tree(tmp_path) == before
 
 
