@@ -50,7 +50,6 @@ def _train(argv: Sequence[str]) -> int:
     from pix2pixhd.training.config import parse_train
 
     config, resume = parse_train(argv)
-    import torch
     from torch._dynamo.exc import TorchDynamoException
 
     from pix2pixhd.training.run import train
@@ -62,11 +61,6 @@ def _train(argv: Sequence[str]) -> int:
         raise InputError(
             f"compute.compile: torch.compile failed ({str(error).splitlines()[0]}); install a C++ compiler, or set "
             "compute.compile: false"
-        ) from error
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"out of GPU memory ({str(error).splitlines()[0]}); lower data.batchSize, data.loadSize or data.fineSize, "
-            "or set compute.checkpoint_activations or trainer.precision: bf16-mixed"
         ) from error
     if trainer.is_global_zero:
         print(closing_message(trainer, pathlib.Path(config.run.output)))
@@ -161,6 +155,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_LESS_MEMORY = {
+    "train": "lower data.batchSize, data.loadSize or data.fineSize, or set compute.checkpoint_activations or "
+    "trainer.precision: bf16-mixed",
+    "generate": "lower --batch, scale the images down with --resize_or_crop scale_width --loadSize WIDTH, or use "
+    "--device cpu",
+    "features": "scale the images down with --resize_or_crop scale_width --loadSize WIDTH, or use --device cpu",
+    "bench": "use --dtype bfloat16, or --device cpu",
+}
+
+
+def _message(error: Exception, command: str) -> str | None:
+    """What to tell the user about an error that they can correct; None for any other."""
+    if isinstance(error, ModuleNotFoundError):
+        return _missing(error)
+    torch = sys.modules.get("torch")  # not imported here, as most errors come before it is needed
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        remedy = _LESS_MEMORY.get(command, "end other programs that use the GPU, or hide it: CUDA_VISIBLE_DEVICES=")
+        return f"out of GPU memory ({str(error).partition(chr(10))[0]}); {remedy}"
+    return str(error) if isinstance(error, InputError) else None
+
+
 def _missing(error: ModuleNotFoundError) -> str | None:
     """Which extra to install, if the missing module belongs to one."""
     package = (error.name or "").split(".")[0]
@@ -191,8 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments[:1])
     try:
         return _RUN[options.command](arguments[1:])
-    except (InputError, ModuleNotFoundError) as error:
-        message = _missing(error) if isinstance(error, ModuleNotFoundError) else str(error)
+    except Exception as error:
+        message = _message(error, options.command)
         if message is None or os.environ.get("PIX2PIXHD_TRACEBACK", "") not in ("", "0"):
             raise
         print(f"pix2pixhd {options.command}: error: {message}", file=sys.stderr)

@@ -170,9 +170,10 @@ def _temporary(target: pathlib.Path) -> pathlib.Path:
     return target.with_name(f".pix2pixhd-{secrets.token_hex(6)}{target.suffix}")
 
 
-def _sync(path: pathlib.Path) -> None:
+def _sync(path: pathlib.Path, access: int = os.O_RDWR) -> None:
     """Flushes a file, or a folder's names, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    # Windows and some network file systems flush only files that are open for writing.
+    handle = os.open(path, access)
     try:
         os.fsync(handle)
     finally:
@@ -182,7 +183,7 @@ def _sync(path: pathlib.Path) -> None:
 def _sync_folder(folder: pathlib.Path) -> None:
     # Some file systems cannot flush folders; the files themselves have been flushed.
     with contextlib.suppress(OSError):
-        _sync(folder)
+        _sync(folder, os.O_RDONLY)
 
 
 @contextlib.contextmanager
@@ -216,7 +217,6 @@ def replacing_all(
     try:
         current = named[0] if named else pathlib.Path()
         for current in named:
-            _check_one(current, force)
             if _is_device(current):
                 parts.append((current, current))
                 continue
@@ -228,7 +228,8 @@ def replacing_all(
         for part, current in parts:
             if part != current:
                 _sync(part)
-        for _, current in parts:  # again: writing may have taken long
+        # Commands check before they begin to work. This one counts: files may have appeared since then.
+        for _, current in parts:
             _check_one(current, force)
         for part, current in parts:
             if part != current:

@@ -1,5 +1,6 @@
 """The helper that writes every command's files: whole or not at all, never over foreign files or inputs."""
 
+import fcntl
 import os
 import pathlib
 import stat
@@ -54,6 +55,20 @@ def test_a_failure_leaves_the_old_files_and_no_others(tmp_path, failure):
         assert "cannot be written (No space left on device); free some space" in str(caught.value)
     assert [path.read_text() for path in paths] == ["old", "old"]
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_files_are_flushed_through_a_descriptor_that_can_write(tmp_path, monkeypatch):
+    """As Windows and some network file systems require."""
+    flushed, original = [], os.fsync
+
+    def fsync(handle):
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            flushed.append(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE)
+        original(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "a", "text")
+    assert flushed == [os.O_RDWR]
 
 
 def test_foreign_files_are_kept_and_own_ones_replaced(tmp_path):

@@ -1,9 +1,9 @@
 """Paired images in NVIDIA's folder layout, checked before training."""
 
-from pix2pixhd.data.check import check_pairs, checking, survey
+from pix2pixhd.data.check import check_pairs, survey
 from pix2pixhd.data.dataset import EpochSampler, PairedDataset, Sample
 from pix2pixhd.data.encoding import encode_input, instance_edges, one_hot
-from pix2pixhd.data.folders import Pair, find_inputs, find_pairs, list_pictures
+from pix2pixhd.data.folders import Pair, find_inputs, find_pairs, input_folders, list_pictures
 from pix2pixhd.data.images import read_index_map, read_picture, save_picture
 from pix2pixhd.data.options import DataOptions
 from pix2pixhd.data.problems import DataError, Problem
@@ -19,10 +19,10 @@ __all__ = [
     "Problem",
     "Sample",
     "check_pairs",
-    "checking",
     "encode_input",
     "find_inputs",
     "find_pairs",
+    "input_folders",
     "instance_edges",
     "list_pictures",
     "one_hot",

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import os
 import pathlib
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from pix2pixhd.data.facts import FactsCache, FileFacts, Role
 from pix2pixhd.data.folders import Pair
@@ -20,10 +16,7 @@ from pix2pixhd.data.problems import DataError, Problem, display, raise_problems
 from pix2pixhd.data.rules import batch_problem, geometry_problem, label_problem, size_problem
 from pix2pixhd.data.transforms import Size, output_size
 
-__all__ = ["Survey", "check_pairs", "checking", "survey"]
-
-# A check that is done within this many seconds shows no progress bar.
-_PATIENCE = 2.0
+__all__ = ["Survey", "check_pairs", "survey"]
 
 
 @dataclasses.dataclass
@@ -213,36 +206,3 @@ def check_pairs(
     found = survey(pairs, options, multiple, training, on_checked)
     raise_problems(found.problems, everything)
     return found
-
-
-@contextlib.contextmanager
-def checking(what: str, count: int, quiet: bool = False) -> Iterator[Callable[[], object]]:
-    """A progress bar on stderr, shown only on a terminal and when the check takes more than a few seconds.
-
-    Args:
-        what: What is checked, for the bar.
-        count: How many samples.
-        quiet: Whether to show nothing.
-
-    Yields:
-        What is to be called after each sample; it may be called from several threads.
-    """
-    from rich.console import Console
-    from rich.progress import Progress
-
-    begun, lock = time.monotonic(), threading.Lock()
-    progress = Progress(console=Console(stderr=True), transient=True)
-    task = progress.add_task(f"checking {what}: {count} images", total=count)
-    shown = not quiet and sys.stderr.isatty()
-
-    def advance() -> None:
-        progress.advance(task)
-        with lock:
-            if shown and not progress.live.is_started and time.monotonic() - begun > _PATIENCE:
-                progress.start()
-
-    try:
-        yield advance
-    finally:
-        if progress.live.is_started:
-            progress.stop()

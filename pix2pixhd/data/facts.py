@@ -31,7 +31,7 @@ _MOST_IDS = 1024
 _SETTLED_NS = 2_000_000_000
 
 # Increase whenever reading changes what is found in a file.
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,16 @@ from pix2pixhd.data.options import DataOptions
 from pix2pixhd.data.problems import Problem, display, raise_problems
 from pix2pixhd.errors import InputError
 
-__all__ = ["WITHOUT_PARTNER", "Pair", "check_command", "find_inputs", "find_pairs", "list_pictures", "match_files"]
+__all__ = [
+    "WITHOUT_PARTNER",
+    "Pair",
+    "check_command",
+    "find_inputs",
+    "find_pairs",
+    "input_folders",
+    "list_pictures",
+    "match_files",
+]
 
 WITHOUT_PARTNER = "files without a partner"
 
@@ -267,6 +276,29 @@ def check_command(options: DataOptions) -> str:
     return f"all of them: pix2pixhd data check {display(options.dataroot)} --json FILE"
 
 
+def input_folders(
+    folder: pathlib.Path, options: DataOptions, instances: pathlib.Path | None = None
+) -> tuple[pathlib.Path, pathlib.Path | None]:
+    """The folders that ``find_inputs`` reads: of the inputs, and of the instance maps where there are any.
+
+    Args:
+        folder: As for ``find_inputs``.
+        options: As for ``find_inputs``.
+        instances: As for ``find_inputs``.
+
+    Example:
+        >>> input_folders(pathlib.Path("test_label"), DataOptions(label_nc=35))
+        (PosixPath('test_label'), PosixPath('test_inst'))
+    """
+    inside = folder / f"test_{options.input_folder}"
+    if inside.is_dir():
+        folder = inside
+    if options.no_instance:
+        return folder, None
+    stem = folder.name.removesuffix(f"_{options.input_folder}")
+    return folder, instances or folder.with_name(f"{stem}_inst")
+
+
 def find_inputs(folder: pathlib.Path, options: DataOptions, instances: pathlib.Path | None = None) -> list[Pair]:
     """The inputs to generate pictures from, with their instance maps where the generator was trained with them.
 
@@ -281,20 +313,16 @@ def find_inputs(folder: pathlib.Path, options: DataOptions, instances: pathlib.P
     Example:
         >>> inputs = find_inputs(pathlib.Path("test_label"), DataOptions(label_nc=35))  # doctest: +SKIP
     """
-    inside = folder / f"test_{options.input_folder}"
-    if inside.is_dir():
-        folder = inside
+    given = instances
+    folder, instances = input_folders(folder, options, instances)
     inputs = list_pictures(folder, "label maps" if options.label_nc else "input pictures")
-    if options.no_instance:
-        return [Pair(name, path) for name, path in inputs.items()]
     if instances is None:
-        stem = folder.name.removesuffix(f"_{options.input_folder}")
-        instances = folder.with_name(f"{stem}_inst")
-        if not instances.is_dir():
-            raise InputError(
-                f"{instances}: there is no such folder; this generator needs instance maps: name their "
-                "folder with --instances"
-            )
+        return [Pair(name, path) for name, path in inputs.items()]
+    if given is None and not instances.is_dir():
+        raise InputError(
+            f"{instances}: there is no such folder; this generator needs instance maps: name their "
+            "folder with --instances"
+        )
     maps = list_pictures(instances, "instance maps")
     raise_problems(
         [

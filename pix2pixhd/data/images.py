@@ -79,7 +79,9 @@ def _apply_orientation(image: Image.Image) -> None:
 
 def _open(path: pathlib.Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        # Pillow maps uncompressed images into memory when it is given a name. For TIFFs with an EXIF orientation it
+        # then takes the width after rotation for the length of a row, which scrambles the pixels.
+        with path.open("rb") as file, Image.open(file) as image:
             image.load()
             _apply_orientation(image)
             loaded: Image.Image = image

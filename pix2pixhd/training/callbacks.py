@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pix2pixhd.data import InputError, PairedDataset, save_picture
 from pix2pixhd.data.images import tensor_to_picture
-from pix2pixhd.training.loggers import log_samples
+from pix2pixhd.training.loggers import log_samples, logger_errors
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.pictures import sheet
 from pix2pixhd.training.results import sample_pictures, viewable
@@ -36,11 +36,12 @@ class SampleSheets(pl.Callback):
     def __init__(self, dataset: PairedDataset, folder: pathlib.Path, every: int, count: int) -> None:
         plain = dataset.plain()
         step = max(len(plain) // count, 1)
-        self.samples = [plain[i] for i in range(0, len(plain), step)][:count]
+        self.samples = [plain[i] for i in range(0, len(plain), step)[:count]]
         first = self.samples[0]["image"].shape
         self.samples = [sample for sample in self.samples if sample["image"].shape == first]
         self.folder = folder
         self.every = every
+        self._warned = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -68,7 +69,12 @@ class SampleSheets(pl.Callback):
             pl.utilities.rank_zero_warn(f"no sample pictures: {error}")
         for logger in trainer.loggers:
             # Loggers count batches, of which several make a step.
-            log_samples(logger, tensor_to_picture(grid), trainer.fit_loop.total_batch_idx + 1)
+            try:
+                log_samples(logger, tensor_to_picture(grid), trainer.fit_loop.total_batch_idx + 1)
+            except logger_errors() as error:
+                if not self._warned:
+                    pl.utilities.rank_zero_warn(f"{type(logger).__name__} did not take the sample images: {error}")
+                self._warned = True
 
 
 class StopAtNaN(pl.Callback):

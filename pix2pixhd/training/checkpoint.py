@@ -170,15 +170,29 @@ def read_checkpoint(path: str | pathlib.Path) -> Checkpoint:
         _section(path, options, "data", DataOptions),
         _section(path, options, "loss", LossOptions),
         _section(path, options, "optimizer", OptimizerOptions),
-        _batches(content),
+        _batches(path, content),
     )
 
 
-def _batches(content: Mapping[str, Any]) -> int:
-    """What ``ResumableLoader.state_dict`` wrote, where Lightning puts it."""
-    loop = content.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
-    loaders = loop.get("combined_loader") or [{}]
-    return int(loaders[0].get("batches", 0))
+def _batches(path: pathlib.Path, content: Mapping[str, Any]) -> int:
+    """What ``ResumableLoader.state_dict`` wrote, where Lightning puts it; 0 where nothing was written.
+
+    Raises:
+        InputError: If there is something else in its place.
+    """
+    place: Any = content
+    for name in ("loops", "fit_loop", "state_dict", "combined_loader"):
+        place = place.get(name, {}) if isinstance(place, dict) else None
+    if place in ({}, []):
+        return 0
+    loader = place[0] if isinstance(place, list) else None
+    batches = loader.get("batches", 0) if isinstance(loader, dict) else None
+    if type(batches) is not int or batches < 0:
+        raise InputError(
+            f"{path}: the number of batches trained on ('loops') cannot be read from the checkpoint; it was altered, "
+            "use another"
+        )
+    return batches
 
 
 def load_strictly(network: nn.Module, weights: Mapping[str, Tensor], path: pathlib.Path) -> None:

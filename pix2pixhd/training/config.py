@@ -25,7 +25,7 @@ from pix2pixhd.training.options import (
 )
 from pix2pixhd.training.trainer_options import TrainerOptions
 
-__all__ = ["SECTIONS", "build_parser", "config_text", "parse_train"]
+__all__ = ["SECTIONS", "absolute_paths", "build_parser", "config_text", "parse_train"]
 
 SECTIONS: dict[str, Any] = {
     "data": DataOptions,
@@ -137,6 +137,31 @@ def _changed(options: TrainerOptions) -> dict[str, Any]:
         for field in dataclasses.fields(options)
         if getattr(options, field.name) != field.default
     }
+
+
+def absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The options with absolute paths to what a run reads, so that it can be resumed from any folder.
+
+    ``run.output`` stays as it is, since a run's folder may be moved and is named when the run is resumed.
+
+    Example:
+        >>> import os
+        >>> config = absolute_paths(TrainConfig(DataOptions(dataroot="datasets/a")))
+        >>> os.path.isabs(config.data.dataroot), config.loss.vgg
+        (True, 'imagenet')
+    """
+
+    def absolute(path: str) -> str:
+        # Symbolic links stay, as the user named them.
+        return str(pathlib.Path(path).absolute())
+
+    data, loss, run = config.data, config.loss, config.run
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(data, dataroot=data.dataroot and absolute(data.dataroot)),
+        loss=dataclasses.replace(loss, vgg=loss.vgg if loss.vgg in ("imagenet", "random") else absolute(loss.vgg)),
+        run=dataclasses.replace(run, load_pretrain=run.load_pretrain and absolute(run.load_pretrain)),
+    )
 
 
 def config_text(config: TrainConfig) -> str:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pix2pixhd.data.check import Survey, checking, survey
+from pix2pixhd.data.check import Survey, survey
 from pix2pixhd.data.folders import check_command, match_files
 from pix2pixhd.data.options import DataOptions
 from pix2pixhd.data.problems import Problem, display, grouped
@@ -18,6 +18,7 @@ from pix2pixhd.errors import InputError
 from pix2pixhd.files import check_replaceable, write_text
 from pix2pixhd.training.config import parse_train
 from pix2pixhd.training.options import TrainConfig
+from pix2pixhd.training.progress import check_progress
 
 __all__ = ["main"]
 
@@ -81,7 +82,7 @@ def _check(phase: str, options: DataOptions, multiple: int, scaled: bool) -> _Ph
         pairs, unmatched = match_files(options, phase, images_optional=not trained)
     except InputError as error:
         return _Phase(Survey(problems=[Problem("missing folders", str(error))]))
-    with checking(phase, len(pairs)) as on_checked:
+    with check_progress(phase, len(pairs)) as on_checked:
         found = survey(pairs, options, multiple, scaled and phase == options.phase, on_checked)
     found.problems[:0] = unmatched
     notes = [f"hint: {hint}" for hint in found.hints(options)]
@@ -146,6 +147,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command is None:
         raise InputError("pix2pixhd data: name a command; pix2pixhd data check DIR")
+    if arguments.multiple is not None and arguments.multiple < 1:
+        raise InputError(f"--multiple must be at least 1, got {arguments.multiple}")
     to_stdout = arguments.json == pathlib.Path("-")
     if arguments.json is not None and not to_stdout:
         if not arguments.json.parent.is_dir():

@@ -21,12 +21,12 @@ from pix2pixhd.data import (
     Problem,
     Sample,
     check_pairs,
-    checking,
     find_pairs,
 )
 from pix2pixhd.data.folders import check_command
 from pix2pixhd.data.rules import batch_problem
 from pix2pixhd.training.first_process import on_first_process
+from pix2pixhd.training.progress import check_progress
 
 __all__ = ["PairedData", "reporting_dead_workers"]
 
@@ -182,7 +182,7 @@ class PairedData(pl.LightningDataModule):
             if not self.options.check:
                 continue
             training = phase == self.options.phase
-            with checking(phase, len(pairs)) as on_checked:
+            with check_progress(phase, len(pairs)) as on_checked:
                 found = check_pairs(
                     pairs, self.options, self.multiple, training, on_checked, check_command(self.options)
                 )

@@ -245,7 +245,9 @@ def _size(text: str) -> tuple[int, int]:
 
 def _main_folder(options: argparse.Namespace) -> None:
     """Writes a folder for NVIDIA's code."""
-    if options.output.suffix:
+    suffix = options.output.suffix
+    # Not a suffix: the end of a version, as in city_v1.5.
+    if suffix and not suffix[1:].isdigit() and not options.output.is_dir():
         raise InputError(f"--output: must end with .onnx or .pt2, or be a folder, got {options.output}")
     if options.checkpoint.suffix == ".pth":
         raise InputError(
@@ -272,7 +274,6 @@ def main(argv: Sequence[str]) -> int:
         return 0
     size = _size(options.size or "1024x512")
     check_apart([options.output], {"checkpoint": generator_cli.files_read(options.checkpoint)})
-    check_replaceable([options.output], options.force)
     check_writable(options.output.parent, "--output")
     generator = generator_cli.load(options)
     difference = write(generator, options.output, size, force=options.force)

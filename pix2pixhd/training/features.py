@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pix2pixhd.data import InputError, PairedDataset, Sample, check_pairs, find_pairs
+from pix2pixhd.data import DataOptions, InputError, PairedDataset, Sample, check_pairs, find_pairs
 from pix2pixhd.files import check_apart, check_replaceable, check_writable, replacing
 from pix2pixhd.training import generator_cli
 from pix2pixhd.training.checkpoint import Generator
@@ -259,6 +259,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _data_options(trained: DataOptions, options: argparse.Namespace) -> DataOptions:
+    """The data to cluster; the limit of the training data applies to the training data only."""
+    if options.dataroot is None and options.phase == trained.phase:
+        return trained
+    return dataclasses.replace(trained, dataroot=options.dataroot or trained.dataroot, max_dataset_size=None)
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs ``pix2pixhd features``; returns the exit code.
 
@@ -271,7 +278,7 @@ def main(argv: Sequence[str]) -> int:
     generator = generator_cli.load(options)
     if generator.encoder is None:
         raise InputError(_NO_ENCODER.format(options.checkpoint))
-    data = dataclasses.replace(generator.data, dataroot=options.dataroot or generator.data.dataroot)
+    data = _data_options(generator.data, options)
     pairs = find_pairs(data, options.phase)
     read = [path for pair in pairs for path in (pair.input, pair.instance, pair.image)]
     check_apart([options.output], {"data": read, "checkpoint": generator_cli.files_read(options.checkpoint)})

@@ -19,6 +19,7 @@ from pix2pixhd.data import (
     check_pairs,
     encode_input,
     find_inputs,
+    input_folders,
     list_pictures,
     save_picture,
 )
@@ -198,8 +199,12 @@ def generate_folder(
     if not source.is_dir():
         raise InputError(f"--input: there is no folder {source}")
     data = dataclasses.replace(generator.data, resize_or_crop="crop") if keep_size else generator.data
-    folders = {"--input": source, "--instances": instances, "--encode": looks.encode, "--real": real}
-    read: dict[str, list[pathlib.Path | None]] = {name: [folder] for name, folder in folders.items()}
+    read: dict[str, list[pathlib.Path | None]] = {
+        "--input": [source],
+        "--instances": [instances, input_folders(source, data, instances)[1]],  # by default the folder beside the input
+        "--encode": [looks.encode],
+        "--real": [real],
+    }
     check_apart([target], read)
     pairs = find_inputs(source, data, instances)[:how_many]
     if looks.encode is not None:

@@ -94,11 +94,13 @@ def _scaled(data: DataOptions, given: dict[str, Any]) -> DataOptions:
 
 
 def check_networks(options: argparse.Namespace) -> None:
-    """Refuses options of the networks beside a ``.ckpt``, which has its own.
+    """Refuses options of the networks beside a ``.ckpt``, which has its own, and ``--no-ema`` beside NVIDIA's files.
 
     Raises:
         InputError: If there are any.
     """
+    if options.no_ema and options.checkpoint.suffix == ".pth":
+        raise InputError(f"--no-ema: {options.checkpoint} holds no moving average of the weights; leave it out")
     refused = [f"--{name}" for name in _NETWORK if getattr(options, name) is not None]
     if refused and options.checkpoint.suffix != ".pth":
         raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from pix2pixhd.data import InputError
+from pix2pixhd.files import MARK, write_text
 
-__all__ = ["SAMPLES", "log_samples", "make_loggers"]
+__all__ = ["SAMPLES", "log_samples", "logger_errors", "make_loggers"]
 
 SAMPLES = "label | generated | real"
 
@@ -44,7 +46,7 @@ def make_loggers(names: Sequence[str], output: pathlib.Path, resume: bool) -> li
         resume: Whether the run is resumed.
 
     Raises:
-        InputError: If one of them is not installed or cannot be used.
+        InputError: If one of them is not installed or cannot be used, or if ``loggers.json`` cannot be written.
 
     Example:
         >>> make_loggers([], pathlib.Path("runs/a"), resume=False)
@@ -83,7 +85,9 @@ def make_loggers(names: Sequence[str], output: pathlib.Path, resume: bool) -> li
         if name in keys and _is_first_process():
             ids[keys[name]] = loggers[-1].version
     if ids and _is_first_process():
-        _write_ids(output, ids)
+        # The ids of a resumed run were read from the file, so that nothing in it is lost.
+        text = json.dumps({"comment": MARK, **ids}, indent=1) + "\n"
+        write_text(output / "loggers.json", text, force=resume)
     return loggers
 
 
@@ -108,17 +112,19 @@ def _read_ids(output: pathlib.Path) -> dict[str, str]:
         return {}
     try:
         ids = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): str(value) for name, value in ids.items()}
+        return {str(name): str(value) for name, value in ids.items() if name != "comment"}
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path}: the ids of the W&B and MLflow runs cannot be read ({error}); delete the file to start new ones"
         ) from None
 
 
-def _write_ids(output: pathlib.Path, ids: dict[str, str]) -> None:
-    part = output / ".loggers.json.part"
-    part.write_text(json.dumps(ids, indent=1) + "\n", encoding="utf-8")
-    part.replace(output / "loggers.json")
+def logger_errors() -> tuple[type[Exception], ...]:
+    """What loggers raise when their server or disk fails; for MLflow and W&B, where these are in use."""
+    # Connection errors of requests, which MLflow uses, are OSErrors.
+    named = (("mlflow.exceptions", "MlflowException"), ("wandb.errors", "Error"))
+    found = [getattr(sys.modules.get(module), name, None) for module, name in named]
+    return (OSError, *(error for error in found if error is not None))
 
 
 def log_samples(logger: Any, image: Image.Image, step: int) -> None:

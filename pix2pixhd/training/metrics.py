@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
@@ -13,6 +15,21 @@ from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from pix2pixhd.errors import InputError
 
 __all__ = ["build_metrics", "update_metrics"]
+
+
+class _FID(FrechetInceptionDistance):
+    """FID that is NaN, with a warning, for fewer than two images, where torchmetrics raises.
+
+    One validation image, or ``trainer.limit_val_batches: 1``, should not end a run after its first epoch.
+    """
+
+    def compute(self) -> Tensor:
+        """FID of all images so far, those of other processes included."""
+        images = int(self.real_features_num_samples)
+        if images >= 2:
+            return super().compute()
+        rank_zero_warn(f"run.metrics: fid needs at least 2 validation images, got {images}; val_FID is NaN")
+        return torch.tensor(torch.nan, device=self.device)
 
 
 def _build(name: str) -> Metric:
@@ -25,7 +42,7 @@ def _build(name: str) -> Metric:
     try:
         if name == "lpips":
             return LearnedPerceptualImagePatchSimilarity(net_type="alex")  # of pictures in [−1, 1]
-        return FrechetInceptionDistance(feature=2048, normalize=True)
+        return _FID(feature=2048, normalize=True)
     except Exception as error:  # a missing package, no network, a damaged download
         needed = {
             "lpips": "AlexNet's ImageNet weights, which torchvision fetches into torch.hub's folder",

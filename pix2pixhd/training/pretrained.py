@@ -30,6 +30,10 @@ def _read(path: pathlib.Path) -> tuple[pathlib.Path, _Weights]:
         if not files["netG"].is_file():
             raise InputError(f"run.load_pretrain: {path} holds neither checkpoints/last.ckpt nor latest_net_G.pth")
         return path, {net: read_state_dict(file) for net, file in files.items() if file.is_file()}
+    if path.suffix == ".pth" and path.is_file():
+        raise InputError(
+            f"run.load_pretrain: {path} is one of several files of NVIDIA's weights; name its folder, {path.parent}"
+        )
     checkpoint = read_checkpoint(path)
     return path, {net: weights for net in _NETWORKS if (weights := checkpoint.network(net))}
 

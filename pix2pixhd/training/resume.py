@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from pix2pixhd.data import InputError
 from pix2pixhd.files import write_text
 from pix2pixhd.training.checkpoint import Checkpoint
-from pix2pixhd.training.config import config_text
+from pix2pixhd.training.config import absolute_paths, config_text
 from pix2pixhd.training.options import OptimizerOptions, TrainConfig
 
 __all__ = ["apply_optimizer_options", "check_resumable", "write_config"]
@@ -93,9 +93,10 @@ def _config_path(config: TrainConfig) -> pathlib.Path:
 def write_config(config: TrainConfig) -> None:
     """Writes all options to ``run.output/config.yaml``, from which ``pix2pixhd train --resume`` reads them.
 
+    Paths are written as absolute ones, since a run may be resumed from another folder.
     A different ``config.yaml`` that is there is kept as ``config_1.yaml``, ``config_2.yaml`` and so on.
     """
-    path, text = _config_path(config), config_text(config)
+    path, text = _config_path(config), config_text(absolute_paths(config))
     if path.exists() and path.read_bytes() != text.encode():
         number = 1
         while (kept := path.with_name(f"config_{number}.yaml")).exists():

@@ -17,10 +17,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 
 from pix2pixhd.data import InputError
-from pix2pixhd.files import check_writable
 from pix2pixhd.training.callbacks import LossBar, SampleSheets, StopAtNaN
 from pix2pixhd.training.checkpoint import read_checkpoint
 from pix2pixhd.training.checkpoint_io import AtomicCheckpointIO
+from pix2pixhd.training.config import absolute_paths
 from pix2pixhd.training.datamodule import PairedData, reporting_dead_workers
 from pix2pixhd.training.distributed import AveragedGradients
 from pix2pixhd.training.loggers import make_loggers
@@ -30,7 +30,7 @@ from pix2pixhd.training.precision import SharedScalePrecision
 from pix2pixhd.training.pretrained import load_pretrained
 from pix2pixhd.training.results import ResultsPage
 from pix2pixhd.training.resume import check_resumable, write_config
-from pix2pixhd.training.run_folder import check_run_folder
+from pix2pixhd.training.run_folder import check_run_folder, check_run_folder_writable
 from pix2pixhd.training.saving import RunCheckpoints
 from pix2pixhd.training.steps import trial_batches
 from pix2pixhd.training.stopping import Stopped, StopRequests
@@ -201,10 +201,12 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
     _check_limits(config)
     checkpoint = _last_checkpoint(config, resume)
     check_run_folder(output, config.data, resume)
-    check_writable(output, "run.output")
+    check_run_folder_writable(output)
     data = PairedData(config.data, config.model.multiple, config.run.seed)
     pl.seed_everything(config.run.seed, workers=True, verbose=False)
-    module = Pix2PixHD(config.model, config.data, config.loss, config.optimizer, config.compute, config.run.metrics)
+    # The checkpoint names the data, for `pix2pixhd features` from any folder.
+    data_options = absolute_paths(config).data
+    module = Pix2PixHD(config.model, data_options, config.loss, config.optimizer, config.compute, config.run.metrics)
     start = "new weights"
     if config.run.load_pretrain and checkpoint is None:
         start = load_pretrained(module, pathlib.Path(config.run.load_pretrain))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 from pix2pixhd.data import DataOptions, InputError
-from pix2pixhd.files import check_apart, check_replaceable
+from pix2pixhd.files import check_apart, check_replaceable, check_writable
 
-__all__ = ["check_run_folder"]
+__all__ = ["check_run_folder", "check_run_folder_writable"]
+
+_OPTION = "run.output"
+_REMEDY = "pix2pixhd did not write it; choose another folder, or move it away"
 
 
 def check_run_folder(output: pathlib.Path, data: DataOptions, resume: bool) -> None:
@@ -26,16 +30,30 @@ def check_run_folder(output: pathlib.Path, data: DataOptions, resume: bool) -> N
     folders: list[pathlib.Path | None] = [
         pathlib.Path(data.dataroot) / f"{phase}_{kind}" for phase in phases for kind in kinds
     ]
-    check_apart([output], {"data.dataroot": folders}, "run.output")
+    check_apart([output], {"data.dataroot": folders}, _OPTION)
     checkpoints = [] if resume else sorted((output / "checkpoints").glob("epoch_*.ckpt"))
     if checkpoints:
         raise InputError(
             f"run.output: {checkpoints[0]} would be replaced; continue its run with --resume, or choose another folder"
         )
+    # An existing config.yaml is kept under another name, and a resumed run continues its loggers' runs.
+    check_replaceable([output / "config.yaml", output / "loggers.json"], force=True, option=_OPTION)
     results = output / "results"
     images = [*(output / "samples").glob("step_*.png"), *(results / "images").rglob("*.png")]
-    check_replaceable(
-        [results / "index.html", *sorted(images)],
-        option="run.output",
-        remedy="pix2pixhd did not write it; choose another folder, or move it away",
-    )
+    ids = [] if resume else [output / "loggers.json"]
+    check_replaceable([*ids, results / "index.html", *sorted(images)], option=_OPTION, remedy=_REMEDY)
+
+
+def check_run_folder_writable(output: pathlib.Path) -> None:
+    """Creates a run's folder, and checks that files can be written into it and into the run's subfolders in it.
+
+    Args:
+        output: ``run.output``.
+
+    Raises:
+        InputError: If that fails, for example because there is a file in the place of a folder.
+    """
+    check_writable(output, _OPTION)
+    for name in ("checkpoints", "logs", "samples", "results"):
+        if os.path.lexists(output / name):
+            check_writable(output / name, _OPTION)

@@ -87,6 +87,9 @@ def test_sizes_are_checked_as_the_configuration_trains_them(capsys, dataset, tmp
     assert check(capsys, dataset, "--config", str(config), "--multiple", "8")[0] == 0
 
 
-def test_what_cannot_be_asked(capsys):
+def test_what_cannot_be_asked(capsys, dataset):
+    for multiple in ("0", "-8"):
+        assert main(["data", "check", str(dataset), "--multiple", multiple]) == 2
+        assert f"--multiple must be at least 1, got {multiple}" in capsys.readouterr().err
     assert main(["data"]) == 2
     assert "pix2pixhd data check DIR" in capsys.readouterr().err

@@ -47,16 +47,20 @@ def test_the_second_check_decodes_nothing_and_finds_the_same(tmp_path, make_data
 
 def test_only_what_changed_is_decoded_again(tmp_path, make_data, decoded):
     make_data(tmp_path)
-    check(tmp_path)
+    label = tmp_path / "train_label" / "b.png"
+    ids = np.zeros((24, 32), np.uint8)
+    Image.fromarray(ids).save(label, compress_level=0)
+    assert check(tmp_path).label_ids[3] == 2
     decoded.clear()
     make_data(tmp_path, names=("d",))
-    label = tmp_path / "train_label" / "b.png"
-    status = label.stat()
-    # The same size and modification time, another id: the change time differs.
-    content = bytearray(label.read_bytes())
-    label.write_bytes(content)
-    os.utime(label, ns=(status.st_atime_ns, status.st_mtime_ns))
-    check(tmp_path)
+    before = label.stat()
+    # Another id, the same size and modification time: only the change time differs.
+    ids[0, 0] = 3
+    Image.fromarray(ids).save(label, compress_level=0)
+    os.utime(label, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = label.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
+    assert check(tmp_path).label_ids[3] == 4
     assert sorted(decoded) == ["train_img/d.png", "train_inst/d.png", "train_label/b.png", "train_label/d.png"]
 
 

@@ -30,17 +30,21 @@ def upright(array, orientation):
     }[orientation]
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_of_images_and_index_maps(tmp_path, orientation):
+def test_every_orientation_of_images_and_index_maps(tmp_path, orientation, suffix):
+    """Uncompressed TIFFs too, whose files Pillow can map into memory."""
+    picture, ids_file = tmp_path / f"a{suffix}", tmp_path / f"ids{suffix}"
     rng = np.random.default_rng(0)
     photograph = rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    Image.fromarray(photograph).save(tmp_path / "a.png", exif=tagged(orientation))
-    expected = upright(photograph, orientation)
-    np.testing.assert_array_equal(np.asarray(read_picture(tmp_path / "a.png")), expected)
+    Image.fromarray(photograph).save(picture, exif=tagged(orientation))
+    np.testing.assert_array_equal(np.asarray(read_picture(picture)), upright(photograph, orientation))
+    Image.fromarray(photograph[..., 0]).save(picture, exif=tagged(orientation))
+    np.testing.assert_array_equal(np.asarray(read_picture(picture, 1)), upright(photograph[..., 0], orientation))
     for dtype in (np.uint8, np.uint16):
         ids = rng.integers(0, np.iinfo(dtype).max, (6, 9), dtype=dtype)
-        Image.fromarray(ids).save(tmp_path / "ids.png", exif=tagged(orientation))
-        np.testing.assert_array_equal(np.asarray(read_index_map(tmp_path / "ids.png")), upright(ids, orientation))
+        Image.fromarray(ids).save(ids_file, exif=tagged(orientation))
+        np.testing.assert_array_equal(np.asarray(read_index_map(ids_file)), upright(ids, orientation))
 
 
 def test_a_rotated_photograph_fits_the_label_map_drawn_on_it(tmp_path, make_data):

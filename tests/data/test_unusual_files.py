@@ -1,6 +1,5 @@
 """Files that are not what their names say end in one message each, without allocating what they claim."""
 
-import builtins
 import io
 import os
 import pathlib
@@ -170,14 +169,14 @@ def test_hidden_folders_are_left_out(root):
 def test_files_and_folders_without_permission(root, monkeypatch):
     """The permissions themselves do not stop the superuser, as whom tests may run."""
     secret = root / "train_img" / "b.png"
-    original = builtins.open
+    original = pathlib.Path.open
 
     def guarded(file, *arguments, **options):
         if str(file) == str(secret):
             raise PermissionError(13, "Permission denied", str(file))
         return original(file, *arguments, **options)
 
-    monkeypatch.setattr(builtins, "open", guarded)
+    monkeypatch.setattr(pathlib.Path, "open", guarded)
     fails(lambda: check(root), "train_img/b.png: permission denied", "chmod u+r")
     monkeypatch.undo()
     scan = os.scandir

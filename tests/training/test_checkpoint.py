@@ -3,7 +3,7 @@ import torch
 
 from pix2pixhd.data import DataOptions, InputError
 from pix2pixhd.models import define_G
-from pix2pixhd.training.checkpoint import load_generator
+from pix2pixhd.training.checkpoint import load_generator, read_checkpoint
 from pix2pixhd.training.options import ModelOptions
 
 MODEL = ModelOptions(netG="local", ngf=4, n_downsample_global=1, n_blocks_global=1, n_blocks_local=1)
@@ -86,6 +86,11 @@ def test_vgg_weights_without_unsafe_advice(tmp_path):
 REMOVED = object()
 
 
+def position(loader):
+    """The part of a checkpoint with the position within an epoch."""
+    return {"fit_loop": {"state_dict": {"combined_loader": loader}}}
+
+
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
@@ -108,9 +113,12 @@ REMOVED = object()
         ("hyper_parameters.optimizer.lr", "x", r"optimizer\.lr should be of type float"),
         ("hyper_parameters.loss.unknown", 1, r"unknown options \['unknown'\]; .* upgrade"),
         ("hyper_parameters.model.ngf", 8, "the weights do not fit the network"),
+        *(("loops", value, "'loops'.* was altered") for value in (None, [1], {"fit_loop": None}, {"fit_loop": [2]})),
+        *(("loops", position(value), "'loops'.* was altered") for value in (None, {"batches": 1}, 3, [4], [[]])),
+        *(("loops", position([{"batches": value}]), "'loops'.* was altered") for value in (None, "2", 1.5, -1, True)),
     ],
 )
-def test_altered_options_are_named(make_checkpoint, place, value, message):
+def test_altered_parts_are_named(make_checkpoint, place, value, message):
     path = make_checkpoint()
     content = torch.load(path)
     *outer, last = place.split(".")
@@ -125,3 +133,12 @@ def test_altered_options_are_named(make_checkpoint, place, value, message):
     with pytest.raises(InputError, match=message) as caught:
         load_generator(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("loops", "batches"), [(position([{"epoch": 1, "batches": 3}]), 3), (position([{}]), 0), (position([]), 0), ({}, 0)]
+)
+def test_the_position_within_an_epoch(make_checkpoint, loops, batches):
+    path = make_checkpoint()
+    torch.save(torch.load(path) | {"loops": loops}, path)
+    assert read_checkpoint(path).batches == batches

@@ -103,6 +103,8 @@ def test_nvidias_files_are_a_beginning_too(make_config, global_run, tmp_path, ca
     assert main(["export", "--checkpoint", str(last), "--output", str(folder)]) == 0
     config = make_config("again")
     module = Pix2PixHD(config.model, config.data, config.loss)
+    with pytest.raises(InputError, match=r"run\.load_pretrain: .*latest_net_G\.pth is one of .*; name its folder, "):
+        load_pretrained(module, folder / "latest_net_G.pth")
     told = load_pretrained(module, folder)
     assert told.endswith("the generator, the discriminator")
     saved = read_checkpoint(last).weights

@@ -58,6 +58,15 @@ def test_nvidias_files_load_again_without_options(last, tmp_path, data_root):
         assert (tmp_path / "theirs" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()
 
 
+@pytest.mark.parametrize("existing", [False, True])
+def test_folders_may_have_a_dot_in_their_name(last, tmp_path, existing):
+    folder = tmp_path / ("my.city" if existing else "city_v1.5")
+    if existing:
+        folder.mkdir()
+    assert run("export", "--checkpoint", last, "--output", folder) == 0
+    assert (folder / "latest_net_G.pth").is_file()
+
+
 def test_nvidias_files_export_too(last, tmp_path, capsys):
     folder, path = tmp_path / "city", tmp_path / "city.pt2"
     assert run("export", "--checkpoint", last, "--output", folder) == 0

@@ -9,8 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from pix2pixhd import cli
 from pix2pixhd.cli import main
+from pix2pixhd.training import features
 from pix2pixhd.training.features import FeatureClusters
+from pix2pixhd.training.progress import progress_bar
 
 NETWORK = {"label_nc": 4, "ngf": 4, "n_downsample_global": 2, "n_blocks_global": 1}
 FEATURES = {"feat_num": 2, "nef": 4, "n_downsample_E": 2}
@@ -70,6 +73,48 @@ def test_networks_of_a_ckpt_are_not_overridden(refused, checkpoint, data_root, t
     }[command]
     error = refused(*arguments, option)
     assert f"{option.split('=')[0]}: {checkpoint} knows its networks; leave it out" in error
+
+
+@pytest.mark.parametrize("command", ["generate", "features", "export"])
+def test_there_is_no_average_in_nvidias_files(refused, nvidia, data_root, tmp_path, command):
+    arguments = {
+        "generate": generate(nvidia, data_root, tmp_path / "out"),
+        "features": ["features", "--checkpoint", nvidia, "--dataroot", data_root, "--output", tmp_path / "a.npz"],
+        "export": ["export", "--checkpoint", nvidia, "--output", tmp_path / "a.pt2", "--size", "16x16"],
+    }[command]
+    options = [*flags(NETWORK | FEATURES), "--instance_feat"]
+    assert f"--no-ema: {nvidia} holds no moving average" in refused(*arguments, *options, "--no-ema")
+
+
+@pytest.mark.parametrize(
+    ("command", "advice"), [("generate", "--batch"), ("features", "--loadSize"), ("bench", "--dt")]
+)
+def test_out_of_gpu_memory(refused, monkeypatch, command, advice):
+    def fail(argv):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setitem(cli._RUN, command, fail)
+    error = refused(command)
+    assert error.startswith(f"pix2pixhd {command}: error: out of GPU memory (CUDA out of memory. Tried to allocate")
+    assert advice in error
+
+
+@pytest.mark.parametrize(("more", "count"), [([], 1), (["--dataroot"], 3), (["--phase", "test"], 2)])
+def test_the_limit_of_the_training_data_is_not_that_of_other_data(
+    make_checkpoint, make_config, data_root, tmp_path, monkeypatch, more, count
+):
+    model = dataclasses.replace(make_config().model, instance_feat=True, **FEATURES)
+    checkpoint = make_checkpoint(model=model, max_dataset_size=1)
+    found = []
+
+    def cluster(generator, dataset, *_):
+        found.append(len(dataset))
+        return FeatureClusters({0: np.zeros((1, 2), np.float32)})
+
+    monkeypatch.setattr(features, "cluster_features", cluster)
+    more = [*more, data_root] if more == ["--dataroot"] else more
+    assert main([str(x) for x in ["features", "--checkpoint", checkpoint, "--output", tmp_path / "a.npz", *more]]) == 0
+    assert found == [count]
 
 
 @pytest.mark.parametrize(
@@ -201,6 +246,15 @@ def test_progress_bars_only_on_a_terminal(with_features, data_root, tmp_path, ca
     assert ("generating" in error) == terminal
     if not terminal:
         assert error == ""
+
+
+@pytest.mark.parametrize(("patience", "appears"), [(0.0, True), (1e-9, True), (1000.0, False)])
+def test_a_progress_bar_appears_when_its_patience_ends(capsys, monkeypatch, patience, appears):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar("checking", 2, shown=True, patience=patience) as advance:
+        advance()
+    assert ("checking" in capsys.readouterr().err) == appears
 
 
 def test_weights_of_another_kind_under_a_ckpt_name(refused, data_root, tmp_path):

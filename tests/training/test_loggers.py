@@ -5,6 +5,7 @@ import itertools
 import json
 import sys
 import types
+import warnings
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from PIL import Image
 
 from pix2pixhd.data import InputError
 from pix2pixhd.training import loggers
+from pix2pixhd.training.callbacks import SampleSheets
 from pix2pixhd.training.run import train
 
 from .test_run import files
@@ -210,3 +212,39 @@ def test_tensorboard_gets_the_sheets(make_config, tmp_path, monkeypatch):
     )
     train(config_with(make_config, "tensorboard"))
     assert seen[0] == (loggers.SAMPLES, (2 * 26 + 2, 3 * 34 + 2, 3), 2, "HWC")
+
+
+def test_a_logger_that_fails_to_take_images_does_not_end_the_run(make_config, tmp_path, mlflow, monkeypatch):
+    class MlflowException(Exception):
+        pass
+
+    monkeypatch.setitem(sys.modules, "mlflow.exceptions", module("mlflow.exceptions", MlflowException=MlflowException))
+    failures = itertools.cycle([MlflowException("the server is down"), ConnectionError("no route")])
+
+    def fail(*arguments, **options):
+        raise next(failures)
+
+    monkeypatch.setattr(sys.modules["mlflow.tracking"].MlflowClient, "log_image", fail)
+    config = make_config(epochs=3)
+    config.run.loggers, config.run.display_freq = ["mlflow"], 1
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(config)
+    assert len([x for x in caught if "did not take the sample images: the server is down" in str(x.message)]) == 1
+    assert len(list((tmp_path / "run" / "samples").iterdir())) > 2
+
+
+def test_only_the_samples_on_the_sheet_are_read(tmp_path):
+    read = []
+
+    class Dataset(list):
+        def plain(self):
+            return self
+
+        def __getitem__(self, i):
+            read.append(i)
+            return {"image": torch.zeros(3, 2, 2)}
+
+    sheets = SampleSheets(Dataset(range(7)), tmp_path, every=1, count=4)
+    assert read == [0, 1, 2, 3]
+    assert len(sheets.samples) == 4

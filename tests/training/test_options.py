@@ -239,7 +239,7 @@ def test_metrics_that_need_weights_say_which(monkeypatch):
 
     for name, kind, needed in (
         ("lpips", "LearnedPerceptualImagePatchSimilarity", "AlexNet's ImageNet weights"),
-        ("fid", "FrechetInceptionDistance", "pip install torch-fidelity"),
+        ("fid", "_FID", "pip install torch-fidelity"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(metrics, kind, unreachable)
@@ -250,7 +250,6 @@ def test_metrics_that_need_weights_say_which(monkeypatch):
 def test_fid_is_fed_real_and_generated_pictures():
     """With a small network in Inception's place, whose weights cannot be had offline."""
     from torchmetrics import MetricCollection
-    from torchmetrics.image.fid import FrechetInceptionDistance
 
     class Features(torch.nn.Module):
         num_features = 4
@@ -260,11 +259,13 @@ def test_fid_is_fed_real_and_generated_pictures():
             assert x.max() <= 255
             return x.float().flatten(1)[:, :4]
 
-    collection = MetricCollection(
-        {"FID": FrechetInceptionDistance(feature=Features(), normalize=True, input_img_size=(3, 16, 16))}
-    )
+    collection = MetricCollection({"FID": metrics._FID(feature=Features(), normalize=True, input_img_size=(3, 16, 16))})
     torch.manual_seed(0)
     real = torch.rand(8, 1, 16, 16) * 2 - 1
+    update_metrics(collection, real[:1], real[:1])
+    with pytest.warns(UserWarning, match="fid needs at least 2 validation images, got 1; val_FID is NaN"):
+        assert torch.isnan(collection.compute()["FID"])
+    collection.reset()
     update_metrics(collection, real.clone(), real)
     assert abs(float(collection.compute()["FID"])) < 1e-3
     update_metrics(collection, -torch.ones(8, 1, 16, 16), real)

@@ -31,6 +31,7 @@ WRITING = {
         [f"out/latest_net_{net}.pth" for net in "GDE"] + ["out/opt.txt"],
     ),
     "bench": ("bench --case 'LSGAN, generator' --rounds 1 --no-compile --json out/bench.json", ["out/bench.json"]),
+    "data check": ("data check {data} --label-nc 4 --json out/found.json", ["out/found.json"]),
 }
 # They have no --force: their folders hold what belongs together.
 REFUSING = {
@@ -42,12 +43,13 @@ REFUSING = {
             "out/samples/step_000002.png",
             "out/results/index.html",
             "out/results/images/generated/a.png",
+            "out/loggers.json",
         ],
     ),
     "demo": ("demo --out out", ["out/demo.yaml", "out/results.png", "out/data/train_img/a.png", "out/run/logs/a"]),
 }
 PRINTING = {
-    "migrate": "migrate {ckpt}",  # refused, as any other file: it prints only
+    "migrate": "migrate nvidia/opt.txt",
     "data": "data check {data} --label-nc 4",
     "doctor": "doctor",
 }
@@ -157,9 +159,10 @@ def test_commands_that_only_print(run, tmp_path, monkeypatch, data_root, command
     from pix2pixhd import doctor
 
     monkeypatch.setattr(doctor, "_speed_up", lambda device: "")
-    run("export --checkpoint {ckpt} --output nothing.tflite")
+    if command == "migrate":
+        assert run("export --checkpoint {ckpt} --output nvidia")[0] == 0
     before = tree(tmp_path)
-    run(PRINTING[command])
+    assert run(PRINTING[command])[0] == 0
     assert tree(tmp_path) == before
 
 
@@ -184,6 +187,20 @@ def test_generate_keeps_its_input(run, tmp_path, data_root, output, force):
     )
     assert code == 2
     assert "which is read (--in" in error
+    assert tree(data_root) == before
+
+
+def test_generate_keeps_the_instance_maps_that_it_finds_beside_the_input(run, data_root):
+    """Under Cityscapes' names the images would lie beside the instance maps, not replace them."""
+    for kind, suffix in (("label", "labelIds"), ("inst", "instanceIds")):
+        for path in (data_root / f"test_{kind}").iterdir():
+            path.rename(path.with_stem(f"{path.stem}_gtFine_{suffix}"))
+    before = tree(data_root)
+    line = "generate --checkpoint {ckpt} --input {data}/test_label --output {data}/test_inst"
+    for more in ("", "/new"):
+        code, error = run(line + more)
+        assert code == 2
+        assert "which is read (--instances)" in error
     assert tree(data_root) == before
 
 
@@ -243,6 +260,36 @@ def test_training_does_not_write_among_its_data(run, make_config, data_root):
     config.run.output = str(data_root / "train_label" / "run")
     with pytest.raises(InputError, match=r"run\.output: .* lies inside .*train_label, which is read"):
         train(config)
+
+
+FOLDERS = ["checkpoints", "logs", "samples", "results"]
+FILES = ["config.yaml", "loggers.json", "results/index.html"]
+
+
+@pytest.mark.parametrize("name", ["", *FOLDERS, *FILES])
+def test_a_file_in_the_place_of_a_folder_is_refused_before_training(run, tmp_path, monkeypatch, name):
+    """And a folder in the place of a file."""
+    from pix2pixhd.training.module import Pix2PixHD
+
+    monkeypatch.setattr(Pix2PixHD, "training_step", lambda *_: pytest.fail("trained"))
+    path = tmp_path / "out" / name
+    path.parent.mkdir(exist_ok=True, parents=True)
+    if name in FILES:
+        path.mkdir()
+    else:
+        path.write_bytes(MINE)
+    before = tree(tmp_path / "out")
+    code, error = run("{train}")
+    assert code == 2
+    assert "run.output: " in error
+    assert str(path) in error
+    assert tree(tmp_path / "out") == before
+
+
+def test_a_config_of_other_origin_is_kept_under_another_name(run, tmp_path):
+    plant(tmp_path, "out/config.yaml")
+    assert run("{train}")[0] == 0
+    assert (tmp_path / "out" / "config_1.yaml").read_bytes() == MINE
 
 
 def test_the_demo_replaces_its_own_files_only(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Options on resume: which take effect, which are refused, and the record in run.output/config.yaml."""
 
+import dataclasses
 import pathlib
+import shutil
 
 import lightning.pytorch as pl
 import pytest
@@ -8,7 +10,8 @@ import yaml
 
 from pix2pixhd.cli import main
 from pix2pixhd.data import InputError
-from pix2pixhd.training.config import config_text, parse_train
+from pix2pixhd.training.checkpoint import read_checkpoint
+from pix2pixhd.training.config import absolute_paths, config_text, parse_train
 from pix2pixhd.training.run import train
 
 from .test_run import assert_identical, files, weights
@@ -73,6 +76,31 @@ def test_resume_reads_the_configuration_of_the_run(command_line, tmp_path, monke
     # Unchanged options leave no further copies behind.
     assert main(["train", "--resume", "--run.output", "run"]) == 0
     assert [name for name in files(run) if name.startswith("config")] == ["config.yaml", "config_1.yaml"]
+
+
+def test_a_run_with_relative_paths_is_resumed_from_another_folder(command_line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tmp_path / "data", tmp_path / "before" / "data")
+    assert main(command_line("--data.dataroot=data", "--run.output=before")) == 0
+    pretrained = "--run.load_pretrain=before"
+    assert main(command_line("--data.dataroot=data", pretrained, "--optimizer.niter=2", "--trainer.max_epochs=1")) == 0
+    monkeypatch.chdir(tmp_path / "before")  # where there is another "data"
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved["data"]["dataroot"] == str(tmp_path / "data")
+    assert saved["run"]["load_pretrain"] == str(tmp_path / "before")
+    assert saved["loss"]["vgg"] == "imagenet"
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").data.dataroot == str(tmp_path / "data")
+    shutil.rmtree(tmp_path / "before" / "data")
+    assert main(["train", "--resume", f"--run.output={tmp_path / 'run'}", "--trainer.max_epochs=2"]) == 0
+
+
+def test_weights_of_vgg_are_named_by_an_absolute_path(make_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = make_config()
+    for vgg, expected in (("vgg.pth", str(tmp_path / "vgg.pth")), ("random", "random"), ("/vgg.pth", "/vgg.pth")):
+        changed = absolute_paths(dataclasses.replace(config, loss=dataclasses.replace(config.loss, vgg=vgg)))
+        assert changed.loss.vgg == expected
+    assert absolute_paths(make_config(dataroot="")).data.dataroot == ""
 
 
 def test_resume_with_a_config_file(make_config, tmp_path):
