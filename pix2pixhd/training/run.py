@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import pathlib
 import sys
 import time
@@ -22,12 +21,13 @@ from pix2pixhd.training.callbacks import LossBar, SampleSheets, StopAtNaN
 from pix2pixhd.training.checkpoint import read_checkpoint
 from pix2pixhd.training.checkpoint_io import AtomicCheckpointIO
 from pix2pixhd.training.datamodule import PairedData, reporting_dead_workers
-from pix2pixhd.training.distributed import AveragedGradients
+from pix2pixhd.training.first_process import on_first_process
 from pix2pixhd.training.loggers import make_loggers
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.options import TrainConfig
 from pix2pixhd.training.precision import SharedScalePrecision
 from pix2pixhd.training.pretrained import load_pretrained
+from pix2pixhd.training.processes import process_count, spread
 from pix2pixhd.training.results import ResultsPage
 from pix2pixhd.training.resume import check_resumable, write_config
 from pix2pixhd.training.run_folder import check_run_folder
@@ -39,20 +39,33 @@ from pix2pixhd.training.summary import RunSummary
 __all__ = ["TrainConfig", "train"]
 
 
-def _last_checkpoint(config: TrainConfig, resume: bool) -> pathlib.Path | None:
-    """The checkpoint to go on from; refuses to write over a run that was not asked to go on."""
-    last = pathlib.Path(config.run.output) / "checkpoints" / "last.ckpt"
-    if not resume:
-        if last.exists():
-            raise InputError(
-                f"run.output: {config.run.output} holds a run already ({last}); continue it with --resume, or choose "
-                "another folder"
-            )
-        return None
-    if not last.exists():
+def _checkpoint_path(config: TrainConfig) -> pathlib.Path:
+    return pathlib.Path(config.run.output) / "checkpoints" / "last.ckpt"
+
+
+def _check_run(config: TrainConfig, resume: bool) -> None:
+    """Refuses options that contradict each other, the launcher, or what the run's folder holds."""
+    process_count(config.check())
+    _check_pretrained(config)
+    _check_limits(config)
+    _check_checkpoint(config, resume)
+    output = pathlib.Path(config.run.output)
+    check_run_folder(output, config.data, resume)
+    check_writable(output, "run.output")
+
+
+def _check_checkpoint(config: TrainConfig, resume: bool) -> None:
+    """Refuses to resume without a fitting checkpoint, and to write over a run without ``--resume``."""
+    last = _checkpoint_path(config)
+    if not resume and last.exists():
+        raise InputError(
+            f"run.output: {config.run.output} holds a run already ({last}); continue it with --resume, or choose "
+            "another folder"
+        )
+    if resume and not last.exists():
         raise InputError(f"--resume: there is no {last} to continue from; start without --resume")
-    check_resumable(config, read_checkpoint(last))
-    return last
+    if resume:
+        check_resumable(config, read_checkpoint(last))
 
 
 def _deadline(max_time: Any, began: float) -> float | None:
@@ -127,7 +140,7 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], resume: bool) ->
         callbacks = [*callbacks, LearningRateMonitor("epoch")]
     if options["enable_progress_bar"]:
         callbacks = [*callbacks, LossBar()]
-    _spread(options)
+    options |= spread(config.check())
     try:
         trainer = pl.Trainer(
             callbacks=callbacks,
@@ -143,18 +156,6 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], resume: bool) ->
     # fast_dev_run limits steps too, as Lightning counts them; its limit of batches is enough.
     trainer.fit_loop.epoch_loop.max_steps = -1
     return trainer
-
-
-def _spread(options: dict[str, Any]) -> None:
-    """Chooses devices and strategy: one process, or as many as torchrun or ``trainer.devices`` say."""
-    if options["devices"] == "auto":
-        options["devices"] = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        if "GROUP_WORLD_SIZE" in os.environ:
-            options["num_nodes"] = int(os.environ["GROUP_WORLD_SIZE"])
-    devices = options["devices"]
-    local = len(devices) if isinstance(devices, list) else torch.cuda.device_count() if devices == -1 else devices
-    if local > 1 or options["num_nodes"] > 1:
-        options["strategy"] = AveragedGradients()
 
 
 def _quiet() -> None:
@@ -197,11 +198,8 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
     _quiet()
     config.check()
     output = pathlib.Path(config.run.output)
-    _check_pretrained(config)
-    _check_limits(config)
-    checkpoint = _last_checkpoint(config, resume)
-    check_run_folder(output, config.data, resume)
-    check_writable(output, "run.output")
+    on_first_process(lambda: _check_run(config, resume))
+    checkpoint = _checkpoint_path(config) if resume else None
     data = PairedData(config.data, config.model.multiple, config.run.seed)
     pl.seed_everything(config.run.seed, workers=True, verbose=False)
     module = Pix2PixHD(config.model, config.data, config.loss, config.optimizer, config.compute, config.run.metrics)

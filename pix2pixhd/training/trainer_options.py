@@ -52,14 +52,14 @@ REFUSED: dict[str, str] = {
 class TrainerOptions:
     """Devices, precision, duration and logging. Names are those of Lightning's ``Trainer``.
 
-    With several ``devices`` or ``num_nodes``, or under torchrun, every process takes its share of the images,
+    With several ``devices`` or ``num_nodes``, or under torchrun or SLURM, every process takes its share of the images,
     ``data.batchSize`` at a time, and gradients are averaged.
 
     Attributes:
         accelerator: ``auto``, ``cpu``, ``gpu`` or ``cuda``.
         devices: Number of processes (on GPUs, one per GPU), a list of GPU ids such as ``0,2``, -1 for all GPUs, or
-            ``auto`` for one, or for as many as torchrun started.
-        num_nodes: Number of machines.
+            ``auto`` for one, or for as many as torchrun or SLURM started, which no other value may contradict.
+        num_nodes: Number of machines; with ``devices: auto`` as many as torchrun or SLURM started processes on.
         strategy: ``auto`` or ``ddp``; both average gradients between the processes.
         precision: ``32-true``, ``16-mixed``, ``bf16-mixed``, ``bf16-true`` or ``64-true``.
         max_epochs: Epochs after which training ends; ``niter + niter_decay`` when None.
