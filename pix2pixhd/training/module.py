@@ -10,11 +10,11 @@ import lightning.pytorch as pl
 import torch
 import torch._functorch.config as functorch_config
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pix2pixhd.data import DataOptions, InputError, Sample, encode_input
 from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
 from pix2pixhd.models import LocalEnhancer
+from pix2pixhd.training.average import WeightAverage
 from pix2pixhd.training.distributed import GradientAverager, gather_states, rank, share_buffers, world_size
 from pix2pixhd.training.messages import as_options
 from pix2pixhd.training.metrics import build_metrics, update_metrics
@@ -114,11 +114,8 @@ class Pix2PixHD(pl.LightningModule):
         self.netG = model.generator(data)
         self.netD = model.discriminator(data)
         self.netE = model.encoder(data)
-        self.ema: AveragedModel | None = None
-        if self.optimizer_options.ema_decay:
-            average = get_ema_multi_avg_fn(self.optimizer_options.ema_decay)  # type: ignore[no-untyped-call]
-            self.ema = AveragedModel(self.averaged(), multi_avg_fn=average, use_buffers=True)
-            self.ema.requires_grad_(False)
+        decay = self.optimizer_options.ema_decay
+        self.ema = WeightAverage(self.averaged(), decay) if decay else None
         self.generator_loss = generator_loss(loss)
         self.pool = ImagePool(loss.pool_size)
         self.discriminator_loss = DiscriminatorLoss(preset=loss.preset, gan_mode=loss.gan_mode)
@@ -189,7 +186,9 @@ class Pix2PixHD(pl.LightningModule):
         Args:
             condition: What ``encode`` gives; with the features behind it, where there is an encoder.
         """
-        return generate_padded(self._generating()["netG"], condition, self.multiple)
+        network = self._generating()["netG"]
+        # Under bf16-true the average is float32 and generates in float32, as `pix2pixhd generate` does.
+        return generate_padded(network, condition.to(next(network.parameters()).dtype), self.multiple)
 
     def generate(self, batch: Sample) -> Tensor:
         """Generates the pictures of a batch, with the averaged weights where there are any.
@@ -199,9 +198,9 @@ class Pix2PixHD(pl.LightningModule):
         condition = self.encode(batch)
         if self.netE is None:
             return self(condition)  # type: ignore[no-any-return]
-        features = encode_padded(
-            self._generating()["netE"], self._images(batch), self.model_options.region(batch), self.multiple
-        )
+        network = self._generating()["netE"]
+        images = batch["image"].to(next(network.parameters()).dtype)
+        features = encode_padded(network, images, self.model_options.region(batch), self.multiple)
         return self(torch.cat([condition, features], dim=1))  # type: ignore[no-any-return]
 
     def configure_optimizers(self) -> Any:
