@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,12 +11,14 @@ from torch.optim.swa_utils import AveragedModel
 
 __all__ = ["WeightAverage"]
 
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def _lerp(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], None]:
+def _lerp(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
     @torch.no_grad()
-    def update(averages: Sequence[Tensor], weights: Sequence[Tensor], _: Tensor) -> None:
+    def update(averages: _Tensors, weights: _Tensors, _: Tensor | int) -> None:
         if averages[0].is_floating_point():
             same = [weight.to(average.dtype) for average, weight in zip(averages, weights, strict=True)]
             torch._foreach_lerp_(list(averages), same, 1 - decay)
@@ -44,7 +46,7 @@ class WeightAverage(AveragedModel):
     """
 
     def __init__(self, networks: nn.Module, decay: float) -> None:
-        super().__init__(networks, multi_avg_fn=_lerp(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+        super().__init__(networks, multi_avg_fn=_lerp(decay), use_buffers=True)
         self.requires_grad_(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -57,4 +59,4 @@ class WeightAverage(AveragedModel):
             dtype = torch.float32 if tensor.dtype in _HALF else tensor.dtype
             return torch.empty_like(moved, dtype=dtype).copy_(tensor)
 
-        return super()._apply(wide, recurse)
+        return super()._apply(wide, recurse)  # type: ignore[no-untyped-call]

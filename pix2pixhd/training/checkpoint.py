@@ -54,7 +54,7 @@ class Checkpoint:
         data: The data's encoding.
         loss: Weights of the loss terms it was trained with.
         optimizer: Settings of the optimisers it was trained with.
-        batches: Batches of an unfinished epoch that it was trained on; 0 between two epochs.
+        position: Where in an epoch it was written, as ``ResumableLoader.state_dict`` says; empty if it does not.
     """
 
     path: pathlib.Path
@@ -63,7 +63,12 @@ class Checkpoint:
     data: DataOptions
     loss: LossOptions
     optimizer: OptimizerOptions
-    batches: int = 0
+    position: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def batches(self) -> int:
+        """Batches of an unfinished epoch that it was trained on; 0 between two epochs."""
+        return int(self.position.get("batches", 0))
 
     def network(self, name: str, averaged: bool = False) -> dict[str, Tensor]:
         """One network's weights, ``netG`` say; their moving average when asked for and kept. Empty if there is none."""
@@ -170,15 +175,15 @@ def read_checkpoint(path: str | pathlib.Path) -> Checkpoint:
         _section(path, options, "data", DataOptions),
         _section(path, options, "loss", LossOptions),
         _section(path, options, "optimizer", OptimizerOptions),
-        _batches(content),
+        _position(content),
     )
 
 
-def _batches(content: Mapping[str, Any]) -> int:
+def _position(content: Mapping[str, Any]) -> dict[str, Any]:
     """What ``ResumableLoader.state_dict`` wrote, where Lightning puts it."""
     loop = content.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
     loaders = loop.get("combined_loader") or [{}]
-    return int(loaders[0].get("batches", 0))
+    return dict(loaders[0])
 
 
 def load_strictly(network: nn.Module, weights: Mapping[str, Tensor], path: pathlib.Path) -> None:

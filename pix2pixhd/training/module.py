@@ -133,6 +133,7 @@ class Pix2PixHD(pl.LightningModule):
         return self.averaged() if self.ema is None else cast(nn.ModuleDict, self.ema.module)
 
     def _check_options(self) -> None:
+        self.compute_options.check(self.model_options)
         if self.generator_loss.vgg is not None and self.data_options.output_nc not in (1, 3):
             raise InputError(
                 "loss.lambda_vgg: the perceptual loss sees colour or gray, not "
@@ -151,11 +152,6 @@ class Pix2PixHD(pl.LightningModule):
             for network in (*self._networks(), *([] if self.ema is None else [self.ema])):
                 network.to(memory_format=torch.channels_last)
         if options.checkpoint_activations:
-            if self.model_options.norm == "batch":
-                raise InputError(
-                    "compute.checkpoint_activations runs layers twice, which batch norm's statistics would notice; "
-                    "take model.norm: instance, or leave it out"
-                )
             setattr(self.netG, "checkpoint_activations", True)  # noqa: B010 - both generators have it
         if options.compile:
             # The discriminator's graph serves two backward passes; donated buffers would be reused by the first.

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from pix2pixhd.errors import InputError
-from pix2pixhd.training.distributed import AveragedGradients
+from pix2pixhd.training.distributed import AveragedGradients, rank
 from pix2pixhd.training.first_process import launcher
 from pix2pixhd.training.trainer_options import TrainerOptions
 
-__all__ = ["process_count", "spread"]
+__all__ = ["ending_together", "process_count", "raise_together", "spread"]
 
 # Set by mpirun and by scripts that start the processes themselves. Lightning sets WORLD_SIZE for its own processes.
 _WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
+# How long the others stay after an error that all have found: launchers end all processes as soon as one ends, and the
+# first has yet to print its message.
+_STAY_SECONDS = 5.0
+# How long the first process lets those that it started print their own messages and end.
+_CHILD_SECONDS = 5.0
 
 
 def _started() -> tuple[str, int, int] | None:
@@ -116,3 +129,61 @@ def spread(options: TrainerOptions) -> Mapping[str, Any]:
         "num_nodes": nodes,
         "strategy": AveragedGradients() if several else options.strategy,
     }
+
+
+def raise_together(error: InputError | None) -> None:
+    """Raises an error that all processes have found, so that it is printed once.
+
+    Raises:
+        InputError: In the first process.
+        SystemExit: In the others, with code 2 and without a message.
+    """
+    if error is None:
+        return
+    if rank() == 0:
+        raise error
+    time.sleep(_STAY_SECONDS)
+    raise SystemExit(2)
+
+
+@contextlib.contextmanager
+def ending_together(trainer: pl.Trainer) -> Iterator[None]:
+    """Ends a run of several processes with the message of the one that failed.
+
+    The others notice only that a connection was closed; the processes that Lightning started, perhaps nothing at all.
+
+    Raises:
+        InputError: In place of the error of a closed connection.
+    """
+    try:
+        yield
+    except Exception as error:
+        _end_children(trainer)
+        if trainer.world_size > 1 and _is_closed_connection(error):
+            raise InputError(
+                "another process of this run ended, so this one cannot continue; see the message of that one"
+            ) from error
+        raise
+
+
+def _is_closed_connection(error: Exception) -> bool:
+    # gloo raises plain RuntimeErrors.
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and re.search(r"\bgloo\b|closed by peer|reset by peer", str(error)) is not None
+    )
+
+
+def _end_children(trainer: pl.Trainer) -> None:
+    """Waits for the processes that Lightning started from this one, and ends those that do not end by themselves."""
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, _SubprocessScriptLauncher):
+        return
+    children = list(launcher.procs)
+    launcher.procs.clear()  # Lightning watches this list, and kills this process when one of them fails
+    deadline = time.monotonic() + _CHILD_SECONDS
+    for child in children:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()

@@ -27,9 +27,9 @@ from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.options import TrainConfig
 from pix2pixhd.training.precision import SharedScalePrecision
 from pix2pixhd.training.pretrained import load_pretrained
-from pix2pixhd.training.processes import process_count, spread
+from pix2pixhd.training.processes import ending_together, process_count, spread
 from pix2pixhd.training.results import ResultsPage
-from pix2pixhd.training.resume import check_resumable, write_config
+from pix2pixhd.training.resume import ConfigRecord, check_resumable
 from pix2pixhd.training.run_folder import check_run_folder
 from pix2pixhd.training.saving import RunCheckpoints
 from pix2pixhd.training.steps import trial_batches
@@ -90,6 +90,7 @@ def _callbacks(config: TrainConfig, data: PairedData, start: str, began: float) 
         requests=StopRequests(_deadline(trainer.max_time, began)),
     )
     return [
+        ConfigRecord(config),
         RunSummary(config, data, start),
         stop_at_nan,
         SampleSheets(shown, output / "samples", run.display_freq, run.sample_count),
@@ -208,9 +209,7 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
         start = load_pretrained(module, pathlib.Path(config.run.load_pretrain))
     try:
         trainer = _trainer(config, [*_callbacks(config, data, start, began), *callbacks], resume)
-        if not trial_batches(trainer):
-            write_config(config)
-        with reporting_dead_workers():
+        with ending_together(trainer), reporting_dead_workers():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {error}") from error
