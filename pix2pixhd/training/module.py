@@ -24,7 +24,6 @@ from pix2pixhd.training.padding import encode_padded, generate_padded
 from pix2pixhd.training.pool import ImagePool
 from pix2pixhd.training.resume import apply_optimizer_options
 from pix2pixhd.training.step import compute_gradients
-from pix2pixhd.training.steps import epoch_finished
 
 __all__ = ["Pix2PixHD"]
 
@@ -262,6 +261,10 @@ class Pix2PixHD(pl.LightningModule):
             optimizer_D.step()
             if self.ema is not None:
                 self.ema.update_parameters(self.averaged())
+        if batch_idx + 1 >= self.trainer.num_training_batches:
+            # Here rather than at the epoch's end, so that the checkpoint before validation has the next epoch's rate.
+            for scheduler in cast(list[Any], self.lr_schedulers()):
+                scheduler.step()
         self.log_dict(terms, prog_bar=True, batch_size=len(batch["image"]))
 
     def compute_gradients(
@@ -327,14 +330,12 @@ class Pix2PixHD(pl.LightningModule):
             self.pool.load_state_dict(state["pool"])
             torch.set_rng_state(state["rng"].cpu())
 
-    def on_train_epoch_end(self) -> None:
-        """Lowers the learning rate, unless the run stops within the epoch."""
-        if not epoch_finished(self.trainer):
-            return
-        for scheduler in cast(list[Any], self.lr_schedulers()):
-            scheduler.step()
-
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
-        """Compares generated with real pictures, both in [−1, 1]."""
-        update_metrics(self.val_metrics, self.generate(batch), batch["image"])
+        """Compares generated with real images, both in [−1, 1].
+
+        Several processes get equally many images, some of them twice, which are counted once.
+        """
+        loader: Any = self.trainer.val_dataloaders
+        if batch_idx * world_size() + rank() < len(loader.dataset):
+            update_metrics(self.val_metrics, self.generate(batch), batch["image"])
         self.log_dict(self.val_metrics, batch_size=len(batch["image"]))
