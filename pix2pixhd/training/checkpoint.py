@@ -94,13 +94,13 @@ class Generator:
     encoder: nn.Module | None = None
 
 
-def _read(path: pathlib.Path) -> Any:
+def _read(path: pathlib.Path, remedy: str = "choose another file", mapped: bool = False) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: there is no such checkpoint")
     try:
-        return read_weights(path)
+        return read_weights(path, mapped)
     except ValueError as error:
-        raise InputError(f"{path}: the checkpoint cannot be read: {error}; choose another file") from None
+        raise InputError(f"{path}: the checkpoint cannot be read: {error}; {remedy}") from None
 
 
 def _fits(value: object, hint: Any) -> bool:
@@ -143,11 +143,13 @@ def _section(path: pathlib.Path, options: Mapping[str, Any], name: str, kind: ty
         raise InputError(f"{path}: the checkpoint's options are invalid: {error}") from None
 
 
-def read_checkpoint(path: str | pathlib.Path) -> Checkpoint:
+def read_checkpoint(path: str | pathlib.Path, remedy: str = "choose another file", mapped: bool = False) -> Checkpoint:
     """Reads a checkpoint of this package, weights and options only, never code.
 
     Args:
         path: A ``.ckpt`` file.
+        remedy: What to do if it is damaged, for the message.
+        mapped: Whether tensors are mapped into memory, which reads only those that are used.
 
     Raises:
         InputError: If the file is missing, damaged, or not one of this package's.
@@ -157,7 +159,7 @@ def read_checkpoint(path: str | pathlib.Path) -> Checkpoint:
         35
     """
     path = pathlib.Path(path)
-    content = _read(path)
+    content = _read(path, remedy, mapped)
     options = content.get("hyper_parameters") if isinstance(content, dict) else None
     if not isinstance(options, dict) or "format" not in options or not _is_state(content.get("state_dict")):
         raise InputError(

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 
@@ -29,12 +28,13 @@ from pix2pixhd.training.precision import SharedScalePrecision
 from pix2pixhd.training.pretrained import load_pretrained
 from pix2pixhd.training.processes import ending_together, process_count, spread
 from pix2pixhd.training.results import ResultsPage
-from pix2pixhd.training.resume import ConfigRecord, check_resumable
-from pix2pixhd.training.run_folder import check_run_folder
+from pix2pixhd.training.resume import ConfigRecord, check_resumable, go_back
+from pix2pixhd.training.run_folder import check_run_folder, remove_leftovers
 from pix2pixhd.training.saving import RunCheckpoints
 from pix2pixhd.training.steps import trial_batches
 from pix2pixhd.training.stopping import Stopped, StopRequests
-from pix2pixhd.training.summary import RunSummary
+from pix2pixhd.training.summary import RunSummary, resume_command
+from pix2pixhd.training.trainer_options import TrainerOptions
 
 __all__ = ["TrainConfig", "train"]
 
@@ -48,10 +48,13 @@ def _check_run(config: TrainConfig, resume: bool) -> None:
     process_count(config.check())
     _check_pretrained(config)
     _check_limits(config)
+    _check_combinations(config.check(), resume)
     _check_checkpoint(config, resume)
     output = pathlib.Path(config.run.output)
     check_run_folder(output, config.data, resume)
     check_writable(output, "run.output")
+    if not config.check().fast_dev_run:
+        remove_leftovers(output / "checkpoints")
 
 
 def _check_checkpoint(config: TrainConfig, resume: bool) -> None:
@@ -65,7 +68,8 @@ def _check_checkpoint(config: TrainConfig, resume: bool) -> None:
     if resume and not last.exists():
         raise InputError(f"--resume: there is no {last} to continue from; start without --resume")
     if resume:
-        check_resumable(config, read_checkpoint(last))
+        remedy = go_back(last)
+        check_resumable(config, read_checkpoint(last, remedy, mapped=True))
 
 
 def _deadline(max_time: Any, began: float) -> float | None:
@@ -114,24 +118,39 @@ def _check_limits(config: TrainConfig) -> None:
         )
 
 
-def _precision_plugins(options: dict[str, Any]) -> list[Any]:
+def _check_combinations(trainer: TrainerOptions, resume: bool) -> None:
+    """Refuses options that this machine or a resumed run cannot follow."""
+    if resume and trainer.fast_dev_run:
+        raise InputError(
+            "--resume: trainer.fast_dev_run counts its batches from the first one, which a resumed run is past; try "
+            "the configuration without --resume and with another run.output"
+        )
+    if trainer.sync_batchnorm and trainer.on_cpu:
+        raise InputError(
+            "trainer.sync_batchnorm needs GPUs, PyTorch has no such layer for the CPU; leave it out, or set "
+            "model.norm: instance"
+        )
+
+
+def _precision_plugins(options: dict[str, Any], on_cpu: bool) -> list[Any]:
     """The plugin for float16, which takes the place of ``trainer.precision``."""
     if options["precision"] != "16-mixed":
         return []
     del options["precision"]
-    accelerator = options["accelerator"]
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
     return [SharedScalePrecision("cpu" if on_cpu else "cuda")]
 
 
 def _trainer(config: TrainConfig, callbacks: list[pl.Callback], resume: bool) -> pl.Trainer:
-    options = config.check().arguments()
+    trainer_options = config.check()
+    options = trainer_options.arguments()
     if not config.data.val_phase:
         options["limit_val_batches"] = 0
     if options["max_epochs"] is None:
         options["max_epochs"] = config.optimizer.niter + config.optimizer.niter_decay
     for limit in ("max_steps", "max_time"):
         del options[limit]  # RunCheckpoints stops there, since Lightning would take the epoch for finished
+    # Lightning counts batches, of which several make a step.
+    options["log_every_n_steps"] *= config.optimizer.accumulate
     if options["min_steps"]:
         # Under manual optimization Lightning counts the step of every optimizer.
         options["min_steps"] *= 2
@@ -141,14 +160,14 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], resume: bool) ->
         callbacks = [*callbacks, LearningRateMonitor("epoch")]
     if options["enable_progress_bar"]:
         callbacks = [*callbacks, LossBar()]
-    options |= spread(config.check())
+    options |= spread(trainer_options)
     try:
         trainer = pl.Trainer(
             callbacks=callbacks,
             logger=loggers,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            plugins=[*_precision_plugins(options), AtomicCheckpointIO()],
+            plugins=[*_precision_plugins(options, trainer_options.on_cpu), AtomicCheckpointIO()],
             **options,
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
@@ -214,8 +233,9 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
     except MisconfigurationException as error:
         raise InputError(f"trainer: {error}") from error
     except Stopped:
-        kept = f"the run is saved, continue it with --resume --run.output {output}"
-        print(f"stopped; {'nothing was saved' if trial_batches(trainer) else kept}", file=sys.stderr)
+        kept = f"the run is saved, continue it with {resume_command(output)}"
+        if trainer.is_global_zero:
+            print(f"stopped; {'nothing was saved' if trial_batches(trainer) else kept}", file=sys.stderr, flush=True)
         raise
     return module
 

@@ -7,7 +7,7 @@ import pathlib
 from pix2pixhd.data import DataOptions, InputError
 from pix2pixhd.files import check_apart, check_replaceable
 
-__all__ = ["check_run_folder"]
+__all__ = ["check_run_folder", "remove_leftovers"]
 
 
 def check_run_folder(output: pathlib.Path, data: DataOptions, resume: bool) -> None:
@@ -39,3 +39,14 @@ def check_run_folder(output: pathlib.Path, data: DataOptions, resume: bool) -> N
         option="run.output",
         remedy="pix2pixhd did not write it; choose another folder, or move it away",
     )
+
+
+def remove_leftovers(checkpoints: pathlib.Path) -> None:
+    """Removes the unfinished checkpoints of a run that was killed while it wrote them.
+
+    Args:
+        checkpoints: The folder of checkpoints.
+    """
+    for path in checkpoints.glob(".pix2pixhd-*.ckpt"):
+        if path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
