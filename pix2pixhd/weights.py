@@ -11,14 +11,18 @@ import torch
 __all__ = ["read_weights"]
 
 
-def read_weights(path: pathlib.Path) -> object:
+def read_weights(path: pathlib.Path, mapped: bool = False) -> object:
     """Reads what ``torch.save`` wrote: tensors, numbers, strings and containers of them, never code.
+
+    Args:
+        path: The file.
+        mapped: Whether tensors are mapped into memory and read when they are used; not for files of old versions.
 
     Raises:
         ValueError: If the file is damaged or holds anything else; the message is the reason alone.
     """
     try:
-        content: object = torch.load(path, map_location="cpu", weights_only=True)
+        content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damaged files fail in many ways: zip, pickle, struct, EOF
         raise ValueError(_failure(error)) from error
     return content

@@ -6,18 +6,24 @@ import pathlib
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 
 from pix2pixhd.data import InputError, PairedDataset, save_picture
 from pix2pixhd.data.images import tensor_to_picture
+from pix2pixhd.training.distributed import world_size
 from pix2pixhd.training.loggers import log_samples, logger_errors
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.pictures import sheet
+from pix2pixhd.training.processes import raise_together
 from pix2pixhd.training.results import sample_pictures, viewable
 from pix2pixhd.training.steps import finished_steps, trial_batches
 
 __all__ = ["LossBar", "SampleSheets", "StopAtNaN"]
+
+_LEAST_SCALE = 2.0**-10
 
 
 class SampleSheets(pl.Callback):
@@ -78,13 +84,13 @@ class SampleSheets(pl.Callback):
 
 
 class StopAtNaN(pl.Callback):
-    """Ends a run whose losses are no longer numbers, before a checkpoint of it replaces a good one.
+    """Stops training on a non-finite loss, before it overwrites a good checkpoint.
 
-    The losses stay on the device; they are looked at every ``every`` steps and at the end of an epoch. Under float16
-    the weights are, at its end only: there a step with an infinite gradient is skipped, as it should be.
+    The losses stay on the device; they are checked every ``every`` batches, and with the weights at the end of an
+    epoch. Under float16, which skips steps with an infinite gradient, the loss scale is checked instead of the losses.
 
     Args:
-        every: Steps between two looks.
+        every: Batches between two checks.
 
     Example:
         >>> stop = StopAtNaN(every=50)
@@ -98,12 +104,12 @@ class StopAtNaN(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Takes note of this step's losses."""
-        if str(trainer.precision).startswith("16"):
-            return
-        for name, term in trainer.callback_metrics.items():
-            if name.startswith(("G_", "D_")):
-                bad = ~term.detach().isfinite()
-                self._bad[name] = self._bad[name] | bad if name in self._bad else bad
+        # Under float16 a step with an infinite loss is skipped, as it should be.
+        if not str(trainer.precision).startswith("16"):
+            for name, term in trainer.callback_metrics.items():
+                if name.startswith(("G_", "D_")):
+                    bad = ~term.detach().isfinite()
+                    self._bad[name] = self._bad[name] | bad if name in self._bad else bad
         if batch_idx % self.every == self.every - 1:
             self._look(trainer)
 
@@ -115,25 +121,38 @@ class StopAtNaN(pl.Callback):
         """Looks at the losses since the last time, and at all weights.
 
         Raises:
-            InputError: If one of them is not finite.
+            InputError: If one of them is not finite, or if float16 skips every step; in the first process.
         """
         self._look(trainer)
         for name, parameter in module.named_parameters():
             if parameter.requires_grad and not bool(parameter.isfinite().all()):
-                self._raise(trainer, f"the weights {name} are")
+                _stop(trainer, f"the weights {name} are no longer finite")
 
     def _look(self, trainer: pl.Trainer) -> None:
-        bad = [name for name, flag in self._bad.items() if bool(flag)]
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        # Gradients and so the scale are the same in all processes. It starts at 2^16 and is halved with every step that
+        # is skipped.
+        if scaler is not None and scaler.get_scale() < _LEAST_SCALE:
+            _stop(trainer, f"gradients are not finite in float16 even with a loss scale of {scaler.get_scale():.2g}")
+        if not self._bad:
+            return
+        names = sorted(self._bad)
+        flags = torch.stack([self._bad[name] for name in names]).int()  # [terms]
         self._bad.clear()
+        if world_size() > 1:
+            dist.all_reduce(flags, dist.ReduceOp.MAX)  # losses are each process's own
+        bad = [name for name, flag in zip(names, flags.tolist(), strict=True) if flag]
         if bad:
-            self._raise(trainer, f"{', '.join(bad)} {'is' if len(bad) == 1 else 'are'}")
+            _stop(trainer, f"{', '.join(bad)} {'is' if len(bad) == 1 else 'are'} no longer finite")
 
-    @staticmethod
-    def _raise(trainer: pl.Trainer, what: str) -> None:
-        raise InputError(
-            f"epoch {trainer.current_epoch}: {what} no longer finite, so training was stopped; the last "
-            "checkpoint is untouched. Train again with a lower optimizer.lr or in another trainer.precision"
+
+def _stop(trainer: pl.Trainer, what: str) -> None:
+    raise_together(
+        InputError(
+            f"epoch {trainer.current_epoch}: {what}, so training was stopped; the last checkpoint is untouched. Train "
+            "again with a lower optimizer.lr or in another trainer.precision"
         )
+    )
 
 
 class LossBar(TQDMProgressBar):

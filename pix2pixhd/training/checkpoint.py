@@ -54,7 +54,7 @@ class Checkpoint:
         data: The data's encoding.
         loss: Weights of the loss terms it was trained with.
         optimizer: Settings of the optimisers it was trained with.
-        batches: Batches of an unfinished epoch that it was trained on; 0 between two epochs.
+        position: Where in an epoch it was written, as ``ResumableLoader.state_dict`` says; empty if it does not.
     """
 
     path: pathlib.Path
@@ -63,7 +63,12 @@ class Checkpoint:
     data: DataOptions
     loss: LossOptions
     optimizer: OptimizerOptions
-    batches: int = 0
+    position: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def batches(self) -> int:
+        """Batches of an unfinished epoch that it was trained on; 0 between two epochs."""
+        return int(self.position.get("batches", 0))
 
     def network(self, name: str, averaged: bool = False) -> dict[str, Tensor]:
         """One network's weights, ``netG`` say; their moving average when asked for and kept. Empty if there is none."""
@@ -89,13 +94,13 @@ class Generator:
     encoder: nn.Module | None = None
 
 
-def _read(path: pathlib.Path) -> Any:
+def _read(path: pathlib.Path, remedy: str = "choose another file", mapped: bool = False) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: there is no such checkpoint")
     try:
-        return read_weights(path)
+        return read_weights(path, mapped)
     except ValueError as error:
-        raise InputError(f"{path}: the checkpoint cannot be read: {error}; choose another file") from None
+        raise InputError(f"{path}: the checkpoint cannot be read: {error}; {remedy}") from None
 
 
 def _fits(value: object, hint: Any) -> bool:
@@ -138,11 +143,13 @@ def _section(path: pathlib.Path, options: Mapping[str, Any], name: str, kind: ty
         raise InputError(f"{path}: the checkpoint's options are invalid: {error}") from None
 
 
-def read_checkpoint(path: str | pathlib.Path) -> Checkpoint:
+def read_checkpoint(path: str | pathlib.Path, remedy: str = "choose another file", mapped: bool = False) -> Checkpoint:
     """Reads a checkpoint of this package, weights and options only, never code.
 
     Args:
         path: A ``.ckpt`` file.
+        remedy: What to do if it is damaged, for the message.
+        mapped: Whether tensors are mapped into memory, which reads only those that are used.
 
     Raises:
         InputError: If the file is missing, damaged, or not one of this package's.
@@ -152,7 +159,7 @@ def read_checkpoint(path: str | pathlib.Path) -> Checkpoint:
         35
     """
     path = pathlib.Path(path)
-    content = _read(path)
+    content = _read(path, remedy, mapped)
     options = content.get("hyper_parameters") if isinstance(content, dict) else None
     if not isinstance(options, dict) or "format" not in options or not _is_state(content.get("state_dict")):
         raise InputError(
@@ -170,12 +177,12 @@ def read_checkpoint(path: str | pathlib.Path) -> Checkpoint:
         _section(path, options, "data", DataOptions),
         _section(path, options, "loss", LossOptions),
         _section(path, options, "optimizer", OptimizerOptions),
-        _batches(path, content),
+        _position(path, content),
     )
 
 
-def _batches(path: pathlib.Path, content: Mapping[str, Any]) -> int:
-    """What ``ResumableLoader.state_dict`` wrote, where Lightning puts it; 0 where nothing was written.
+def _position(path: pathlib.Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``ResumableLoader.state_dict`` wrote, where Lightning puts it; empty where nothing was written.
 
     Raises:
         InputError: If there is something else in its place.
@@ -184,15 +191,15 @@ def _batches(path: pathlib.Path, content: Mapping[str, Any]) -> int:
     for name in ("loops", "fit_loop", "state_dict", "combined_loader"):
         place = place.get(name, {}) if isinstance(place, dict) else None
     if place in ({}, []):
-        return 0
-    loader = place[0] if isinstance(place, list) else None
-    batches = loader.get("batches", 0) if isinstance(loader, dict) else None
-    if type(batches) is not int or batches < 0:
+        return {}
+    position = place[0] if isinstance(place, list) else None
+    batches = position.get("batches", 0) if isinstance(position, dict) else None
+    if not isinstance(position, dict) or type(batches) is not int or batches < 0:
         raise InputError(
             f"{path}: the number of batches trained on ('loops') cannot be read from the checkpoint; it was altered, "
             "use another"
         )
-    return batches
+    return position
 
 
 def load_strictly(network: nn.Module, weights: Mapping[str, Tensor], path: pathlib.Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import pathlib
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +28,9 @@ from pix2pixhd.data import (
 from pix2pixhd.data.folders import check_command
 from pix2pixhd.data.rules import batch_problem
 from pix2pixhd.training.first_process import on_first_process
+from pix2pixhd.training.processes import raise_together
 from pix2pixhd.training.progress import check_progress
+from pix2pixhd.training.resume import division_problem
 
 __all__ = ["PairedData", "reporting_dead_workers"]
 
@@ -124,16 +128,40 @@ class ResumableLoader(DataLoader[Any]):
         return _raising(super().__iter__())
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch, and how many of its batches have been trained on."""
+        """The epoch, how many of its batches have been trained on, and what determines which these were."""
         loop = self.trainer.fit_loop
         done = loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
-        return {"epoch": _epoch(self.trainer), "batches": 0 if done >= loop.max_batches else done}
+        batches = 0 if done >= loop.max_batches else done
+        return {"epoch": _epoch(self.trainer), "batches": batches, "seed": self._order().seed, **self._division()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Leaves out the batches that were trained on, in the next epoch that is read."""
+        """Leaves out the batches that were trained on, in the next epoch that is read.
+
+        Raises:
+            InputError: If the batches of an unfinished epoch would now be others; in the first process.
+        """
+        if state["batches"]:
+            division = self._division()
+            path = pathlib.Path(str(self.trainer.ckpt_path))
+            raise_together(division_problem(path, {name: state.get(name) for name in division}, division))
+        sampler = self._order()
+        sampler.set_epoch(state["epoch"])
+        sampler.skip = state["batches"] * (self.batch_size or 1)
+
+    def _order(self) -> EpochSampler:
         assert isinstance(self.sampler, EpochSampler)
-        self.sampler.set_epoch(state["epoch"])
-        self.sampler.skip = state["batches"] * (self.batch_size or 1)
+        return self.sampler
+
+    def _division(self) -> dict[str, Any]:
+        """What divides the images into the batches of each process, besides the options that a checkpoint holds."""
+        assert isinstance(self.dataset, _Reporting)
+        names = "\0".join(pair.name for pair in self.dataset.dataset.pairs)
+        combined: Any = self.trainer.fit_loop._combined_loader
+        return {
+            "processes": self._order().processes,
+            "images": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest(),
+            "max_batches": combined.limits[0],
+        }
 
 
 class PairedData(pl.LightningDataModule):

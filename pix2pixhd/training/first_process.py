@@ -17,7 +17,7 @@ from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 from pix2pixhd.errors import InputError
 
-__all__ = ["on_first_process"]
+__all__ = ["launcher", "on_first_process"]
 
 _CONNECT = datetime.timedelta(minutes=30)
 # Decoding a large dataset from a slow disk takes longer than any default of torch.distributed.
@@ -32,7 +32,7 @@ _calls = itertools.count()
 _stores: list[Store] = []  # a store's server lives as long as the store; the process group shares it later
 
 
-def _cluster() -> ClusterEnvironment | None:
+def launcher() -> ClusterEnvironment | None:
     """The launcher that started all processes at once; None when Lightning or nobody starts others.
 
     Raises:
@@ -116,7 +116,7 @@ def on_first_process(check: Callable[[], None]) -> None:
     """
     if dist.is_available() and dist.is_initialized():
         return _in_group(check)
-    cluster = _cluster()
+    cluster = launcher()
     if cluster is None or cluster.world_size() == 1:
         return check() if int(os.environ.get("LOCAL_RANK", 0)) == 0 else None
     rank = cluster.global_rank()

@@ -10,11 +10,11 @@ import lightning.pytorch as pl
 import torch
 import torch._functorch.config as functorch_config
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pix2pixhd.data import DataOptions, InputError, Sample, encode_input
 from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
 from pix2pixhd.models import LocalEnhancer
+from pix2pixhd.training.average import WeightAverage
 from pix2pixhd.training.distributed import GradientAverager, gather_states, rank, share_buffers, world_size
 from pix2pixhd.training.messages import as_options
 from pix2pixhd.training.metrics import build_metrics, update_metrics
@@ -24,7 +24,6 @@ from pix2pixhd.training.padding import encode_padded, generate_padded
 from pix2pixhd.training.pool import ImagePool
 from pix2pixhd.training.resume import apply_optimizer_options
 from pix2pixhd.training.step import compute_gradients
-from pix2pixhd.training.steps import epoch_finished
 
 __all__ = ["Pix2PixHD"]
 
@@ -114,11 +113,8 @@ class Pix2PixHD(pl.LightningModule):
         self.netG = model.generator(data)
         self.netD = model.discriminator(data)
         self.netE = model.encoder(data)
-        self.ema: AveragedModel | None = None
-        if self.optimizer_options.ema_decay:
-            average = get_ema_multi_avg_fn(self.optimizer_options.ema_decay)  # type: ignore[no-untyped-call]
-            self.ema = AveragedModel(self.averaged(), multi_avg_fn=average, use_buffers=True)
-            self.ema.requires_grad_(False)
+        decay = self.optimizer_options.ema_decay
+        self.ema = WeightAverage(self.averaged(), decay) if decay else None
         self.generator_loss = generator_loss(loss)
         self.pool = ImagePool(loss.pool_size)
         self.discriminator_loss = DiscriminatorLoss(preset=loss.preset, gan_mode=loss.gan_mode)
@@ -136,6 +132,7 @@ class Pix2PixHD(pl.LightningModule):
         return self.averaged() if self.ema is None else cast(nn.ModuleDict, self.ema.module)
 
     def _check_options(self) -> None:
+        self.compute_options.check(self.model_options)
         if self.generator_loss.vgg is not None and self.data_options.output_nc not in (1, 3):
             raise InputError(
                 "loss.lambda_vgg: the perceptual loss sees colour or gray, not "
@@ -154,11 +151,6 @@ class Pix2PixHD(pl.LightningModule):
             for network in (*self._networks(), *([] if self.ema is None else [self.ema])):
                 network.to(memory_format=torch.channels_last)
         if options.checkpoint_activations:
-            if self.model_options.norm == "batch":
-                raise InputError(
-                    "compute.checkpoint_activations runs layers twice, which batch norm's statistics would notice; "
-                    "take model.norm: instance, or leave it out"
-                )
             setattr(self.netG, "checkpoint_activations", True)  # noqa: B010 - both generators have it
         if options.compile:
             # The discriminator's graph serves two backward passes; donated buffers would be reused by the first.
@@ -189,7 +181,9 @@ class Pix2PixHD(pl.LightningModule):
         Args:
             condition: What ``encode`` gives; with the features behind it, where there is an encoder.
         """
-        return generate_padded(self._generating()["netG"], condition, self.multiple)
+        network = self._generating()["netG"]
+        # Under bf16-true the average is float32 and generates in float32, as `pix2pixhd generate` does.
+        return generate_padded(network, condition.to(next(network.parameters()).dtype), self.multiple)
 
     def generate(self, batch: Sample) -> Tensor:
         """Generates the pictures of a batch, with the averaged weights where there are any.
@@ -199,9 +193,9 @@ class Pix2PixHD(pl.LightningModule):
         condition = self.encode(batch)
         if self.netE is None:
             return self(condition)  # type: ignore[no-any-return]
-        features = encode_padded(
-            self._generating()["netE"], self._images(batch), self.model_options.region(batch), self.multiple
-        )
+        network = self._generating()["netE"]
+        images = batch["image"].to(next(network.parameters()).dtype)
+        features = encode_padded(network, images, self.model_options.region(batch), self.multiple)
         return self(torch.cat([condition, features], dim=1))  # type: ignore[no-any-return]
 
     def configure_optimizers(self) -> Any:
@@ -267,6 +261,10 @@ class Pix2PixHD(pl.LightningModule):
             optimizer_D.step()
             if self.ema is not None:
                 self.ema.update_parameters(self.averaged())
+        if batch_idx + 1 >= self.trainer.num_training_batches:
+            # Here rather than at the epoch's end, so that the checkpoint before validation has the next epoch's rate.
+            for scheduler in cast(list[Any], self.lr_schedulers()):
+                scheduler.step()
         self.log_dict(terms, prog_bar=True, batch_size=len(batch["image"]))
 
     def compute_gradients(
@@ -332,14 +330,12 @@ class Pix2PixHD(pl.LightningModule):
             self.pool.load_state_dict(state["pool"])
             torch.set_rng_state(state["rng"].cpu())
 
-    def on_train_epoch_end(self) -> None:
-        """Lowers the learning rate, unless the run stops within the epoch."""
-        if not epoch_finished(self.trainer):
-            return
-        for scheduler in cast(list[Any], self.lr_schedulers()):
-            scheduler.step()
-
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
-        """Compares generated with real pictures, both in [−1, 1]."""
-        update_metrics(self.val_metrics, self.generate(batch), batch["image"])
+        """Compares generated with real images, both in [−1, 1].
+
+        Several processes get equally many images, some of them twice, which are counted once.
+        """
+        loader: Any = self.trainer.val_dataloaders
+        if batch_idx * world_size() + rank() < len(loader.dataset):
+            update_metrics(self.val_metrics, self.generate(batch), batch["image"])
         self.log_dict(self.val_metrics, batch_size=len(batch["image"]))

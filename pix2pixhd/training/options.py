@@ -251,6 +251,18 @@ class ComputeOptions:
     compile: bool = False
     checkpoint_activations: bool = False
 
+    def check(self, model: ModelOptions) -> None:
+        """Whether these networks can be trained this way.
+
+        Raises:
+            InputError: If they cannot.
+        """
+        if self.checkpoint_activations and model.norm == "batch":
+            raise InputError(
+                "compute.checkpoint_activations runs layers twice, which would update batch norm's statistics twice; "
+                "set model.norm: instance, or leave it out"
+            )
+
 
 @dataclasses.dataclass
 class RunOptions:
@@ -335,4 +347,5 @@ class TrainConfig:
         for field in dataclasses.fields(self):
             if field.name != "trainer":
                 dataclasses.replace(getattr(self, field.name))
+        self.compute.check(self.model)
         return trainer_options(self.trainer)

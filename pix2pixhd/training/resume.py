@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
-import yaml  # type: ignore[import-untyped]
-from lightning.pytorch.utilities import rank_zero_only
 
 from pix2pixhd.data import InputError
 from pix2pixhd.files import write_text
 from pix2pixhd.training.checkpoint import Checkpoint
 from pix2pixhd.training.config import absolute_paths, config_text
 from pix2pixhd.training.options import OptimizerOptions, TrainConfig
+from pix2pixhd.training.steps import trial_batches
 
-__all__ = ["apply_optimizer_options", "check_resumable", "write_config"]
+__all__ = ["ConfigRecord", "apply_optimizer_options", "check_resumable", "division_problem", "go_back"]
 
 _ENCODING = ("label_nc", "input_nc", "output_nc", "no_instance")
 _ORDER = ("phase", "batchSize", "serial_batches", "max_dataset_size")
@@ -47,7 +46,7 @@ def check_resumable(config: TrainConfig, saved: Checkpoint) -> None:
         _same(saved.path, f"data.{name}", getattr(saved.data, name), getattr(config.data, name), _POSITION)
     accumulate = saved.optimizer.accumulate, config.optimizer.accumulate
     _same(saved.path, "optimizer.accumulate", *accumulate, _POSITION)
-    _same(saved.path, "run.seed", _saved_seed(config), config.run.seed, _POSITION)
+    _same(saved.path, "run.seed", saved.position.get("seed", config.run.seed), config.run.seed, _POSITION)
 
 
 def _same(path: pathlib.Path, name: str, before: object, now: object, reason: str) -> None:
@@ -58,11 +57,47 @@ def _same(path: pathlib.Path, name: str, before: object, now: object, reason: st
         )
 
 
-def _saved_seed(config: TrainConfig) -> object:
-    """The seed of the run to resume; the current one if its configuration cannot be read."""
-    with contextlib.suppress(OSError, yaml.YAMLError, KeyError, TypeError):
-        return yaml.safe_load(_config_path(config).read_text())["run"]["seed"]
-    return config.run.seed
+def division_problem(path: pathlib.Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> InputError | None:
+    """Why a run that stopped within an epoch cannot continue it: the remaining batches would be others.
+
+    Args:
+        path: The checkpoint.
+        before: Number of ``processes``, a hash of the ``images``, and ``max_batches`` of the epoch, as they were. None
+            stands for what an older checkpoint does not hold.
+        now: The same as they are now.
+    """
+    changed = [name for name in now if before[name] not in (None, now[name])]
+    if not changed:
+        return None
+    was, become = before[changed[0]], now[changed[0]]
+    what, remedy = {
+        "processes": (
+            f"was divided between {_processes(was)}, now there is {become}"
+            if become == 1
+            else f"was divided between {_processes(was)}, now there are {become}",
+            f"resume with {_processes(was)}",
+        ),
+        "images": ("had other images than data.dataroot has now", "restore the images"),
+        "max_batches": (
+            f"had {was} batches per process, now it has {become}",
+            "set trainer.limit_train_batches and the data back",
+        ),
+    }[changed[0]]
+    return InputError(
+        f"--resume: {path} was written within an epoch that {what}; {remedy} until the epoch ends, or {go_back(path)}"
+    )
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"
+
+
+def go_back(last: pathlib.Path) -> str:
+    """How to continue from an earlier checkpoint than ``last.ckpt``."""
+    kept = sorted(last.parent.glob("epoch_*.ckpt"), key=lambda path: (len(path.name), path.name))
+    if not kept:
+        return "start a new run in another folder, since no earlier checkpoint was kept (run.save_epoch_freq)"
+    return f"copy {kept[-1]}, the last one that was kept, over {last.name}"
 
 
 def apply_optimizer_options(
@@ -89,13 +124,30 @@ def _config_path(config: TrainConfig) -> pathlib.Path:
     return pathlib.Path(config.run.output) / "config.yaml"
 
 
-@rank_zero_only
-def write_config(config: TrainConfig) -> None:
+class ConfigRecord(pl.Callback):
     """Writes all options to ``run.output/config.yaml``, from which ``pix2pixhd train --resume`` reads them.
 
-    Paths are written as absolute ones, since a run may be resumed from another folder.
-    A different ``config.yaml`` that is there is kept as ``config_1.yaml``, ``config_2.yaml`` and so on.
+    It does so when training starts, since options that are refused until then must not reach the next ``--resume``.
+    Paths are written as absolute ones, since a run may be resumed from another folder. A different ``config.yaml`` that
+    is there is kept as ``config_1.yaml``, ``config_2.yaml`` and so on.
+
+    Args:
+        config: All options of the run.
+
+    Example:
+        >>> record = ConfigRecord(config)  # doctest: +SKIP
     """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the file, once for all processes."""
+        if trainer.is_global_zero and not trial_batches(trainer):
+            _write_config(self.config)
+
+
+def _write_config(config: TrainConfig) -> None:
     path, text = _config_path(config), config_text(absolute_paths(config))
     if path.exists() and path.read_bytes() != text.encode():
         number = 1

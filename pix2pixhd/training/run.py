@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import pathlib
 import sys
 import time
@@ -12,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 
@@ -22,37 +20,56 @@ from pix2pixhd.training.checkpoint import read_checkpoint
 from pix2pixhd.training.checkpoint_io import AtomicCheckpointIO
 from pix2pixhd.training.config import absolute_paths
 from pix2pixhd.training.datamodule import PairedData, reporting_dead_workers
-from pix2pixhd.training.distributed import AveragedGradients
+from pix2pixhd.training.first_process import on_first_process
 from pix2pixhd.training.loggers import make_loggers
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.options import TrainConfig
 from pix2pixhd.training.precision import SharedScalePrecision
 from pix2pixhd.training.pretrained import load_pretrained
+from pix2pixhd.training.processes import ending_together, process_count, spread
 from pix2pixhd.training.results import ResultsPage
-from pix2pixhd.training.resume import check_resumable, write_config
-from pix2pixhd.training.run_folder import check_run_folder, check_run_folder_writable
+from pix2pixhd.training.resume import ConfigRecord, check_resumable, go_back
+from pix2pixhd.training.run_folder import check_run_folder, check_run_folder_writable, remove_leftovers
 from pix2pixhd.training.saving import RunCheckpoints
 from pix2pixhd.training.steps import trial_batches
 from pix2pixhd.training.stopping import Stopped, StopRequests
-from pix2pixhd.training.summary import RunSummary
+from pix2pixhd.training.summary import RunSummary, resume_command
+from pix2pixhd.training.trainer_options import TrainerOptions
 
 __all__ = ["TrainConfig", "train"]
 
 
-def _last_checkpoint(config: TrainConfig, resume: bool) -> pathlib.Path | None:
-    """The checkpoint to go on from; refuses to write over a run that was not asked to go on."""
-    last = pathlib.Path(config.run.output) / "checkpoints" / "last.ckpt"
-    if not resume:
-        if last.exists():
-            raise InputError(
-                f"run.output: {config.run.output} holds a run already ({last}); continue it with --resume, or choose "
-                "another folder"
-            )
-        return None
-    if not last.exists():
+def _checkpoint_path(config: TrainConfig) -> pathlib.Path:
+    return pathlib.Path(config.run.output) / "checkpoints" / "last.ckpt"
+
+
+def _check_run(config: TrainConfig, resume: bool) -> None:
+    """Refuses options that contradict each other, the launcher, or what the run's folder holds."""
+    process_count(config.check())
+    _check_pretrained(config)
+    _check_limits(config)
+    _check_combinations(config.check(), resume)
+    _check_checkpoint(config, resume)
+    output = pathlib.Path(config.run.output)
+    check_run_folder(output, config.data, resume)
+    check_run_folder_writable(output)
+    if not config.check().fast_dev_run:
+        remove_leftovers(output / "checkpoints")
+
+
+def _check_checkpoint(config: TrainConfig, resume: bool) -> None:
+    """Refuses to resume without a fitting checkpoint, and to write over a run without ``--resume``."""
+    last = _checkpoint_path(config)
+    if not resume and last.exists():
+        raise InputError(
+            f"run.output: {config.run.output} holds a run already ({last}); continue it with --resume, or choose "
+            "another folder"
+        )
+    if resume and not last.exists():
         raise InputError(f"--resume: there is no {last} to continue from; start without --resume")
-    check_resumable(config, read_checkpoint(last))
-    return last
+    if resume:
+        remedy = go_back(last)
+        check_resumable(config, read_checkpoint(last, remedy, mapped=True))
 
 
 def _deadline(max_time: Any, began: float) -> float | None:
@@ -77,6 +94,7 @@ def _callbacks(config: TrainConfig, data: PairedData, start: str, began: float) 
         requests=StopRequests(_deadline(trainer.max_time, began)),
     )
     return [
+        ConfigRecord(config),
         RunSummary(config, data, start),
         stop_at_nan,
         SampleSheets(shown, output / "samples", run.display_freq, run.sample_count),
@@ -100,24 +118,39 @@ def _check_limits(config: TrainConfig) -> None:
         )
 
 
-def _precision_plugins(options: dict[str, Any]) -> list[Any]:
+def _check_combinations(trainer: TrainerOptions, resume: bool) -> None:
+    """Refuses options that this machine or a resumed run cannot follow."""
+    if resume and trainer.fast_dev_run:
+        raise InputError(
+            "--resume: trainer.fast_dev_run counts its batches from the first one, which a resumed run is past; try "
+            "the configuration without --resume and with another run.output"
+        )
+    if trainer.sync_batchnorm and trainer.on_cpu:
+        raise InputError(
+            "trainer.sync_batchnorm needs GPUs, PyTorch has no such layer for the CPU; leave it out, or set "
+            "model.norm: instance"
+        )
+
+
+def _precision_plugins(options: dict[str, Any], on_cpu: bool) -> list[Any]:
     """The plugin for float16, which takes the place of ``trainer.precision``."""
     if options["precision"] != "16-mixed":
         return []
     del options["precision"]
-    accelerator = options["accelerator"]
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
     return [SharedScalePrecision("cpu" if on_cpu else "cuda")]
 
 
 def _trainer(config: TrainConfig, callbacks: list[pl.Callback], resume: bool) -> pl.Trainer:
-    options = config.check().arguments()
+    trainer_options = config.check()
+    options = trainer_options.arguments()
     if not config.data.val_phase:
         options["limit_val_batches"] = 0
     if options["max_epochs"] is None:
         options["max_epochs"] = config.optimizer.niter + config.optimizer.niter_decay
     for limit in ("max_steps", "max_time"):
         del options[limit]  # RunCheckpoints stops there, since Lightning would take the epoch for finished
+    # Lightning counts batches, of which several make a step.
+    options["log_every_n_steps"] *= config.optimizer.accumulate
     if options["min_steps"]:
         # Under manual optimization Lightning counts the step of every optimizer.
         options["min_steps"] *= 2
@@ -127,14 +160,14 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], resume: bool) ->
         callbacks = [*callbacks, LearningRateMonitor("epoch")]
     if options["enable_progress_bar"]:
         callbacks = [*callbacks, LossBar()]
-    _spread(options)
+    options |= spread(trainer_options)
     try:
         trainer = pl.Trainer(
             callbacks=callbacks,
             logger=loggers,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            plugins=[*_precision_plugins(options), AtomicCheckpointIO()],
+            plugins=[*_precision_plugins(options, trainer_options.on_cpu), AtomicCheckpointIO()],
             **options,
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
@@ -143,18 +176,6 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], resume: bool) ->
     # fast_dev_run limits steps too, as Lightning counts them; its limit of batches is enough.
     trainer.fit_loop.epoch_loop.max_steps = -1
     return trainer
-
-
-def _spread(options: dict[str, Any]) -> None:
-    """Chooses devices and strategy: one process, or as many as torchrun or ``trainer.devices`` say."""
-    if options["devices"] == "auto":
-        options["devices"] = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        if "GROUP_WORLD_SIZE" in os.environ:
-            options["num_nodes"] = int(os.environ["GROUP_WORLD_SIZE"])
-    devices = options["devices"]
-    local = len(devices) if isinstance(devices, list) else torch.cuda.device_count() if devices == -1 else devices
-    if local > 1 or options["num_nodes"] > 1:
-        options["strategy"] = AveragedGradients()
 
 
 def _quiet() -> None:
@@ -197,11 +218,8 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
     _quiet()
     config.check()
     output = pathlib.Path(config.run.output)
-    _check_pretrained(config)
-    _check_limits(config)
-    checkpoint = _last_checkpoint(config, resume)
-    check_run_folder(output, config.data, resume)
-    check_run_folder_writable(output)
+    on_first_process(lambda: _check_run(config, resume))
+    checkpoint = _checkpoint_path(config) if resume else None
     data = PairedData(config.data, config.model.multiple, config.run.seed)
     pl.seed_everything(config.run.seed, workers=True, verbose=False)
     # The checkpoint names the data, for `pix2pixhd features` from any folder.
@@ -212,15 +230,14 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
         start = load_pretrained(module, pathlib.Path(config.run.load_pretrain))
     try:
         trainer = _trainer(config, [*_callbacks(config, data, start, began), *callbacks], resume)
-        if not trial_batches(trainer):
-            write_config(config)
-        with reporting_dead_workers():
+        with ending_together(trainer), reporting_dead_workers():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {error}") from error
     except Stopped:
-        kept = f"the run is saved, continue it with --resume --run.output {output}"
-        print(f"stopped; {'nothing was saved' if trial_batches(trainer) else kept}", file=sys.stderr)
+        kept = f"the run is saved, continue it with {resume_command(output)}"
+        if trainer.is_global_zero:
+            print(f"stopped; {'nothing was saved' if trial_batches(trainer) else kept}", file=sys.stderr, flush=True)
         raise
     return module
 

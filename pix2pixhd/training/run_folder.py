@@ -8,7 +8,7 @@ import pathlib
 from pix2pixhd.data import DataOptions, InputError
 from pix2pixhd.files import check_apart, check_replaceable, check_writable
 
-__all__ = ["check_run_folder", "check_run_folder_writable"]
+__all__ = ["check_run_folder", "check_run_folder_writable", "remove_leftovers"]
 
 _OPTION = "run.output"
 _REMEDY = "pix2pixhd did not write it; choose another folder, or move it away"
@@ -57,3 +57,14 @@ def check_run_folder_writable(output: pathlib.Path) -> None:
     for name in ("checkpoints", "logs", "samples", "results"):
         if os.path.lexists(output / name):
             check_writable(output / name, _OPTION)
+
+
+def remove_leftovers(checkpoints: pathlib.Path) -> None:
+    """Removes the unfinished checkpoints of a run that was killed while it wrote them.
+
+    Args:
+        checkpoints: The folder of checkpoints.
+    """
+    for path in checkpoints.glob(".pix2pixhd-*.ckpt"):
+        if path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)

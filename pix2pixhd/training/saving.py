@@ -9,18 +9,25 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from pix2pixhd.training.steps import epoch_finished, finished_steps, trial_batches
+from pix2pixhd.training.steps import epoch_finished, finished_epoch, finished_steps, trial_batches
 from pix2pixhd.training.stopping import Stopped, StopRequests
 
 __all__ = ["RunCheckpoints"]
 
 
+def _validates(trainer: pl.Trainer) -> bool:
+    """Whether validation follows the current epoch."""
+    every = trainer.check_val_every_n_epoch or 1
+    return bool(trainer.enable_validation) and (trainer.current_epoch + 1) % every == 0
+
+
 class RunCheckpoints(Checkpoint):
     """Writes ``last.ckpt`` and the kept checkpoints, and stops a run that is asked to, or has reached a limit.
 
-    ``last.ckpt`` is written after every epoch, every so many steps, and where a run stops. On a signal and at a limit
-    the step is finished first, or the epoch's last step with its validation. A run that stops within an epoch is saved
-    within that epoch, before Lightning takes the epoch for finished. Lightning calls callbacks of this kind after all
+    ``last.ckpt`` is written after every epoch, every so many steps, and where a run stops. In an epoch with validation
+    it is written before and after validation, which a run that was ended in between does not repeat. On a signal and
+    at a limit the step is finished first, or the epoch's last step with its validation. A run that stops within an
+    epoch is saved within that epoch, before Lightning takes the epoch for finished. Lightning calls these after all
     others, so that a stop that they request is seen too.
 
     Args:
@@ -34,6 +41,7 @@ class RunCheckpoints(Checkpoint):
 
     Attributes:
         stopped_by: What ended the run before its last epoch did: ``max_steps``, ``max_time`` or ``a callback``.
+        started: Whether training started; a resumed run may have trained all its epochs already.
 
     Example:
         >>> checkpoints = RunCheckpoints(pathlib.Path("runs/a/checkpoints"), lambda trainer, module: None)
@@ -57,11 +65,13 @@ class RunCheckpoints(Checkpoint):
         self.min_steps = min_steps
         self.requests = requests or StopRequests()
         self.stopped_by: str | None = None
+        self.started = False
         self._signal = 0
         self._asked = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begins to watch signals and time; a run that has been resumed at its limit stops here."""
+        self.started = True
         self.requests.begin()
         if self._limit(trainer) == "max_steps":
             self._stop(trainer, "max_steps")
@@ -77,10 +87,13 @@ class RunCheckpoints(Checkpoint):
         request = self.requests.current()
         limit = self._limit(trainer, request.time_is_up)
         if epoch_finished(trainer):
-            # The epoch's own checkpoint follows.
             self._signal = request.signal
             if request.signal or limit:
                 self._stop(trainer, limit)
+            if _validates(trainer):
+                self.check(trainer, pl_module)
+                with finished_epoch(trainer):
+                    self._save_epoch(trainer)
             return
         due = self.every_n_steps and finished_steps(trainer) % self.every_n_steps == 0
         if due or request.signal or limit:
@@ -95,9 +108,7 @@ class RunCheckpoints(Checkpoint):
         """Writes the checkpoints of a finished epoch; an unfinished one has been saved."""
         if not epoch_finished(trainer):
             return
-        self._save(trainer, "last")
-        if (trainer.current_epoch + 1) % self.keep_every == 0:
-            self._save(trainer, f"epoch_{trainer.current_epoch:04d}")
+        self._save_epoch(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restores the signals; a run that was asked to stop in an epoch's last step stops here."""
@@ -117,6 +128,12 @@ class RunCheckpoints(Checkpoint):
     def _stop(self, trainer: pl.Trainer, limit: str | None) -> None:
         trainer.should_stop = True
         self.stopped_by = limit
+
+    def _save_epoch(self, trainer: pl.Trainer) -> None:
+        # The kept one first: a run that is killed between the two repeats the epoch, and writes both.
+        if (trainer.current_epoch + 1) % self.keep_every == 0:
+            self._save(trainer, f"epoch_{trainer.current_epoch:04d}")
+        self._save(trainer, "last")
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
         if not trial_batches(trainer):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import lightning.pytorch as pl
 
-__all__ = ["epoch_finished", "finished_batches", "finished_steps", "trial_batches"]
+__all__ = ["epoch_finished", "finished_batches", "finished_epoch", "finished_steps", "trial_batches"]
 
 
 def finished_steps(trainer: pl.Trainer) -> int:
@@ -27,6 +31,28 @@ def epoch_finished(trainer: pl.Trainer) -> bool:
     A run that stops within an epoch also passes through Lightning's hooks for an epoch's end.
     """
     return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
+
+
+@contextlib.contextmanager
+def finished_epoch(trainer: pl.Trainer) -> Iterator[None]:
+    """Lightning's counters as at an epoch's end, for a checkpoint after its last batch and before validation.
+
+    A run that resumes from it begins with the next epoch and does not repeat the validation.
+    """
+    loop: Any = trainer.fit_loop
+    batch, epoch = loop.epoch_loop.batch_progress, loop.epoch_progress
+
+    def advance(by: int) -> None:
+        for progress in (batch.total, batch.current):
+            progress.completed += by
+        for progress in (epoch.total, epoch.current):
+            progress.processed += by
+
+    advance(1)
+    try:
+        yield
+    finally:
+        advance(-1)
 
 
 def trial_batches(trainer: pl.Trainer) -> int:

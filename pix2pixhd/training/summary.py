@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shlex
 
 import lightning.pytorch as pl
 import torch
@@ -14,7 +15,7 @@ from pix2pixhd.training.options import TrainConfig
 from pix2pixhd.training.saving import RunCheckpoints
 from pix2pixhd.training.steps import finished_batches, finished_steps, trial_batches
 
-__all__ = ["RunSummary", "closing_message"]
+__all__ = ["RunSummary", "closing_message", "resume_command"]
 
 
 def _device(trainer: pl.Trainer) -> str:
@@ -104,10 +105,26 @@ def closing_message(trainer: pl.Trainer, output: pathlib.Path) -> str:
         return f"done: {_count(batches, 'batch', 'batches')} ran without an error (fast_dev_run); nothing was saved"
     saved = f"checkpoints, samples and logs are in {output}"
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    limit = next(callback.stopped_by for callback in callbacks if isinstance(callback, RunCheckpoints))
+    checkpoints = next(callback for callback in callbacks if isinstance(callback, RunCheckpoints))
+    limit = checkpoints.stopped_by
+    if limit is None and not checkpoints.started:
+        return (
+            f"done: all {trainer.max_epochs} epochs had been trained already; to train longer, raise "
+            f"optimizer.niter or optimizer.niter_decay, and trainer.max_epochs where it is set; {saved}"
+        )
     if limit is None:
         return f"done: {saved}"
     steps = _count(finished_steps(trainer), "step", "steps")
     # The run's configuration, which --resume reads, still holds the limit.
     further = " and a larger --trainer.max_steps" if limit == "max_steps" else ""
-    return f"stopped by {limit} after {steps}: {saved}; continue with --resume --run.output {output}{further}"
+    return f"stopped by {limit} after {steps}: {saved}; continue with {resume_command(output)}{further}"
+
+
+def resume_command(output: pathlib.Path) -> str:
+    """The options that continue a run, for a shell.
+
+    Example:
+        >>> resume_command(pathlib.Path("my runs/a"))
+        "--resume --run.output 'my runs/a'"
+    """
+    return f"--resume --run.output {shlex.quote(str(output))}"

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
+
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.messages import in_plain_words
 from pix2pixhd.training.ranges import Range, at_least, check_ranges
@@ -52,14 +54,14 @@ REFUSED: dict[str, str] = {
 class TrainerOptions:
     """Devices, precision, duration and logging. Names are those of Lightning's ``Trainer``.
 
-    With several ``devices`` or ``num_nodes``, or under torchrun, every process takes its share of the images,
+    With several ``devices`` or ``num_nodes``, or under torchrun or SLURM, every process takes its share of the images,
     ``data.batchSize`` at a time, and gradients are averaged.
 
     Attributes:
         accelerator: ``auto``, ``cpu``, ``gpu`` or ``cuda``.
         devices: Number of processes (on GPUs, one per GPU), a list of GPU ids such as ``0,2``, -1 for all GPUs, or
-            ``auto`` for one, or for as many as torchrun started.
-        num_nodes: Number of machines.
+            ``auto`` for one, or for as many as torchrun or SLURM started, which no other value may contradict.
+        num_nodes: Number of machines; with ``devices: auto`` as many as torchrun or SLURM started processes on.
         strategy: ``auto`` or ``ddp``; both average gradients between the processes.
         precision: ``32-true``, ``16-mixed``, ``bf16-mixed``, ``bf16-true`` or ``64-true``.
         max_epochs: Epochs after which training ends; ``niter + niter_decay`` when None.
@@ -68,14 +70,15 @@ class TrainerOptions:
         max_time: Time after which this process saves and stops, ``DD:HH:MM:SS``, counted from its start: a run that is
             resumed has the same time again. None for no limit.
         log_every_n_steps: Steps between two logged rows of losses; 0 for none.
-        check_val_every_n_epoch: Epochs between two validations (``data.val_phase``).
+        check_val_every_n_epoch: Epochs between two validations (``data.val_phase``). The epoch's checkpoint is written
+            before; a run that is ended during validation resumes with the next epoch.
         num_sanity_val_steps: Validation batches before training; -1 for all.
         limit_train_batches: Number (integer) or share (float) of an epoch's batches to train on; None for all.
         limit_val_batches: The same for validation; 0 for none.
         fast_dev_run: Runs this many batches (true: one) of training and validation, and writes no checkpoint.
         deterministic: Whether PyTorch uses deterministic algorithms only; ``warn`` warns where there is none.
         benchmark: Whether cuDNN measures which algorithm is fastest; Lightning's choice when None.
-        sync_batchnorm: Whether batch norm (``model.norm: batch``) takes its statistics over all processes.
+        sync_batchnorm: Whether batch norm (``model.norm: batch``) takes its statistics over all processes; GPUs only.
         detect_anomaly: Whether autograd looks for the operation that produced a NaN; slow.
         enable_progress_bar: Whether to show the progress bar.
         profiler: ``simple``, ``advanced`` or ``pytorch``; None for none.
@@ -137,6 +140,11 @@ class TrainerOptions:
                 f"trainer.devices must be a number of processes with trainer.accelerator: cpu, got {self.devices}"
             )
         self.max_time = None if self.max_time is None else _duration(self.max_time)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether training runs on the CPU."""
+        return self.accelerator == "cpu" or (self.accelerator == "auto" and not torch.cuda.is_available())
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of Lightning's ``Trainer``."""

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -11,11 +12,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import yaml
 
-from pix2pixhd.data import DataOptions
-from pix2pixhd.training.checkpoint import read_checkpoint
+from pix2pixhd.data import DataOptions, PairedDataset, encode_input, find_pairs
+from pix2pixhd.training.checkpoint import load_generator, read_checkpoint
 from pix2pixhd.training.distributed import AveragedGradients, _buckets
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions
+from pix2pixhd.training.padding import generate_padded
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -75,12 +77,35 @@ def test_buckets_hold_every_tensor_once_and_one_type_each():
     assert _buckets([]) == []
 
 
+def validation_error(checkpoint, data):
+    """Mean absolute difference of the generated from the real images, in one process."""
+    generator = load_generator(checkpoint)
+    samples = PairedDataset(find_pairs(data, "test"), data, 4, augment=False)
+    total = 0.0
+    for sample in (samples[k] for k in range(len(samples))):
+        condition = encode_input(sample["input"][None], sample["instance"][None], data.label_nc, torch.float32)
+        with torch.no_grad():
+            total += (
+                (generate_padded(generator.network, condition, 4)[0] - sample["image"]).abs().double().mean().item()
+            )
+    return total / len(samples)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "lightning"])
 def test_a_run_of_two_processes(make_config, data_root, tmp_path, launcher):
+    for kind in ("label", "inst", "img"):  # three images to validate on, of which one process gets one twice
+        shutil.copy(data_root / f"train_{kind}" / "a.png", data_root / f"test_{kind}" / "z.png")
     config = make_config(epochs=2)
     sections = {
-        "data": {"dataroot": str(data_root), "label_nc": 4, "resize_or_crop": "crop", "fineSize": 16, "nThreads": 0},
+        "data": {
+            "dataroot": str(data_root),
+            "label_nc": 4,
+            "resize_or_crop": "crop",
+            "fineSize": 16,
+            "nThreads": 0,
+            "val_phase": "test",
+        },
         "model": vars(config.model),
         "loss": {"lambda_vgg": 0.0, "pool_size": 2},
         "optimizer": {"niter": 2, "niter_decay": 0, "gradient_clip_val": 0.5},
@@ -101,6 +126,10 @@ def test_a_run_of_two_processes(make_config, data_root, tmp_path, launcher):
         done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    rows = (tmp_path / "run" / "logs" / "run_1" / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("val_L1")
+    reported = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
+    assert reported[-1] == pytest.approx(validation_error(last, config.data), rel=1e-4)
     saved = read_checkpoint(last)
     pools = [process["pool"] for process in torch.load(last, weights_only=True)["processes"]]
     assert len(pools) == 2

@@ -137,7 +137,7 @@ def test_sigterm_of_a_real_process(command_line, tmp_path, processes):
         run.send_signal(signal.SIGTERM)
         code = run.wait(60)
     text = log.read_text()
-    assert "stopped; the run is saved" in text, text[-3000:]
-    assert code == (128 + signal.SIGTERM if processes == 1 else code)
-    assert code != 0
+    assert text.count("stopped; the run is saved") == 1, text[-3000:]
+    # torchrun's agent, which passes the signal on, ends with an error of its own.
+    assert code == (128 + signal.SIGTERM if processes == 1 else 1)
     assert all(torch.isfinite(value).all() for value in read_checkpoint(last).weights.values())

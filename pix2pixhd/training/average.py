@@ -1,0 +1,62 @@
+"""The moving average of the generator's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+__all__ = ["WeightAverage"]
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _lerp(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
+    @torch.no_grad()
+    def update(averages: _Tensors, weights: _Tensors, _: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            same = [weight.to(average.dtype) for average, weight in zip(averages, weights, strict=True)]
+            torch._foreach_lerp_(list(averages), same, 1 - decay)
+        else:  # batch norm's number of batches
+            for average, weight in zip(averages, weights, strict=True):
+                average.copy_(weight)
+
+    return update
+
+
+class WeightAverage(AveragedModel):
+    """Exponential moving average of weights, in float32 or wider whatever the dtype of the networks.
+
+    ``average = decay·average + (1 - decay)·weight`` after each step. In bfloat16, whose spacing is 2⁻⁸ of a value, the
+    share ``1 - decay`` of a change would be rounded away and the average would never move.
+
+    Args:
+        networks: The networks; buffers are averaged too.
+        decay: The share of the average that each step keeps.
+
+    Example:
+        >>> average = WeightAverage(nn.Linear(2, 2), decay=0.999).to(torch.bfloat16)
+        >>> next(average.parameters()).dtype
+        torch.float32
+    """
+
+    def __init__(self, networks: nn.Module, decay: float) -> None:
+        super().__init__(networks, multi_avg_fn=_lerp(decay), use_buffers=True)
+        self.requires_grad_(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moves to a device, memory format or dtype, but not to half precision."""
+
+        def wide(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.dtype not in _HALF:
+                return moved
+            dtype = torch.float32 if tensor.dtype in _HALF else tensor.dtype
+            return torch.empty_like(moved, dtype=dtype).copy_(tensor)
+
+        return super()._apply(wide, recurse)  # type: ignore[no-untyped-call]

@@ -1,0 +1,104 @@
+"""The moving average of the weights: right in every precision, on resume, in validation and when it is loaded."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from pix2pixhd.training.average import WeightAverage
+from pix2pixhd.training.checkpoint import load_generator
+from pix2pixhd.training.module import Pix2PixHD
+from pix2pixhd.training.options import ModelOptions
+from pix2pixhd.training.run import train
+
+from .test_limits import states
+from .test_run import assert_identical, weights
+
+DECAY = 0.999
+
+
+class Reference(pl.Callback):
+    """The average in float64, from the weights after every step."""
+
+    def __init__(self):
+        self.average = None
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        now = {name: value.to(torch.float64, copy=True) for name, value in module.averaged().state_dict().items()}
+        if self.average is None:
+            self.average = now
+        else:
+            self.average = {name: DECAY * value + (1 - DECAY) * now[name] for name, value in self.average.items()}
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-true", "64-true"])
+def test_the_average_follows_the_weights_and_resumes(make_config, tmp_path, precision):
+    def config(output, **trainer):
+        made = make_config(output, epochs=3, val_phase="test")
+        made.model = ModelOptions(
+            ngf=4,
+            n_downsample_global=2,
+            n_blocks_global=1,
+            ndf=4,
+            n_layers_D=2,
+            label_feat=True,
+            nef=4,
+            n_downsample_E=2,
+        )
+        # Steps that are large against bfloat16's spacing, so that the weights themselves move in it.
+        made.optimizer.lr, made.optimizer.ema_decay = 2e-2, DECAY
+        made.trainer |= {"precision": precision, **trainer}
+        return made
+
+    reference = Reference()
+    module = train(config("unbroken"), callbacks=[reference])
+    average = weights(module.ema.module)
+    wide = torch.float64 if precision == "64-true" else torch.float32
+    assert {value.dtype for value in average.values()} == {wide}
+    expected = {name: value.to(wide) for name, value in reference.average.items()}
+    torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-7)
+    train(config("broken", max_steps=4))
+    resumed = train(config("broken"), resume=True)
+    assert_identical(average, weights(resumed.ema.module))
+    assert_identical(states(tmp_path, "unbroken"), states(tmp_path, "broken"))
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_images_in_bfloat16_are_those_of_the_loaded_generator(make_config, tmp_path, features):
+    config = make_config()
+    config.model.label_feat, config.model.nef, config.model.n_downsample_E = features, 4, 2
+    config.optimizer.ema_decay, config.trainer["precision"] = 0.5, "bf16-true"
+    module = train(config)
+    loaded = load_generator(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    own = module._generating()["netG"]
+    assert_identical(weights(own), weights(loaded.network))
+    condition = torch.rand(1, loaded.network.model[1].in_channels, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(own.eval()(condition), loaded.network(condition))
+
+
+def test_an_average_is_never_converted_to_half_precision():
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3))
+    average = WeightAverage(module, DECAY)
+    before = weights(average)
+    for convert in (
+        average.half,
+        average.bfloat16,
+        lambda: average.to(torch.bfloat16, memory_format=torch.channels_last),
+    ):
+        convert()
+        assert_identical(before, weights(average))
+    assert average.module[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert next(average.double().parameters()).dtype == torch.float64
+
+
+def test_a_checkpoint_with_a_rounded_average_loads_into_a_wide_one(make_config):
+    config = make_config()
+    config.optimizer.ema_decay = DECAY
+    module = Pix2PixHD(config.model, config.data, config.loss, config.optimizer).to(torch.bfloat16)
+    assert {value.dtype for value in module.netG.state_dict().values()} == {torch.bfloat16}
+    rounded = {
+        name: value.bfloat16() if value.is_floating_point() else value for name, value in weights(module).items()
+    }
+    module.load_state_dict(rounded)
+    assert {value.dtype for value in module.ema.module.state_dict().values()} == {torch.float32}

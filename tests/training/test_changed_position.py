@@ -1,0 +1,103 @@
+"""A run that stopped within an epoch resumes with the same batches, or is refused without a trace."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from pix2pixhd.data import InputError
+from pix2pixhd.training.run import train
+
+from .test_limits import Names, states
+from .test_run import assert_identical
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def stopped(make_config):
+    """A run that stopped after the first of three steps of its second epoch, which kept the first."""
+    config = make_config(epochs=2)
+    config.run.save_epoch_freq = 1
+    config.trainer["max_steps"] = 4
+    train(config)
+    del config.trainer["max_steps"]
+    return config
+
+
+def remove(root, name):
+    for path in root.glob(f"train_*/{name}.png"):
+        path.unlink()
+
+
+def rename(root, name):
+    for path in root.glob(f"train_*/{name}.png"):
+        path.rename(path.with_stem("other"))
+
+
+def limit(config):
+    config.trainer["limit_train_batches"] = 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config, root: rename(root, "b"), "had other images than data.dataroot has now; restore the images"),
+        (lambda config, root: remove(root, "b"), "had other images than data.dataroot has now; restore the images"),
+        (
+            lambda config, root: limit(config),
+            "had 3 batches per process, now it has 2; set trainer.limit_train_batches and the data back",
+        ),
+    ],
+)
+def test_other_batches_are_refused_within_an_epoch(stopped, data_root, tmp_path, change, message):
+    run = tmp_path / "run"
+    before = (run / "config.yaml").read_bytes(), (run / "checkpoints" / "last.ckpt").read_bytes()
+    change(stopped, data_root)
+    stopped.optimizer.lr = 1e-3  # must not reach config.yaml
+    expected = rf"last\.ckpt was written within an epoch that {message} until .*, or copy .*epoch_0000\.ckpt, the last"
+    with pytest.raises(InputError, match=expected):
+        train(stopped, resume=True)
+    assert before == ((run / "config.yaml").read_bytes(), (run / "checkpoints" / "last.ckpt").read_bytes())
+    # The remedy works.
+    (run / "checkpoints" / "epoch_0000.ckpt").replace(run / "checkpoints" / "last.ckpt")
+    names = Names()
+    train(stopped, resume=True, callbacks=[names])
+    assert {epoch for epoch, _, _ in names.seen} == {1}
+
+
+def test_the_same_batches_are_accepted(stopped, make_config, tmp_path):
+    stopped.trainer["limit_train_batches"] = 3
+    train(stopped, resume=True)
+    train(make_config("unbroken", epochs=2))
+    assert_identical(states(tmp_path, "unbroken"), states(tmp_path, "run"))
+
+
+def test_the_seed_is_the_checkpoints(stopped, tmp_path):
+    (tmp_path / "run" / "config.yaml").unlink()
+    stopped.run.seed = 7
+    with pytest.raises(InputError, match=r"run\.seed=0, the configuration says 7"):
+        train(stopped, resume=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "lightning"])
+def test_another_number_of_processes_is_refused_once(stopped, tmp_path, launcher):
+    start, more = {
+        "torchrun": (["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "pix2pixhd.cli"], []),
+        "lightning": (["-m", "pix2pixhd.cli"], ["--trainer.devices=2"]),
+    }[launcher]
+    done = subprocess.run(
+        [sys.executable, *start, "train", "--resume", f"--run.output={tmp_path / 'run'}", *more],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    message = "was divided between 1 process, now there are 2; resume with 1 process until the epoch ends, or copy"
+    assert done.stderr.count(message) == 1, done.stderr
+    if launcher == "lightning":
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr

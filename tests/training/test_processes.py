@@ -1,0 +1,110 @@
+"""The number of processes: as torchrun or SLURM started them, or refused before anything is trained or written."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+import pix2pixhd
+from pix2pixhd.data import InputError
+from pix2pixhd.training.distributed import AveragedGradients
+from pix2pixhd.training.processes import process_count, spread
+from pix2pixhd.training.trainer_options import TrainerOptions
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "GROUP_WORLD_SIZE": "3",
+    "WORLD_SIZE": "6",
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+}
+SLURM = {
+    "SLURM_NTASKS": "6",
+    "SLURM_NTASKS_PER_NODE": "2",
+    "SLURM_NNODES": "3",
+    "SLURM_PROCID": "0",
+    "SLURM_JOB_NAME": "train",
+}
+
+
+def started_by(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("variables", [TORCHRUN, SLURM])
+@pytest.mark.parametrize(
+    "given", [{}, {"num_nodes": 3}, {"devices": 2, "num_nodes": 3}, {"devices": [0, 1], "num_nodes": 3}]
+)
+def test_processes_are_those_that_the_launcher_started(monkeypatch, variables, given):
+    started_by(monkeypatch, variables)
+    options = TrainerOptions(**given)
+    found = spread(options)
+    assert found["devices"] == given.get("devices", 2)
+    assert found["num_nodes"] == 3
+    assert isinstance(found["strategy"], AveragedGradients)
+    assert process_count(options) == 6
+
+
+@pytest.mark.parametrize(("name", "variables"), [("torchrun", TORCHRUN), ("SLURM", SLURM)])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"devices": 1}, "{} started 2 processes on this machine, trainer.devices is 1; set auto"),
+        ({"devices": [0, 1, 2]}, r"{} started 2 processes on this machine, trainer.devices is \[0, 1, 2\]; set auto"),
+        ({"devices": 2}, "{} started processes on 3 machines, trainer.num_nodes is 1; set it to 3"),
+        ({"num_nodes": 2}, "{} started processes on 3 machines, trainer.num_nodes is 2; set it to 3"),
+    ],
+)
+def test_other_numbers_than_the_launchers_are_refused(monkeypatch, name, variables, given, message):
+    started_by(monkeypatch, variables)
+    with pytest.raises(InputError, match=message.format(name)):
+        process_count(TrainerOptions(**given))
+
+
+def test_one_process_of_slurm_and_uneven_ones(monkeypatch):
+    started_by(monkeypatch, SLURM | {"SLURM_NTASKS": "1"})
+    assert spread(TrainerOptions()) == {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    with pytest.raises(InputError, match=r"SLURM started 1 process on this machine, trainer\.devices is 2"):
+        process_count(TrainerOptions(devices=2))
+    started_by(monkeypatch, {"SLURM_NTASKS": "5"})
+    with pytest.raises(InputError, match=r"5 tasks \(SLURM_NTASKS\) on 3 machines, but 2 per machine"):
+        process_count(TrainerOptions())
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_processes_that_another_launcher_started_are_refused(monkeypatch, name):
+    monkeypatch.setenv(name, "2")
+    assert process_count(TrainerOptions(devices=2)) == 2
+    with pytest.raises(InputError, match=f"{name} says that 2 processes were started, .* make 1; start them with"):
+        process_count(TrainerOptions())
+
+
+def test_without_a_launcher():
+    assert spread(TrainerOptions()) == {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    assert process_count(TrainerOptions(devices=2, num_nodes=2)) == 4
+
+
+def test_shipped_configurations_leave_the_number_to_the_launcher():
+    for path in pathlib.Path(pix2pixhd.__file__).with_name("configs").glob("*.yaml"):
+        assert yaml.safe_load(path.read_text()).get("trainer", {}).get("devices", "auto") == "auto", path
+
+
+@pytest.mark.slow
+def test_torchrun_with_another_number_of_devices_trains_nothing(command_line, tmp_path):
+    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "pix2pixhd.cli"]
+    done = subprocess.run(
+        [sys.executable, *command, *command_line("--trainer.devices=1")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("torchrun started 2 processes on this machine, trainer.devices is 1") == 1, done.stderr
+    assert not (tmp_path / "run").exists()
