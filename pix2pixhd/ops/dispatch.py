@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,24 +44,59 @@ def wider(*dtypes: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
+def dense_or_contiguous(size: list[int], stride: list[int]) -> list[int]:
+    """The strides of a gradient: those of the input when it is one dense block, else contiguous ones.
+
+    Mirrors the C++ side, which makes a tensor that is not dense contiguous.
+    """
+    expected = 1
+    dense = True
+    for step, length in sorted((s, n) for s, n in zip(stride, size, strict=True) if n != 1):
+        dense = dense and step == expected
+        expected *= length
+    if dense or 0 in size:
+        return stride
+    contiguous, running = [], 1
+    for length in reversed(size):
+        contiguous.append(running)
+        running *= max(length, 1)
+    return contiguous[::-1]
+
+
 def zero_of(tensor: Tensor) -> Tensor:
     """A scalar 0 that depends on the tensor with derivative 0.
 
     Added to a gradient that is constant in the tensor, it makes a second differentiation give zeros, as in PyTorch,
     instead of raising.
     """
-    return tensor.reshape(-1)[:0].sum()
+    return tensor.unsqueeze(0)[:0].sum()  # a view for any strides
 
 
-def leaves_before(node: Any) -> list[Tensor]:
-    """The leaf tensors that require a gradient and from which the output of this autograd node was computed."""
-    leaves, seen, pending = [], set(), [node]
-    while pending:
-        for before, _ in pending.pop().next_functions:
-            if before is None or before in seen:
-                continue
-            seen.add(before)
-            if hasattr(before, "variable"):
-                leaves.append(before.variable)
-            pending.append(before)
-    return leaves
+_MOST_ERRORS = 2  # in one backward; an error costs about 40 µs
+
+
+def requested(ctx: Any, needs: Sequence[bool], elements: int) -> list[bool]:
+    """Of which inputs this run of the backward computes gradients: required ones may not be requested.
+
+    ``autograd.grad(loss, a)`` and ``backward(inputs=...)`` request some only. For small gradients the question costs
+    more than the gradient.
+
+    Args:
+        ctx: The context of an autograd Function.
+        needs: ``ctx.needs_input_grad`` of its inputs that are tensors.
+        elements: How many elements the gradients have together.
+    """
+    result = list(needs)
+    if elements < 1 << 20 or torch.compiler.is_compiling():
+        return result
+    errors = 0
+    for k, (node, _) in enumerate(ctx.next_functions):
+        if node is None or not result[k]:
+            continue
+        try:
+            result[k] = torch._C._will_engine_execute_node(node)
+        except RuntimeError:  # how PyTorch answers for a leaf that autograd.grad requests
+            errors += 1
+            if errors == _MOST_ERRORS:
+                break
+    return result
