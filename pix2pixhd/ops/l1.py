@@ -84,7 +84,7 @@ def _forward(
     input: Sequence[Tensor], target: Sequence[Tensor], weight: list[float], wanted: list[int]
 ) -> tuple[Tensor, Tensor]:
     elements = [input[k].numel() for k in wanted]
-    if not recycling.worthwhile(sum(elements) // 8, (*input, *target)):  # 32 bits for 16 elements, in tiles
+    if not recycling.worthwhile(sum(elements) // 4, (*input, *target)):
         return cast(tuple[Tensor, Tensor], torch.ops.pix2pixhd.multi_l1.default(input, target, weight, wanted))
     layout = ([sum(map(sign_words, elements))], [1], torch.int32)
     (signs,) = recycling.empty([layout], input[0].device)
@@ -124,7 +124,7 @@ def _gradients(ctx: Any, grad: Tensor, signs: Tensor, needs: Sequence[bool], of_
 
 def _backward(grad: Tensor, signs: Tensor, weight: list[float], layouts: Layouts, wanted: list[int]) -> list[Tensor]:
     arguments = grad, signs, weight, layouts.sizes, layouts.strides, layouts.ndims, layouts.dtypes, wanted
-    if not recycling.worthwhile(_elements(signs), (grad, signs)):
+    if not recycling.worthwhile(8 * _elements(signs), (grad, signs)):
         return cast(list[Tensor], torch.ops.pix2pixhd.multi_l1_backward.default(*arguments))
     gradients = recycling.empty(layouts.gradients(wanted), signs.device)
     torch.ops.pix2pixhd.multi_l1_backward_out.default(*arguments, gradients)

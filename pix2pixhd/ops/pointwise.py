@@ -90,7 +90,7 @@ def _gradients(ctx: Any, grad: Tensor, needs: Sequence[bool]) -> list[Tensor | N
 def _backward(
     grad: Tensor, input: Sequence[Tensor], constant: list[float], weight: list[float], kind: int
 ) -> list[Tensor]:
-    if not recycling.worthwhile(sum(map(Tensor.numel, input)), (grad, *input)):
+    if not recycling.worthwhile(8 * sum(map(Tensor.numel, input)), (grad, *input)):
         operator = torch.ops.pix2pixhd.multi_pointwise_backward.default
         return cast(list[Tensor], operator(grad, input, constant, weight, kind))
     layouts = [(x.shape, dense_or_contiguous(list(x.shape), list(x.stride())), x.dtype) for x in input]
@@ -106,7 +106,6 @@ def _save(ctx: Any, input: Sequence[Tensor], constant: list[float], weight: list
         input = [input[k] for k in kept]
         constant, weight = [constant[k] for k in kept], [weight[k] for k in kept]
     ctx.arguments = kept, constant, weight, kind
-    ctx.elements = sum(map(Tensor.numel, input))
     ctx.save_for_backward(*input)
 
 
@@ -116,6 +115,7 @@ class _MultiPointwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, constant: list[float], weight: list[float], kind: int, *input: Tensor) -> Tensor:
         _save(ctx, input, constant, weight, kind)
+        ctx.elements = sum(map(Tensor.numel, input))
         with below_autograd():
             return cast(Tensor, torch.ops.pix2pixhd.multi_pointwise.default(input, constant, weight, kind))
 

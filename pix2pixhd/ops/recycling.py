@@ -263,18 +263,18 @@ _enabled = False
 _library = torch.library.Library("pix2pixhd", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
-def worthwhile(elements: int, tensors: Sequence[Tensor]) -> bool:
+def worthwhile(bytes: int, tensors: Sequence[Tensor]) -> bool:
     """Whether outputs are allocated here, for an ``_out`` operator, instead of by the operator itself.
 
     True when they may be large, and operators run at once on ordinary tensors. Tracers and dispatch modes get the
     functional operators, because outputs in recycled memory would appear to them as constants.
 
     Args:
-        elements: How many elements the outputs have together, at least.
+        bytes: How many bytes the outputs have together, at most.
         tensors: The operator's tensors.
     """
     return (
-        elements >= LARGE // 8
+        bytes >= LARGE
         and not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
@@ -352,7 +352,7 @@ def register() -> None:
     free_threaded = not getattr(sys, "_is_gil_enabled", lambda: True)()
     if os.environ.get("PIX2PIXHD_RECYCLE") == "0" or free_threaded or not _counts_as_expected(_idle):
         return
-    if not _never_trace(Pool.empty, Pool.check, Pool.check_if_due, Pool.release, _on_garbage_collection):
+    if not _never_trace(empty, Pool.empty, Pool.check, Pool.check_if_due, Pool.release, _on_garbage_collection):
         return
     _enabled = True
     gc.callbacks.append(_on_garbage_collection)
