@@ -8,7 +8,7 @@ operators: the stable ABI can neither wrap memory in a resizable storage nor cou
 reduces an exception raised below an operator (KeyboardInterrupt, out of memory) to an anonymous RuntimeError.
 
 * **Bounded.** What is in use and what is kept together never exceed the most that was in use at once recently. Before
-  the pool grows beyond that, it frees what has been idle longest.
+  the pool grows beyond that, it frees idle storages.
 * **Given back.** A storage that has been idle for one to two periods of ``PERIOD_SECONDS`` is freed. The losses, large
   or small, and Python's garbage collector check the clock. Storages that are idle at the end of a period and still kept
   are marked as reclaimable (``MADV_FREE``): the system takes their pages when it runs short of memory. When an
@@ -154,8 +154,9 @@ class Pool:
             now = time.monotonic()
             periods = 2 if now - self._last_check > 2 * PERIOD_SECONDS else 1
             in_use, idle = self._scan()
+            used = sum(block.bytes for block in self._blocks if block.period == self._period)
+            self._peaks = [max(self._peaks[1], used) if periods == 1 else in_use, in_use]
             self._period += periods
-            self._peaks = [self._peaks[1] if periods == 1 else in_use, in_use]
             for block in idle:
                 if block.period < self._period - 1:
                     self._free(block)
@@ -184,35 +185,45 @@ class Pool:
             return sum(block.bytes for block in idle)
 
     def _recycle(self, layouts: Sequence[Layout]) -> list[Tensor]:
-        in_use, idle = self._scan()
-        by_size: dict[int, list[_Block]] = {}
-        for block in idle:
-            by_size.setdefault(block.bytes, []).append(block)
+        sizes = [_bytes_of(layout) for layout in layouts]
+        fitting: dict[int, list[_Block]] = {size: [] for size in sizes if size >= LARGE}
+        for block in self._blocks:
+            if block.bytes in fitting:
+                fitting[block.bytes].append(block)
         tensors: list[Tensor | None] = []
-        missing: dict[int, int] = {}  # index → bytes
-        for k, layout in enumerate(layouts):
-            needed, tensor = _bytes_of(layout), None
-            if needed < LARGE:
-                tensor = _allocate(layout)
+        for layout, size in zip(layouts, sizes, strict=True):
+            if size < LARGE:
+                tensors.append(_allocate(layout))
             else:
-                in_use += needed
-                if by_size.get(needed):
-                    tensor = self._hand_out(by_size[needed].pop(), layout)
-                else:
-                    missing[k] = needed
-            tensors.append(tensor)
-        self._peaks[1] = max(self._peaks[1], in_use)
+                found = self._take(fitting[size])
+                tensors.append(None if found is None else self._hand_out(found, layout))
+        missing = [size for size, tensor in zip(sizes, tensors, strict=True) if tensor is None]
         if missing:
-            self._make_room(in_use)
-        return [self._new(missing[k], layouts[k]) if t is None else t for k, t in enumerate(tensors)]
+            self._make_room(sum(missing))
+        return [self._new(sizes[k], layouts[k]) if t is None else t for k, t in enumerate(tensors)]
 
-    def _make_room(self, in_use: int) -> None:
-        """Frees what has been idle longest, as far as it would exceed what was in use at once recently."""
-        _, idle = self._scan()
+    def _take(self, blocks: list[_Block]) -> _Block | None:
+        """The most recently used idle block; removes it and those that were in use, so that each is tested once."""
+        while blocks:
+            block = blocks.pop()
+            if block.references() == self.idle and block.unchanged():
+                return block
+        return None
+
+    def _make_room(self, needed: int) -> None:
+        """Frees idle storages, as far as they would exceed what was in use at once recently.
+
+        The smallest that suffices goes first. In order of age, one odd size would displace all that the next step asks
+        for, one after another.
+        """
+        in_use, idle = self._scan()
+        in_use += needed
+        self._peaks[1] = max(self._peaks[1], in_use)
         excess = in_use + sum(block.bytes for block in idle) - max(self._peaks)
-        for block in idle:
-            if excess <= 0:
-                break
+        idle.sort(key=lambda block: block.bytes)
+        while excess > 0 and idle:
+            block = next((block for block in idle if block.bytes >= excess), idle[-1])
+            idle.remove(block)
             self._free(block)
             excess -= block.bytes
 
