@@ -72,24 +72,22 @@ def zero_of(tensor: Tensor) -> Tensor:
     return tensor.unsqueeze(0)[:0].sum()  # a view for any strides
 
 
+LARGE = 1 << 20  # elements from which `requested` costs less than writing a gradient that is not
 _MOST_ERRORS = 2  # in one backward; an error costs about 40 µs
 
 
-def requested(ctx: Any, needs: Sequence[bool], elements: int) -> list[bool]:
+def requested(ctx: Any, needs: Sequence[bool]) -> Sequence[bool]:
     """Of which inputs this run of the backward computes gradients: required ones may not be requested.
 
-    ``autograd.grad(loss, a)`` and ``backward(inputs=...)`` request some only. For small gradients the question costs
-    more than the gradient.
+    ``autograd.grad(loss, a)`` and ``backward(inputs=...)`` request some only.
 
     Args:
         ctx: The context of an autograd Function.
         needs: ``ctx.needs_input_grad`` of its inputs that are tensors.
-        elements: How many elements the gradients have together.
     """
-    result = list(needs)
-    if elements < 1 << 20 or torch.compiler.is_compiling():
-        return result
-    errors = 0
+    if torch.compiler.is_compiling():
+        return needs
+    result, errors = list(needs), 0
     for k, (node, _) in enumerate(ctx.next_functions):
         if node is None or not result[k]:
             continue

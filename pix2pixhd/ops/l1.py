@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pix2pixhd.ops import recycling
-from pix2pixhd.ops.dispatch import below_autograd, dense_or_contiguous, requested, transformed, wider
+from pix2pixhd.ops.dispatch import LARGE, below_autograd, dense_or_contiguous, requested, transformed, wider
 from pix2pixhd.ops.scalars import Number, all_constant
 
 SIGN_TILE = 256  # csrc/multi_tensor.h: kSignTile
@@ -80,13 +80,11 @@ def _fake_backward(
     return [torch.empty_strided(size, stride, dtype=dtype, device=signs.device) for size, stride, dtype in layouts]
 
 
-def _forward(
-    input: Sequence[Tensor], target: Sequence[Tensor], weight: list[float], wanted: list[int]
-) -> tuple[Tensor, Tensor]:
-    elements = [input[k].numel() for k in wanted]
-    if not recycling.worthwhile(sum(elements) // 4, (*input, *target)):
+def _forward(tensors: Sequence[Tensor], weight: list[float], wanted: list[int]) -> tuple[Tensor, Tensor]:
+    input, target = tensors[: len(weight)], tensors[len(weight) :]
+    if not recycling.worthwhile(sum(map(Tensor.numel, input)) // 4, tensors):
         return cast(tuple[Tensor, Tensor], torch.ops.pix2pixhd.multi_l1.default(input, target, weight, wanted))
-    layout = ([sum(map(sign_words, elements))], [1], torch.int32)
+    layout = ([sum(sign_words(input[k].numel()) for k in wanted)], [1], torch.int32)
     (signs,) = recycling.empty([layout], input[0].device)
     return torch.ops.pix2pixhd.multi_l1_out.default(input, target, weight, wanted, signs), signs
 
@@ -167,24 +165,25 @@ class _MultiL1(torch.autograd.Function):
         if False in needs[:count]:
             wanted = [k for k in wanted if needs[k] or needs[count + k]]
         with below_autograd():
-            loss, signs = _forward(input, target, weight, wanted)
-            anchor = signs.new_empty(0, dtype=loss.dtype)
+            loss, signs = _forward(tensors, weight, wanted)
+            anchor = loss.new_empty(0)
         _save(ctx, input, target, weight, wanted)
         ctx.save_for_backward(signs, anchor)
         return loss, anchor
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        recycling.check_if_due()
         signs, anchor = ctx.saved_tensors
         if grad is None:  # only the anchor was differentiated
             grad = anchor.new_zeros(())
-        needs = requested(ctx, ctx.needs_input_grad[1:], _elements(signs))
+        needs = ctx.needs_input_grad[1:]
+        if _elements(signs) >= LARGE:
+            needs = requested(ctx, needs)
         count = len(needs) // 2
         inputs = _gradients(ctx, grad, signs, needs[:count], of_targets=False)
         targets = _gradients(ctx, grad, signs, needs[count:], of_targets=True)
         if torch.is_grad_enabled():
-            zero = anchor.sum()
+            zero = anchor.sum()  # of no element
             return (None, *[None if g is None else g + zero.to(g.dtype) for g in (*inputs, *targets)])
         return (None, *inputs, *targets)
 

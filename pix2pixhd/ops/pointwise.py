@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pix2pixhd.ops import recycling
-from pix2pixhd.ops.dispatch import below_autograd, dense_or_contiguous, requested, transformed, wider, zero_of
+from pix2pixhd.ops.dispatch import LARGE, below_autograd, dense_or_contiguous, requested, transformed, wider, zero_of
 from pix2pixhd.ops.reference import label_like
 from pix2pixhd.ops.scalars import Number, all_constant
 
@@ -121,8 +121,10 @@ class _MultiPointwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        recycling.check_if_due()
-        return (None, None, None, *_gradients(ctx, grad, requested(ctx, ctx.needs_input_grad[3:], ctx.elements)))
+        needs = ctx.needs_input_grad[3:]
+        if ctx.elements >= LARGE:
+            needs = requested(ctx, needs)
+        return (None, None, None, *_gradients(ctx, grad, needs))
 
 
 def _library_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -132,7 +132,7 @@ class Pool:
         self._period = 0
         self._peaks = [0, 0]  # most bytes in use at once, in the previous and in the current period
         self._last_check = 0.0
-        self._next_check = math.inf
+        self.next_check = math.inf  # on time.monotonic()
 
     @property
     def bytes_held(self) -> int:
@@ -164,11 +164,6 @@ class Pool:
                     block.discard(lazily=True)
                     block.reclaimable = True
             self._schedule(now)
-
-    def check_if_due(self) -> None:
-        """Ends the period if its time is over."""
-        if time.monotonic() >= self._next_check:
-            self.check()
 
     def release(self) -> int:
         """Frees all idle storages; returns how many bytes they had."""
@@ -242,7 +237,7 @@ class Pool:
         block.period, block.reclaimable = self._period, False
         self._blocks.pop(block, None)
         self._blocks[block] = None  # as the most recent
-        if self._next_check == math.inf:
+        if self.next_check == math.inf:
             self._schedule(time.monotonic())
         return block.tensor(layout)
 
@@ -265,7 +260,7 @@ class Pool:
 
     def _schedule(self, now: float) -> None:
         self._last_check = now
-        self._next_check = now + PERIOD_SECONDS if self._blocks else math.inf
+        self.next_check = now + PERIOD_SECONDS if self._blocks else math.inf
 
 
 _idle = _Block(4).references()
@@ -284,10 +279,10 @@ def worthwhile(bytes: int, tensors: Sequence[Tensor]) -> bool:
         bytes: How many bytes the outputs have together, at most.
         tensors: The operator's tensors.
     """
+    if bytes < LARGE or torch.compiler.is_compiling():
+        return False
     return (
-        bytes >= LARGE
-        and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
+        torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
         and set(map(type, tensors)) <= _PLAIN
     )
@@ -306,8 +301,8 @@ def empty(layouts: Sequence[Layout], device: torch.device) -> list[Tensor]:
 
 def check_if_due() -> None:
     """Gives memory back that has been idle for a while. Every loss calls it; costs one look at the clock."""
-    if not torch.compiler.is_compiling():
-        _pool.check_if_due()
+    if not torch.compiler.is_compiling() and time.monotonic() >= _pool.next_check:
+        _pool.check()
 
 
 def _release_cpu_memory() -> int:
@@ -315,8 +310,8 @@ def _release_cpu_memory() -> int:
 
 
 def _on_garbage_collection(phase: str, info: dict[str, int]) -> None:
-    if phase == "stop":
-        _pool.check_if_due()
+    if phase == "stop" and time.monotonic() >= _pool.next_check:
+        _pool.check()
 
 
 def _before_fork() -> None:
@@ -363,7 +358,7 @@ def register() -> None:
     free_threaded = not getattr(sys, "_is_gil_enabled", lambda: True)()
     if os.environ.get("PIX2PIXHD_RECYCLE") == "0" or free_threaded or not _counts_as_expected(_idle):
         return
-    if not _never_trace(empty, Pool.empty, Pool.check, Pool.check_if_due, Pool.release, _on_garbage_collection):
+    if not _never_trace(empty, Pool.empty, Pool.check, Pool.release, _on_garbage_collection):
         return
     _enabled = True
     gc.callbacks.append(_on_garbage_collection)

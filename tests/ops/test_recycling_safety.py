@@ -152,7 +152,7 @@ def test_compile_does_not_trace_the_pool():
     for _ in range(2):
         broken(x, y)
     torch.testing.assert_close(x.grad, torch.full((MIB,), 2 / MIB))
-    for function in (recycling.empty, recycling.Pool.empty, recycling._Block.references, recycling.Pool.check_if_due):
+    for function in (recycling.empty, recycling.Pool.empty, recycling._Block.references, recycling.Pool.check):
         assert _debug_get_cache_entry_list(function.__code__) == []
 
 
