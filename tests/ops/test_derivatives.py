@@ -98,11 +98,8 @@ def test_second_derivatives_of_l1_are_zeros_for_tensors_inside_the_graph(kept, o
         lambda x, y: F.l1_loss(x, y) + F.l1_loss(x[:2], y[:2]),
     ):
         x, y = leaf(6) * 2, leaf(6, seed=1) * 2
-        value = loss(x, y)
-        wanted = y if of_targets else x
-        (gradient,) = torch.autograd.grad(value if kept else 2 * value, wanted, create_graph=True)
-        if not kept:
-            del value
+        value = loss(x, y) if kept else 2 * loss(x, y)
+        (gradient,) = torch.autograd.grad(value, y if of_targets else x, create_graph=True)
         results += torch.autograd.grad(gradient.sum(), [x, y])
     assert [torch.count_nonzero(result) for result in results] == [0, 0, 0, 0]
 
