@@ -255,14 +255,14 @@ def vgg_rivals(size, device, name, with_compile):
     return {rival: functools.partial(run, *found) for rival, found in losses.items()}
 
 
-def measure_vgg(report, device, size, rounds, with_compile):
+def measure_vgg(report, device, size, rounds, warmup, with_compile):
     from pix2pixhd.bench.timing import compare
 
     title = f"VGGLoss {size[0]}x{size[1]}"
     base = None
     for name in ("float32", "tf32", "bfloat16") if device == "cuda" else ("float32", "bfloat16"):
         rivals = vgg_rivals(size, device, name, with_compile and name != "float32")
-        medians = {rival: t.median for rival, t in compare(rivals, rounds=rounds, warmup=2).items()}
+        medians = {rival: t.median for rival, t in compare(rivals, rounds=rounds, warmup=warmup).items()}
         memory = {rival: run() for rival, run in rivals.items()}
         report.data[f"{title}, {name}"] = {"seconds": medians, "retained, peak": memory}
         base = base or medians["plain"]
@@ -278,20 +278,20 @@ def measure_vgg(report, device, size, rounds, with_compile):
             report.at_most(f"{title}, {name}: peak", memory["ours"][1] / memory["plain"][1], 0.35)
 
 
-def measure_cost_per_pixel(report, device, sizes, rounds):
+def measure_cost_per_pixel(report, device, sizes, rounds, warmup):
     from pix2pixhd.bench.timing import compare
 
     costs = {}
     for width, height in sizes:
         rivals = vgg_rivals((width, height), device, "bfloat16", with_compile=False)
-        seconds = compare({"ours": rivals["ours"]}, rounds=rounds, warmup=2)["ours"].median
+        seconds = compare({"ours": rivals["ours"]}, rounds=rounds, warmup=warmup)["ours"].median
         costs[f"{width}x{height}"] = seconds / (width * height)
     report.data["VGGLoss, bfloat16, seconds per pixel"] = costs
     spread = max(costs.values()) / min(costs.values()) - 1
     report.at_most(f"VGGLoss: cost per pixel from {next(iter(costs))} up, spread", spread, 0.10, "")
 
 
-def measure_step(report, device, options, rounds):
+def measure_step(report, device, options, rounds, warmup):
     """The whole training step against NVIDIA's, with the same weights."""
     import torch
     import training_step
@@ -306,7 +306,7 @@ def measure_step(report, device, options, rounds):
             memory, found = Memory(device), []
             with pix2pixhd.backend(backend):
                 step = training_step.make_step(rival, options, device, channels_last=name == "bfloat16")
-                for _ in range(rounds + 2):
+                for _ in range(warmup + rounds):
                     memory.begin()
                     begin = time.perf_counter()
                     with precision(name, device):
@@ -314,7 +314,7 @@ def measure_step(report, device, options, rounds):
                     if device == "cuda":
                         torch.cuda.synchronize()
                     found.append(time.perf_counter() - begin)
-            seconds[rival], peaks[rival] = statistics.median(found[2:]), memory.peak()
+            seconds[rival], peaks[rival] = statistics.median(found[warmup:]), memory.peak()
             del step
             if device == "cuda":
                 torch.cuda.empty_cache()
@@ -340,13 +340,14 @@ def measure(report, device, with_compile):
     measure_lsgan(report, device, rounds, with_compile)
     for dtype in (torch.float32,) if small else (torch.float32, torch.bfloat16):
         measure_l1(report, device, dtype, bandwidth, rounds, with_compile)
-    measure_vgg(report, device, (128, 64) if small else (1024, 512), 2 if small else 7, with_compile)
-    sizes = [(64, 32), (128, 64)] if small else [(512, 256), (1024, 512), (2048, 1024)]
-    measure_cost_per_pixel(report, device, sizes, 2 if small else 7)
+    rounds, warmup = (1, 0) if small else (7, 2)
+    measure_vgg(report, device, (32, 32) if small else (1024, 512), rounds, warmup, with_compile)
+    sizes = [(16, 16), (32, 32)] if small else [(512, 256), (1024, 512), (2048, 1024)]
+    measure_cost_per_pixel(report, device, sizes, rounds, warmup)
     options = types.SimpleNamespace(size="1024x512", ngf=64, ndf=64, n_blocks=9, label_nc=35)
     if small:
-        options = types.SimpleNamespace(size="64x64", ngf=8, ndf=8, n_blocks=2, label_nc=5)
-    measure_step(report, device, options, 2 if small else 7)
+        options = types.SimpleNamespace(size="32x32", ngf=8, ndf=8, n_blocks=1, label_nc=5)
+    measure_step(report, device, options, rounds, warmup)
 
 
 def write(report, folder, device):

@@ -23,6 +23,7 @@ from pix2pixhd.data import (
     save_picture,
 )
 from pix2pixhd.data.images import picture_path
+from pix2pixhd.data.problems import Problem, raise_problems
 from pix2pixhd.files import check_apart, check_replaceable, check_writable
 from pix2pixhd.training.checkpoint import Generator
 from pix2pixhd.training.features import FeatureClusters, encode_picture
@@ -98,11 +99,15 @@ class Looks:
 
 
 def _with_pictures(pairs: list[Pair], folder: pathlib.Path, option: str) -> list[Pair]:
-    pictures = list_pictures(folder, f"pictures ({option})")
-    for pair in pairs:
-        if pair.name not in pictures:
-            raise InputError(f"{option}: {pair.input} has no picture {pair.name}.* in {folder}; add it")
-    return [dataclasses.replace(pair, image=pictures[pair.name]) for pair in pairs]
+    images = list_pictures(folder, f"pictures ({option})")
+    raise_problems(
+        [
+            Problem(f"no image ({option})", f"{option}: {pair.input} has no image {pair.name}.* in {folder}; add it")
+            for pair in pairs
+            if pair.name not in images
+        ]
+    )
+    return [dataclasses.replace(pair, image=images[pair.name]) for pair in pairs]
 
 
 def _batches(dataset: PairedDataset, size: int) -> Iterator[list[Sample]]:

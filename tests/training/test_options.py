@@ -161,9 +161,14 @@ def test_checkpointed_activations_and_batch_norm_exclude_each_other(make_config)
 
 @pytest.mark.slow
 def test_compiled_networks_train_to_the_same(make_config, tmp_path):
-    config = make_config("compiled")
-    config.compute.compile = True
-    torch.testing.assert_close(trained_picture(make_config("plain")), trained_picture(config), rtol=1e-6, atol=1e-6)
+    def config(name, compiled):
+        made = make_config(name)
+        made.model.n_downsample_global = made.model.num_D = made.model.n_layers_D = 1  # generating C++ is slow
+        made.compute.compile = compiled
+        return made
+
+    plain, compiled = trained_picture(config("plain", False)), trained_picture(config("compiled", True))
+    torch.testing.assert_close(plain, compiled, rtol=1e-6, atol=1e-6)
     assert load_generator(tmp_path / "compiled" / "checkpoints" / "last.ckpt")  # the names are the same
 
 
