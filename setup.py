@@ -173,7 +173,7 @@ class BuildExtension(build_ext):
         ]
         dispatch = graph.compile("csrc/cpu/dispatch.cpp", CXX_FLAGS)
         tensor = graph.compile("csrc/stable_tensor.cpp", [*CXX_FLAGS, *shared])
-        ops = [graph.compile(f"csrc/{name}.cpp", [*CXX_FLAGS, *shared]) for name in ("ops_cpu", "vgg_cpu", "recycling")]
+        ops = [graph.compile(f"csrc/{name}.cpp", [*CXX_FLAGS, *shared]) for name in ("ops_cpu", "vgg_cpu")]
         torch_libs = [f"-L{torch_lib}", "-ltorch_cpu", "-ltorch"]
         graph.link(target["_ops"], [*ops, tensor, dispatch, *kernels], torch_libs)
 

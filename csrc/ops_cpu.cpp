@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "cpu/kernels.h"
-#include "recycling.h"
 #include "stable_tensor.h"
 
 namespace pix2pixhd {
@@ -39,7 +38,6 @@ constexpr int64_t kCacheBytes = int64_t{16} << 20;
 
 template <typename F>
 void for_each_chunk(const std::vector<Chunk>& chunks, const F& f) {
-  count_operator_call();
   const auto count = static_cast<int64_t>(chunks.size());
   int64_t elements = 0;
   for (const Chunk& chunk : chunks) elements += chunk.size;
@@ -82,8 +80,10 @@ double upstream(const Tensor& grad) {
 }
 
 // wanted: the pairs whose signs are packed, because a gradient is required of one of the two.
-std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tensor> target, std::vector<double> weight,
-                                    std::vector<int64_t> wanted) {
+// Without `signs_out` the tensor that takes them is allocated.
+std::tuple<Tensor, Tensor> l1_forward(const std::vector<Tensor>& input, const std::vector<Tensor>& target,
+                                      const std::vector<double>& weight, const std::vector<int64_t>& wanted,
+                                      const Tensor* signs_out) {
   const std::vector<DensePair> pairs = dense_pairs(input, target, weight);
   const Device device(input[0]);
   std::vector<int64_t> numels;
@@ -97,7 +97,9 @@ std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tenso
     wide = wide || pair.input_type == DType::kFloat64 || pair.target_type == DType::kFloat64;
   }
   const SignOffsets offsets = sign_offsets(numels, wanted);
-  Tensor signs = empty_output({offsets.words}, {1}, static_cast<int32_t>(ScalarType::Int), device);
+  if (signs_out != nullptr) check_signs(*signs_out, offsets.words, device);
+  Tensor signs =
+      signs_out != nullptr ? *signs_out : empty_1d(offsets.words, static_cast<int32_t>(ScalarType::Int), device);
   auto* words = static_cast<uint32_t*>(signs.mutable_data_ptr());
 
   const std::vector<Chunk> chunks = split(numels);
@@ -118,11 +120,17 @@ std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tenso
   return {scalar_loss(weighted_means(chunks, partial, numels, weight), wide, device), signs};
 }
 
-std::vector<Tensor> multi_l1_backward(Tensor grad, Tensor signs, std::vector<double> weight, std::vector<int64_t> sizes,
-                                      std::vector<int64_t> strides, std::vector<int64_t> ndims,
-                                      std::vector<int64_t> dtypes, std::vector<int64_t> wanted) {
-  const std::vector<L1Gradient> gradients =
-      empty_l1_gradients(signs, weight, sizes, strides, ndims, dtypes, wanted, empty_output);
+std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tensor> target, std::vector<double> weight,
+                                    std::vector<int64_t> wanted) {
+  return l1_forward(input, target, weight, wanted, nullptr);
+}
+
+Tensor multi_l1_out(std::vector<Tensor> input, std::vector<Tensor> target, std::vector<double> weight,
+                    std::vector<int64_t> wanted, Tensor signs) {
+  return std::get<0>(l1_forward(input, target, weight, wanted, &signs));
+}
+
+void write_l1_gradients(const Tensor& grad, const Tensor& signs, const std::vector<L1Gradient>& gradients) {
   std::vector<int64_t> numels;
   std::vector<char*> data;
   int64_t bytes = 0;
@@ -143,7 +151,20 @@ std::vector<Tensor> multi_l1_backward(Tensor grad, Tensor signs, std::vector<dou
     kernels.l1_backward(data[chunk.tensor] + chunk.begin * element_size(gradient.type), gradient.type, chunk.size,
                         words + gradient.signs + chunk.begin / 16, scale * gradient.factor, stream);
   });
+}
+
+std::vector<Tensor> multi_l1_backward(Tensor grad, Tensor signs, std::vector<double> weight, std::vector<int64_t> sizes,
+                                      std::vector<int64_t> strides, std::vector<int64_t> ndims,
+                                      std::vector<int64_t> dtypes, std::vector<int64_t> wanted) {
+  const std::vector<L1Gradient> gradients = l1_gradients(signs, weight, sizes, strides, ndims, dtypes, wanted, nullptr);
+  write_l1_gradients(grad, signs, gradients);
   return tensors_of(gradients);
+}
+
+void multi_l1_backward_out(Tensor grad, Tensor signs, std::vector<double> weight, std::vector<int64_t> sizes,
+                           std::vector<int64_t> strides, std::vector<int64_t> ndims, std::vector<int64_t> dtypes,
+                           std::vector<int64_t> wanted, std::vector<Tensor> out) {
+  write_l1_gradients(grad, signs, l1_gradients(signs, weight, sizes, strides, ndims, dtypes, wanted, &out));
 }
 
 Tensor multi_pointwise(std::vector<Tensor> input, std::vector<double> constant, std::vector<double> weight,
@@ -170,11 +191,12 @@ Tensor multi_pointwise(std::vector<Tensor> input, std::vector<double> constant, 
   return scalar_loss(weighted_means(chunks, partial, numels, weight), wide, Device(input[0]));
 }
 
-std::vector<Tensor> multi_pointwise_backward(Tensor grad, std::vector<Tensor> input, std::vector<double> constant,
-                                             std::vector<double> weight, int64_t kind) {
+std::vector<Tensor> pointwise_backward(const Tensor& grad, const std::vector<Tensor>& input,
+                                       const std::vector<double>& constant, const std::vector<double>& weight,
+                                       int64_t kind, const std::vector<Tensor>* out) {
   const Pointwise loss_kind = pointwise_kind(kind);
   const std::vector<Tensor> dense = dense_list(input, constant, weight);
-  std::vector<Tensor> gradients = empty_like_list(dense);
+  std::vector<Tensor> gradients = outputs_like(dense, out);
   std::vector<int64_t> numels;
   std::vector<DType> types;
   for (const Tensor& tensor : dense) {
@@ -195,6 +217,16 @@ std::vector<Tensor> multi_pointwise_backward(Tensor grad, std::vector<Tensor> in
   return gradients;
 }
 
+std::vector<Tensor> multi_pointwise_backward(Tensor grad, std::vector<Tensor> input, std::vector<double> constant,
+                                             std::vector<double> weight, int64_t kind) {
+  return pointwise_backward(grad, input, constant, weight, kind, nullptr);
+}
+
+void multi_pointwise_backward_out(Tensor grad, std::vector<Tensor> input, std::vector<double> constant,
+                                  std::vector<double> weight, int64_t kind, std::vector<Tensor> out) {
+  pointwise_backward(grad, input, constant, weight, kind, &out);
+}
+
 std::string cpu_instruction_sets() {
   return std::string(cpu::supported_instruction_sets()) + ";" + cpu::kernels().name;
 }
@@ -212,6 +244,14 @@ STABLE_TORCH_LIBRARY(pix2pixhd, m) {
   m.def(
       "multi_l1_backward(Tensor grad, Tensor signs, float[] weight, SymInt[] sizes, SymInt[] strides, int[] ndims, "
       "int[] dtypes, int[] wanted) -> Tensor[]");
+  // The `_out` operators write into tensors that Python allocated: pix2pixhd/ops/recycling.py says why.
+  m.def("multi_l1_out(Tensor[] input, Tensor[] target, float[] weight, int[] wanted, Tensor(a!) signs) -> Tensor");
+  m.def(
+      "multi_l1_backward_out(Tensor grad, Tensor signs, float[] weight, SymInt[] sizes, SymInt[] strides, int[] ndims, "
+      "int[] dtypes, int[] wanted, Tensor(a!)[] out) -> ()");
+  m.def(
+      "multi_pointwise_backward_out(Tensor grad, Tensor[] input, float[] constant, float[] weight, int kind, "
+      "Tensor(a!)[] out) -> ()");
   m.def("multi_pointwise(Tensor[] input, float[] constant, float[] weight, int kind) -> Tensor");
   m.def(
       "multi_pointwise_backward(Tensor grad, Tensor[] input, float[] constant, float[] weight, int kind) -> Tensor[]");
@@ -221,9 +261,12 @@ STABLE_TORCH_LIBRARY(pix2pixhd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(pix2pixhd, CPU, m) {
   m.impl("multi_l1", TORCH_BOX(&pix2pixhd::multi_l1));
+  m.impl("multi_l1_out", TORCH_BOX(&pix2pixhd::multi_l1_out));
   m.impl("multi_l1_backward", TORCH_BOX(&pix2pixhd::multi_l1_backward));
+  m.impl("multi_l1_backward_out", TORCH_BOX(&pix2pixhd::multi_l1_backward_out));
   m.impl("multi_pointwise", TORCH_BOX(&pix2pixhd::multi_pointwise));
   m.impl("multi_pointwise_backward", TORCH_BOX(&pix2pixhd::multi_pointwise_backward));
+  m.impl("multi_pointwise_backward_out", TORCH_BOX(&pix2pixhd::multi_pointwise_backward_out));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pix2pixhd, CompositeExplicitAutograd, m) {

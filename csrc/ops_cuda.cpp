@@ -49,8 +49,10 @@ double mean_of_empty(const std::vector<int64_t>& numels) {
   return 0.0;
 }
 
-std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tensor> target, std::vector<double> weight,
-                                    std::vector<int64_t> wanted) {
+// Without `signs_out` the tensor that takes them is allocated.
+std::tuple<Tensor, Tensor> l1_forward(const std::vector<Tensor>& input, const std::vector<Tensor>& target,
+                                      const std::vector<double>& weight, const std::vector<int64_t>& wanted,
+                                      const Tensor* signs_out) {
   const std::vector<DensePair> pairs = dense_pairs(input, target, weight);
   const Device device(input[0]);
   const DeviceGuard guard(device.index);
@@ -61,7 +63,9 @@ std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tenso
     wide = wide || pair.input_type == DType::kFloat64 || pair.target_type == DType::kFloat64;
   }
   const SignOffsets offsets = sign_offsets(numels, wanted);
-  Tensor signs = empty_1d(offsets.words, static_cast<int32_t>(ScalarType::Int), device);
+  if (signs_out != nullptr) check_signs(*signs_out, offsets.words, device);
+  Tensor signs =
+      signs_out != nullptr ? *signs_out : empty_1d(offsets.words, static_cast<int32_t>(ScalarType::Int), device);
   auto* packed = static_cast<uint32_t*>(signs.mutable_data_ptr());
   std::vector<cuda::PlanEntry> entries;
   for (size_t k = 0; k < pairs.size(); ++k) {
@@ -76,13 +80,19 @@ std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tenso
   return {loss, signs};
 }
 
-std::vector<Tensor> multi_l1_backward(Tensor grad, Tensor signs, std::vector<double> weight, std::vector<int64_t> sizes,
-                                      std::vector<int64_t> strides, std::vector<int64_t> ndims,
-                                      std::vector<int64_t> dtypes, std::vector<int64_t> wanted) {
+std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tensor> target, std::vector<double> weight,
+                                    std::vector<int64_t> wanted) {
+  return l1_forward(input, target, weight, wanted, nullptr);
+}
+
+Tensor multi_l1_out(std::vector<Tensor> input, std::vector<Tensor> target, std::vector<double> weight,
+                    std::vector<int64_t> wanted, Tensor signs) {
+  return std::get<0>(l1_forward(input, target, weight, wanted, &signs));
+}
+
+void write_l1_gradients(const Tensor& grad, const Tensor& signs, const std::vector<L1Gradient>& gradients) {
   const Device device(signs);
   const DeviceGuard guard(device.index);
-  const std::vector<L1Gradient> gradients =
-      empty_l1_gradients(signs, weight, sizes, strides, ndims, dtypes, wanted, empty_strided);
   auto* packed = const_cast<uint32_t*>(static_cast<const uint32_t*>(signs.const_data_ptr()));
   STD_TORCH_CHECK(is_aligned(packed),
                   "pix2pixhd: signs must be the tensor that the forward returned, not a view of it");
@@ -98,7 +108,20 @@ std::vector<Tensor> multi_l1_backward(Tensor grad, Tensor signs, std::vector<dou
   for (const cuda::Launch& launch : cuda::make_plan(entries).launches) {
     check_launch(cuda::l1_backward(launch, device_scalar(scale), stream));
   }
+}
+
+std::vector<Tensor> multi_l1_backward(Tensor grad, Tensor signs, std::vector<double> weight, std::vector<int64_t> sizes,
+                                      std::vector<int64_t> strides, std::vector<int64_t> ndims,
+                                      std::vector<int64_t> dtypes, std::vector<int64_t> wanted) {
+  const std::vector<L1Gradient> gradients = l1_gradients(signs, weight, sizes, strides, ndims, dtypes, wanted, nullptr);
+  write_l1_gradients(grad, signs, gradients);
   return tensors_of(gradients);
+}
+
+void multi_l1_backward_out(Tensor grad, Tensor signs, std::vector<double> weight, std::vector<int64_t> sizes,
+                           std::vector<int64_t> strides, std::vector<int64_t> ndims, std::vector<int64_t> dtypes,
+                           std::vector<int64_t> wanted, std::vector<Tensor> out) {
+  write_l1_gradients(grad, signs, l1_gradients(signs, weight, sizes, strides, ndims, dtypes, wanted, &out));
 }
 
 std::vector<cuda::PlanEntry> pointwise_entries(const std::vector<Tensor>& dense, const std::vector<Tensor>* gradients,
@@ -134,13 +157,14 @@ Tensor multi_pointwise(std::vector<Tensor> input, std::vector<double> constant, 
                         });
 }
 
-std::vector<Tensor> multi_pointwise_backward(Tensor grad, std::vector<Tensor> input, std::vector<double> constant,
-                                             std::vector<double> weight, int64_t kind) {
+std::vector<Tensor> pointwise_backward(const Tensor& grad, const std::vector<Tensor>& input,
+                                       const std::vector<double>& constant, const std::vector<double>& weight,
+                                       int64_t kind, const std::vector<Tensor>* out) {
   const Pointwise loss_kind = pointwise_kind(kind);
   const std::vector<Tensor> dense = dense_list(input, constant, weight);
   const Device device(input[0]);
   const DeviceGuard guard(device.index);
-  std::vector<Tensor> gradients = empty_like_list(dense);
+  std::vector<Tensor> gradients = outputs_like(dense, out);
   const Tensor scale = upstream(grad, device);
   const cuda::Stream stream = current_stream(device);
   for (const cuda::Launch& launch : cuda::make_plan(pointwise_entries(dense, &gradients, constant, weight)).launches) {
@@ -149,12 +173,25 @@ std::vector<Tensor> multi_pointwise_backward(Tensor grad, std::vector<Tensor> in
   return gradients;
 }
 
+std::vector<Tensor> multi_pointwise_backward(Tensor grad, std::vector<Tensor> input, std::vector<double> constant,
+                                             std::vector<double> weight, int64_t kind) {
+  return pointwise_backward(grad, input, constant, weight, kind, nullptr);
+}
+
+void multi_pointwise_backward_out(Tensor grad, std::vector<Tensor> input, std::vector<double> constant,
+                                  std::vector<double> weight, int64_t kind, std::vector<Tensor> out) {
+  pointwise_backward(grad, input, constant, weight, kind, &out);
+}
+
 }  // namespace
 }  // namespace pix2pixhd
 
 STABLE_TORCH_LIBRARY_IMPL(pix2pixhd, CUDA, m) {
   m.impl("multi_l1", TORCH_BOX(&pix2pixhd::multi_l1));
+  m.impl("multi_l1_out", TORCH_BOX(&pix2pixhd::multi_l1_out));
   m.impl("multi_l1_backward", TORCH_BOX(&pix2pixhd::multi_l1_backward));
+  m.impl("multi_l1_backward_out", TORCH_BOX(&pix2pixhd::multi_l1_backward_out));
   m.impl("multi_pointwise", TORCH_BOX(&pix2pixhd::multi_pointwise));
   m.impl("multi_pointwise_backward", TORCH_BOX(&pix2pixhd::multi_pointwise_backward));
+  m.impl("multi_pointwise_backward_out", TORCH_BOX(&pix2pixhd::multi_pointwise_backward_out));
 }

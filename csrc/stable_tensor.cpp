@@ -31,6 +31,27 @@ void check_same_device(const Tensor& tensor, Device device, const char* argument
                   "] is on another device than input[0]; move all tensors to one device");
 }
 
+void check_output_count(const std::vector<Tensor>* out, size_t count) {
+  STD_TORCH_CHECK(out == nullptr || out->size() == count, "pix2pixhd: out must hold ", count, " tensors, got ",
+                  out == nullptr ? 0 : out->size());
+}
+
+// out[index], which must have this layout, or a new tensor without `out`.
+Tensor output(const std::vector<Tensor>* out, size_t index, const std::vector<int64_t>& sizes,
+              const std::vector<int64_t>& strides, int32_t scalar_type, Device device) {
+  if (out == nullptr) return empty_strided(sizes, strides, scalar_type, device);
+  const Tensor& tensor = (*out)[index];
+  const Shape expected(sizes.data(), strides.data(), static_cast<int64_t>(sizes.size()));
+  const Shape got(tensor);
+  const Device own(tensor);
+  STD_TORCH_CHECK(got.same_sizes(expected) && (expected.numel() == 0 || got.same_layout(expected)) &&
+                      static_cast<int32_t>(tensor.scalar_type()) == scalar_type && own.type == device.type &&
+                      own.index == device.index,
+                  "pix2pixhd: out[", index, "] must have the gradient's shape ", expected.str(),
+                  ", strides, dtype and device, got shape ", got.str());
+  return tensor;
+}
+
 }  // namespace
 
 Shape::Shape(const Tensor& tensor)
@@ -169,15 +190,17 @@ std::vector<Tensor> dense_list(const std::vector<Tensor>& input, const std::vect
   return dense;
 }
 
-std::vector<Tensor> empty_like_list(const std::vector<Tensor>& dense) {
-  std::vector<Tensor> fresh;
-  fresh.reserve(dense.size());
-  for (const Tensor& tensor : dense) {
-    const Shape shape(tensor);
-    fresh.push_back(empty_strided({shape.sizes, shape.sizes + shape.ndim}, {shape.strides, shape.strides + shape.ndim},
-                                  static_cast<int32_t>(tensor.scalar_type()), Device(tensor)));
+std::vector<Tensor> outputs_like(const std::vector<Tensor>& dense, const std::vector<Tensor>* out) {
+  check_output_count(out, dense.size());
+  std::vector<Tensor> outputs;
+  outputs.reserve(dense.size());
+  for (size_t k = 0; k < dense.size(); ++k) {
+    const Shape shape(dense[k]);
+    outputs.push_back(output(out, k, {shape.sizes, shape.sizes + shape.ndim},
+                             {shape.strides, shape.strides + shape.ndim}, static_cast<int32_t>(dense[k].scalar_type()),
+                             Device(dense[k])));
   }
-  return fresh;
+  return outputs;
 }
 
 Pointwise pointwise_kind(int64_t kind) {
@@ -209,16 +232,25 @@ SignOffsets sign_offsets(const std::vector<int64_t>& numels, const std::vector<i
   return offsets;
 }
 
-std::vector<L1Gradient> empty_l1_gradients(const Tensor& signs, const std::vector<double>& weight,
-                                           const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
-                                           const std::vector<int64_t>& ndims, const std::vector<int64_t>& dtypes,
-                                           const std::vector<int64_t>& wanted, Allocate allocate) {
+void check_signs(const Tensor& signs, int64_t words, Device device) {
+  const Device own(signs);
+  STD_TORCH_CHECK(signs.scalar_type() == ScalarType::Int && signs.is_contiguous() && signs.numel() == words &&
+                      own.type == device.type && own.index == device.index,
+                  "pix2pixhd: signs must be the contiguous int32 tensor of ", words,
+                  " words that the forward of these pairs fills, on their device");
+}
+
+std::vector<L1Gradient> l1_gradients(const Tensor& signs, const std::vector<double>& weight,
+                                     const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                                     const std::vector<int64_t>& ndims, const std::vector<int64_t>& dtypes,
+                                     const std::vector<int64_t>& wanted, const std::vector<Tensor>* out) {
   const int64_t total = std::accumulate(ndims.begin(), ndims.end(), int64_t{0});
   STD_TORCH_CHECK(ndims.size() == dtypes.size() && ndims.size() == weight.size() &&
                       static_cast<int64_t>(sizes.size()) == total && sizes.size() == strides.size(),
                   "pix2pixhd: sizes and strides must hold ", total, " numbers, as ndims says, and ndims, dtypes and ",
                   "weight one per tensor");
   check_wanted(wanted, ndims.size());
+  check_output_count(out, wanted.size());
   const Device device(signs);
   std::vector<L1Gradient> gradients;
   gradients.reserve(wanted.size());
@@ -232,15 +264,14 @@ std::vector<L1Gradient> empty_l1_gradients(const Tensor& signs, const std::vecto
       const std::vector<int64_t> stride = shape.is_dense()
                                               ? std::vector<int64_t>(shape.strides, shape.strides + shape.ndim)
                                               : contiguous_strides(shape.sizes, shape.ndim);
-      gradients.push_back({allocate(size, stride, static_cast<int32_t>(dtypes[k]), device), numel,
-                           dtype_from_scalar_type(dtypes[k]), words, weight[k] / static_cast<double>(numel)});
+      const DType type = dtype_from_scalar_type(dtypes[k]);
+      gradients.push_back({output(out, gradients.size(), size, stride, static_cast<int32_t>(dtypes[k]), device), numel,
+                           type, words, weight[k] / static_cast<double>(numel)});
     }
     words += sign_words(numel);
     begin += ndims[k];
   }
-  STD_TORCH_CHECK(signs.scalar_type() == ScalarType::Int && signs.is_contiguous() && signs.numel() == words,
-                  "pix2pixhd: signs must be the contiguous int32 tensor of ", words,
-                  " words that the forward returned for these pairs");
+  check_signs(signs, words, device);
   return gradients;
 }
 

@@ -49,7 +49,6 @@ struct Device {
 
 Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, int32_t scalar_type,
                      Device device);
-using Allocate = decltype(&empty_strided);
 inline Tensor empty_1d(int64_t size, int32_t scalar_type, Device device) {
   return empty_strided({size}, {1}, scalar_type, device);
 }
@@ -71,8 +70,8 @@ std::vector<DensePair> dense_pairs(const std::vector<Tensor>& input, const std::
 std::vector<Tensor> dense_list(const std::vector<Tensor>& input, const std::vector<double>& constant,
                                const std::vector<double>& weight);
 
-// Fresh tensors of the same sizes, strides and types.
-std::vector<Tensor> empty_like_list(const std::vector<Tensor>& dense);
+// One output per tensor, of its sizes, strides and dtype: those of `out`, which are checked, or new ones without it.
+std::vector<Tensor> outputs_like(const std::vector<Tensor>& dense, const std::vector<Tensor>* out);
 
 Pointwise pointwise_kind(int64_t kind);
 
@@ -86,6 +85,8 @@ constexpr int64_t kNotPacked = -1;
 // Only the pairs in `wanted` (ascending indices) have signs, one after another.
 SignOffsets sign_offsets(const std::vector<int64_t>& numels, const std::vector<int64_t>& wanted);
 
+void check_signs(const Tensor& signs, int64_t words, Device device);
+
 // A gradient that multi_l1_backward writes, and what it is computed from.
 struct L1Gradient {
   Tensor tensor;
@@ -95,13 +96,13 @@ struct L1Gradient {
   double factor;  // weight / numel
 };
 
-// Allocates the gradients of the tensors in `wanted`, ascending indices into the pairs whose signs are packed. Sizes,
-// strides and types of all these pairs are given flattened. Dense strides are kept, others become contiguous, as the
-// forward reads them.
-std::vector<L1Gradient> empty_l1_gradients(const Tensor& signs, const std::vector<double>& weight,
-                                           const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
-                                           const std::vector<int64_t>& ndims, const std::vector<int64_t>& dtypes,
-                                           const std::vector<int64_t>& wanted, Allocate allocate);
+// The gradients of the tensors in `wanted`, ascending indices into the pairs whose signs are packed: the tensors in
+// `out`, which are checked, or new ones without it. Sizes, strides and dtypes of all these pairs are given flattened.
+// Dense strides are kept, others become contiguous, as the forward reads them.
+std::vector<L1Gradient> l1_gradients(const Tensor& signs, const std::vector<double>& weight,
+                                     const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                                     const std::vector<int64_t>& ndims, const std::vector<int64_t>& dtypes,
+                                     const std::vector<int64_t>& wanted, const std::vector<Tensor>* out);
 
 std::vector<Tensor> tensors_of(const std::vector<L1Gradient>& gradients);
 

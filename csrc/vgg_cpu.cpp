@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "cpu/kernels.h"
-#include "recycling.h"
 #include "stable_tensor.h"
 #include "vgg_common.h"
 
@@ -21,7 +20,6 @@ int64_t chunks_of(const Picture& map) { return (map.elements() + cpu::kChunk - 1
 template <typename F>
 void for_each_chunk(const Picture& map, DType type, const OptionalTensor& bias, const OptionalTensor& weight,
                     const F& f) {
-  count_operator_call();
   const int64_t chunks = chunks_of(map);
   const int64_t weight_size = element_size(type == DType::kFloat64 ? type : DType::kFloat32);
   const auto* weights = static_cast<const char*>(data_of(weight));
@@ -117,7 +115,6 @@ void relu_distance_backward_(Tensor grad, Tensor mask, Tensor kept, OptionalTens
 // Calls f(picture in the batch, pooled row) for all pooled rows, shared between threads.
 template <typename F>
 void for_each_row(const Picture& pooled, const F& f) {
-  count_operator_call();
   torch::stable::parallel_for(0, pooled.batch * pooled.height, 8, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) f(row / pooled.height, row % pooled.height);
   });

@@ -6,14 +6,14 @@ The forward keeps two bits per element, the sign of ``input − target``, and ne
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from pix2pixhd.ops.dispatch import below_autograd, dense_or_contiguous, leaves_before, transformed, wider, zero_of
+from pix2pixhd.ops import recycling
+from pix2pixhd.ops.dispatch import LARGE, below_autograd, dense_or_contiguous, requested, transformed, wider
 from pix2pixhd.ops.scalars import Number, all_constant
 
 SIGN_TILE = 256  # csrc/multi_tensor.h: kSignTile
@@ -46,6 +46,17 @@ class Layouts(NamedTuple):
             [_CODES[tensor.dtype] for tensor in tensors],
         )
 
+    def gradients(self, wanted: Sequence[int]) -> list[recycling.Layout]:
+        """The layouts of the gradients of the tensors in ``wanted``."""
+        result: list[recycling.Layout] = []
+        begin = 0
+        for k, (ndim, code) in enumerate(zip(self.ndims, self.dtypes, strict=True)):
+            if k in wanted:
+                size = self.sizes[begin : begin + ndim]
+                result.append((size, dense_or_contiguous(size, self.strides[begin : begin + ndim]), _DTYPES[code]))
+            begin += ndim
+        return result
+
 
 def _fake_forward(
     input: list[Tensor], target: list[Tensor], weight: list[float], wanted: list[int]
@@ -65,14 +76,17 @@ def _fake_backward(
     dtypes: list[int],
     wanted: list[int],
 ) -> list[Tensor]:
-    gradients, begin = [], 0
-    for k, (ndim, code) in enumerate(zip(ndims, dtypes, strict=True)):
-        size, stride = sizes[begin : begin + ndim], strides[begin : begin + ndim]
-        if k in wanted:
-            stride = dense_or_contiguous(size, stride)
-            gradients.append(torch.empty_strided(size, stride, dtype=_DTYPES[code], device=signs.device))
-        begin += ndim
-    return gradients
+    layouts = Layouts(sizes, strides, ndims, dtypes).gradients(wanted)
+    return [torch.empty_strided(size, stride, dtype=dtype, device=signs.device) for size, stride, dtype in layouts]
+
+
+def _forward(tensors: Sequence[Tensor], weight: list[float], wanted: list[int]) -> tuple[Tensor, Tensor]:
+    input, target = tensors[: len(weight)], tensors[len(weight) :]
+    if not recycling.worthwhile(sum(map(Tensor.numel, input)) // 4, tensors):
+        return cast(tuple[Tensor, Tensor], torch.ops.pix2pixhd.multi_l1.default(input, target, weight, wanted))
+    layout = ([sum(sign_words(input[k].numel()) for k in wanted)], [1], torch.int32)
+    (signs,) = recycling.empty([layout], input[0].device)
+    return torch.ops.pix2pixhd.multi_l1_out.default(input, target, weight, wanted, signs), signs
 
 
 def _save(ctx: Any, input: Sequence[Tensor], target: Sequence[Tensor], weight: list[float], wanted: list[int]) -> None:
@@ -107,9 +121,11 @@ def _gradients(ctx: Any, grad: Tensor, signs: Tensor, needs: Sequence[bool], of_
 
 
 def _backward(grad: Tensor, signs: Tensor, weight: list[float], layouts: Layouts, wanted: list[int]) -> list[Tensor]:
-    gradients: list[Tensor] = torch.ops.pix2pixhd.multi_l1_backward.default(
-        grad, signs, weight, layouts.sizes, layouts.strides, layouts.ndims, layouts.dtypes, wanted
-    )
+    arguments = grad, signs, weight, layouts.sizes, layouts.strides, layouts.ndims, layouts.dtypes, wanted
+    if not recycling.worthwhile(8 * _elements(signs), (grad, signs)):
+        return cast(list[Tensor], torch.ops.pix2pixhd.multi_l1_backward.default(*arguments))
+    gradients = recycling.empty(layouts.gradients(wanted), signs.device)
+    torch.ops.pix2pixhd.multi_l1_backward_out.default(*arguments, gradients)
     return gradients
 
 
@@ -126,45 +142,49 @@ def _composed_backward(
     return [(grad * unit).to(dtypes[i]) for i, unit in zip(wanted, units, strict=True)]
 
 
-def _zero_of_history(ctx: Any, loss: Tensor | None) -> Tensor:
-    """A scalar 0 that depends, with derivative 0, on what the loss was computed from.
-
-    The gradient is constant in inputs and targets, and neither is saved. What is at hand is the loss where it still
-    exists, and the leaves of its graph otherwise.
-    """
-    zero = torch.zeros(())
-    for tensor in [loss] if loss is not None and loss.requires_grad else leaves_before(ctx):
-        zero = zero + zero_of(tensor).to("cpu", zero.dtype)
-    return zero
+def _elements(signs: Tensor) -> int:
+    """How many elements these signs belong to, the padding of tiles included."""
+    return signs.numel() * (SIGN_TILE // SIGN_WORDS_PER_TILE)
 
 
 class _MultiL1(torch.autograd.Function):
-    """The eager path. ``torch.library``'s generated Function does the same with twice the overhead per call."""
+    """The eager path. ``torch.library``'s generated Function does the same with twice the overhead per call.
+
+    The gradient is constant in inputs and targets, and neither is saved. For a second differentiation, which gives
+    zeros in PyTorch, the forward returns an empty ``anchor`` beside the loss and saves it. Its sum is a 0 that depends
+    on inputs and targets through this node, and is added to the gradient. Saving the loss instead would forbid to
+    change it in place.
+    """
 
     @staticmethod
-    def forward(ctx: Any, weight: list[float], *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: list[float], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         count, needs = len(weight), ctx.needs_input_grad[1:]
         input, target = tensors[:count], tensors[count:]
         wanted = list(range(count))
         if False in needs[:count]:
             wanted = [k for k in wanted if needs[k] or needs[count + k]]
         with below_autograd():
-            loss, signs = torch.ops.pix2pixhd.multi_l1.default(input, target, weight, wanted)
+            loss, signs = _forward(tensors, weight, wanted)
+            anchor = loss.new_empty(0)
         _save(ctx, input, target, weight, wanted)
-        ctx.save_for_backward(signs)
-        ctx.loss = weakref.ref(loss)
-        return cast(Tensor, loss)
+        ctx.save_for_backward(signs, anchor)
+        return loss, anchor
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (signs,) = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        signs, anchor = ctx.saved_tensors
+        if grad is None:  # only the anchor was differentiated
+            grad = anchor.new_zeros(())
         needs = ctx.needs_input_grad[1:]
+        if _elements(signs) >= LARGE:
+            needs = requested(ctx, needs)
         count = len(needs) // 2
         inputs = _gradients(ctx, grad, signs, needs[:count], of_targets=False)
         targets = _gradients(ctx, grad, signs, needs[count:], of_targets=True)
         if torch.is_grad_enabled():
-            zero = _zero_of_history(ctx, ctx.loss())
-            return (None, *[None if g is None else g + zero for g in (*inputs, *targets)])
+            zero = anchor.sum()  # of no element
+            return (None, *[None if g is None else g + zero.to(g.dtype) for g in (*inputs, *targets)])
         return (None, *inputs, *targets)
 
 
@@ -193,6 +213,8 @@ def register() -> None:
     """Registers fake kernels and autograd; called once, after the library has been loaded."""
     torch.library.register_fake("pix2pixhd::multi_l1", _fake_forward)
     torch.library.register_fake("pix2pixhd::multi_l1_backward", _fake_backward)
+    torch.library.register_fake("pix2pixhd::multi_l1_out", lambda *arguments: _fake_forward(*arguments[:4])[0])
+    torch.library.register_fake("pix2pixhd::multi_l1_backward_out", lambda *arguments: None)
     torch.library.register_autograd("pix2pixhd::multi_l1", _library_backward, setup_context=_library_setup_context)
 
 
@@ -200,7 +222,7 @@ def _call(inputs: list[Tensor], targets: list[Tensor], weights: list[float]) -> 
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *targets))
     loss: Tensor
     if differentiable and not torch.compiler.is_compiling():
-        loss = _MultiL1.apply(weights, *inputs, *targets)
+        loss, _ = _MultiL1.apply(weights, *inputs, *targets)
     else:
         wanted = _require_gradients(inputs, targets) if differentiable else []
         loss, _ = torch.ops.pix2pixhd.multi_l1.default(inputs, targets, weights, wanted)
@@ -209,6 +231,7 @@ def _call(inputs: list[Tensor], targets: list[Tensor], weights: list[float]) -> 
 
 def fused_multi_l1_loss(inputs: list[Tensor], targets: list[Tensor], weights: list[Number]) -> Tensor:
     """The fused loss as float32, or float64 when any tensor is."""
+    recycling.check_if_due()
     if all_constant(weights):
         return _call(inputs, targets, weights)
     # Weights that are tensors or symbols are applied by PyTorch: one call per pair.

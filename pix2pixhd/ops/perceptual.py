@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pix2pixhd.ops import choice, library
+from pix2pixhd.ops import choice, library, recycling
 from pix2pixhd.ops.dispatch import wider
 from pix2pixhd.ops.vgg_parts import plan_parts
 from pix2pixhd.ops.vgg_pass import Chain, PartPass, channels_last, run_part
@@ -183,6 +183,7 @@ def perceptual_loss(
     Raises:
         ValueError: If the bound on memory is too low.
     """
+    recycling.check_if_due()
     device = fake.device.type
     if dtype is None:
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else fake.dtype

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pix2pixhd.ops.dispatch import below_autograd, dense_or_contiguous, transformed, wider, zero_of
+from pix2pixhd.ops import recycling
+from pix2pixhd.ops.dispatch import LARGE, below_autograd, dense_or_contiguous, requested, transformed, wider, zero_of
 from pix2pixhd.ops.reference import label_like
 from pix2pixhd.ops.scalars import Number, all_constant
 
@@ -79,16 +80,31 @@ def _gradients(ctx: Any, grad: Tensor, needs: Sequence[bool]) -> list[Tensor | N
     """Gradients with respect to the inputs; None for those that do not require one."""
     kept, constant, weight, kind = ctx.arguments
     input = ctx.saved_tensors
+    if not all(needs[k] for k in kept):
+        positions = [i for i, k in enumerate(kept) if needs[k]]
+        kept, input, constant, weight = ([values[i] for i in positions] for values in (kept, input, constant, weight))
+    result: list[Tensor | None] = [None] * len(needs)
+    if not kept:
+        return result
     if transformed(grad):
         gradients = [_composed_gradient(grad, x, c, w, kind) for x, c, w in zip(input, constant, weight, strict=True)]
     else:
-        gradients = torch.ops.pix2pixhd.multi_pointwise_backward.default(grad, input, constant, weight, kind)
-    if len(gradients) == len(needs):
-        return list(gradients)
-    result: list[Tensor | None] = [None] * len(needs)
+        gradients = _backward(grad, input, constant, weight, kind)
     for k, gradient in zip(kept, gradients, strict=True):
         result[k] = gradient
     return result
+
+
+def _backward(
+    grad: Tensor, input: Sequence[Tensor], constant: list[float], weight: list[float], kind: int
+) -> list[Tensor]:
+    if not recycling.worthwhile(8 * sum(map(Tensor.numel, input)), (grad, *input)):
+        operator = torch.ops.pix2pixhd.multi_pointwise_backward.default
+        return cast(list[Tensor], operator(grad, input, constant, weight, kind))
+    layouts = [(x.shape, dense_or_contiguous(list(x.shape), list(x.stride())), x.dtype) for x in input]
+    gradients = recycling.empty(layouts, input[0].device)
+    torch.ops.pix2pixhd.multi_pointwise_backward_out.default(grad, input, constant, weight, kind, gradients)
+    return gradients
 
 
 def _save(ctx: Any, input: Sequence[Tensor], constant: list[float], weight: list[float], kind: int) -> None:
@@ -107,12 +123,16 @@ class _MultiPointwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, constant: list[float], weight: list[float], kind: int, *input: Tensor) -> Tensor:
         _save(ctx, input, constant, weight, kind)
+        ctx.elements = sum(map(Tensor.numel, input))
         with below_autograd():
             return cast(Tensor, torch.ops.pix2pixhd.multi_pointwise.default(input, constant, weight, kind))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, None, *_gradients(ctx, grad, ctx.needs_input_grad[3:]))
+        needs = ctx.needs_input_grad[3:]
+        if ctx.elements >= LARGE:
+            needs = requested(ctx, needs)
+        return (None, None, None, *_gradients(ctx, grad, needs))
 
 
 def _library_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -127,6 +147,7 @@ def register() -> None:
     """Registers fake kernels and autograd; called once, after the library has been loaded."""
     torch.library.register_fake("pix2pixhd::multi_pointwise", _fake_forward)
     torch.library.register_fake("pix2pixhd::multi_pointwise_backward", _fake_backward)
+    torch.library.register_fake("pix2pixhd::multi_pointwise_backward_out", lambda *arguments: None)
     torch.library.register_autograd(
         "pix2pixhd::multi_pointwise", _library_backward, setup_context=_library_setup_context
     )
@@ -141,6 +162,7 @@ def _composed(inputs: list[Tensor], constants: list[Number], weights: list[Numbe
 
 def fused_pointwise_loss(inputs: list[Tensor], constants: list[Number], weights: list[Number], kind: Kind) -> Tensor:
     """The fused loss as float32, or float64 when any tensor is."""
+    recycling.check_if_due()
     if not all_constant(constants + weights):
         return _composed(inputs, constants, weights, kind)
     loss: Tensor

@@ -1,20 +1,23 @@
 """Memory of large CPU outputs, recycled between operator calls.
 
 A training step asks for the same large gradients again and again, and newly mapped pages cost more than writing the
-gradients (``csrc/recycling.h`` has the measurement). The pool keeps the storages of large outputs and hands them out
-again once no tensor uses them any more.
+gradients: inside a discriminator step at 1024×512 (24 M float32 elements), 35 ms of page faults and zeroing per
+backward, against 5 ms into memory that is already mapped. The pool keeps the storages of large outputs and hands them
+out again once no tensor uses them any more. Outputs are allocated here, in Python, and passed to the ``_out``
+operators: the stable ABI can neither wrap memory in a resizable storage nor count the tensors that share one, and it
+reduces an exception raised below an operator (KeyboardInterrupt, out of memory) to an anonymous RuntimeError.
 
 * **Bounded.** What is in use and what is kept together never exceed the most that was in use at once recently. Before
-  the pool grows beyond that, it frees what has been idle longest.
-* **Given back.** A storage that has been idle for one to two periods is freed. A period ends after ``PERIOD_SECONDS``
-  or ``PERIOD_CALLS``, whichever comes first; every CPU operator, large or small, and Python's garbage collector check.
-  What is idle at the end of a period and still kept is marked as reclaimable (``MADV_FREE``): the system takes its
-  pages when it runs short of memory. When an allocation fails here, all idle storages are freed and it is repeated.
-* **Ordinary tensors.** Storages come from PyTorch's allocator, so that ``untyped_storage().resize_(0)`` works. One that
-  its user resized, moved to shared memory or made fixed in size is forgotten.
+  the pool grows beyond that, it frees idle storages.
+* **Given back.** A storage that has been idle for one to two periods of ``PERIOD_SECONDS`` is freed. The losses, large
+  or small, and Python's garbage collector check the clock. Storages that are idle at the end of a period and still kept
+  are marked as reclaimable (``MADV_FREE``): the system takes their pages when it runs short of memory. When an
+  allocation fails here, all idle storages are freed and it is repeated.
+* **Ordinary tensors.** Storages come from PyTorch's allocator and have exactly the tensor's size. One that its user
+  resized, moved to shared memory or made fixed in size is forgotten.
 * **Safe across fork.** Idle storages are freed before ``os.fork``, so that none is copied on write, and the child
   starts with an empty pool. Storages in use stay valid in the child.
-* **Never waits.** A thread that finds the pool busy takes a new allocation instead.
+* **Does not wait.** A thread that finds the pool busy allocates as usual.
 
 Between the check for references and the new tensor no other code can reach the storage: the pool holds the only
 reference.
@@ -26,23 +29,32 @@ import atexit
 import ctypes
 import gc
 import math
+import mmap
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from pix2pixhd.ops import library
-
+LARGE = 1 << 20  # bytes; smaller outputs are left to the C library's allocator, which recycles them well
 PERIOD_SECONDS = 10.0  # allocating again costs tens of milliseconds: at most 0.5 % of a step that takes longer
-PERIOD_CALLS = 500
 MAX_STORAGES = 256  # bounds the time of a scan
-SLACK = 1.25  # a storage may be this much larger than the tensor it is handed out for
 
-_DTYPES = {3: torch.int32, 5: torch.float16, 6: torch.float32, 7: torch.float64, 15: torch.bfloat16}  # ScalarType
+Layout: TypeAlias = tuple[Sequence[int], Sequence[int], torch.dtype]  # size, stride, dtype
+
+_PLAIN = {Tensor, torch.nn.Parameter}
+
+
+def _bytes_of(layout: Layout) -> int:
+    return math.prod(layout[0]) * layout[2].itemsize
+
+
+def _allocate(layout: Layout, device: torch.device | str = "cpu") -> Tensor:
+    return torch.empty_strided(layout[0], layout[1], dtype=layout[2], device=device)
 
 
 class _Block:
@@ -66,15 +78,33 @@ class _Block:
         storage = self.storage
         return storage.data_ptr() == self.pointer and storage.nbytes() == self.bytes and storage.resizable()
 
-    def tensor(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def tensor(self, layout: Layout) -> Tensor:
+        size, stride, dtype = layout
         return torch.empty(0, dtype=dtype, device="cpu").set_(self.storage, 0, size, stride)
+
+    def discard(self, lazily: bool) -> None:
+        """Lets the system take the whole pages: at once, or ``lazily`` only when it runs short of memory.
+
+        The allocation stays valid; its contents become undefined.
+        """
+        if sys.platform != "linux":
+            return
+        begin = -(-self.pointer // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (self.pointer + self.bytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > begin:
+            _madvise(begin, end - begin, mmap.MADV_FREE if lazily else mmap.MADV_DONTNEED)
+
+
+if sys.platform == "linux":
+    _madvise = ctypes.CDLL(None).madvise
+    _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def _counts_as_expected(idle: tuple[int, int]) -> bool:
     """Whether this torch and Python count references such that an idle storage can be told from one in use."""
     block = _Block(4)
     counts = [block.references()]
-    tensor = block.tensor((1,), (1,), torch.float32)
+    tensor = block.tensor(((1,), (1,), torch.float32))
     counts.append(block.references())
     storage = tensor.untyped_storage()
     del tensor
@@ -87,123 +117,137 @@ def _counts_as_expected(idle: tuple[int, int]) -> bool:
 class Pool:
     """Storages of large outputs.
 
+    The lock is taken with ``with``, into which no KeyboardInterrupt can come between acquiring it and the block that
+    releases it. Looking whether it is free first avoids waiting, above all for this very thread: a garbage collection
+    or a signal handler may run in the middle of a method.
+
     Args:
-        operators: The loaded library, whose functions are called past PyTorch's dispatcher: a fork or a garbage
-            collection happens under any mode.
         idle: ``_Block.references()`` of a storage that nothing uses.
     """
 
-    def __init__(self, operators: ctypes.CDLL, idle: tuple[int, int]) -> None:
-        self.operators = operators
+    def __init__(self, idle: tuple[int, int]) -> None:
         self.idle = idle
         self._lock = threading.Lock()
-        self._blocks: list[_Block] = []  # least recently handed out first
+        self._blocks: dict[_Block, None] = {}  # least recently handed out first
         self._period = 0
         self._peaks = [0, 0]  # most bytes in use at once, in the previous and in the current period
         self._last_check = 0.0
-        self._next_check = math.inf
+        self.next_check = math.inf  # on time.monotonic()
 
     @property
     def bytes_held(self) -> int:
         """Bytes of all storages that the pool knows, in use or idle."""
         return sum(block.bytes for block in self._blocks)
 
-    def empty(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A tensor with undefined contents, in recycled memory where some fits."""
-        if self._lock.acquire(blocking=False):
-            try:
-                needed = math.prod(size) * dtype.itemsize
-                block = self._find(needed) or self._new(needed)
-                if block is not None:
-                    return block.tensor(size, stride, dtype)
-            finally:
-                self._lock.release()
-        return torch.empty_strided(size, stride, dtype=dtype, device="cpu")
+    def empty(self, layouts: Sequence[Layout]) -> list[Tensor]:
+        """Tensors with undefined contents, in recycled memory where some fits."""
+        if not self._lock.locked():
+            with self._lock:
+                return self._recycle(layouts)
+        return [_allocate(layout) for layout in layouts]
 
     def check(self) -> None:
         """Ends the period: frees what was idle throughout, and marks as reclaimable what else is idle."""
-        if not self._lock.acquire(blocking=False):
-            return
-        try:
+        if self._lock.locked():
+            return  # the check stays due
+        with self._lock:
             now = time.monotonic()
             periods = 2 if now - self._last_check > 2 * PERIOD_SECONDS else 1
             in_use, idle = self._scan()
+            used = sum(block.bytes for block in self._blocks if block.period == self._period)
+            self._peaks = [max(self._peaks[1], used) if periods == 1 else in_use, in_use]
             self._period += periods
-            self._peaks = [self._peaks[1] if periods == 1 else in_use, in_use]
             for block in idle:
                 if block.period < self._period - 1:
                     self._free(block)
                 elif not block.reclaimable:
-                    self._discard(block, lazily=True)
+                    block.discard(lazily=True)
                     block.reclaimable = True
             self._schedule(now)
-        finally:
-            self._lock.release()
-
-    def check_if_due(self) -> None:
-        """Ends the period if its time is over."""
-        if time.monotonic() >= self._next_check:
-            self.check()
 
     def release(self) -> int:
         """Frees all idle storages; returns how many bytes they had."""
-        if not self._lock.acquire(timeout=1.0):
-            return 0
-        try:
+        deadline = time.monotonic() + 1.0
+        while self._lock.locked():
+            if time.monotonic() > deadline:
+                return 0
+            time.sleep(0.001)
+        with self._lock:
             _, idle = self._scan()
             for block in idle:
                 self._free(block)
             self._schedule(time.monotonic())
             return sum(block.bytes for block in idle)
-        finally:
-            self._lock.release()
 
-    def _find(self, needed: int) -> _Block | None:
-        found = None
+    def _recycle(self, layouts: Sequence[Layout]) -> list[Tensor]:
+        sizes = [_bytes_of(layout) for layout in layouts]
+        fitting: dict[int, list[_Block]] = {size: [] for size in sizes if size >= LARGE}
         for block in self._blocks:
-            if (
-                needed <= block.bytes <= (needed * SLACK if found is None else found.bytes)
-                and block.references() == self.idle
-                and block.unchanged()
-            ):
-                found = block
-        if found is not None:
-            self._blocks.remove(found)
-            self._hand_out(found)
-        return found
+            if block.bytes in fitting:
+                fitting[block.bytes].append(block)
+        tensors: list[Tensor | None] = []
+        for layout, size in zip(layouts, sizes, strict=True):
+            if size < LARGE:
+                tensors.append(_allocate(layout))
+            else:
+                found = self._take(fitting[size])
+                tensors.append(None if found is None else self._hand_out(found, layout))
+        missing = [size for size, tensor in zip(sizes, tensors, strict=True) if tensor is None]
+        if missing:
+            self._make_room(sum(missing))
+        return [self._new(sizes[k], layouts[k]) if t is None else t for k, t in enumerate(tensors)]
 
-    def _new(self, needed: int) -> _Block | None:
+    def _take(self, blocks: list[_Block]) -> _Block | None:
+        """The most recently used idle block; removes it and those that were in use, so that each is tested once."""
+        while blocks:
+            block = blocks.pop()
+            if block.references() == self.idle and block.unchanged():
+                return block
+        return None
+
+    def _make_room(self, needed: int) -> None:
+        """Frees idle storages, as far as they would exceed what was in use at once recently.
+
+        The smallest that suffices goes first. In order of age, one odd size would displace all that the next step asks
+        for, one after another.
+        """
         in_use, idle = self._scan()
-        self._peaks[1] = max(self._peaks[1], in_use + needed)
-        excess = in_use + needed + sum(block.bytes for block in idle) - max(self._peaks)
-        for block in idle:
-            if excess <= 0:
-                break
+        in_use += needed
+        self._peaks[1] = max(self._peaks[1], in_use)
+        excess = in_use + sum(block.bytes for block in idle) - max(self._peaks)
+        idle.sort(key=lambda block: block.bytes)
+        while excess > 0 and idle:
+            block = next((block for block in idle if block.bytes >= excess), idle[-1])
+            idle.remove(block)
             self._free(block)
             excess -= block.bytes
+
+    def _new(self, needed: int, layout: Layout) -> Tensor:
         if len(self._blocks) >= MAX_STORAGES:
-            return None
+            return _allocate(layout)
         try:
             block = _Block(needed)
         except RuntimeError:  # out of memory
             for other in self._scan()[1]:
                 self._free(other)
             block = _Block(needed)
-        self._hand_out(block)
-        return block
+        return self._hand_out(block, layout)
 
-    def _hand_out(self, block: _Block) -> None:
+    def _hand_out(self, block: _Block, layout: Layout) -> Tensor:
         block.period, block.reclaimable = self._period, False
-        self._blocks.append(block)
-        if self._next_check == math.inf:
+        self._blocks.pop(block, None)
+        self._blocks[block] = None  # as the most recent
+        if self.next_check == math.inf:
             self._schedule(time.monotonic())
+        return block.tensor(layout)
 
     def _scan(self) -> tuple[int, list[_Block]]:
         """Bytes in use, and the idle storages; forgets those that their users changed."""
-        self._blocks = [block for block in self._blocks if block.unchanged()]
         in_use, idle = 0, []
-        for block in self._blocks:
-            if block.references() == self.idle:
+        for block in list(self._blocks):
+            if not block.unchanged():
+                del self._blocks[block]
+            elif block.references() == self.idle:
                 idle.append(block)
             else:
                 block.period = self._period
@@ -211,29 +255,54 @@ class Pool:
         return in_use, idle
 
     def _free(self, block: _Block) -> None:
-        self._discard(block, lazily=False)  # freeing alone may leave the pages in malloc's heap
-        self._blocks.remove(block)
-
-    def _discard(self, block: _Block, lazily: bool) -> None:
-        self.operators.pix2pixhd_discard(block.pointer, block.bytes, lazily)
+        block.discard(lazily=False)  # freeing alone may leave the pages in malloc's heap
+        del self._blocks[block]
 
     def _schedule(self, now: float) -> None:
-        seconds = PERIOD_SECONDS if self._blocks else math.inf
-        self._last_check, self._next_check = now, now + seconds
-        self.operators.pix2pixhd_schedule_check(seconds, PERIOD_CALLS)
+        self._last_check = now
+        self.next_check = now + PERIOD_SECONDS if self._blocks else math.inf
 
 
 _idle = _Block(4).references()
-_pool = Pool(ctypes.CDLL(None), _idle)  # register() gives it the loaded library
-_implementations = torch.library.Library("pix2pixhd", "IMPL")  # type: ignore[no-untyped-call]
+_pool = Pool(_idle)
+_enabled = False
+_library = torch.library.Library("pix2pixhd", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
-def _recycled_empty(size: list[int], stride: list[int], dtype: int) -> Tensor:
-    return _pool.empty(size, stride, _DTYPES[dtype])
+def worthwhile(bytes: int, tensors: Sequence[Tensor]) -> bool:
+    """Whether outputs are allocated here, for an ``_out`` operator, instead of by the operator itself.
+
+    True when they may be large, and operators run at once on ordinary tensors. Tracers and dispatch modes get the
+    functional operators, because outputs in recycled memory would appear to them as constants.
+
+    Args:
+        bytes: How many bytes the outputs have together, at most.
+        tensors: The operator's tensors.
+    """
+    if bytes < LARGE or torch.compiler.is_compiling():
+        return False
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+        and set(map(type, tensors)) <= _PLAIN
+    )
 
 
-def _check_recycling() -> None:
-    _pool.check()
+def empty(layouts: Sequence[Layout], device: torch.device) -> list[Tensor]:
+    """Tensors with undefined contents; large ones on the CPU in recycled memory where some fits.
+
+    Raises:
+        RuntimeError: PyTorch's own, when memory is exhausted.
+    """
+    if _enabled and device.type == "cpu":
+        return _pool.empty(layouts)
+    return [_allocate(layout, device) for layout in layouts]
+
+
+def check_if_due() -> None:
+    """Gives memory back that has been idle for a while. Every loss calls it; costs one look at the clock."""
+    if not torch.compiler.is_compiling() and time.monotonic() >= _pool.next_check:
+        _pool.check()
 
 
 def _release_cpu_memory() -> int:
@@ -241,8 +310,8 @@ def _release_cpu_memory() -> int:
 
 
 def _on_garbage_collection(phase: str, info: dict[str, int]) -> None:
-    if phase == "stop":
-        _pool.check_if_due()
+    if phase == "stop" and time.monotonic() >= _pool.next_check:
+        _pool.check()
 
 
 def _before_fork() -> None:
@@ -251,34 +320,20 @@ def _before_fork() -> None:
 
 def _after_fork_in_child() -> None:
     global _pool
-    _pool = Pool(_pool.operators, _idle)  # another thread, which does not exist here, may hold the parent's lock
-    _pool.operators.pix2pixhd_schedule_check(math.inf, 0)
+    _pool = Pool(_idle)  # another thread, which does not exist here, may hold the parent's lock
 
 
 def _stop() -> None:
+    global _enabled
+    _enabled = False
     gc.callbacks.remove(_on_garbage_collection)
-    _pool.operators.pix2pixhd_enable_recycling(False)
-    _pool.operators.pix2pixhd_schedule_check(math.inf, 0)
-
-
-def _load_operators() -> ctypes.CDLL:
-    operators = ctypes.CDLL(str(library.path("_ops")))
-    operators.pix2pixhd_discard.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_bool]
-    operators.pix2pixhd_schedule_check.argtypes = [ctypes.c_double, ctypes.c_int64]
-    operators.pix2pixhd_enable_recycling.argtypes = [ctypes.c_bool]
-    for function in (
-        operators.pix2pixhd_discard,
-        operators.pix2pixhd_schedule_check,
-        operators.pix2pixhd_enable_recycling,
-    ):
-        function.restype = None
-    return operators
 
 
 def _never_trace(*functions: Callable[..., object]) -> bool:
     """Keeps torch.compile away from what depends on reference counts; False where this torch does not offer it.
 
-    ``torch.compiler.disable`` would do, but it imports all of Dynamo, which takes a second.
+    After a graph break Dynamo traces whatever Python functions run, a backward's included. ``torch.compiler.disable``
+    would do, but it imports all of Dynamo, which takes a second.
     """
     try:
         from torch._C._dynamo import eval_frame
@@ -292,21 +347,20 @@ def _never_trace(*functions: Callable[..., object]) -> bool:
 
 
 def register() -> None:
-    """Connects the pool with the operators; called once, after the library has been loaded.
+    """Starts recycling; called once, after the library has been loaded.
 
     Nothing is recycled with ``PIX2PIXHD_RECYCLE=0``, nor where references cannot be counted exactly: in a free-threaded
     Python, or in a future torch that changes what the pool relies on.
     """
-    _pool.operators = _load_operators()
-    _implementations.impl("recycled_empty", _recycled_empty, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    _implementations.impl("check_recycling", _check_recycling, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    _implementations.impl("release_cpu_memory", _release_cpu_memory, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    global _enabled
+    _library.define("release_cpu_memory() -> int")  # type: ignore[no-untyped-call]
+    _library.impl("release_cpu_memory", _release_cpu_memory, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     free_threaded = not getattr(sys, "_is_gil_enabled", lambda: True)()
     if os.environ.get("PIX2PIXHD_RECYCLE") == "0" or free_threaded or not _counts_as_expected(_idle):
         return
-    if not _never_trace(_recycled_empty, _check_recycling, _release_cpu_memory, _on_garbage_collection):
+    if not _never_trace(empty, Pool.empty, Pool.check, Pool.release, _on_garbage_collection):
         return
-    _pool.operators.pix2pixhd_enable_recycling(True)
+    _enabled = True
     gc.callbacks.append(_on_garbage_collection)
     os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
     atexit.register(_stop)

@@ -1,5 +1,8 @@
 """Derivatives beyond the plain backward: forward mode, batched, second order; and gradients only where required."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pix2pixhd
 from pix2pixhd.functional import hinge_loss, logistic_loss, lsgan_loss, mean_loss, multi_l1_loss
+from pix2pixhd.ops.dispatch import zero_of
 
 ops = torch.ops.pix2pixhd
 
@@ -85,6 +89,61 @@ def test_a_gradient_penalty_reaches_the_inputs_themselves():
     assert torch.equal(torch.autograd.grad(gradient.sum(), x)[0], torch.zeros_like(x))
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["loss kept", "loss dropped"])
+@pytest.mark.parametrize("of_targets", [False, True])
+def test_second_derivatives_of_l1_are_zeros_for_tensors_inside_the_graph(kept, of_targets):
+    results = []
+    for loss in (
+        lambda x, y: multi_l1_loss([x, x[:2]], [y, y[:2]]),
+        lambda x, y: F.l1_loss(x, y) + F.l1_loss(x[:2], y[:2]),
+    ):
+        x, y = leaf(6) * 2, leaf(6, seed=1) * 2
+        value = loss(x, y) if kept else 2 * loss(x, y)
+        (gradient,) = torch.autograd.grad(value, y if of_targets else x, create_graph=True)
+        results += torch.autograd.grad(gradient.sum(), [x, y])
+    assert [torch.count_nonzero(result) for result in results] == [0, 0, 0, 0]
+
+
+def test_a_second_differentiation_leaves_leaves_outside_it_alone():
+    table = torch.nn.Embedding(5, 6, sparse=True)
+    x = leaf(6, dtype=torch.float32)
+    loss = 2 * multi_l1_loss([x * 2, table(torch.tensor(1))], [torch.zeros(6), torch.zeros(6)])
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    gradient.square().sum().backward()
+    assert table.weight.grad.is_sparse
+    assert not table.weight.grad.to_dense().any()
+    assert torch.equal(x.grad, torch.zeros(6))
+
+
+def test_the_loss_is_freed_without_a_garbage_collection():
+    x = leaf(6)
+    loss = multi_l1_loss([x], [torch.zeros_like(x)])
+    torch.autograd.grad(loss, x, create_graph=True)
+    node = weakref.ref(loss.grad_fn)
+    gc.disable()
+    try:
+        del loss
+        assert node() is None
+    finally:
+        gc.enable()
+
+
+def test_a_zero_that_depends_on_a_tensor_does_not_copy_it():
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if result.untyped_storage().data_ptr() != x.untyped_storage().data_ptr():
+                new.append(result.nbytes)
+            return result
+
+    new = []
+    x = torch.randn(2, 8, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
+    with Recorder():
+        zero = zero_of(x)
+    assert new == [4]
+    assert torch.equal(torch.autograd.grad(zero, x)[0], torch.zeros_like(x))
+
+
 def test_the_loss_may_be_changed_in_place():
     x = leaf(6)
     loss = multi_l1_loss([x], [torch.zeros_like(x)])
@@ -143,6 +202,37 @@ def test_only_required_tensors_are_saved_and_only_required_gradients_written(mon
         xs[3].grad = None
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["leaves", "inside the graph"])
+@pytest.mark.parametrize("name", ["l1", "l1 of targets", "lsgan", "logistic"])
+def test_only_requested_gradients_are_written(name, inside):
+    leaves = [torch.randn(1 << 18, requires_grad=True) for _ in range(6)]
+    zeros = [torch.zeros(1 << 18)] * 6
+    loss = {
+        "l1": lambda xs: multi_l1_loss(xs, zeros),
+        "l1 of targets": lambda xs: multi_l1_loss(zeros, xs),
+        "lsgan": lambda xs: lsgan_loss(xs, 1.0),
+        "logistic": lambda xs: logistic_loss(xs, 1.0),
+    }[name]
+
+    def written(differentiate):
+        counts = []
+        xs = [x * 1 for x in leaves] if inside else leaves
+        with _Recorder(counts):
+            gradients = differentiate(loss(xs), xs)
+        return counts[-1], gradients
+
+    count, every = written(lambda loss, xs: torch.autograd.grad(loss, xs))
+    assert count == 6
+    count, one = written(lambda loss, xs: torch.autograd.grad(loss, xs[3]))
+    assert count == 1
+    assert torch.equal(one[0], every[3])
+    assert written(lambda loss, xs: loss.backward(inputs=[leaves[3], leaves[4]]))[0] == 2
+    assert torch.equal(leaves[3].grad, every[3])
+    assert leaves[5].grad is None
+    assert written(lambda loss, xs: loss.backward())[0] == 6
+    assert torch.equal(leaves[5].grad, every[5])
+
+
 class _Recorder(TorchDispatchMode):
     """Records how many gradients each backward operator returned."""
 
@@ -152,7 +242,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if "pix2pixhd" in str(function):
+        if "pix2pixhd" in str(function) and isinstance(result, (list, tuple)):
             self.written.append(len(result))
         return result
 

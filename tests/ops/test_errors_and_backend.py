@@ -95,6 +95,19 @@ def test_operators_check_what_they_are_given():
         (lambda: ops.multi_pointwise([x], [1.0], [1.0], 4), r"kind must be 0 \(squared .* or 3 \(logistic\), got 4"),
         (lambda: ops.multi_pointwise([x], [], [1.0], 0), "input, constant and weight must have the same length"),
     ]
+    pointwise = one, [x], [1.0], [1.0], 0
+    for out, message in (
+        ([], "out must hold 1 tensors, got 0"),
+        (
+            [torch.empty(4)],
+            r"out\[0\] must have the gradient's shape \[3\], strides, dtype and device, got .* \[4\]",
+        ),
+        ([torch.empty(3).double()], r"out\[0\] must have the gradient's shape"),
+        ([torch.empty(6)[::2]], r"out\[0\] must have the gradient's shape"),
+    ):
+        cases.append((lambda out=out: ops.multi_l1_backward_out(one, signs, *rest, out), message))
+        cases.append((lambda out=out: ops.multi_pointwise_backward_out(*pointwise, out), message))
+    cases.append((lambda: ops.multi_l1_out([x], [x], [1.0], [0], signs[:4]), "signs must be the contiguous int32"))
     for call, message in cases:
         with pytest.raises(RuntimeError, match=message):
             call()
