@@ -56,10 +56,11 @@ def test_opcheck_multi_l1_backward():
         arguments = (torch.tensor(2.0), signs, weights, rest.sizes, rest.strides, rest.ndims, rest.dtypes)
         opcheck(ops.multi_l1_backward.default, (*arguments, every))
         opcheck(ops.multi_l1_backward.default, (*arguments, every[-1:]))
-        last = torch.empty_like(inputs[-1])
+        expected = ops.multi_l1_backward.default(*arguments, every[-1:])[0]
+        last = torch.empty_like(expected)
         opcheck(ops.multi_l1_backward_out.default, (*arguments, every[-1:], [last]))
         ops.multi_l1_backward_out.default(*arguments, every[-1:], [last])
-        assert torch.equal(last, ops.multi_l1_backward.default(*arguments, every[-1:])[0])
+        assert torch.equal(last, expected)
         if all(x.numel() for x in inputs):
             opcheck(ops.multi_l1_out.default, (inputs, inputs, weights, every, torch.empty_like(signs)))
 
@@ -73,11 +74,11 @@ def test_opcheck_multi_pointwise(kind, requires_grad):
         plain = [x.detach() for x in inputs]
         backward = torch.tensor(2.0), plain, *arguments[1:]
         opcheck(ops.multi_pointwise_backward.default, backward)
-        out = [torch.empty_like(x) for x in plain]
+        expected = ops.multi_pointwise_backward.default(*backward)
+        out = [torch.empty_like(gradient) for gradient in expected]
         opcheck(ops.multi_pointwise_backward_out.default, (*backward, out))
         ops.multi_pointwise_backward_out.default(*backward, out)
-        for got, expected in zip(out, ops.multi_pointwise_backward.default(*backward), strict=True):
-            assert torch.equal(got, expected)
+        assert all(map(torch.equal, out, expected))
 
 
 LOSSES = {
