@@ -42,7 +42,7 @@ demo: $(VENV)/.demo
 	$(BIN)/pix2pixhd demo --out demo_out
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --durations 25
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -76,7 +76,8 @@ def test_opcheck_multi_pointwise(kind, requires_grad):
         opcheck(ops.multi_pointwise_backward.default, backward)
         expected = ops.multi_pointwise_backward.default(*backward)
         out = [torch.empty_like(gradient) for gradient in expected]
-        opcheck(ops.multi_pointwise_backward_out.default, (*backward, out))
+        if all(map(torch.ops.aten.is_non_overlapping_and_dense, plain)):  # opcheck's copies of others are dense
+            opcheck(ops.multi_pointwise_backward_out.default, (*backward, out))
         ops.multi_pointwise_backward_out.default(*backward, out)
         assert all(map(torch.equal, out, expected))
 
