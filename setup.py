@@ -172,8 +172,11 @@ class BuildExtension(build_ext):
             for name, flags in sets.items()
         ]
         dispatch = graph.compile("csrc/cpu/dispatch.cpp", CXX_FLAGS)
-        tensor = graph.compile("csrc/stable_tensor.cpp", [*CXX_FLAGS, *shared])
-        ops = [graph.compile(f"csrc/{name}.cpp", [*CXX_FLAGS, *shared]) for name in ("ops_cpu", "vgg_cpu")]
+        tensor = graph.compile("csrc/torch/stable_tensor.cpp", [*CXX_FLAGS, *shared])
+        ops = [
+            graph.compile(f"csrc/torch/{name}_cpu.cpp", [*CXX_FLAGS, *shared])
+            for name in ("multi_tensor", "perceptual")
+        ]
         torch_libs = [f"-L{torch_lib}", "-ltorch_cpu", "-ltorch"]
         graph.link(target["_ops"], [*ops, tensor, dispatch, *kernels], torch_libs)
 
@@ -185,8 +188,8 @@ class BuildExtension(build_ext):
             ]
             plan = graph.compile("csrc/cuda/launch_plan.cpp", CXX_FLAGS)
             cuda_ops = [
-                graph.compile(f"csrc/{name}.cpp", [*CXX_FLAGS, *shared, "-DUSE_CUDA"])
-                for name in ("ops_cuda", "vgg_cuda")
+                graph.compile(f"csrc/torch/{name}_cuda.cpp", [*CXX_FLAGS, *shared, "-DUSE_CUDA"])
+                for name in ("multi_tensor", "perceptual")
             ]
             libs = [f"-L{torch_lib}", "-ltorch_cuda", "-ltorch_cpu", "-ltorch", *self.cuda.link_flags]
             graph.link(target["_ops_cuda"], [*cuda_ops, tensor, plan, *cuda_kernels], libs, "nvlink")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pix2pixhd.bench.cli import describe
+from pix2pixhd.cli.bench import describe
 
 _lines: list[str] = []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pix2pixhd.ops import backend
+    from pix2pixhd.ops.backend import backend
 
 __version__ = "0.1.0"
 
@@ -18,5 +18,5 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         ops = importlib.import_module("pix2pixhd.ops")
-        return ops if name == "ops" else ops.backend
+        return ops if name == "ops" else ops.backend.backend
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

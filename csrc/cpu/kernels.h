@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../multi_tensor.h"
+#include "../types.h"
 
 namespace pix2pixhd::cpu {
 
@@ -42,7 +42,7 @@ struct Kernels {
   void (*pointwise_backward)(void* grad, const void* input, DType type, int64_t n, Pointwise kind, double constant,
                              double coefficient);
 
-  // The elementwise parts of VGG, see vgg_impl.h.
+  // The elementwise parts of VGG, see perceptual_impl.h.
   // x = max(0, x + bias); mask: a word per 32 elements of what was let through, or null.
   void (*relu)(void* x, DType type, const MapChunk& chunk, uint32_t* mask);
 

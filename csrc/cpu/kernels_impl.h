@@ -217,4 +217,4 @@ void pointwise_backward(void* grad, const void* input, DType type, int64_t n, Po
 }  // namespace
 }  // namespace pix2pixhd::cpu
 
-#include "vgg_impl.h"  // written over the definitions above
+#include "perceptual_impl.h"  // written over the definitions above

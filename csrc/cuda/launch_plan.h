@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../multi_tensor.h"
+#include "../types.h"
 
 namespace pix2pixhd::cuda {
 

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pix2pixhd.ops import backend, logistic_loss, lsgan_loss, multi_l1_loss
+import pix2pixhd
+from pix2pixhd.ops import logistic_loss, lsgan_loss, multi_l1_loss
 
 Shape = tuple[int, int, int, int]
 Rival = Callable[[], object]
@@ -73,7 +74,7 @@ def _in_backend(name: str, loss: Loss, inputs: Sequence[Inputs]) -> Rival:
 
     def run() -> None:
         (fake, real), leaves = next(turns)
-        with backend(name):
+        with pix2pixhd.backend(name):
             torch.autograd.grad(loss(fake, real), leaves)
 
     return run

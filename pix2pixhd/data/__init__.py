@@ -1,11 +1,11 @@
 """Paired images in NVIDIA's folder layout, checked before training."""
 
+from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.data.check import check_pairs, survey
 from pix2pixhd.data.dataset import EpochSampler, PairedDataset, Sample
 from pix2pixhd.data.encoding import encode_input, instance_edges, one_hot
 from pix2pixhd.data.folders import Pair, find_inputs, find_pairs, input_folders, list_pictures
 from pix2pixhd.data.images import read_index_map, read_picture, save_picture
-from pix2pixhd.data.options import DataOptions
 from pix2pixhd.data.problems import DataError, Problem
 from pix2pixhd.errors import InputError
 

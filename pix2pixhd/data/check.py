@@ -9,9 +9,9 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
+from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.data.facts import FactsCache, FileFacts, Role
 from pix2pixhd.data.folders import Pair
-from pix2pixhd.data.options import DataOptions
 from pix2pixhd.data.problems import DataError, Problem, display, raise_problems
 from pix2pixhd.data.rules import batch_problem, geometry_problem, label_problem, size_problem
 from pix2pixhd.data.transforms import Size, output_size

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from typing_extensions import NotRequired
 
+from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.data.folders import Pair
 from pix2pixhd.data.images import Picture, picture_to_tensor, read_index_map, read_picture
-from pix2pixhd.data.options import DataOptions
 from pix2pixhd.data.problems import DataError, Problem
 from pix2pixhd.data.rules import geometry_problem, label_problem, size_problem
 from pix2pixhd.data.transforms import Geometry, Size, draw_geometry, scaled_size

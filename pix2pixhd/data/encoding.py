@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["encode_input", "instance_edges", "one_hot"]
+from pix2pixhd.config.schema import ModelOptions
+from pix2pixhd.data.dataset import Sample
+
+__all__ = ["encode_input", "feature_region", "instance_edges", "one_hot"]
 
 
 def one_hot(label: Tensor, label_nc: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -78,3 +81,20 @@ def encode_input(input: Tensor, instance: Tensor | None, label_nc: int, dtype: t
     if instance is None:
         return encoded
     return torch.cat([encoded, instance_edges(instance, dtype)], dim=1)
+
+
+def feature_region(sample: Sample, model: ModelOptions) -> Tensor:
+    """The ids over whose regions the encoder averages its features.
+
+    Args:
+        sample: One sample, or a batch.
+        model: The networks' options: classes with ``label_feat``, instances with ``instance_feat``.
+
+    Returns:
+        Label ids or instance ids, ``[H, W]`` or ``[N, H, W]``.
+
+    Example:
+        >>> feature_region(sample, ModelOptions(label_feat=True)) is sample["input"]  # doctest: +SKIP
+        True
+    """
+    return sample["input"] if model.label_feat else sample["instance"]

@@ -9,8 +9,8 @@ import stat
 from collections.abc import Iterator
 from typing import Literal
 
+from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.data.images import UNREADABLE
-from pix2pixhd.data.options import DataOptions
 from pix2pixhd.data.problems import Problem, display, raise_problems
 from pix2pixhd.errors import InputError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from pix2pixhd.data.options import DataOptions
+from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.data.problems import Problem, display
 from pix2pixhd.data.transforms import Size, output_size
 from pix2pixhd.errors import InputError

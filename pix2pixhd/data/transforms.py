@@ -7,8 +7,8 @@ import random
 
 from PIL import Image
 
+from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.data.images import Picture
-from pix2pixhd.data.options import DataOptions
 from pix2pixhd.errors import InputError
 
 __all__ = ["Geometry", "Size", "draw_geometry", "output_size", "scaled_size"]

@@ -1,11 +1,11 @@
 """The losses, as modules; ``pix2pixhd.functional`` has them without."""
 
+from pix2pixhd.losses.adversarial import GANLoss
 from pix2pixhd.losses.feature_matching import FeatureMatchingLoss
-from pix2pixhd.losses.gan import GANLoss
 from pix2pixhd.losses.l1 import L1Loss
 from pix2pixhd.losses.objective import DiscriminatorLoss, DiscriminatorTerms, GeneratorLoss, GeneratorTerms
-from pix2pixhd.losses.vgg import VGGLoss
-from pix2pixhd.losses.vgg_features import VGGFeatures
+from pix2pixhd.losses.perceptual import VGGLoss
+from pix2pixhd.losses.perceptual_features import VGGFeatures
 
 __all__ = [
     "DiscriminatorLoss",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_args
 
+from pix2pixhd.losses.adversarial import GANMode, Reduction
 from pix2pixhd.losses.feature_matching import Weighting
-from pix2pixhd.losses.gan import GANMode, Reduction
 
 PresetName = Literal["paper", "nvidia", "spade", "imaginaire", "mlops"]
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
+from pix2pixhd.models.weights import read_weights
 from pix2pixhd.ops.perceptual import Network
-from pix2pixhd.ops.vgg_parts import POOL, RELU, TAP, TAP_POOL
-from pix2pixhd.weights import read_weights
+from pix2pixhd.ops.perceptual_tiling import POOL, RELU, TAP, TAP_POOL
 
 Architecture = Literal["vgg19", "vgg16"]
 

@@ -11,15 +11,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pix2pixhd.ops import choice, l1, library, pointwise, recycling, reference, scalars
+from pix2pixhd.ops import backend, extension, multi_l1, pointwise, recycling, reference, scalars
 from pix2pixhd.ops.checks import HALF, check_devices, check_labels, check_list, check_shapes
-from pix2pixhd.ops.choice import backend
 from pix2pixhd.ops.scalars import Numbers
 
-__all__ = ["backend", "hinge_loss", "logistic_loss", "lsgan_loss", "mean_loss", "multi_l1_loss"]
+__all__ = ["hinge_loss", "logistic_loss", "lsgan_loss", "mean_loss", "multi_l1_loss"]
 
-if library.cpu().loaded:
-    l1.register()
+if extension.cpu().loaded:
+    multi_l1.register()
     pointwise.register()
     recycling.register()
 
@@ -88,9 +87,9 @@ def multi_l1_loss(inputs: Sequence[Tensor], targets: Sequence[Tensor], weights: 
         check_shapes(("inputs", "targets"), x, y, k)
     check_devices(("inputs", "targets"), xs[0], ys[0], 0)
     factors = scalars.parse("weights", weights, len(xs), default=1.0)
-    if not choice.use_fused(xs[0]):
+    if not backend.use_fused(xs[0]):
         return reference.multi_l1_loss(xs, ys, factors)
-    loss = l1.fused_multi_l1_loss(xs, ys, scalars.read(factors))
+    loss = multi_l1.fused_multi_l1_loss(xs, ys, scalars.read(factors))
     return _as_pytorch(loss, xs + ys, factors, autocast_widens=True)
 
 
@@ -108,7 +107,7 @@ def _pointwise(
 ) -> Tensor:
     """A loss of predictions and constants, fused or in plain PyTorch."""
     factors = scalars.parse("weights", weights, len(preds), default=1.0)
-    if not choice.use_fused(preds[0]):
+    if not backend.use_fused(preds[0]):
         return plain(preds, constants, factors)
     loss = pointwise.fused_pointwise_loss(preds, constants, scalars.read(factors), kind)
     return _as_pytorch(loss, preds, factors, autocast_widens=autocast_widens)

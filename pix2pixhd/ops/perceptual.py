@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pix2pixhd.ops import choice, library, recycling
-from pix2pixhd.ops.dispatch import wider
-from pix2pixhd.ops.vgg_parts import plan_parts
-from pix2pixhd.ops.vgg_pass import Chain, PartPass, channels_last, run_part
+from pix2pixhd.ops import backend, extension, recycling
+from pix2pixhd.ops.autograd import wider
+from pix2pixhd.ops.perceptual_engine import Chain, PartPass, channels_last, run_part
+from pix2pixhd.ops.perceptual_tiling import plan_parts
 
 
 class Network(NamedTuple):
@@ -24,7 +24,7 @@ class Network(NamedTuple):
     Attributes:
         weights: ``[out, in, 3, 3]`` each, out a multiple of 32.
         biases: ``[out]`` each.
-        plan: One letter per convolution, see ``pix2pixhd.ops.vgg_parts``.
+        plan: One letter per convolution, see ``pix2pixhd.ops.perceptual_tiling``.
     """
 
     weights: list[Tensor]
@@ -37,12 +37,12 @@ def _has_kernels(loaded: bool, key: str) -> bool:
 
 
 # Found out at import, as in ``choice``.
-_DEVICES = {"cpu": _has_kernels(library.cpu().loaded, "CPU"), "cuda": _has_kernels(library.cuda().loaded, "CUDA")}
+_DEVICES = {"cpu": _has_kernels(extension.cpu().loaded, "CPU"), "cuda": _has_kernels(extension.cuda().loaded, "CUDA")}
 
 
 def can_run(pictures: Tensor) -> bool:
     """Whether the operators for this device are there and chosen."""
-    return _DEVICES.get(pictures.device.type, False) and choice.use_fused(pictures)
+    return _DEVICES.get(pictures.device.type, False) and backend.use_fused(pictures)
 
 
 @torch.library.custom_op("pix2pixhd::perceptual_loss", mutates_args=())

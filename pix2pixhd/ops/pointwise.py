@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pix2pixhd.ops import recycling
-from pix2pixhd.ops.dispatch import LARGE, below_autograd, dense_or_contiguous, requested, transformed, wider, zero_of
+from pix2pixhd.ops.autograd import LARGE, below_autograd, dense_or_contiguous, requested, transformed, wider, zero_of
 from pix2pixhd.ops.reference import label_like
 from pix2pixhd.ops.scalars import Number, all_constant
 
 
 class Kind(enum.IntEnum):
-    """The function of one element; csrc/multi_tensor.h: Pointwise."""
+    """The function of one element; csrc/types.h: Pointwise."""
 
     SQUARED_ERROR = 0
     HINGE = 1

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeGuard, cast
 import torch
 from torch import Tensor
 
-from pix2pixhd.ops.dispatch import forward_mode_active, is_wrapped
+from pix2pixhd.ops.autograd import forward_mode_active, is_wrapped
 
 Number: TypeAlias = float | Tensor
 # One number for all tensors or one per tensor. Any stands for NumPy scalars and arrays.

@@ -13,23 +13,14 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from pix2pixhd.data import (
-    DataError,
-    DataOptions,
-    EpochSampler,
-    InputError,
-    Pair,
-    PairedDataset,
-    Problem,
-    Sample,
-    check_pairs,
-    find_pairs,
-)
+from pix2pixhd.config.schema import DataOptions
+from pix2pixhd.data import DataError, EpochSampler, Pair, PairedDataset, Problem, Sample, check_pairs, find_pairs
 from pix2pixhd.data.folders import check_command
 from pix2pixhd.data.rules import batch_problem
+from pix2pixhd.errors import InputError
+from pix2pixhd.reporting.progress import check_progress
 from pix2pixhd.training.first_process import on_first_process
 from pix2pixhd.training.processes import raise_together
-from pix2pixhd.training.progress import check_progress
 from pix2pixhd.training.resume import division_problem
 
 __all__ = ["PairedData", "reporting_dead_workers"]

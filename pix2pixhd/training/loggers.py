@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from pix2pixhd.data import InputError
+from pix2pixhd.errors import InputError
 from pix2pixhd.files import MARK, write_text
 
 __all__ = ["SAMPLES", "log_samples", "logger_errors", "make_loggers"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -11,17 +12,21 @@ import torch
 import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 
-from pix2pixhd.data import DataOptions, InputError, Sample, encode_input
+from pix2pixhd.checkpoints.pretrained import load_pretrained
+from pix2pixhd.config.messages import as_options
+from pix2pixhd.config.schema import ComputeOptions, DataOptions, LossOptions, ModelOptions, OptimizerOptions
+from pix2pixhd.data import Sample, encode_input
+from pix2pixhd.data.encoding import feature_region
+from pix2pixhd.errors import InputError
+from pix2pixhd.inference.padding import encode_padded, generate_padded
 from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
 from pix2pixhd.models import LocalEnhancer
+from pix2pixhd.models.build import build_discriminator, build_encoder, build_generator
+from pix2pixhd.reporting.metrics import build_metrics, update_metrics
 from pix2pixhd.training.average import WeightAverage
 from pix2pixhd.training.distributed import GradientAverager, gather_states, rank, share_buffers, world_size
-from pix2pixhd.training.messages import as_options
-from pix2pixhd.training.metrics import build_metrics, update_metrics
+from pix2pixhd.training.image_pool import ImagePool
 from pix2pixhd.training.optimizer import Adam
-from pix2pixhd.training.options import ComputeOptions, LossOptions, ModelOptions, OptimizerOptions
-from pix2pixhd.training.padding import encode_padded, generate_padded
-from pix2pixhd.training.pool import ImagePool
 from pix2pixhd.training.resume import apply_optimizer_options
 from pix2pixhd.training.step import compute_gradients
 
@@ -110,9 +115,9 @@ class Pix2PixHD(pl.LightningModule):
                 "optimizer": dataclasses.asdict(self.optimizer_options),
             }
         )
-        self.netG = model.generator(data)
-        self.netD = model.discriminator(data)
-        self.netE = model.encoder(data)
+        self.netG = build_generator(model, data)
+        self.netD = build_discriminator(model, data)
+        self.netE = build_encoder(model, data)
         decay = self.optimizer_options.ema_decay
         self.ema = WeightAverage(self.averaged(), decay) if decay else None
         self.generator_loss = generator_loss(loss)
@@ -122,6 +127,23 @@ class Pix2PixHD(pl.LightningModule):
         self.channels_last = False
         self._batches_since_step = 0
         self._check_options()
+
+    def load_pretrained(self, path: pathlib.Path) -> str:
+        """Loads trained weights before training, into the moving average too.
+
+        Args:
+            path: See ``pix2pixhd.checkpoints.pretrained.load_pretrained``.
+
+        Returns:
+            What was loaded and what was not, in one line.
+
+        Raises:
+            InputError: If files are missing or damaged, or if the weights do not fit the networks.
+        """
+        loaded = load_pretrained(self.netG, self.netD, self.netE, path)
+        if self.ema is not None:
+            self.ema.module.load_state_dict(self.averaged().state_dict())
+        return loaded
 
     def averaged(self) -> nn.ModuleDict:
         """The networks whose weights are averaged, as they are."""
@@ -169,7 +191,7 @@ class Pix2PixHD(pl.LightningModule):
 
     def encode_features(self, batch: Sample) -> Tensor | None:
         """The encoder's features of a batch's real images ``[N, feat_num, H, W]``; None without an encoder."""
-        return None if self.netE is None else self.netE(self._images(batch), self.model_options.region(batch))
+        return None if self.netE is None else self.netE(self._images(batch), feature_region(batch, self.model_options))
 
     def _images(self, batch: Sample) -> Tensor:
         """The real images in the networks' dtype, which Lightning converts in some hooks only."""
@@ -195,7 +217,7 @@ class Pix2PixHD(pl.LightningModule):
             return self(condition)  # type: ignore[no-any-return]
         network = self._generating()["netE"]
         images = batch["image"].to(next(network.parameters()).dtype)
-        features = encode_padded(network, images, self.model_options.region(batch), self.multiple)
+        features = encode_padded(network, images, feature_region(batch, self.model_options), self.multiple)
         return self(torch.cat([condition, features], dim=1))  # type: ignore[no-any-return]
 
     def configure_optimizers(self) -> Any:

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
+from pix2pixhd.config.schema.trainer import TrainerOptions
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.distributed import AveragedGradients, rank
 from pix2pixhd.training.first_process import launcher
-from pix2pixhd.training.trainer_options import TrainerOptions
 
 __all__ = ["ending_together", "process_count", "raise_together", "spread"]
 

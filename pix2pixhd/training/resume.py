@@ -11,11 +11,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from pix2pixhd.data import InputError
+from pix2pixhd.checkpoints.format import Checkpoint
+from pix2pixhd.config.parser import absolute_paths, config_text
+from pix2pixhd.config.schema import OptimizerOptions, TrainConfig
+from pix2pixhd.errors import InputError
 from pix2pixhd.files import write_text
-from pix2pixhd.training.checkpoint import Checkpoint
-from pix2pixhd.training.config import absolute_paths, config_text
-from pix2pixhd.training.options import OptimizerOptions, TrainConfig
 from pix2pixhd.training.steps import trial_batches
 
 __all__ = ["ConfigRecord", "apply_optimizer_options", "check_resumable", "division_problem", "go_back"]

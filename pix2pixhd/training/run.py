@@ -14,27 +14,26 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 
-from pix2pixhd.data import InputError
-from pix2pixhd.training.callbacks import LossBar, SampleSheets, StopAtNaN
-from pix2pixhd.training.checkpoint import read_checkpoint
-from pix2pixhd.training.checkpoint_io import AtomicCheckpointIO
-from pix2pixhd.training.config import absolute_paths
+from pix2pixhd.checkpoints.atomic import AtomicCheckpointIO
+from pix2pixhd.checkpoints.format import read_checkpoint
+from pix2pixhd.config.parser import absolute_paths
+from pix2pixhd.config.schema import TrainConfig
+from pix2pixhd.config.schema.trainer import TrainerOptions
+from pix2pixhd.errors import InputError
+from pix2pixhd.training.callbacks.checkpoints import RunCheckpoints
+from pix2pixhd.training.callbacks.results_page import ResultsPage
+from pix2pixhd.training.callbacks.samples import LossBar, SampleSheets, StopAtNaN
+from pix2pixhd.training.callbacks.summary import RunSummary, resume_command
 from pix2pixhd.training.datamodule import PairedData, reporting_dead_workers
 from pix2pixhd.training.first_process import on_first_process
 from pix2pixhd.training.loggers import make_loggers
 from pix2pixhd.training.module import Pix2PixHD
-from pix2pixhd.training.options import TrainConfig
 from pix2pixhd.training.precision import SharedScalePrecision
-from pix2pixhd.training.pretrained import load_pretrained
 from pix2pixhd.training.processes import ending_together, process_count, spread
-from pix2pixhd.training.results import ResultsPage
 from pix2pixhd.training.resume import ConfigRecord, check_resumable, go_back
 from pix2pixhd.training.run_folder import check_run_folder, check_run_folder_writable, remove_leftovers
-from pix2pixhd.training.saving import RunCheckpoints
 from pix2pixhd.training.steps import trial_batches
 from pix2pixhd.training.stopping import Stopped, StopRequests
-from pix2pixhd.training.summary import RunSummary, resume_command
-from pix2pixhd.training.trainer_options import TrainerOptions
 
 __all__ = ["TrainConfig", "train"]
 
@@ -227,7 +226,7 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
     module = Pix2PixHD(config.model, data_options, config.loss, config.optimizer, config.compute, config.run.metrics)
     start = "new weights"
     if config.run.load_pretrain and checkpoint is None:
-        start = load_pretrained(module, pathlib.Path(config.run.load_pretrain))
+        start = module.load_pretrained(pathlib.Path(config.run.load_pretrain))
     try:
         trainer = _trainer(config, [*_callbacks(config, data, start, began), *callbacks], resume)
         with ending_together(trainer), reporting_dead_workers():

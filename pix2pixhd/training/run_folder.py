@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import pathlib
 
-from pix2pixhd.data import DataOptions, InputError
+from pix2pixhd.config.schema import DataOptions
+from pix2pixhd.errors import InputError
 from pix2pixhd.files import check_apart, check_replaceable, check_writable
 
 __all__ = ["check_run_folder", "check_run_folder_writable", "remove_leftovers"]

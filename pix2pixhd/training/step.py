@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
-from pix2pixhd.training.pool import ImagePool
+from pix2pixhd.training.image_pool import ImagePool
 
 __all__ = ["compute_gradients"]
 

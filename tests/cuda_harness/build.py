@@ -120,7 +120,7 @@ class Builder:
     ) -> pathlib.Path:
         """An executable of a copy of the sources with one text in one file replaced; ``affected`` are compiled anew."""
         shutil.copytree(ROOT / CUDA, folder / CUDA)
-        shutil.copy(ROOT / "csrc" / "multi_tensor.h", folder / "csrc")
+        shutil.copy(ROOT / "csrc" / "types.h", folder / "csrc")
         path = folder / CUDA / source
         text = path.read_text()
         if old not in text:

@@ -18,7 +18,7 @@ from . import build
 from .build import ADDRESS, PLAIN, THREAD, Builder, Run, Variant
 
 L1, POINTWISE, PLAN = "multi_l1.cu", "multi_pointwise.cu", "launch_plan.cpp"
-VGG, RELU, POOL = "vgg.cuh", "vgg_relu.cu", "vgg_pool.cu"
+VGG, RELU, POOL = "perceptual.cuh", "perceptual_relu.cu", "perceptual_pool.cu"
 
 
 class Fault(NamedTuple):

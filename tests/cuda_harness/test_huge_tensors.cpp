@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../../csrc/cuda/vgg.h"
+#include "../../csrc/cuda/perceptual.h"
 #include "tensors.h"
 
 namespace harness {

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "../../csrc/cuda/vgg.h"
+#include "../../csrc/cuda/perceptual.h"
 #include "tensors.h"
 
 namespace harness {
@@ -36,7 +36,7 @@ class Words {
   Buffer buffer_;
 };
 
-// Planes of bits as vgg.h describes them.
+// Planes of bits as perceptual.h describes them.
 class Planes {
  public:
   Planes(int64_t n, int64_t planes) : words(static_cast<size_t>(n / 32 * planes)), planes_(planes) {}

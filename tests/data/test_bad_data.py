@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pix2pixhd.data import DataOptions, InputError, check_pairs, find_inputs, find_pairs
+from pix2pixhd.config.schema import DataOptions
+from pix2pixhd.data import check_pairs, find_inputs, find_pairs
+from pix2pixhd.errors import InputError
 
 
 def check(root, multiple=8, **changes):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pix2pixhd.cli import main
+from pix2pixhd.cli.main import main
 
 
 @pytest.fixture

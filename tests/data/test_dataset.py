@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pix2pixhd.data import DataOptions, EpochSampler, PairedDataset, find_pairs, read_index_map
+from pix2pixhd.config.schema import DataOptions
+from pix2pixhd.data import EpochSampler, PairedDataset, find_pairs, read_index_map
 from pix2pixhd.data.images import picture_to_tensor, tensor_to_picture
 from pix2pixhd.data.transforms import draw_geometry, output_size, scaled_size
 

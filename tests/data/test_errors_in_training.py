@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pix2pixhd.cli import main
-from pix2pixhd.data import DataError, DataOptions, InputError
-from pix2pixhd.training import first_process
+from pix2pixhd.cli.main import main
+from pix2pixhd.config.schema import DataOptions, LossOptions, ModelOptions, OptimizerOptions, RunOptions, TrainConfig
+from pix2pixhd.data import DataError, first_process
+from pix2pixhd.errors import InputError
 from pix2pixhd.training.datamodule import PairedData
 from pix2pixhd.training.first_process import on_first_process
-from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions, RunOptions
-from pix2pixhd.training.run import TrainConfig, train
+from pix2pixhd.training.run import train
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pix2pixhd.data import DataError, DataOptions, check_pairs, find_pairs, survey
+from pix2pixhd.config.schema import DataOptions
+from pix2pixhd.data import DataError, check_pairs, find_pairs, survey
 from pix2pixhd.data import facts as facts_module
 from pix2pixhd.data import images as images_module
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pix2pixhd.data import DataError, DataOptions, PairedDataset, check_pairs, find_pairs, read_index_map, read_picture
+from pix2pixhd.config.schema import DataOptions
+from pix2pixhd.data import DataError, PairedDataset, check_pairs, find_pairs, read_index_map, read_picture
 from pix2pixhd.data.images import picture_to_tensor
 
 _ORIENTATION = 0x0112

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pix2pixhd.cli import main
-from pix2pixhd.data import DataError, DataOptions, Problem, check_pairs, find_inputs, find_pairs
+from pix2pixhd.cli.main import main
+from pix2pixhd.config.schema import DataOptions
+from pix2pixhd.data import DataError, Problem, check_pairs, find_inputs, find_pairs
 from pix2pixhd.data.problems import display, grouped
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pix2pixhd.cli import main
-from pix2pixhd.data import DataError, DataOptions, check_pairs, find_pairs, read_index_map, read_picture
+from pix2pixhd.cli.main import main
+from pix2pixhd.config.schema import DataOptions
+from pix2pixhd.data import DataError, check_pairs, find_pairs, read_index_map, read_picture
 
 
 def fails(call, *parts):

@@ -11,7 +11,7 @@ import pathlib
 import pytest
 import torch
 
-from pix2pixhd.ops import library
+from pix2pixhd.ops import extension
 
 HERE = pathlib.Path(__file__).parent
 DEVICE = os.environ.get("PIX2PIXHD_GPU_TESTS_DEVICE") or "cuda"
@@ -22,7 +22,7 @@ def reason_to_skip():
         return ""
     if not torch.cuda.is_available():
         return "no GPU is visible"
-    return f"the CUDA kernels are not there: {library.cuda().reason}" if not library.cuda().loaded else ""
+    return f"the CUDA kernels are not there: {extension.cuda().reason}" if not extension.cuda().loaded else ""
 
 
 def pytest_collection_modifyitems(items):

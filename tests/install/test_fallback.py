@@ -79,7 +79,7 @@ def test_plain_pytorch_that_was_asked_for_gives_no_warning(package_copy, run_in_
 @pytest.mark.parametrize("damage", [missing, garbage])
 def test_doctor_without_the_cpu_operators(package_copy, run_in_copy, damage):
     damage(package_copy / "pix2pixhd" / "_ops.so")
-    doctor = run_in_copy("-m", "pix2pixhd.cli", "doctor", check=False)
+    doctor = run_in_copy("-m", "pix2pixhd", "doctor", check=False)
     assert doctor.returncode == 1, doctor.stderr
     lines = [line.strip() for line in doctor.stdout.splitlines()]
     (line,) = [line for line in lines if line.startswith("CPU operators")]
@@ -93,7 +93,7 @@ def test_doctor_without_the_cpu_operators(package_copy, run_in_copy, damage):
 
 def test_a_broken_cuda_library_leaves_the_cpu_alone(package_copy, run_in_copy):
     garbage(package_copy / "pix2pixhd" / "_ops_cuda.so")
-    doctor = run_in_copy("-m", "pix2pixhd.cli", "doctor", CUDA_VISIBLE_DEVICES="").stdout
+    doctor = run_in_copy("-m", "pix2pixhd", "doctor", CUDA_VISIBLE_DEVICES="").stdout
     (line,) = [line for line in doctor.splitlines() if line.strip().startswith("CUDA operators")]
     assert ("invalid ELF header" if torch.version.cuda else "is a build without CUDA") in line
     assert doctor.endswith("result: all well\n")
@@ -106,6 +106,6 @@ def test_nothing_built_at_all(package_copy, run_in_copy):
     said = json.loads(run_in_copy("-c", LOSSES).stdout.splitlines()[-1])
     assert (said["loss"], said["gradient"]) == (LOSS, GRADIENT)
     assert [category for category, *_ in said["warnings"]] == ["RuntimeWarning"]
-    doctor = run_in_copy("-m", "pix2pixhd.cli", "doctor", check=False)
+    doctor = run_in_copy("-m", "pix2pixhd", "doctor", check=False)
     assert doctor.returncode == 1
     assert re.search(r"pix2pixhd\._C +not there: nothing was built", doctor.stdout)

@@ -12,7 +12,7 @@ import torch
 from setuptools import build_meta
 
 from build_tools import backend, cuda_toolkit
-from pix2pixhd.ops import library
+from pix2pixhd.ops import extension
 from tests.install.tools import SLOW, Environment, nvcc, torch_with
 
 pytestmark = pytest.mark.install
@@ -147,7 +147,7 @@ def test_the_message_names_the_command(capsys):
 
 @pytest.mark.parametrize("cuda", ["12.8", "13.2", "14.0"])
 def test_the_installed_package_tells_of_the_index_where_it_has_nvcc(cuda):
-    remedy = library.nvcc_remedy(cuda)
+    remedy = extension.nvcc_remedy(cuda)
     assert f"install a CUDA toolkit for CUDA {cuda}" in remedy
     assert ("PIX2PIXHD_CUDA=1" in remedy) == bool(cuda_toolkit.index_requirements(torch_with(cuda)))
 

@@ -191,7 +191,7 @@ import torch
 import pix2pixhd
 from pix2pixhd import _C
 from pix2pixhd.functional import hinge_loss, multi_l1_loss
-from pix2pixhd.ops import library
+from pix2pixhd.ops import extension
 
 generator = torch.Generator().manual_seed(0)
 shapes, weights = [(2, 3, 17, 19), (1, 5, 64, 65), (1, 1, 1, 1)], [1.0, 0.5, 0.25]
@@ -214,7 +214,7 @@ for name, (fused, plain) in losses.items():
 facts = {key: getattr(_C, key) for key in dir(_C) if not key.startswith("_")}
 print(json.dumps({
     **facts, "torch": torch.__version__, "torch_cuda": torch.version.cuda, "file": pix2pixhd.__file__,
-    "package": pix2pixhd.__version__, "cpu": library.cpu().loaded, "cuda": library.cuda().loaded,
-    "cuda_reason": library.cuda().reason,
+    "package": pix2pixhd.__version__, "cpu": extension.cpu().loaded, "cuda": extension.cuda().loaded,
+    "cuda_reason": extension.cuda().reason,
 }))
 """

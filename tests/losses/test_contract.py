@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import pix2pixhd
-from pix2pixhd.ops import choice
+from pix2pixhd.ops import backend
 
 from .contract import Loss, Tensors, losses
 
@@ -178,7 +178,7 @@ def batched_gradients(loss):
 def compile_with_changing_numbers_and_sizes(loss):
     torch._dynamo.reset()
     # The reference under aot_eager: tests/ops/test_numbers.py.
-    counter = CompileCounterWithBackend("eager" if choice._current == "reference" else "aot_eager")
+    counter = CompileCounterWithBackend("eager" if backend._current == "reference" else "aot_eager")
     compiled = torch.compile(lambda xs, factor: factor * loss(xs), backend=counter, fullgraph=True)
     numbers = {name: value for name, value in vars(loss.criterion).items() if isinstance(value, float)}
     fixed, annealed = inputs(loss), set()

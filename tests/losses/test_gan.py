@@ -89,7 +89,7 @@ def test_labels_may_be_numbers(mode):
 
 def test_one_operator_call_for_all_scales(monkeypatch):
     calls = []
-    from pix2pixhd.losses import gan
+    from pix2pixhd.losses import adversarial as gan
 
     for mode, name in [("lsgan", "lsgan_loss"), ("vanilla", "logistic_loss"), ("hinge", "hinge_loss")]:
         calls.clear()

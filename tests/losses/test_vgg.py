@@ -232,7 +232,7 @@ def test_autocast_and_converted_modules(vgg):
 
 def test_one_operator_call_for_all_maps_and_no_graph_on_the_real_side(monkeypatch, vgg):
     calls = []
-    from pix2pixhd.losses import vgg as module
+    from pix2pixhd.losses import perceptual as module
 
     monkeypatch.setattr(module, "multi_l1_loss", lambda *a: calls.append(a) or torch.zeros(()))
     criterion = VGGLoss(vgg=vgg, keep_activations=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pix2pixhd.losses import VGGLoss
-from pix2pixhd.ops.vgg_scale import Float16Scale
+from pix2pixhd.ops.perceptual_scaling import Float16Scale
 
 from .test_vgg import WEIGHTS, pictures
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pix2pixhd.losses import VGGLoss
-from pix2pixhd.ops import vgg_pass
+from pix2pixhd.ops import perceptual_engine as vgg_pass
 
 from .test_vgg import pictures
 

@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pix2pixhd.losses import VGGLoss
 from pix2pixhd.models.vgg import PAPER_LAYERS, load_vgg
-from pix2pixhd.ops.vgg_parts import plan_parts
-from pix2pixhd.ops.vgg_pass import Chain, PartPass, run_part
+from pix2pixhd.ops.perceptual_engine import Chain, PartPass, run_part
+from pix2pixhd.ops.perceptual_tiling import plan_parts
 
 from .test_vgg import pictures
 

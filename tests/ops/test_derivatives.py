@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pix2pixhd
 from pix2pixhd.functional import hinge_loss, logistic_loss, lsgan_loss, mean_loss, multi_l1_loss
-from pix2pixhd.ops.dispatch import zero_of
+from pix2pixhd.ops.autograd import zero_of
 
 ops = torch.ops.pix2pixhd
 

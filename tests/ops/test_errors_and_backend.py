@@ -9,7 +9,7 @@ import torch
 
 import pix2pixhd
 from pix2pixhd.functional import hinge_loss, l1_loss, lsgan_loss, mean_loss, multi_l1_loss
-from pix2pixhd.ops import choice, l1
+from pix2pixhd.ops import backend, multi_l1
 
 x = torch.zeros(3)
 ops = torch.ops.pix2pixhd
@@ -69,7 +69,7 @@ def test_bad_arguments_are_named(backend, call, error, message):
 
 def test_operators_check_what_they_are_given():
     _, signs = ops.multi_l1.default([x], [x], [1.0], [0])
-    rest = ([1.0], *l1.Layouts.of([x]), [0])
+    rest = ([1.0], *multi_l1.Layouts.of([x]), [0])
     one = torch.tensor(1.0)
     cases = [
         (
@@ -155,8 +155,8 @@ def test_backend_from_the_environment():
 
 
 def test_where_no_kernel_is_the_reference_takes_over_with_one_warning(monkeypatch):
-    monkeypatch.setattr(choice, "_REASONS", {"cpu": "the reason; the remedy"})
-    monkeypatch.setattr(choice, "_warned", set())
+    monkeypatch.setattr(backend, "_REASONS", {"cpu": "the reason; the remedy"})
+    monkeypatch.setattr(backend, "_warned", set())
     with pytest.warns(RuntimeWarning, match="run in plain PyTorch, .*the reason; the remedy") as caught:
         losses = [multi_l1_loss([torch.ones(3)], [x]) for _ in range(3)]
     assert [loss.item() for loss in losses] == [1.0] * 3

@@ -9,9 +9,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pix2pixhd
-from pix2pixhd import doctor
+from pix2pixhd.cli import doctor
 from pix2pixhd.functional import hinge_loss, multi_l1_loss
-from pix2pixhd.ops import choice, kernel_images, library, reference
+from pix2pixhd.ops import backend, extension, gpu_support, reference
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ from pix2pixhd.ops import choice, kernel_images, library, reference
     ],
 )
 def test_the_rule(archs, capability, covered):
-    assert kernel_images.covers(archs, capability) == covered
+    assert gpu_support.covers(archs, capability) == covered
 
 
 @pytest.fixture
@@ -58,13 +58,13 @@ def gpus(monkeypatch):
             asked.append(index)
             return capabilities[index or 0]
 
-        monkeypatch.setattr(library, "build_facts", lambda: types.SimpleNamespace(cuda_archs=archs))
+        monkeypatch.setattr(extension, "build_facts", lambda: types.SimpleNamespace(cuda_archs=archs))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
         monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=None: f"Card {capabilities[index or 0][0]}")
-        monkeypatch.setitem(choice._REASONS, "cuda", "")
-        monkeypatch.setattr(choice, "_warned", set())
+        monkeypatch.setitem(backend._REASONS, "cuda", "")
+        monkeypatch.setattr(backend, "_warned", set())
         return asked
 
     return install
@@ -72,9 +72,9 @@ def gpus(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def nothing_asked_yet():
-    kernel_images._find_missing.cache_clear()
+    gpu_support._find_missing.cache_clear()
     yield
-    kernel_images._find_missing.cache_clear()
+    gpu_support._find_missing.cache_clear()
 
 
 REASON = (
@@ -86,32 +86,32 @@ REASON = (
 def test_each_gpu_is_asked_once(gpus):
     asked = gpus((12, 0), (8, 6))
     for _ in range(3):
-        assert choice.unavailable(torch.device("cuda", 0)).startswith(REASON)
-        assert choice.unavailable(torch.device("cuda", 1)) == ""
-        assert choice.unavailable(torch.device("cpu")) == ""
+        assert backend.unavailable(torch.device("cuda", 0)).startswith(REASON)
+        assert backend.unavailable(torch.device("cuda", 1)) == ""
+        assert backend.unavailable(torch.device("cpu")) == ""
     assert asked == [0, 1]
 
 
 def test_a_gpu_that_no_build_supports_is_not_told_to_rebuild(gpus):
     gpus((6, 1))
-    reason = choice.unavailable(torch.device("cuda", 0))
+    reason = backend.unavailable(torch.device("cuda", 0))
     assert reason == "the CUDA kernels need compute capability 7.0 or newer, and Card 6 has 6.1"
 
 
 def test_what_is_not_known_is_no_obstacle(gpus):
     """No facts of the build, or tensors of a GPU that is not there: what torch makes up while it traces."""
     asked = gpus((12, 0), archs="")
-    assert choice.unavailable(torch.device("cuda", 0)) == ""
+    assert backend.unavailable(torch.device("cuda", 0)) == ""
     assert asked == []
-    kernel_images._find_missing.cache_clear()
+    gpu_support._find_missing.cache_clear()
     gpus()
-    assert choice.unavailable(torch.device("cuda", 0)) == ""
+    assert backend.unavailable(torch.device("cuda", 0)) == ""
 
 
 def test_kernels_that_do_not_load_are_the_reason_that_counts(gpus, monkeypatch):
     asked = gpus((12, 0))
-    monkeypatch.setitem(choice._REASONS, "cuda", "they do not load")
-    assert choice.unavailable(torch.device("cuda", 0)) == "they do not load"
+    monkeypatch.setitem(backend._REASONS, "cuda", "they do not load")
+    assert backend.unavailable(torch.device("cuda", 0)) == "they do not load"
     assert asked == []
 
 
@@ -150,14 +150,14 @@ def test_torch_compile_takes_the_answer_for_a_constant(monkeypatch):
         is_available=lambda: True, get_device_capability=capability, get_device_name=lambda index: "Card"
     )
     # Not torch itself: torch.compile would believe in the GPUs too.
-    monkeypatch.setattr(kernel_images, "torch", types.SimpleNamespace(cuda=cuda))
-    monkeypatch.setattr(library, "build_facts", lambda: types.SimpleNamespace(cuda_archs="9.0"))
-    monkeypatch.setitem(choice._REASONS, "cuda", "")
+    monkeypatch.setattr(gpu_support, "torch", types.SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(extension, "build_facts", lambda: types.SimpleNamespace(cuda_archs="9.0"))
+    monkeypatch.setitem(backend._REASONS, "cuda", "")
 
     @torch.compile(fullgraph=True, backend="eager")
     def negated_where_covered(x):
         for index in (0, 1):
-            if not choice.unavailable(torch.device("cuda", index)):
+            if not backend.unavailable(torch.device("cuda", index)):
                 x = -x
         return x
 
@@ -179,7 +179,7 @@ def test_doctor_says_it(gpus, capsys):
     assert lines[2].strip().startswith(f"no: {REASON}")
     assert len(lines) == 3
     gpus((9, 0), (8, 6))
-    kernel_images._find_missing.cache_clear()
+    gpu_support._find_missing.cache_clear()
     assert doctor._gpus(loaded=True)
     assert not doctor._gpus(loaded=False)
     gpus()
@@ -189,8 +189,8 @@ def test_doctor_says_it(gpus, capsys):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu(monkeypatch):
     """Kernels that are said to be for a museum piece are not launched."""
-    monkeypatch.setattr(library, "build_facts", lambda: types.SimpleNamespace(cuda_archs="5.0"))
-    monkeypatch.setattr(choice, "_warned", set())
+    monkeypatch.setattr(extension, "build_facts", lambda: types.SimpleNamespace(cuda_archs="5.0"))
+    monkeypatch.setattr(backend, "_warned", set())
     x = torch.tensor([1.0, -3.0], device="cuda", requires_grad=True)
     with pytest.warns(RuntimeWarning, match=r"the CUDA kernels were built for 5\.0, and "):
         loss = hinge_loss([x], True)

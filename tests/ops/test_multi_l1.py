@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import pix2pixhd
 from pix2pixhd.functional import multi_l1_loss
-from pix2pixhd.ops.l1 import sign_words
+from pix2pixhd.ops.multi_l1 import sign_words
 
 from .oracle import DTYPES, EPS, LAYOUTS, assert_gradient, in_layout, l1, l1_gradients, tensor_pairs
 

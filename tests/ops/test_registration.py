@@ -6,7 +6,7 @@ from torch.library import opcheck
 
 import pix2pixhd
 from pix2pixhd.functional import hinge_loss, logistic_loss, lsgan_loss, mean_loss, multi_l1_loss
-from pix2pixhd.ops.l1 import Layouts
+from pix2pixhd.ops.multi_l1 import Layouts
 
 ops = torch.ops.pix2pixhd
 

@@ -6,10 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pix2pixhd.data import DataOptions
+from pix2pixhd.config.schema import DataOptions, LossOptions, ModelOptions, OptimizerOptions, RunOptions, TrainConfig
 from pix2pixhd.training.module import Pix2PixHD
-from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions, RunOptions
-from pix2pixhd.training.run import TrainConfig
 
 
 def _save(path, array):

@@ -21,10 +21,17 @@ import torch
 from covertable import make as covering_rows
 from PIL import Image
 
-from pix2pixhd.cli import main
-from pix2pixhd.data import DataOptions
-from pix2pixhd.training.options import ComputeOptions, LossOptions, ModelOptions, OptimizerOptions, RunOptions
-from pix2pixhd.training.run import TrainConfig, train
+from pix2pixhd.cli.main import main
+from pix2pixhd.config.schema import (
+    ComputeOptions,
+    DataOptions,
+    LossOptions,
+    ModelOptions,
+    OptimizerOptions,
+    RunOptions,
+    TrainConfig,
+)
+from pix2pixhd.training.run import train
 from pix2pixhd.training.stopping import Stopped
 
 Row = dict[str, Any]

@@ -4,10 +4,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from pix2pixhd.checkpoints.format import load_generator
+from pix2pixhd.config.schema import ModelOptions
 from pix2pixhd.training.average import WeightAverage
-from pix2pixhd.training.checkpoint import load_generator
 from pix2pixhd.training.module import Pix2PixHD
-from pix2pixhd.training.options import ModelOptions
 from pix2pixhd.training.run import train
 
 from .test_limits import states

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pix2pixhd.data import InputError
+from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
 
 from .test_limits import Names, states
@@ -86,8 +86,8 @@ def test_the_seed_is_the_checkpoints(stopped, tmp_path):
 @pytest.mark.parametrize("launcher", ["torchrun", "lightning"])
 def test_another_number_of_processes_is_refused_once(stopped, tmp_path, launcher):
     start, more = {
-        "torchrun": (["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "pix2pixhd.cli"], []),
-        "lightning": (["-m", "pix2pixhd.cli"], ["--trainer.devices=2"]),
+        "torchrun": (["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "pix2pixhd"], []),
+        "lightning": (["-m", "pix2pixhd"], ["--trainer.devices=2"]),
     }[launcher]
     done = subprocess.run(
         [sys.executable, *start, "train", "--resume", f"--run.output={tmp_path / 'run'}", *more],

@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from pix2pixhd.data import DataOptions, InputError
+from pix2pixhd.checkpoints.format import load_generator, read_checkpoint
+from pix2pixhd.config.schema import DataOptions, ModelOptions
+from pix2pixhd.errors import InputError
 from pix2pixhd.models import define_G
-from pix2pixhd.training.checkpoint import load_generator, read_checkpoint
-from pix2pixhd.training.options import ModelOptions
+from pix2pixhd.models.build import build_generator
 
 MODEL = ModelOptions(netG="local", ngf=4, n_downsample_global=1, n_blocks_global=1, n_blocks_local=1)
 DATA = DataOptions(label_nc=4)
@@ -14,7 +15,7 @@ DATA = DataOptions(label_nc=4)
 def nvidia(tmp_path):
     """A file as the original writes it: a bare state dict in the old, unzipped format."""
     path = tmp_path / "latest_net_G.pth"
-    network = MODEL.generator(DATA)
+    network = build_generator(MODEL, DATA)
     torch.save(network.state_dict(), path, _use_new_zipfile_serialization=False)
     return path, network.eval()
 

@@ -4,8 +4,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from pix2pixhd.data import InputError
-from pix2pixhd.training.options import OptimizerOptions
+from pix2pixhd.config.schema import OptimizerOptions
+from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
 
 

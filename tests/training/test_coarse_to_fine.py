@@ -5,11 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from pix2pixhd.cli import main
-from pix2pixhd.data import InputError
-from pix2pixhd.training.checkpoint import read_checkpoint
+from pix2pixhd.checkpoints.format import read_checkpoint
+from pix2pixhd.cli.main import main
+from pix2pixhd.errors import InputError
 from pix2pixhd.training.module import Pix2PixHD
-from pix2pixhd.training.pretrained import load_pretrained
 from pix2pixhd.training.run import train
 
 from .test_run import weights
@@ -87,11 +86,11 @@ def test_resumed_within_the_fixed_epochs(make_local, global_run):
 
 def test_the_trained_part_sees_what_it_was_trained_on(make_local, global_run):
     """The global part inside the enhancer gives the features that the global generator gave."""
-    from pix2pixhd.training.checkpoint import load_generator
+    from pix2pixhd.checkpoints.format import load_generator
 
     config = make_local("local", global_run)
     module = Pix2PixHD(config.model, config.data, config.loss)
-    load_pretrained(module, global_run)
+    module.load_pretrained(global_run)
     coarse = load_generator(global_run / "checkpoints" / "last.ckpt").network
     x = torch.randn(1, 5, 16, 16)
     assert torch.equal(module.netG.model(x), coarse.model[:-3](x))
@@ -104,8 +103,8 @@ def test_nvidias_files_are_a_beginning_too(make_config, global_run, tmp_path, ca
     config = make_config("again")
     module = Pix2PixHD(config.model, config.data, config.loss)
     with pytest.raises(InputError, match=r"run\.load_pretrain: .*latest_net_G\.pth is one of .*; name its folder, "):
-        load_pretrained(module, folder / "latest_net_G.pth")
-    told = load_pretrained(module, folder)
+        module.load_pretrained(folder / "latest_net_G.pth")
+    told = module.load_pretrained(folder)
     assert told.endswith("the generator, the discriminator")
     saved = read_checkpoint(last).weights
     for name, value in weights(module).items():
@@ -117,11 +116,11 @@ def test_weights_that_do_not_fit(make_config, make_local, global_run, tmp_path):
     config = make_config("other")
     config.model.ngf = 8
     with pytest.raises(InputError, match=r"do not fit the network: .*of another shape"):
-        load_pretrained(Pix2PixHD(config.model, config.data, config.loss), global_run)
+        Pix2PixHD(config.model, config.data, config.loss).load_pretrained(global_run)
     with pytest.raises(
         InputError, match=r"run\.load_pretrain: .* holds neither checkpoints/last\.ckpt nor latest_net_G"
     ):
-        load_pretrained(Pix2PixHD(config.model, config.data, config.loss), tmp_path)
+        Pix2PixHD(config.model, config.data, config.loss).load_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"without run\.load_pretrain is random"):
         train(make_local("local"))
     config = make_config("fixed")
@@ -144,7 +143,7 @@ def test_a_discriminator_of_nvidias_no_ganFeat_loss(make_config, tmp_path, norm,
     flat = define_D(8, 4, 2, norm, num_D=num_D)
     torch.save(module.netG.state_dict(), tmp_path / "latest_net_G.pth")
     torch.save(flat.state_dict(), tmp_path / "latest_net_D.pth")
-    told = load_pretrained(module, tmp_path)
+    told = module.load_pretrained(tmp_path)
     assert told.endswith("the discriminator" if num_D == 2 else "the discriminator (its scale1 start anew)")
     x = torch.randn(1, 8, 16, 24)
     coarse = x if num_D == 2 else flat.downsample(x)
@@ -153,4 +152,4 @@ def test_a_discriminator_of_nvidias_no_ganFeat_loss(make_config, tmp_path, norm,
     flat.layer0.add_module("11", torch.nn.Conv2d(1, 1, 1))
     torch.save(flat.state_dict(), tmp_path / "latest_net_D.pth")
     with pytest.raises(InputError, match=r"2 not known to this network \(layer0\.11\.bias"):
-        load_pretrained(module, tmp_path)
+        module.load_pretrained(tmp_path)

@@ -4,12 +4,13 @@ from PIL import Image
 
 pytest.importorskip("skimage")
 
-from pix2pixhd.cli import main
-from pix2pixhd.data import DataOptions, check_pairs, find_pairs
-from pix2pixhd.data import demo as demo_data
-from pix2pixhd.training import demo
-from pix2pixhd.training.config import parse_train
-from pix2pixhd.training.pictures import colorize, sheet, with_titles
+from pix2pixhd.cli.main import main
+from pix2pixhd.config.parser import parse_train
+from pix2pixhd.config.schema import DataOptions
+from pix2pixhd.data import check_pairs, find_pairs
+from pix2pixhd.demo import dataset as demo_data
+from pix2pixhd.demo import run as demo
+from pix2pixhd.reporting.image_grid import colorize, sheet, with_titles
 
 
 @pytest.fixture(scope="module")

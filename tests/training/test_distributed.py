@@ -12,12 +12,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import yaml
 
-from pix2pixhd.data import DataOptions, PairedDataset, encode_input, find_pairs
-from pix2pixhd.training.checkpoint import load_generator, read_checkpoint
+from pix2pixhd.checkpoints.format import load_generator, read_checkpoint
+from pix2pixhd.config.schema import DataOptions, LossOptions, ModelOptions, OptimizerOptions
+from pix2pixhd.data import PairedDataset, encode_input, find_pairs
+from pix2pixhd.inference.padding import generate_padded
 from pix2pixhd.training.distributed import AveragedGradients, _buckets
 from pix2pixhd.training.module import Pix2PixHD
-from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions
-from pix2pixhd.training.padding import generate_padded
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -115,10 +115,8 @@ def test_a_run_of_two_processes(make_config, data_root, tmp_path, launcher):
     if launcher == "lightning":
         sections["trainer"]["devices"] = 2
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(sections))
-    start = (
-        ["-m", "pix2pixhd.cli"] if launcher == "lightning" else ["-m", "torch.distributed.run", "--nproc_per_node=2"]
-    )
-    command = [sys.executable, *start, *(["-m", "pix2pixhd.cli"] if launcher == "torchrun" else [])]
+    start = ["-m", "pix2pixhd"] if launcher == "lightning" else ["-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command = [sys.executable, *start, *(["-m", "pix2pixhd"] if launcher == "torchrun" else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     # Within the second epoch, by a limit that all processes reach together.
     for resume in (["--trainer.max_steps=3"], ["--resume", "--optimizer.niter=3"]):

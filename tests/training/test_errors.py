@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torch._dynamo.exc import TorchDynamoException
 
-from pix2pixhd import cli
-from pix2pixhd.bench import cli as bench
-from pix2pixhd.cli import main
+from pix2pixhd.cli import bench
+from pix2pixhd.cli.main import main
+from pix2pixhd.cli.main import main as cli
+from pix2pixhd.cli.train_help import MOST_USED
+from pix2pixhd.config.parser import SECTIONS, build_parser
+from pix2pixhd.config.schema.trainer import TrainerOptions
 from pix2pixhd.training import run
-from pix2pixhd.training.config import SECTIONS, build_parser
-from pix2pixhd.training.train_help import MOST_USED
-from pix2pixhd.training.trainer_options import TrainerOptions
 
 
 def fails(capsys, arguments, *parts):
@@ -249,7 +249,7 @@ def run_python(code):
 
 
 def test_missing_extras_name_the_command_to_install():
-    hide = "import sys; sys.modules['{}'] = None\nfrom pix2pixhd.cli import main\nsys.exit(main({}))"
+    hide = "import sys; sys.modules['{}'] = None\nfrom pix2pixhd.cli.main import main\nsys.exit(main({}))"
     done = run_python(hide.format("lightning", ["train"]))
     assert done.returncode == 2
     assert "pip install 'pix2pixhd-fused[train]'" in done.stderr
@@ -261,19 +261,19 @@ def test_missing_extras_name_the_command_to_install():
 
 def test_the_command_starts_without_lightning():
     heavy = "{'lightning', 'jsonargparse', 'tensorboard', 'torchmetrics', 'skimage'}"
-    done = run_python(f"import sys, pix2pixhd.cli, pix2pixhd.models; print({heavy} & set(sys.modules))")
+    done = run_python(f"import sys, pix2pixhd.cli.main, pix2pixhd.models; print({heavy} & set(sys.modules))")
     assert done.stdout == "set()\n", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("arguments", ["['train', '--help']", "['train', '--config', 'pairs', '-h']", "['--help']"])
 def test_help_imports_neither_torch_nor_lightning(arguments):
     heavy = "{'lightning', 'jsonargparse', 'torch', 'yaml'}"
-    code = f"import sys\nfrom pix2pixhd.cli import main\ntry: main({arguments})\nexcept SystemExit: pass\n"
+    code = f"import sys\nfrom pix2pixhd.cli.main import main\ntry: main({arguments})\nexcept SystemExit: pass\n"
     done = run_python(f"{code}print({heavy} & set(sys.modules))")
     assert done.stdout.endswith("\nset()\n"), done.stdout + done.stderr
 
 
 def test_the_command_line_is_checked_without_lightning():
-    code = "import sys\nfrom pix2pixhd.cli import main\nassert main(['train', '--lr=1']) == 2\n"
+    code = "import sys\nfrom pix2pixhd.cli.main import main\nassert main(['train', '--lr=1']) == 2\n"
     done = run_python(f"{code}print('lightning' in sys.modules)")
     assert done.stdout == "False\n", done.stdout + done.stderr

@@ -7,9 +7,9 @@ import onnxruntime
 import pytest
 import torch
 
-from pix2pixhd.cli import main
+from pix2pixhd.checkpoints.format import load_generator
+from pix2pixhd.cli.main import main
 from pix2pixhd.data import encode_input
-from pix2pixhd.training.checkpoint import load_generator
 
 
 def run(*arguments):
@@ -86,7 +86,7 @@ def test_nvidias_files_export_too(last, tmp_path, capsys):
 
 
 def test_another_picture_is_an_error_and_no_file(last, tmp_path, monkeypatch, capsys):
-    from pix2pixhd.training import export
+    from pix2pixhd.inference import export
 
     monkeypatch.setattr(export, "_TOLERANCE", -1.0)
     path = tmp_path / "city.pt2"

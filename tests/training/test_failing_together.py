@@ -8,7 +8,7 @@ import sys
 import lightning.pytorch as pl
 import pytest
 
-from pix2pixhd.data import InputError
+from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ def test_an_image_that_one_process_cannot_read(command_line, data_root, launcher
     # In the order of names the first process reads a and c, the second one b.
     (data_root / "train_img" / f"{name}.png").write_bytes(b"damaged")
     arguments = command_line("--data.check=false", "--run.display_freq=0", "--data.serial_batches=true")
-    done = run(["-m", "pix2pixhd.cli"], arguments, launcher)
+    done = run(["-m", "pix2pixhd"], arguments, launcher)
     assert done.returncode != 0
     assert f"{name}.png: cannot be read" in done.stderr, done.stderr
     if launcher == "lightning":
@@ -48,7 +48,7 @@ def test_an_image_that_one_process_cannot_read(command_line, data_root, launcher
 
 def poisoned():
     """The command line, with a loss that is NaN in the second process only."""
-    from pix2pixhd import cli
+    from pix2pixhd.cli.main import main as cli
     from pix2pixhd.training.module import Pix2PixHD
 
     compute = Pix2PixHD.compute_gradients

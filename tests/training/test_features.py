@@ -7,14 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from pix2pixhd.cli import main
-from pix2pixhd.data import InputError, PairedDataset, find_pairs
-from pix2pixhd.training import features
-from pix2pixhd.training.checkpoint import load_generator
-from pix2pixhd.training.features import FeatureClusters, cluster_features, encode_picture
-from pix2pixhd.training.generate import generate_picture
-from pix2pixhd.training.options import ModelOptions
-from pix2pixhd.training.padding import encode_padded
+from pix2pixhd.checkpoints.format import load_generator
+from pix2pixhd.cli.main import main
+from pix2pixhd.config.schema import ModelOptions
+from pix2pixhd.data import PairedDataset, find_pairs
+from pix2pixhd.errors import InputError
+from pix2pixhd.inference import instance_features as features
+from pix2pixhd.inference.generate import generate_picture
+from pix2pixhd.inference.instance_features import FeatureClusters, cluster_features, encode_picture
+from pix2pixhd.inference.padding import encode_padded
 from pix2pixhd.training.run import train
 
 from .test_run import assert_identical, weights

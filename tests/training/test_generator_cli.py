@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pix2pixhd import cli
-from pix2pixhd.cli import main
-from pix2pixhd.training import features
-from pix2pixhd.training.features import FeatureClusters
-from pix2pixhd.training.progress import progress_bar
+from pix2pixhd.cli.main import main
+from pix2pixhd.cli.main import main as cli
+from pix2pixhd.inference import instance_features as features
+from pix2pixhd.inference.instance_features import FeatureClusters
+from pix2pixhd.reporting.progress import progress_bar
 
 NETWORK = {"label_nc": 4, "ngf": 4, "n_downsample_global": 2, "n_blocks_global": 1}
 FEATURES = {"feat_num": 2, "nef": 4, "n_downsample_E": 2}

@@ -6,9 +6,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from pix2pixhd.data import InputError
+from pix2pixhd.config.schema import OptimizerOptions
+from pix2pixhd.errors import InputError
 from pix2pixhd.training import run, stopping
-from pix2pixhd.training.options import OptimizerOptions
 from pix2pixhd.training.run import train
 
 from .test_run import assert_identical, files

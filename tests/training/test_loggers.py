@@ -13,9 +13,9 @@ from lightning.pytorch.loggers import mlflow as lightning_mlflow
 from lightning.pytorch.loggers import wandb as lightning_wandb
 from PIL import Image
 
-from pix2pixhd.data import InputError
+from pix2pixhd.errors import InputError
 from pix2pixhd.training import loggers
-from pix2pixhd.training.callbacks import SampleSheets
+from pix2pixhd.training.callbacks.samples import SampleSheets
 from pix2pixhd.training.run import train
 
 from .test_run import files

@@ -11,10 +11,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from pix2pixhd.data import InputError
-from pix2pixhd.training import checkpoint_io
-from pix2pixhd.training.checkpoint import read_checkpoint
-from pix2pixhd.training.checkpoint_io import AtomicCheckpointIO
+from pix2pixhd.checkpoints import atomic as checkpoint_io
+from pix2pixhd.checkpoints.atomic import AtomicCheckpointIO
+from pix2pixhd.checkpoints.format import read_checkpoint
+from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
 
 from .test_run import assert_identical, weights
@@ -92,7 +92,7 @@ def test_a_killed_run_resumes_to_where_an_unbroken_one_ends(command_line, make_c
     unbroken = weights(train(make_config("unbroken", epochs=epochs)))
     arguments = [*command_line(output="killed"), f"--optimizer.niter={epochs}", "--run.display_freq=2"]
     arguments += ["--run.sample_count=2"]
-    command = [sys.executable, "-m", "pix2pixhd.cli", *arguments]
+    command = [sys.executable, "-m", "pix2pixhd", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:

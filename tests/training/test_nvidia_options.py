@@ -8,12 +8,12 @@ import pytest
 import torch
 import yaml
 
-from pix2pixhd.cli import main
-from pix2pixhd.data import InputError
+from pix2pixhd.cli.main import main
+from pix2pixhd.config.nvidia import to_config
+from pix2pixhd.config.nvidia_names import ELSEWHERE, FLAGS, RENAMED, hint
+from pix2pixhd.config.parser import build_parser, parse_train
+from pix2pixhd.errors import InputError
 from pix2pixhd.losses.presets import PRESETS
-from pix2pixhd.training.config import build_parser, parse_train
-from pix2pixhd.training.nvidia_names import ELSEWHERE, FLAGS, RENAMED, hint
-from pix2pixhd.training.nvidia_options import to_config
 
 # What --name city writes, of the original's base_options.py and train_options.py, in its form.
 OPTIONS = {

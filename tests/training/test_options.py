@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pix2pixhd.cli import main
-from pix2pixhd.data import DataOptions, InputError
-from pix2pixhd.training import loggers, metrics
-from pix2pixhd.training.checkpoint import load_generator, read_checkpoint
-from pix2pixhd.training.metrics import build_metrics, update_metrics
-from pix2pixhd.training.options import ComputeOptions
+from pix2pixhd.checkpoints.format import load_generator, read_checkpoint
+from pix2pixhd.cli.main import main
+from pix2pixhd.config.schema import ComputeOptions, DataOptions
+from pix2pixhd.errors import InputError
+from pix2pixhd.reporting import metrics
+from pix2pixhd.reporting.metrics import build_metrics, update_metrics
+from pix2pixhd.training import loggers
 from pix2pixhd.training.run import train
 
 from .test_run import assert_identical, files, weights

@@ -7,8 +7,9 @@ import shlex
 
 import pytest
 
-from pix2pixhd import cli, files
-from pix2pixhd.training.options import ModelOptions
+from pix2pixhd import files
+from pix2pixhd.cli.main import main as cli
+from pix2pixhd.config.schema import ModelOptions
 
 FEATURES = {"ngf": 4, "n_downsample_global": 2, "n_blocks_global": 1, "ndf": 4, "n_layers_D": 2, "num_D": 1}
 FEATURES |= {"instance_feat": True, "feat_num": 2, "nef": 4, "n_downsample_E": 2}
@@ -156,7 +157,7 @@ def test_a_disk_that_is_really_full(run, tmp_path, full_disk, command):
 
 @pytest.mark.parametrize("command", PRINTING)
 def test_commands_that_only_print(run, tmp_path, monkeypatch, data_root, command):
-    from pix2pixhd import doctor
+    from pix2pixhd.cli import doctor
 
     monkeypatch.setattr(doctor, "_speed_up", lambda device: "")
     if command == "migrate":
@@ -253,7 +254,7 @@ def test_two_images_of_one_name(run, tmp_path, data_root):
 
 
 def test_training_does_not_write_among_its_data(run, make_config, data_root):
-    from pix2pixhd.data import InputError
+    from pix2pixhd.errors import InputError
     from pix2pixhd.training.run import train
 
     config = make_config()
@@ -294,8 +295,8 @@ def test_a_config_of_other_origin_is_kept_under_another_name(run, tmp_path):
 
 def test_the_demo_replaces_its_own_files_only(tmp_path, monkeypatch):
     pytest.importorskip("skimage")
-    from pix2pixhd.data import InputError
-    from pix2pixhd.training import demo
+    from pix2pixhd.demo import run as demo
+    from pix2pixhd.errors import InputError
 
     def small(out, max_minutes, seed):
         for name in ("data/train_img/a.png", "run/logs/run_0/metrics.csv", "demo.yaml", "results.png"):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pix2pixhd.data import InputError
-from pix2pixhd.training.options import LossOptions
-from pix2pixhd.training.pool import ImagePool
+from pix2pixhd.config.schema import LossOptions
+from pix2pixhd.errors import InputError
+from pix2pixhd.training.image_pool import ImagePool
 from pix2pixhd.training.run import train
 
 from .test_run import assert_identical, weights

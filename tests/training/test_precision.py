@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from pix2pixhd.cli import main
-from pix2pixhd.data import InputError
-from pix2pixhd.training.metrics import build_metrics, update_metrics
+from pix2pixhd.cli.main import main
+from pix2pixhd.errors import InputError
+from pix2pixhd.reporting.metrics import build_metrics, update_metrics
 from pix2pixhd.training.precision import SharedScalePrecision
 from pix2pixhd.training.run import train
 

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 import pix2pixhd
-from pix2pixhd.data import InputError
+from pix2pixhd.config.schema.trainer import TrainerOptions
+from pix2pixhd.errors import InputError
 from pix2pixhd.training.distributed import AveragedGradients
 from pix2pixhd.training.processes import process_count, spread
-from pix2pixhd.training.trainer_options import TrainerOptions
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -98,7 +98,7 @@ def test_shipped_configurations_leave_the_number_to_the_launcher():
 
 @pytest.mark.slow
 def test_torchrun_with_another_number_of_devices_trains_nothing(command_line, tmp_path):
-    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "pix2pixhd.cli"]
+    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "pix2pixhd"]
     done = subprocess.run(
         [sys.executable, *command, *command_line("--trainer.devices=1")],
         capture_output=True,

@@ -7,8 +7,8 @@ import urllib.parse
 import pytest
 import torch
 
-from pix2pixhd.cli import main
-from pix2pixhd.training.results import figures_of, write_page
+from pix2pixhd.cli.main import main
+from pix2pixhd.reporting.results_page import figures_of, write_page
 from pix2pixhd.training.run import train
 
 

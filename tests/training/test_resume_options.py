@@ -8,10 +8,10 @@ import lightning.pytorch as pl
 import pytest
 import yaml
 
-from pix2pixhd.cli import main
-from pix2pixhd.data import InputError
-from pix2pixhd.training.checkpoint import read_checkpoint
-from pix2pixhd.training.config import absolute_paths, config_text, parse_train
+from pix2pixhd.checkpoints.format import read_checkpoint
+from pix2pixhd.cli.main import main
+from pix2pixhd.config.parser import absolute_paths, config_text, parse_train
+from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
 
 from .test_run import assert_identical, files, weights

@@ -9,10 +9,11 @@ import torch
 import yaml
 from PIL import Image
 
-from pix2pixhd.cli import main
-from pix2pixhd.data import InputError, PairedDataset, find_pairs
-from pix2pixhd.training.checkpoint import load_generator, read_checkpoint
-from pix2pixhd.training.config import config_text, parse_train
+from pix2pixhd.checkpoints.format import load_generator, read_checkpoint
+from pix2pixhd.cli.main import main
+from pix2pixhd.config.parser import config_text, parse_train
+from pix2pixhd.data import PairedDataset, find_pairs
+from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
 
 

@@ -5,8 +5,8 @@ import shlex
 
 import pytest
 
-from pix2pixhd.cli import main
-from pix2pixhd.data import InputError
+from pix2pixhd.cli.main import main
+from pix2pixhd.errors import InputError
 from pix2pixhd.training import stopping
 from pix2pixhd.training.run import train
 

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pix2pixhd.data import DataOptions, one_hot
+from pix2pixhd.config.schema import DataOptions, LossOptions, ModelOptions, OptimizerOptions
+from pix2pixhd.data import one_hot
 from pix2pixhd.training.module import Pix2PixHD
-from pix2pixhd.training.options import LossOptions, ModelOptions, OptimizerOptions
 
 
 def make_module(data=None, **loss):

@@ -11,8 +11,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from pix2pixhd.data import InputError
-from pix2pixhd.training.checkpoint import read_checkpoint
+from pix2pixhd.checkpoints.format import read_checkpoint
+from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
 from pix2pixhd.training.stopping import Stopped
 
@@ -120,7 +120,7 @@ def test_accumulated_gradients_are_never_cut_in_two(make_config):
 def test_sigterm_of_a_real_process(command_line, tmp_path, processes):
     """As a cluster's scheduler does it: to every process; the exit code is the shell's for SIGTERM."""
     arguments = [*command_line(output="stopped"), "--optimizer.niter=2000"]
-    start = ["-m", "pix2pixhd.cli"]
+    start = ["-m", "pix2pixhd"]
     if processes == 2:
         start = ["-m", "torch.distributed.run", "--nproc_per_node=2", *start]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

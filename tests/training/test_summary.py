@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from pix2pixhd.cli import main
+from pix2pixhd.cli.main import main
 from pix2pixhd.training.run import train
 from pix2pixhd.training.stopping import Stopped
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import yaml
 
-from pix2pixhd.data import DataOptions, InputError
-from pix2pixhd.training.config import config_text, parse_train
-from pix2pixhd.training.options import ModelOptions, OptimizerOptions, RunOptions, TrainConfig
+from pix2pixhd.config.parser import config_text, parse_train
+from pix2pixhd.config.schema import DataOptions, ModelOptions, OptimizerOptions, RunOptions, TrainConfig
+from pix2pixhd.config.schema.trainer import REFUSED, TrainerOptions, trainer_options
+from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
-from pix2pixhd.training.trainer_options import REFUSED, TrainerOptions, trainer_options
 
 
 def test_every_option_of_lightning_is_supported_or_refused():

@@ -3,8 +3,8 @@
 import lightning.pytorch as pl
 import pytest
 
+from pix2pixhd.training.callbacks.checkpoints import RunCheckpoints
 from pix2pixhd.training.run import train
-from pix2pixhd.training.saving import RunCheckpoints
 
 from .test_limits import Names, make, states  # noqa: F401
 from .test_run import assert_identical, files

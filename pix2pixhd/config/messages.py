@@ -1,0 +1,84 @@
+"""The parser's error messages in plain words."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+__all__ = ["as_options", "in_plain_words"]
+
+# The ways in which jsonargparse reports an unknown option.
+_UNKNOWN = (
+    re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.]+)'"),
+    re.compile(r"[Kk]ey ['\"](?P<name>[\w.]+)['\"] is not expected"),
+    re.compile(r"[Uu]nrecognized arguments: --?(?P<name>[\w.]+)"),
+    re.compile(r"[Oo]ption ['\"](?P<name>[\w.]+)['\"] is not accepted"),
+)
+
+
+def in_plain_words(error: Exception, parser: jsonargparse.ArgumentParser, file: str = "the configuration") -> str:
+    """The gist of jsonargparse's message, with a hint for an unknown option.
+
+    Args:
+        error: The exception.
+        parser: The parser that raised it.
+        file: Name of the configuration file that was read.
+
+    Returns:
+        One line.
+    """
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    for pattern in _UNKNOWN:
+        if unknown := pattern.search(text):
+            name = ".".join(part for part in (unknown.groupdict().get("group"), unknown["name"]) if part)
+            return _unknown(name, parser)
+    text = text.replace("Problems parsing config", f"{file} is not valid YAML")
+    return f"configuration: {_without_types(text)}"
+
+
+def as_options(text: str) -> str:
+    """A message of the losses with the configuration's options in place of Python arguments.
+
+    Example:
+        >>> as_options('pass its path, VGGLoss(vgg="/path/to/vgg19.pth"), or vgg="random"')
+        'pass its path, loss.vgg: /path/to/vgg19.pth, or loss.vgg: random'
+    """
+    text = re.sub(r"VGGLoss\((vgg=['\"][^'\"]*['\"])\)", r"\1", text)
+    return re.sub(r"\bvgg=['\"]([^'\"]*)['\"]", r"loss.vgg: \1", text)
+
+
+def _unknown(name: str, parser: jsonargparse.ArgumentParser) -> str:
+    from pix2pixhd.config.nvidia_names import hint
+    from pix2pixhd.config.schema.trainer import REFUSED
+
+    section, _, option = name.rpartition(".")
+    if section == "trainer" and option in REFUSED:
+        return f"{name} is not supported: {REFUSED[option]}"
+    if not section and (renamed := hint(name)) is not None:
+        return f"configuration: there is no option {name}; {renamed}"
+    dotted = [action.dest for action in parser._actions if "." in action.dest]
+    known = [*sorted({key.split(".")[0] for key in dotted}), *dotted]
+    same = [key for key in dotted if not section and key.split(".")[1] == name]
+    close = same or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    advice = f"did you mean {close[0]}?" if close else "`pix2pixhd train --help-all` lists the options"
+    return f"configuration: there is no option {name}; {advice}"
+
+
+def _without_types(text: str) -> str:
+    """The parser's message without Python's notation of types."""
+    text = re.sub(r"Parser key \"([\w.]+)\":", r"\1:", text)
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    text = re.sub(r" a typing\.Literal\[([^\]]*)\]", r" one of \1", text)
+    union = re.match(
+        r"(?P<key>[\w.]+:) Does not validate against any of the Union subtypes Subtypes: \[(?P<types>.*)\] Errors: .*"
+        r"Given value: (?P<value>.*)",
+        text,
+    )
+    if union:
+        types = union["types"].replace("typing.Literal", "one of ").replace("NoneType", "null")
+        text = f"{union['key']} Expected {types}. Got value: {union['value']}"
+    return text

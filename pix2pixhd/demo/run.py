@@ -1,0 +1,202 @@
+"""``pix2pixhd demo``: the whole package in minutes, from photographs that scikit-image ships."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import default_collate
+
+from pix2pixhd.config.parser import config_text
+from pix2pixhd.config.schema import DataOptions, LossOptions, ModelOptions, OptimizerOptions, RunOptions, TrainConfig
+from pix2pixhd.data import PairedDataset, find_pairs
+from pix2pixhd.data.images import save_png, tensor_to_picture
+from pix2pixhd.demo.dataset import LABEL_NC, write_demo_data
+from pix2pixhd.demo.savings import Savings, measure_savings
+from pix2pixhd.files import Record, check_writable, write_text
+from pix2pixhd.reporting.image_grid import sheet, with_titles
+from pix2pixhd.reporting.results_page import sample_pictures
+from pix2pixhd.training.module import Pix2PixHD
+from pix2pixhd.training.run import train
+
+__all__ = ["Results", "demo_config", "run_demo"]
+
+_EPOCHS = 16
+_CROPS = 320
+_CONFIG = "demo.yaml"
+_SHEET = "results.png"
+_SECONDS_AROUND = 15.0  # validation, sample sheets, the results
+
+
+def demo_config(out: pathlib.Path, seed: int, epochs: int) -> TrainConfig:
+    """The demo's configuration: a small global generator, a discriminator of two scales, crops of 64×64."""
+    return TrainConfig(
+        data=DataOptions(
+            dataroot=str(out / "data"),
+            val_phase="test",
+            label_nc=LABEL_NC,
+            resize_or_crop="crop",
+            fineSize=64,
+            batchSize=8,
+            nThreads=0,
+        ),
+        # Batch norm, because instance norm takes from a crop that lies in one class the very class it lies in, and
+        # learns colours several times more slowly.
+        model=ModelOptions(ngf=32, n_downsample_global=2, n_blocks_global=3, norm="batch", ndf=32),
+        # The perceptual loss needs VGG19's ImageNet weights, a download of 550 MB.
+        loss=LossOptions(lambda_vgg=0.0),
+        optimizer=OptimizerOptions(lr=1e-3, niter=epochs - epochs // 2, niter_decay=epochs // 2),
+        run=RunOptions(output=str(out / "run"), seed=seed, display_freq=160, save_epoch_freq=_EPOCHS),
+        trainer={"accelerator": "cpu", "check_val_every_n_epoch": 4},
+    )
+
+
+@torch.no_grad()
+def _held_out_error(module: Pix2PixHD, dataset: PairedDataset) -> float:
+    """Mean absolute difference per channel, of pictures in [−1, 1]."""
+    module.eval()
+    errors = []
+    for i in range(len(dataset)):
+        batch: Any = default_collate([dataset[i]])
+        errors.append((module(module.encode(batch)) - batch["image"]).abs().mean())
+    module.train()
+    return float(torch.stack(errors).mean())
+
+
+class _Before(pl.Callback):
+    """Takes the untrained generator's error."""
+
+    def __init__(self, dataset: PairedDataset) -> None:
+        self.dataset = dataset
+        self.error = float("nan")
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Pix2PixHD)
+        self.error = _held_out_error(pl_module, self.dataset)
+
+
+class _Plan(pl.Callback):
+    """Trains fewer epochs where the time is too short for all, with the same course of the learning rate.
+
+    Measured as it goes, because a machine's speed in the first second says little about the next minutes.
+    """
+
+    def __init__(self, options: OptimizerOptions, seconds: float) -> None:
+        self.options = options
+        self.epochs = options.niter + options.niter_decay
+        self.end = time.perf_counter() + seconds
+        self.times = [time.perf_counter()]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        done = trainer.current_epoch + 1
+        self.times.append(time.perf_counter())
+        recent = self.times[-4:]
+        per_epoch = (recent[-1] - recent[0]) / (len(recent) - 1)
+        total = min(self.epochs, done + max(0, int((self.end - recent[-1]) / per_epoch)))
+        # The schedulers ask these options for the rate of the next epoch.
+        self.options.niter, self.options.niter_decay = total - total // 2, total // 2
+        trainer.should_stop = trainer.should_stop or done >= total
+
+
+def _save_results(module: Pix2PixHD, dataset: PairedDataset, path: pathlib.Path) -> None:
+    rows = [sample_pictures(module, dataset[i]) for i in range(len(dataset))]
+    grid = tensor_to_picture(sheet(rows, rows_across=2))
+    save_png(with_titles(grid, ["label", "generated", "real"] * 2), path)
+
+
+def _held_out(config: TrainConfig) -> PairedDataset:
+    return PairedDataset(find_pairs(config.data, "test"), config.data, config.model.multiple, augment=False)
+
+
+def _savings(module: Pix2PixHD, config: TrainConfig) -> Savings:
+    """On the features of one batch of the run."""
+    pairs = find_pairs(config.data, "train")
+    dataset = PairedDataset(pairs, config.data, config.model.multiple, augment=True)
+    batch: Any = default_collate([dataset[i] for i in range(config.data.batchSize)])
+    condition = module.encode(batch)
+    with torch.no_grad():
+        fake = module(condition)
+    return measure_savings(module, condition, fake, batch["image"])
+
+
+def _told(savings: Savings) -> str:
+    fused, plain = savings.fused, savings.plain
+    return (
+        f"fused {fused.seconds * 1e3:.2f} ms a step, plain PyTorch {plain.seconds * 1e3:.2f} ms: "
+        f"{savings.ratio:.1f} times as fast; kept for the backward {fused.kept / 2**20:.1f} instead of "
+        f"{plain.kept / 2**20:.1f} MB ({savings.elements / 1e6:.1f} M feature elements)"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What the demo found.
+
+    Attributes:
+        untrained: L1 error of the untrained generator on held-out crops, pictures in [−1, 1].
+        trained: The same after training.
+        savings: What the fused losses saved.
+    """
+
+    untrained: float
+    trained: float
+    savings: Savings
+
+
+def run_demo(out: pathlib.Path, max_minutes: float = 4.0, seed: int = 0) -> Results:
+    """Builds the data, trains, and writes a sheet of results on crops that the generator has never seen.
+
+    Args:
+        out: Folder for data, run and ``results.png``. Files of an earlier demo there are replaced, others never.
+        max_minutes: Upper bound of the duration.
+        seed: Seed of everything random.
+
+    Returns:
+        The errors before and after, and what the fused losses saved.
+
+    Raises:
+        InputError: If ``out`` cannot be written to, or holds files of other origin in the places of the demo's.
+    """
+    check_writable(out, "--out")
+    record = Record(out, ["data", "run", _CONFIG, _SHEET])
+    record.clear("--out")
+    try:
+        return _run(out, max_minutes, seed)
+    finally:
+        record.save()
+
+
+def _run(out: pathlib.Path, max_minutes: float, seed: int) -> Results:
+    began = time.perf_counter()
+    config = demo_config(out, seed, _EPOCHS)
+    write_text(out / _CONFIG, config_text(config))
+    print("1/3  data: training and held-out crops of four photographs, with label and instance maps", flush=True)
+    write_demo_data(out / "data", _CROPS, seed)
+
+    budget = max_minutes * 60 - (time.perf_counter() - began) - _SECONDS_AROUND
+    # Not in the file, which is for longer runs too.
+    config.trainer["max_time"] = {"seconds": max(int(budget), 1)}
+    print(
+        f"2/3  training: up to {_EPOCHS} epochs of {_CROPS} crops on the CPU. No perceptual loss (lambda_vgg 0): "
+        "VGG19's weights would be a download",
+        flush=True,
+    )
+    held_out = _held_out(config)
+    before = _Before(held_out)
+    module = train(config, callbacks=[before, _Plan(config.optimizer, budget)])
+
+    after = _held_out_error(module, held_out)
+    _save_results(module, held_out, out / _SHEET)
+    savings = _savings(module, config)
+    fall = 1 - after / before.error
+    print(f"3/3  results, after {(time.perf_counter() - began) / 60:.1f} minutes:")
+    print(f"     pictures   {out / _SHEET}: label | generated | real, of crops the generator has never seen")
+    print(f"     page       {out / 'run' / 'results' / 'index.html'}: the same one by one, with figures")
+    print(f"     L1 error   on held-out crops {before.error:.3f} untrained, {after:.3f} trained: {fall:.0%} lower")
+    print(f"     losses     {_told(savings)}")
+    print(f"     again      pix2pixhd train --config {out / _CONFIG} --run.output {out / 'again'}")
+    return Results(before.error, after, savings)

@@ -1,0 +1,240 @@
+"""Python face of ``multi_l1``: fake kernels, autograd, the eager fast path.
+
+The forward keeps two bits per element, the sign of ``input − target``, and neither input nor target: the gradient of
+``weight · mean|input − target|`` is ``weight / numel · sign``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from pix2pixhd.ops import recycling
+from pix2pixhd.ops.autograd import LARGE, below_autograd, dense_or_contiguous, requested, transformed, wider
+from pix2pixhd.ops.scalars import Number, all_constant
+
+SIGN_TILE = 256  # csrc/types.h: kSignTile
+SIGN_WORDS_PER_TILE = 16
+
+_CODES = {torch.float32: 6, torch.float64: 7, torch.float16: 5, torch.bfloat16: 15}  # c10::ScalarType
+_DTYPES = {code: dtype for dtype, code in _CODES.items()}
+
+
+def sign_words(numel: int) -> int:
+    """Number of 32-bit words that hold the signs of ``numel`` elements."""
+    return (numel + SIGN_TILE - 1) // SIGN_TILE * SIGN_WORDS_PER_TILE
+
+
+class Layouts(NamedTuple):
+    """Sizes, strides and dtypes of a list of tensors, flattened as the backward operator takes them."""
+
+    sizes: list[int]
+    strides: list[int]
+    ndims: list[int]
+    dtypes: list[int]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> Layouts:
+        """Reads the layouts of the tensors."""
+        return cls(
+            [size for tensor in tensors for size in tensor.shape],
+            [stride for tensor in tensors for stride in tensor.stride()],
+            [tensor.dim() for tensor in tensors],
+            [_CODES[tensor.dtype] for tensor in tensors],
+        )
+
+    def gradients(self, wanted: Sequence[int]) -> list[recycling.Layout]:
+        """The layouts of the gradients of the tensors in ``wanted``."""
+        result: list[recycling.Layout] = []
+        begin = 0
+        for k, (ndim, code) in enumerate(zip(self.ndims, self.dtypes, strict=True)):
+            if k in wanted:
+                size = self.sizes[begin : begin + ndim]
+                result.append((size, dense_or_contiguous(size, self.strides[begin : begin + ndim]), _DTYPES[code]))
+            begin += ndim
+        return result
+
+
+def _fake_forward(
+    input: list[Tensor], target: list[Tensor], weight: list[float], wanted: list[int]
+) -> tuple[Tensor, Tensor]:
+    loss = input[0].new_empty((), dtype=wider(*[tensor.dtype for tensor in (*input, *target)]))
+    words = sum(sign_words(input[k].numel()) for k in wanted)
+    return loss, input[0].new_empty(words, dtype=torch.int32)
+
+
+def _fake_backward(
+    grad: Tensor,
+    signs: Tensor,
+    weight: list[float],
+    sizes: list[int],
+    strides: list[int],
+    ndims: list[int],
+    dtypes: list[int],
+    wanted: list[int],
+) -> list[Tensor]:
+    layouts = Layouts(sizes, strides, ndims, dtypes).gradients(wanted)
+    return [torch.empty_strided(size, stride, dtype=dtype, device=signs.device) for size, stride, dtype in layouts]
+
+
+def _forward(tensors: Sequence[Tensor], weight: list[float], wanted: list[int]) -> tuple[Tensor, Tensor]:
+    input, target = tensors[: len(weight)], tensors[len(weight) :]
+    if not recycling.worthwhile(sum(map(Tensor.numel, input)) // 4, tensors):
+        return cast(tuple[Tensor, Tensor], torch.ops.pix2pixhd.multi_l1.default(input, target, weight, wanted))
+    layout = ([sum(sign_words(input[k].numel()) for k in wanted)], [1], torch.int32)
+    (signs,) = recycling.empty([layout], input[0].device)
+    return torch.ops.pix2pixhd.multi_l1_out.default(input, target, weight, wanted, signs), signs
+
+
+def _save(ctx: Any, input: Sequence[Tensor], target: Sequence[Tensor], weight: list[float], wanted: list[int]) -> None:
+    """Keeps what the backward needs to know about the pairs whose signs are packed."""
+    if len(wanted) < len(weight):
+        input, target = [input[k] for k in wanted], [target[k] for k in wanted]
+        weight = [weight[k] for k in wanted]
+    input_layouts = target_layouts = Layouts.of(input)
+    if [x.dtype for x in input] != [y.dtype for y in target]:
+        # The signs lie in the input's order, in which the forward reads the target too, and so do both gradients.
+        target_layouts = input_layouts._replace(dtypes=[_CODES[y.dtype] for y in target])
+    ctx.packed = wanted, weight, input_layouts, target_layouts
+
+
+def _gradients(ctx: Any, grad: Tensor, signs: Tensor, needs: Sequence[bool], of_targets: bool) -> list[Tensor | None]:
+    """Gradients with respect to the inputs or the targets; None for those that do not require one."""
+    result: list[Tensor | None] = [None] * len(needs)
+    if True not in needs:
+        return result
+    packed, weight, input_layouts, target_layouts = ctx.packed
+    wanted = packed if False not in needs else [i for i, k in enumerate(packed) if needs[k]]
+    if of_targets:
+        weight = [-w for w in weight]
+    layouts = target_layouts if of_targets else input_layouts
+    compute = _composed_backward if transformed(grad) else _backward
+    gradients = compute(grad, signs, weight, layouts, wanted)
+    if len(gradients) == len(needs):
+        return list(gradients)
+    for i, gradient in zip(wanted, gradients, strict=True):
+        result[packed[i]] = gradient
+    return result
+
+
+def _backward(grad: Tensor, signs: Tensor, weight: list[float], layouts: Layouts, wanted: list[int]) -> list[Tensor]:
+    arguments = grad, signs, weight, layouts.sizes, layouts.strides, layouts.ndims, layouts.dtypes, wanted
+    if not recycling.worthwhile(8 * _elements(signs), (grad, signs)):
+        return cast(list[Tensor], torch.ops.pix2pixhd.multi_l1_backward.default(*arguments))
+    gradients = recycling.empty(layouts.gradients(wanted), signs.device)
+    torch.ops.pix2pixhd.multi_l1_backward_out.default(*arguments, gradients)
+    return gradients
+
+
+def _composed_backward(
+    grad: Tensor, signs: Tensor, weight: list[float], layouts: Layouts, wanted: list[int]
+) -> list[Tensor]:
+    """The same in PyTorch's own operations: linear in ``grad``, constant in inputs and targets.
+
+    Multiplied in float32 at least: a loss scale alone overflows float16, a coefficient alone underflows it.
+    """
+    dtypes = [_DTYPES[code] for code in layouts.dtypes]
+    wide = layouts._replace(dtypes=[_CODES[wider(dtype)] for dtype in dtypes])
+    units = _backward(torch.ones((), device=signs.device), signs, weight, wide, wanted)
+    return [(grad * unit).to(dtypes[i]) for i, unit in zip(wanted, units, strict=True)]
+
+
+def _elements(signs: Tensor) -> int:
+    """How many elements these signs belong to, the padding of tiles included."""
+    return signs.numel() * (SIGN_TILE // SIGN_WORDS_PER_TILE)
+
+
+class _MultiL1(torch.autograd.Function):
+    """The eager path. ``torch.library``'s generated Function does the same with twice the overhead per call.
+
+    The gradient is constant in inputs and targets, and neither is saved. For a second differentiation, which gives
+    zeros in PyTorch, the forward returns an empty ``anchor`` beside the loss and saves it. Its sum is a 0 that depends
+    on inputs and targets through this node, and is added to the gradient. Saving the loss instead would forbid to
+    change it in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: list[float], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        count, needs = len(weight), ctx.needs_input_grad[1:]
+        input, target = tensors[:count], tensors[count:]
+        wanted = list(range(count))
+        if False in needs[:count]:
+            wanted = [k for k in wanted if needs[k] or needs[count + k]]
+        with below_autograd():
+            loss, signs = _forward(tensors, weight, wanted)
+            anchor = loss.new_empty(0)
+        _save(ctx, input, target, weight, wanted)
+        ctx.save_for_backward(signs, anchor)
+        return loss, anchor
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        signs, anchor = ctx.saved_tensors
+        if grad is None:  # only the anchor was differentiated
+            grad = anchor.new_zeros(())
+        needs = ctx.needs_input_grad[1:]
+        if _elements(signs) >= LARGE:
+            needs = requested(ctx, needs)
+        count = len(needs) // 2
+        inputs = _gradients(ctx, grad, signs, needs[:count], of_targets=False)
+        targets = _gradients(ctx, grad, signs, needs[count:], of_targets=True)
+        if torch.is_grad_enabled():
+            zero = anchor.sum()  # of no element
+            return (None, *[None if g is None else g + zero.to(g.dtype) for g in (*inputs, *targets)])
+        return (None, *inputs, *targets)
+
+
+def _require_gradients(input: Sequence[Tensor], target: Sequence[Tensor]) -> list[int]:
+    """Indices of the pairs of which a gradient is required."""
+    return [k for k, (x, y) in enumerate(zip(input, target, strict=True)) if x.requires_grad or y.requires_grad]
+
+
+def _library_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    input, target, weight, wanted = inputs
+    if not set(_require_gradients(input, target)) <= set(wanted):
+        raise RuntimeError("pix2pixhd.multi_l1: wanted must hold every pair of which a gradient is required")
+    _save(ctx, input, target, weight, wanted)
+    ctx.save_for_backward(output[1])
+
+
+def _library_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
+    (signs,) = ctx.saved_tensors
+    needs_input, needs_target = ctx.needs_input_grad[:2]
+    inputs = _gradients(ctx, grad, signs, needs_input, of_targets=False)
+    targets = _gradients(ctx, grad, signs, needs_target, of_targets=True)
+    return inputs, targets, None, None
+
+
+def register() -> None:
+    """Registers fake kernels and autograd; called once, after the library has been loaded."""
+    torch.library.register_fake("pix2pixhd::multi_l1", _fake_forward)
+    torch.library.register_fake("pix2pixhd::multi_l1_backward", _fake_backward)
+    torch.library.register_fake("pix2pixhd::multi_l1_out", lambda *arguments: _fake_forward(*arguments[:4])[0])
+    torch.library.register_fake("pix2pixhd::multi_l1_backward_out", lambda *arguments: None)
+    torch.library.register_autograd("pix2pixhd::multi_l1", _library_backward, setup_context=_library_setup_context)
+
+
+def _call(inputs: list[Tensor], targets: list[Tensor], weights: list[float]) -> Tensor:
+    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *targets))
+    loss: Tensor
+    if differentiable and not torch.compiler.is_compiling():
+        loss, _ = _MultiL1.apply(weights, *inputs, *targets)
+    else:
+        wanted = _require_gradients(inputs, targets) if differentiable else []
+        loss, _ = torch.ops.pix2pixhd.multi_l1.default(inputs, targets, weights, wanted)
+    return loss
+
+
+def fused_multi_l1_loss(inputs: list[Tensor], targets: list[Tensor], weights: list[Number]) -> Tensor:
+    """The fused loss as float32, or float64 when any tensor is."""
+    recycling.check_if_due()
+    if all_constant(weights):
+        return _call(inputs, targets, weights)
+    # Weights that are tensors or symbols are applied by PyTorch: one call per pair.
+    dtype = wider(*[tensor.dtype for tensor in (*inputs, *targets)])
+    terms = [w * _call([x], [y], [1.0]) for x, y, w in zip(inputs, targets, weights, strict=True)]
+    return torch.stack([term.to(dtype) for term in terms]).sum()

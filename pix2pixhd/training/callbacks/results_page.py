@@ -1,0 +1,54 @@
+"""Writes the results page at the end of training."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from pix2pixhd.data import PairedDataset
+from pix2pixhd.errors import InputError
+from pix2pixhd.reporting.results_page import figures_of, sample_pictures, write_page
+from pix2pixhd.training.steps import trial_batches
+
+__all__ = ["ResultsPage"]
+
+
+class ResultsPage(pl.Callback):
+    """Writes the results page when training has ended.
+
+    Args:
+        dataset: Where the samples come from.
+        folder: Where the page goes.
+        count: Most pictures on it; 0 for no page.
+
+    Example:
+        >>> page = ResultsPage(data.val or data.train, pathlib.Path("runs/a/results"), count=50)  # doctest: +SKIP
+    """
+
+    def __init__(self, dataset: PairedDataset, folder: pathlib.Path, count: int) -> None:
+        self.dataset = dataset.plain()
+        self.folder = folder
+        self.count = count
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes it, once for all processes."""
+        if self.count and trainer.is_global_zero and not trial_batches(trainer):
+            try:
+                write_page(
+                    self.folder,
+                    f"{self.folder.parent.name}: pictures of {self.dataset.options.dataroot}",
+                    self._rows(pl_module),
+                )
+            except InputError as error:
+                # A full disk must not take the trained run with it.
+                pl.utilities.rank_zero_warn(f"no results page: {error}")
+
+    def _rows(self, module: Any) -> Iterable[tuple[str, dict[str, Tensor], dict[str, float]]]:
+        for i in range(min(self.count, len(self.dataset))):
+            sample = self.dataset[i]
+            label, generated, real = sample_pictures(module, sample)
+            yield sample["name"], {"label": label, "generated": generated, "real": real}, figures_of(generated, real)
