@@ -15,8 +15,8 @@ from PIL import Image
 from pix2pixhd.cli.main import main
 from pix2pixhd.config.schema import DataOptions, LossOptions, ModelOptions, OptimizerOptions, RunOptions, TrainConfig
 from pix2pixhd.data import DataError
-from pix2pixhd.training import first_process
 from pix2pixhd.errors import InputError
+from pix2pixhd.training import first_process
 from pix2pixhd.training.datamodule import PairedData
 from pix2pixhd.training.first_process import on_first_process
 from pix2pixhd.training.run import train
