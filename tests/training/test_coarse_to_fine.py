@@ -49,6 +49,8 @@ def test_the_whole_schedule(make_local, global_run, capsys):
     class Spy(pl.Callback):
         def on_train_epoch_end(self, trainer, module):
             seen.append(weights(module))
+
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
             rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
 
         def on_train_start(self, trainer, module):
