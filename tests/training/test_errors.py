@@ -244,6 +244,13 @@ def test_errors_within_training(capsys, command_line, monkeypatch, error, advice
     fails(capsys, command_line(), str(error), advice)
 
 
+def test_a_memory_limit_of_the_perceptual_loss_that_is_too_small(capsys, command_line):
+    options = ("--loss.lambda_vgg=1", "--loss.vgg=random", "--loss.vgg_memory_limit=1")
+    size = ("--data.resize_or_crop=scale_width", "--data.loadSize=128")
+    message = "error: loss.vgg_memory_limit is 1 MiB, and pictures of 96x128 need at least "
+    fails(capsys, command_line(*options, *size), message, "raise it, or set trainer.precision: bf16-mixed")
+
+
 def run_python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
