@@ -140,6 +140,20 @@ def test_options_of_generate_without_effect(refused, checkpoint, data_root, tmp_
     assert message.format(checkpoint=checkpoint) in error
 
 
+@pytest.mark.parametrize("command", ["generate", "features", "export"])
+def test_a_folder_without_a_checkpoint(refused, data_root, tmp_path, command):
+    more = ["--input", data_root / "test_label"] if command == "generate" else []
+    output = tmp_path / {"generate": "out", "features": "out.npz", "export": "out.onnx"}[command]
+    told = refused(command, *more, "--checkpoint", data_root, "--output", output)
+    assert f"{data_root}: is a folder without checkpoints/last.ckpt" in told
+
+
+def test_the_folder_of_a_run_stands_for_its_last_checkpoint(make_checkpoint, data_root, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    make_checkpoint("run/checkpoints/last.ckpt")
+    generate(tmp_path / "run", data_root, tmp_path / "out")
+
+
 def test_scaling_applies_to_a_ckpt(checkpoint, data_root, tmp_path):
     arguments = generate(checkpoint, data_root, tmp_path / "out")
     assert main([str(x) for x in [*arguments, "--resize_or_crop=scale_width", "--loadSize=16"]]) == 0
