@@ -15,7 +15,7 @@ from pix2pixhd.training.options import TrainConfig
 from pix2pixhd.training.saving import RunCheckpoints
 from pix2pixhd.training.steps import finished_batches, finished_steps, trial_batches
 
-__all__ = ["RunSummary", "closing_message", "limit_reached", "resume_command"]
+__all__ = ["RunSummary", "closing_message", "limit_reached", "resume_command", "stop_signal"]
 
 
 def _device(trainer: pl.Trainer) -> str:
@@ -102,6 +102,11 @@ def _checkpoints(trainer: pl.Trainer) -> RunCheckpoints:
 def limit_reached(trainer: pl.Trainer) -> str | None:
     """What ended a run before its last epoch, as ``RunCheckpoints.stopped_by``."""
     return _checkpoints(trainer).stopped_by
+
+
+def stop_signal(trainer: pl.Trainer) -> int:
+    """The signal by which this process was asked to stop; 0 for none."""
+    return _checkpoints(trainer).requests.received
 
 
 def closing_message(trainer: pl.Trainer, output: pathlib.Path) -> str:
