@@ -83,4 +83,9 @@ def _without_types(text: str) -> str:
     if union:
         types = union["types"].replace("typing.Literal", "one of ").replace("NoneType", "null")
         text = f"{union['key']} Expected {types}. Got value: {union['value']}"
+    number = re.match(
+        r"(?P<key>[\w.]+:) Expected .*\. Got value: (?P<value>[-+]?(nan|inf|infinity))$", text, re.IGNORECASE
+    )
+    if number:
+        return f"{number['key']} Expected a finite number. Got value: {number['value']}"
     return text
