@@ -139,6 +139,8 @@ class FeatureClusters:
                 raise ValueError(f"classes of {sorted(widths)} features" if widths else "it holds no classes")
         except Exception as error:  # damaged files fail in many ways: zip, zlib, header, memory
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if "pickle" in reason:  # NumPy advises to load it unsafely
+                reason = "it holds other data than arrays of numbers"
             raise InputError(
                 f"--features: {path} is not what `pix2pixhd features` writes ({reason}); create it again"
             ) from None
@@ -286,7 +288,7 @@ def main(argv: Sequence[str]) -> int:
     generator_cli.move(generator, options.device)
     shown = shows_progress()
     with progress_bar("checking", len(pairs), shown) as advance:
-        check_pairs(pairs, data, generator.model.multiple, training=False, on_checked=advance)
+        check_pairs(pairs, data, generator.model.multiple, training=False, on_checked=advance, trained=True)
     dataset = PairedDataset(pairs, data, generator.model.multiple, augment=False)
     with progress_bar("encoding", len(pairs), shown) as advance:
         clusters = cluster_features(generator, dataset, options.n_clusters, advance)

@@ -6,7 +6,8 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from pix2pixhd.data import InputError
+from pix2pixhd.data import InputError, input_folders
+from pix2pixhd.data.problems import display
 from pix2pixhd.training import generator_cli
 from pix2pixhd.training.checkpoint import Generator
 from pix2pixhd.training.features import FeatureClusters
@@ -22,7 +23,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Writes a picture for every label map or picture of a folder. A checkpoint of this package knows "
         "its networks; NVIDIA's latest_net_G.pth has them in the opt.txt beside it, or takes the options below.",
     )
-    parser.add_argument("--input", type=pathlib.Path, required=True, help="folder of label maps or pictures")
+    parser.add_argument(
+        "--input",
+        type=pathlib.Path,
+        required=True,
+        help="folder of label maps or images; if it contains test_label (or test_A), as a dataset does, that folder",
+    )
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder for the pictures")
     parser.add_argument("--force", action="store_true", help="replace existing files that pix2pixhd did not write")
     parser.add_argument("--instances", type=pathlib.Path, help="folder of instance maps; default: beside the input")
@@ -109,7 +115,9 @@ def main(argv: Sequence[str]) -> int:
         files_read=[*generator_cli.files_read(options.checkpoint), *others],
         progress=shows_progress(),
     )
-    print(f"wrote {len(written)} pictures to {options.output}")
+    folder, _ = input_folders(options.input, generator.data, options.instances)
+    count = f"{len(written)} image{'s' * (len(written) != 1)}"
+    print(f"wrote {count} of {display(folder)} to {options.output}")
     if options.html:
         print(f"results page: {options.output / 'index.html'}")
     return 0

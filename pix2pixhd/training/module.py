@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pix2pixhd.data import DataOptions, InputError, Sample, encode_input
 from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
 from pix2pixhd.models import LocalEnhancer
+from pix2pixhd.ops.vgg_parts import MemoryLimitError
 from pix2pixhd.training.average import WeightAverage
 from pix2pixhd.training.distributed import GradientAverager, gather_states, rank, share_buffers, world_size
 from pix2pixhd.training.messages import as_options
@@ -252,9 +253,12 @@ class Pix2PixHD(pl.LightningModule):
         batches = min(accumulate, int(self.trainer.num_training_batches) - first)
         self._batches_since_step += 1
         stepping = self._batches_since_step >= batches
-        terms = self.compute_gradients(
-            self.encode(batch), self._images(batch), self.encode_features(batch), batches, stepping
-        )
+        try:
+            terms = self.compute_gradients(
+                self.encode(batch), self._images(batch), self.encode_features(batch), batches, stepping
+            )
+        except MemoryLimitError as error:
+            raise InputError(as_options(str(error))) from error
         if stepping:
             self._batches_since_step = 0
             optimizer_G.step()

@@ -115,6 +115,22 @@ def test_nvidias_files_are_a_beginning_too(make_config, global_run, tmp_path, ca
             assert torch.equal(value, saved[name])
 
 
+@pytest.mark.parametrize(("ngf", "remedy"), [(4, "set model.ngf: 2"), (3, "with model.ngf: 8")])
+def test_a_global_part_of_another_width_names_the_remedy(make_config, make_checkpoint, make_local, ngf, remedy):
+    trained = make_checkpoint(model=dataclasses.replace(make_config().model, ngf=ngf))
+    config = make_local("local")
+    config.model.ngf = 4
+    module = Pix2PixHD(config.model, config.data, config.loss)
+    with pytest.raises(InputError, match=rf"model\.ngf: {ngf}, .* = 8 channels; .*{remedy}"):
+        load_pretrained(module, trained)
+
+
+def test_weights_to_begin_with_that_do_not_exist(make_config, tmp_path):
+    config = make_config()
+    with pytest.raises(InputError, match=r"run\.load_pretrain: .*none does not exist"):
+        load_pretrained(Pix2PixHD(config.model, config.data, config.loss), tmp_path / "none")
+
+
 def test_weights_that_do_not_fit(make_config, make_local, global_run, tmp_path):
     config = make_config("other")
     config.model.ngf = 8
