@@ -138,6 +138,8 @@ class FeatureClusters:
                 raise ValueError(f"classes of {sorted(widths)} features" if widths else "it holds no classes")
         except Exception as error:  # damaged files fail in many ways: zip, zlib, header, memory
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if "pickle" in reason:  # NumPy advises to load it unsafely
+                reason = "it holds other data than arrays of numbers"
             raise InputError(
                 f"--features: {path} is not what `pix2pixhd features` writes ({reason}); create it again"
             ) from None

@@ -43,10 +43,15 @@ def _build(name: str) -> Metric:
         if name == "lpips":
             return LearnedPerceptualImagePatchSimilarity(net_type="alex")  # of pictures in [−1, 1]
         return _FID(feature=2048, normalize=True)
-    except Exception as error:  # a missing package, no network, a damaged download
+    except ModuleNotFoundError as error:
+        package = {"lpips": "torchvision", "fid": "torch-fidelity"}[name]
+        raise InputError(
+            f"run.metrics: {name} needs the package {package}: pip install {package}. Or leave {name} out"
+        ) from error
+    except Exception as error:  # no network, a damaged download
         needed = {
             "lpips": "AlexNet's ImageNet weights, which torchvision fetches into torch.hub's folder",
-            "fid": "the package torch-fidelity (pip install torch-fidelity), which fetches Inception's weights",
+            "fid": "Inception's weights, which torch-fidelity fetches into torch.hub's folder",
         }[name]
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"run.metrics: {name} needs {needed}; that failed ({reason}). Or leave {name} out") from error
