@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pix2pixhd.losses.fingerprint import fingerprint, same_weights
 from pix2pixhd.losses.vgg_features import VGGFeatures
 from pix2pixhd.models.vgg import PAPER_LAYERS, Architecture, FrozenVGG, check_network, load_vgg
 from pix2pixhd.ops import multi_l1_loss, perceptual, reference
@@ -192,8 +193,8 @@ class VGGLoss(nn.Module):
         """
         if fake.shape != real.shape:
             raise ValueError(f"real must have the shape of fake, {tuple(fake.shape)}, got {tuple(real.shape)}")
-        if isinstance(real, VGGFeatures) and real.made_by != self._identity():
-            raise ValueError(f"real holds features made by {real.made_by}, and this loss is {self._identity()}")
+        if isinstance(real, VGGFeatures):
+            self._check_features(real)
         fakes = self._scales("fake", fake)
         reals = real.maps if isinstance(real, VGGFeatures) else self._scales("real", real.detach())
         weight_map = None if mask is None else self._weight_map(mask, fake)
@@ -228,19 +229,30 @@ class VGGLoss(nn.Module):
         Returns:
             To be passed instead of ``real``; 122 numbers per pixel for the paper's layers, 244 MiB for a picture of
             1024×512 in float32, 122 MiB with ``dtype=torch.bfloat16``. Valid as long as the pictures, the loss's
-            options and the VGG's weights stay the same.
+            options and the VGG's weights stay the same: other options or weights are refused. Weights that are only
+            moved, copied or converted to another dtype are the same. Not noticed are changes through ``.data`` or a
+            NumPy view, and under ``torch.compile`` changes of the weights after compilation.
 
         Raises:
             TypeError: As ``forward``.
             ValueError: As ``forward``.
         """
         maps = tuple(() if pictures is None else tuple(self._maps(pictures)) for pictures in self._scales("real", real))
-        return VGGFeatures(maps, real.shape, self._identity())
+        return VGGFeatures(maps, real.shape, self._identity(), fingerprint(self.vgg))
 
     def _identity(self) -> tuple[Any, ...]:
         vgg = self.vgg
         layers = (vgg.network, *vgg.layers) if isinstance(vgg, FrozenVGG) else (type(vgg).__name__,)
         return (*layers, self.normalize, self.input_range, tuple(weight != 0.0 for weight in self.scale_weights))
+
+    def _check_features(self, features: VGGFeatures) -> None:
+        if features.made_by != self._identity():
+            raise ValueError(f"real holds features made by {features.made_by}, and this loss is {self._identity()}")
+        if not same_weights(features.weights, fingerprint(self.vgg)):
+            raise ValueError(
+                "real holds features made with other VGG weights than this loss has now; compute them again with this "
+                "loss's features()"
+            )
 
     def _at_scale(
         self, fake: Tensor, real: Tensor | tuple[Tensor, ...], factors: list[float], weight_map: Tensor | None
