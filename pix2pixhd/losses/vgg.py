@@ -15,8 +15,9 @@ from pix2pixhd.losses.fingerprint import fingerprint, same_weights
 from pix2pixhd.losses.vgg_features import VGGFeatures
 from pix2pixhd.models.vgg import PAPER_LAYERS, Architecture, FrozenVGG, check_network, load_vgg
 from pix2pixhd.ops import multi_l1_loss, perceptual, reference
+from pix2pixhd.ops.checks import check_dense
 from pix2pixhd.ops.dispatch import wider
-from pix2pixhd.ops.scalars import numbers
+from pix2pixhd.ops.scalars import numbers, one_number
 
 PAPER_WEIGHTS = (1.0 / 32, 1.0 / 16, 1.0 / 8, 1.0 / 4, 1.0)
 _MEAN = (0.485, 0.456, 0.406)
@@ -49,6 +50,13 @@ def _check_range(input_range: Sequence[float]) -> tuple[float, float]:
     if isinstance(input_range, (str, int, float)) or len(input_range) != 2 or input_range[0] >= input_range[1]:
         raise ValueError(f"input_range must be (lowest, highest), as (-1, 1) or (0, 1), got {input_range!r}")
     return float(input_range[0]), float(input_range[1])
+
+
+def _check_memory_limit(memory_limit: Any) -> int:
+    number = one_number("memory_limit", memory_limit)
+    if number <= 0 or not number.is_integer():  # inf and NaN are no integers
+        raise ValueError(f"memory_limit must be a whole number of bytes above 0, or None, got {memory_limit}")
+    return int(min(number, 2**62))  # the operators take 64 bits
 
 
 class VGGLoss(nn.Module):
@@ -135,8 +143,6 @@ class VGGLoss(nn.Module):
         check_network(network)
         if dtype is not None and dtype not in _PRECISIONS:
             raise ValueError(f"dtype must be torch.float32, torch.bfloat16, torch.float16 or None, got {dtype}")
-        if memory_limit is not None and memory_limit <= 0:
-            raise ValueError(f"memory_limit must be a number of bytes above 0, or None, got {memory_limit}")
         self.scale_weights = numbers("scale_weights", scale_weights)
         if not any(self.scale_weights):
             raise ValueError(f"scale_weights must have one number per scale, not all 0, got {self.scale_weights!r}")
@@ -158,7 +164,7 @@ class VGGLoss(nn.Module):
         self.normalize = normalize
         self.dtype = dtype
         self.reduction = reduction
-        self.memory_limit = memory_limit
+        self.memory_limit = None if memory_limit is None else _check_memory_limit(memory_limit)
         self.keep_activations = keep_activations
         self.register_state_dict_post_hook(_leave_out_vgg)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_fill_in_vgg)  # type: ignore[no-untyped-call]
@@ -303,6 +309,7 @@ class VGGLoss(nn.Module):
             raise ValueError(f"weights must have one number per map of vgg, {count}, got {len(self.weights)}")
 
     def _weight_map(self, mask: Tensor, fake: Tensor) -> Tensor:
+        check_dense("mask", mask)
         size = (len(fake), 1, *fake.shape[2:])
         whole = mask.view(1, 1, *mask.shape) if mask.dim() == 2 else mask
         if whole.dim() != 4 or whole.shape[1:] != size[1:] or len(whole) not in (1, len(fake)):
@@ -328,6 +335,7 @@ class VGGLoss(nn.Module):
         return scales
 
     def _prepared(self, name: str, pictures: Tensor) -> Tensor:
+        check_dense(name, pictures)
         shape = tuple(pictures.shape)
         if pictures.dim() != 4 or shape[1] not in (1, 3):
             raise ValueError(f"{name} must be pictures [N, 3, H, W] or [N, 1, H, W], got {shape}")
