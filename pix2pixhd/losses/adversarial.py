@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pix2pixhd.losses.predictions import Prediction, as_scales
 from pix2pixhd.ops import hinge_loss, logistic_loss, lsgan_loss, mean_loss
-from pix2pixhd.ops.scalars import Number, one_number
+from pix2pixhd.ops.scalars import Number, flag, one_number
 
 GANMode = Literal["lsgan", "vanilla", "hinge", "wgan"]
 Reduction = Literal["sum", "mean"]
@@ -103,7 +103,7 @@ class GANLoss(nn.Module):
             A scalar.
 
         Raises:
-            TypeError: If ``input`` is none of these.
+            TypeError: If ``input`` is none of these, or ``target_is_real`` is not a bool, 1 or 0.
             ValueError: For an empty list, predictions on several devices, or the generator's hinge loss with
                 ``target_is_real=False``.
         """
@@ -114,7 +114,7 @@ class GANLoss(nn.Module):
         preds = [layers[-1] for layers in as_scales("input", input, self.flat_list_of)]
         each = weight / len(preds) if self.reduction == "mean" else weight
         weights = [each] * len(preds)
-        target_is_real = bool(target_is_real)  # scripts pass 1 and 0 too
+        target_is_real = flag("target_is_real", target_is_real)  # scripts pass 1 and 0 too
         if self.mode in ("lsgan", "vanilla"):
             against_label = lsgan_loss if self.mode == "lsgan" else logistic_loss
             return against_label(preds, self.real_label if target_is_real else self.fake_label, weights)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pix2pixhd.ops import multi_l1_loss
-from pix2pixhd.ops.checks import check_devices, check_shapes, check_tensor
+from pix2pixhd.ops.checks import check_dense, check_devices, check_shapes, check_tensor
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -38,6 +38,8 @@ def l1_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean") -> Ten
     _check(reduction)
     check_tensor("input", input)
     check_tensor("target", target)
+    check_dense("input", input)
+    check_dense("target", target)
     check_shapes(("input", "target"), input, target)
     check_devices(("input", "target"), input, target)
     if reduction == "none" or (reduction == "sum" and input.numel() == 0):

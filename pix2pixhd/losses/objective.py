@@ -17,6 +17,10 @@ from pix2pixhd.losses.presets import PresetName, get_preset
 from pix2pixhd.ops.scalars import one_number
 
 
+def _device(pred: Prediction) -> torch.device:
+    return as_scales("pred_fake", pred)[0][-1].device
+
+
 class GeneratorTerms(NamedTuple):
     """The generator's loss; the terms are weighted and add up to the total."""
 
@@ -115,15 +119,17 @@ class GeneratorLoss(nn.Module):
 
     def adversarial(self, pred_fake: Prediction, pred_real: Prediction | None = None) -> tuple[Tensor, Tensor]:
         """The terms that see predictions, ``gan`` and ``feat``; arguments and errors are those of a call."""
-        off = torch.zeros((), device=as_scales("pred_fake", pred_fake)[0][-1].device)
-        gan = feat = off
+        gan = feat = None
         if self.lambda_gan != 0.0:
             gan = self.gan.weighted(pred_fake, True, False, self.lambda_gan * self.gan_factor)
         if self.lambda_feat != 0.0:
             if pred_real is None:
                 raise ValueError("pred_real is needed for feature matching; pass it or set lambda_feat=0")
             feat = self.feat.weighted(pred_fake, pred_real, self.lambda_feat)
-        return gan, feat
+        on = gan if feat is None else feat
+        # A term that is off must not change the dtype of the total.
+        off = torch.zeros_like(on) if on is not None else torch.zeros((), device=_device(pred_fake))
+        return off if gan is None else gan, off if feat is None else feat
 
     def perceptual(self, fake: Tensor | None, real: Tensor | VGGFeatures | None) -> Tensor:
         """The term that sees pictures, ``vgg``; arguments and errors are those of a call.

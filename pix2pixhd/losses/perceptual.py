@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pix2pixhd.losses.fingerprint import fingerprint, same_weights
 from pix2pixhd.losses.perceptual_features import VGGFeatures
 from pix2pixhd.models.vgg import PAPER_LAYERS, Architecture, FrozenVGG, check_network, load_vgg
 from pix2pixhd.ops import multi_l1_loss, perceptual, reference
 from pix2pixhd.ops.autograd import wider
-from pix2pixhd.ops.scalars import numbers
+from pix2pixhd.ops.checks import check_dense
+from pix2pixhd.ops.scalars import numbers, one_number
 
 PAPER_WEIGHTS = (1.0 / 32, 1.0 / 16, 1.0 / 8, 1.0 / 4, 1.0)
 _MEAN = (0.485, 0.456, 0.406)
@@ -48,6 +50,13 @@ def _check_range(input_range: Sequence[float]) -> tuple[float, float]:
     if isinstance(input_range, (str, int, float)) or len(input_range) != 2 or input_range[0] >= input_range[1]:
         raise ValueError(f"input_range must be (lowest, highest), as (-1, 1) or (0, 1), got {input_range!r}")
     return float(input_range[0]), float(input_range[1])
+
+
+def _check_memory_limit(memory_limit: Any) -> int:
+    number = one_number("memory_limit", memory_limit)
+    if number <= 0 or not number.is_integer():  # inf and NaN are no integers
+        raise ValueError(f"memory_limit must be a whole number of bytes above 0, or None, got {memory_limit}")
+    return int(min(number, 2**62))  # the operators take 64 bits
 
 
 class VGGLoss(nn.Module):
@@ -134,8 +143,6 @@ class VGGLoss(nn.Module):
         check_network(network)
         if dtype is not None and dtype not in _PRECISIONS:
             raise ValueError(f"dtype must be torch.float32, torch.bfloat16, torch.float16 or None, got {dtype}")
-        if memory_limit is not None and memory_limit <= 0:
-            raise ValueError(f"memory_limit must be a number of bytes above 0, or None, got {memory_limit}")
         self.scale_weights = numbers("scale_weights", scale_weights)
         if not any(self.scale_weights):
             raise ValueError(f"scale_weights must have one number per scale, not all 0, got {self.scale_weights!r}")
@@ -157,7 +164,7 @@ class VGGLoss(nn.Module):
         self.normalize = normalize
         self.dtype = dtype
         self.reduction = reduction
-        self.memory_limit = memory_limit
+        self.memory_limit = None if memory_limit is None else _check_memory_limit(memory_limit)
         self.keep_activations = keep_activations
         self.register_state_dict_post_hook(_leave_out_vgg)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_fill_in_vgg)  # type: ignore[no-untyped-call]
@@ -192,8 +199,8 @@ class VGGLoss(nn.Module):
         """
         if fake.shape != real.shape:
             raise ValueError(f"real must have the shape of fake, {tuple(fake.shape)}, got {tuple(real.shape)}")
-        if isinstance(real, VGGFeatures) and real.made_by != self._identity():
-            raise ValueError(f"real holds features made by {real.made_by}, and this loss is {self._identity()}")
+        if isinstance(real, VGGFeatures):
+            self._check_features(real)
         fakes = self._scales("fake", fake)
         reals = real.maps if isinstance(real, VGGFeatures) else self._scales("real", real.detach())
         weight_map = None if mask is None else self._weight_map(mask, fake)
@@ -228,19 +235,30 @@ class VGGLoss(nn.Module):
         Returns:
             To be passed instead of ``real``; 122 numbers per pixel for the paper's layers, 244 MiB for a picture of
             1024×512 in float32, 122 MiB with ``dtype=torch.bfloat16``. Valid as long as the pictures, the loss's
-            options and the VGG's weights stay the same.
+            options and the VGG's weights stay the same: other options or weights are refused. Weights that are only
+            moved, copied or converted to another dtype are the same. Not noticed are changes through ``.data`` or a
+            NumPy view, and under ``torch.compile`` changes of the weights after compilation.
 
         Raises:
             TypeError: As ``forward``.
             ValueError: As ``forward``.
         """
         maps = tuple(() if pictures is None else tuple(self._maps(pictures)) for pictures in self._scales("real", real))
-        return VGGFeatures(maps, real.shape, self._identity())
+        return VGGFeatures(maps, real.shape, self._identity(), fingerprint(self.vgg))
 
     def _identity(self) -> tuple[Any, ...]:
         vgg = self.vgg
         layers = (vgg.network, *vgg.layers) if isinstance(vgg, FrozenVGG) else (type(vgg).__name__,)
         return (*layers, self.normalize, self.input_range, tuple(weight != 0.0 for weight in self.scale_weights))
+
+    def _check_features(self, features: VGGFeatures) -> None:
+        if features.made_by != self._identity():
+            raise ValueError(f"real holds features made by {features.made_by}, and this loss is {self._identity()}")
+        if not same_weights(features.weights, fingerprint(self.vgg)):
+            raise ValueError(
+                "real holds features made with other VGG weights than this loss has now; compute them again with this "
+                "loss's features()"
+            )
 
     def _at_scale(
         self, fake: Tensor, real: Tensor | tuple[Tensor, ...], factors: list[float], weight_map: Tensor | None
@@ -291,6 +309,7 @@ class VGGLoss(nn.Module):
             raise ValueError(f"weights must have one number per map of vgg, {count}, got {len(self.weights)}")
 
     def _weight_map(self, mask: Tensor, fake: Tensor) -> Tensor:
+        check_dense("mask", mask)
         size = (len(fake), 1, *fake.shape[2:])
         whole = mask.view(1, 1, *mask.shape) if mask.dim() == 2 else mask
         if whole.dim() != 4 or whole.shape[1:] != size[1:] or len(whole) not in (1, len(fake)):
@@ -316,6 +335,7 @@ class VGGLoss(nn.Module):
         return scales
 
     def _prepared(self, name: str, pictures: Tensor) -> Tensor:
+        check_dense(name, pictures)
         shape = tuple(pictures.shape)
         if pictures.dim() != 4 or shape[1] not in (1, 3):
             raise ValueError(f"{name} must be pictures [N, 3, H, W] or [N, 1, H, W], got {shape}")

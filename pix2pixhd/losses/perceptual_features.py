@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pix2pixhd.losses.fingerprint import same_weights
+
 
 @dataclasses.dataclass(frozen=True)
 class VGGFeatures:
@@ -21,6 +23,7 @@ class VGGFeatures:
         maps: Per scale of the picture, per layer: ``[N, C, h, w]``, after ReLU.
         shape: Of the pictures.
         made_by: What of the loss they depend on; a loss that differs in it refuses them.
+        weights: Fingerprint of the VGG's weights; a loss with other weights refuses them.
 
     Example:
         >>> import torch
@@ -33,6 +36,7 @@ class VGGFeatures:
     maps: tuple[tuple[Tensor, ...], ...]
     shape: torch.Size
     made_by: tuple[Any, ...]
+    weights: str = dataclasses.field(repr=False)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return iter(self.maps)
@@ -70,5 +74,8 @@ class VGGFeatures:
                     f"parts must be of pictures of one size and of one loss, got {tuple(first.shape)} by "
                     f"{first.made_by} and {tuple(part.shape)} by {part.made_by}"
                 )
+            if not same_weights(part.weights, first.weights):
+                raise ValueError("parts must be of one loss, got features made with different VGG weights")
         maps = tuple(tuple(torch.cat(xs) for xs in zip(*scales, strict=True)) for scales in zip(*parts, strict=True))
-        return VGGFeatures(maps, torch.Size([sum(p.shape[0] for p in parts), *first.shape[1:]]), first.made_by)
+        shape = torch.Size([sum(p.shape[0] for p in parts), *first.shape[1:]])
+        return dataclasses.replace(first, maps=maps, shape=shape)

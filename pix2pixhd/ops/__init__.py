@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pix2pixhd.ops import backend, extension, multi_l1, pointwise, recycling, reference, scalars
-from pix2pixhd.ops.checks import HALF, check_devices, check_labels, check_list, check_shapes
+from pix2pixhd.ops.checks import HALF, check_all_dense, check_devices, check_labels, check_list, check_shapes
 from pix2pixhd.ops.scalars import Numbers
 
 __all__ = ["hinge_loss", "logistic_loss", "lsgan_loss", "mean_loss", "multi_l1_loss"]
@@ -25,12 +25,14 @@ if extension.cpu().loaded:
 
 def _signs(target_is_real: bool | Sequence[bool] | Any, count: int) -> list[scalars.Number]:
     """+1 for real and −1 for fake, one per tensor."""
-    flags: list[Any] = [target_is_real] * count
-    if not scalars.is_single(target_is_real):
-        flags = list(cast("Sequence[bool]", target_is_real))
+    if scalars.is_single(target_is_real):
+        return [1.0 if scalars.flag("target_is_real", target_is_real) else -1.0] * count
+    if isinstance(target_is_real, (str, bytes)) or not hasattr(target_is_real, "__len__"):
+        raise TypeError(f"target_is_real must be a bool or one per tensor, got {target_is_real!r}")
+    flags = list(cast("Sequence[bool]", target_is_real))
     if len(flags) != count:
-        raise ValueError(f"target_is_real must have one number per tensor, {count}, got {len(flags)}")
-    return [1.0 if flag else -1.0 for flag in flags]
+        raise ValueError(f"target_is_real must have one bool per tensor, {count}, got {len(flags)}")
+    return [1.0 if scalars.flag(f"target_is_real[{k}]", flag) else -1.0 for k, flag in enumerate(flags)]
 
 
 def _as_pytorch(
@@ -83,11 +85,22 @@ def multi_l1_loss(inputs: Sequence[Tensor], targets: Sequence[Tensor], weights: 
     xs, ys = check_list("inputs", inputs), check_list("targets", targets)
     if len(xs) != len(ys):
         raise ValueError(f"targets must have as many tensors as inputs, {len(xs)}, got {len(ys)}")
+    try:
+        return _multi_l1(xs, ys, weights)
+    except RuntimeError:
+        check_all_dense("inputs", xs)
+        check_all_dense("targets", ys)
+        raise
+
+
+def _multi_l1(xs: list[Tensor], ys: list[Tensor], weights: Numbers) -> Tensor:
     for k, (x, y) in enumerate(zip(xs, ys, strict=True)):
         check_shapes(("inputs", "targets"), x, y, k)
     check_devices(("inputs", "targets"), xs[0], ys[0], 0)
     factors = scalars.parse("weights", weights, len(xs), default=1.0)
     if not backend.use_fused(xs[0]):
+        check_all_dense("inputs", xs)  # PyTorch takes some of these tensors, the operators none
+        check_all_dense("targets", ys)
         return reference.multi_l1_loss(xs, ys, factors)
     loss = multi_l1.fused_multi_l1_loss(xs, ys, scalars.read(factors))
     return _as_pytorch(loss, xs + ys, factors, autocast_widens=True)
@@ -107,9 +120,14 @@ def _pointwise(
 ) -> Tensor:
     """A loss of predictions and constants, fused or in plain PyTorch."""
     factors = scalars.parse("weights", weights, len(preds), default=1.0)
-    if not backend.use_fused(preds[0]):
-        return plain(preds, constants, factors)
-    loss = pointwise.fused_pointwise_loss(preds, constants, scalars.read(factors), kind)
+    try:
+        if not backend.use_fused(preds[0]):
+            check_all_dense("preds", preds)  # PyTorch takes some of these tensors, the operators none
+            return plain(preds, constants, factors)
+        loss = pointwise.fused_pointwise_loss(preds, constants, scalars.read(factors), kind)
+    except RuntimeError:
+        check_all_dense("preds", preds)
+        raise
     return _as_pytorch(loss, preds, factors, autocast_widens=autocast_widens)
 
 

@@ -33,10 +33,36 @@ def check_tensor(name: str, tensor: object, index: int | None = None) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{_label(name, index)} must be a tensor, got {type(tensor).__name__}")
     if tensor.dtype not in _FLOATS:
+        remedy = ".dequantize()" if tensor.is_quantized else ".float()"
         raise TypeError(
             f"{_label(name, index)} must be float32, float64, float16 or bfloat16, got {tensor.dtype}; "
-            "convert it with .float()"
+            f"convert it with {remedy}"
         )
+
+
+def check_dense(name: str, tensor: Tensor, index: int | None = None) -> None:
+    """Refuses sparse, nested and other tensors that are not stored as plain strided memory.
+
+    The losses over many tensors call it only after a failure, to explain it: before each call it would cost a
+    noticeable part of a small loss.
+
+    Raises:
+        TypeError: Names the argument, what it is and how to convert it.
+    """
+    if tensor.is_nested:
+        raise TypeError(
+            f"{_label(name, index)} must be a dense tensor, got a nested one; pass tensor.unbind() as a list"
+        )
+    if tensor.layout is not torch.strided:
+        raise TypeError(
+            f"{_label(name, index)} must be a dense tensor, got one of layout {tensor.layout}; call .to_dense()"
+        )
+
+
+def check_all_dense(name: str, tensors: Sequence[Tensor]) -> None:
+    """``check_dense`` of each."""
+    for k, tensor in enumerate(tensors):
+        check_dense(name, tensor, k)
 
 
 def check_shapes(names: tuple[str, str], input: Tensor, target: Tensor, index: int | None = None) -> None:

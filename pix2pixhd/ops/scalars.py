@@ -109,6 +109,25 @@ def all_constant(values: list[Number]) -> TypeGuard[list[float]]:
     return set(map(type, values)) == _FLOAT  # as parse left them
 
 
+def flag(name: str, value: Any) -> bool:
+    """Reads a bool; NumPy's, CPU tensors and the numbers 1 and 0 are taken too.
+
+    Raises:
+        TypeError: For anything else. Any text, also "False", would count as true.
+    """
+    if type(value) is bool:
+        return value
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        raise TypeError(
+            f"{name} must be a bool, got a tensor on {value.device}, and reading it would wait for the device"
+        )
+    if not isinstance(value, (str, bytes)) and hasattr(value, "__float__"):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # an array or tensor of several values
+            if value == 0 or value == 1:
+                return bool(value)
+    raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__})")
+
+
 def one_number(name: str, value: Any) -> float:
     """Reads a constructor's argument.
 

@@ -170,6 +170,15 @@ def test_zero_turns_a_term_off_and_asks_for_nothing():
     assert off.total == off.feat
 
 
+@pytest.mark.parametrize("mode", ["lsgan", "hinge"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_a_term_that_is_off_does_not_change_the_dtype_of_the_total(dtype, mode):
+    pred = predictions(dtype=dtype)
+    for off in ({"lambda_feat": 0.0}, {"lambda_gan": 0.0}):
+        terms = GeneratorLoss(lambda_vgg=0.0, gan_mode=mode, **off)(pred, predictions(seed=1, dtype=dtype))
+        assert {term.dtype for term in terms} == {dtype}
+
+
 def test_missing_inputs_and_unknown_presets_are_named(vgg):
     with pytest.raises(ValueError, match="pred_real is needed for feature matching; pass it or set lambda_feat=0"):
         GeneratorLoss(lambda_vgg=0.0)(predictions())

@@ -197,13 +197,24 @@ def test_it_compiles_with_features_mask_and_scales(vgg):
         ({"input_range": (1, 0)}, r"input_range must be \(lowest, highest\)"),
         ({"scale_weights": (0.0,)}, "scale_weights must have one number per scale, not all 0"),
         ({"dtype": torch.float64}, "dtype must be torch.float32, torch.bfloat16, torch.float16 or None"),
-        ({"memory_limit": 0}, "memory_limit must be a number of bytes above 0"),
+        ({"memory_limit": 1.5}, "memory_limit must be a whole number of bytes above 0, or None, got 1.5"),
+        ({"memory_limit": float("inf")}, "memory_limit must be a whole number of bytes above 0, or None, got inf"),
+        ({"memory_limit": 0}, "memory_limit must be a whole number of bytes above 0"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:pix2pixhd. VGG")
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         VGGLoss(vgg="random", **options)
+
+
+@pytest.mark.parametrize("limit", [1e9, np.float32(2**30), np.int64(10**9), 1e30, float(2**63)])
+def test_memory_limit_may_be_a_whole_float(vgg, limit):
+    x = pictures(1, 3, 16, 16)
+    criterion = VGGLoss(vgg=vgg, memory_limit=limit)
+    torch.testing.assert_close(criterion(x, x + 0.5), VGGLoss(vgg=vgg)(x, x + 0.5))
+    with pytest.raises(TypeError, match="memory_limit must be a number, got '1GB'"):
+        VGGLoss(vgg=vgg, memory_limit="1GB")
 
 
 @pytest.mark.parametrize("name", ["weights", "scale_weights"])
@@ -241,6 +252,8 @@ def test_wrong_arguments_are_named(vgg):
     x = torch.zeros(2, 3, 32, 32)
     with pytest.raises(ValueError, match=r"mask must be .* got \(2, 3, 32, 32\)"):
         VGGLoss(vgg=vgg)(x, x, x)
+    with pytest.raises(TypeError, match=r"real must be a dense tensor, got one of layout torch.sparse_coo"):
+        VGGLoss(vgg=vgg)(x, x.to_sparse())
     with pytest.raises(ValueError, match="must be at least 64x64 for 3 scales, got 32x32"):
         VGGLoss(vgg=vgg, scale_weights=(1.0, 1.0, 1.0))(x, x)
     features = VGGLoss(vgg=vgg).features(x)

@@ -43,7 +43,21 @@ ops = torch.ops.pix2pixhd
         ),
         (lambda: lsgan_loss([x], [1.0, 0.0]), ValueError, "target must have one number per tensor, 1, got 2"),
         (lambda: lsgan_loss([], 1.0), ValueError, "preds is empty"),
-        (lambda: hinge_loss([x], [True, False]), ValueError, "target_is_real must have one number per tensor"),
+        (lambda: hinge_loss([x], [True, False]), ValueError, "target_is_real must have one bool per tensor"),
+        (lambda: mean_loss([x, x.to_sparse()]), TypeError, r"preds\[1\] must be a dense .*sparse_coo; call .to_dense"),
+        (lambda: lsgan_loss([x[None].to_sparse_csr()], 1.0), TypeError, r"preds\[0\] must be a dense .*sparse_csr"),
+        (lambda: multi_l1_loss([x], [x.to_sparse()]), TypeError, r"targets\[0\] must be a dense tensor.*sparse_coo"),
+        (lambda: multi_l1_loss([x.to_mkldnn()], [x]), TypeError, r"inputs\[0\] must be a dense tensor.*_mkldnn"),
+        (
+            lambda: multi_l1_loss([torch.nested.nested_tensor([x, x])], [x]),
+            TypeError,
+            r"inputs\[0\] must be a dense tensor, got a nested one",
+        ),
+        (
+            lambda: hinge_loss([torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)], True),
+            TypeError,
+            r"preds\[0\] must be float32, .* got torch.qint8; convert it with .dequantize\(\)",
+        ),
         (lambda: mean_loss(x), TypeError, "preds must be a list of tensors"),
         *(
             case
@@ -57,6 +71,7 @@ ops = torch.ops.pix2pixhd
                     ValueError,
                     r"target must have the shape of input, \(3, 1\), got \(1, 3\)",
                 ),
+                (lambda r=reduction: l1_loss(x, x.to_sparse(), r), TypeError, "target must be a dense tensor"),
                 (lambda r=reduction: l1_loss(x, x.to("meta"), r), ValueError, "target is on meta and input on cpu"),
             )
         ),

@@ -42,6 +42,8 @@ def test_numbers_of_any_kind(number):
 def test_flags_of_any_kind(flag):
     x = torch.randn(7)
     torch.testing.assert_close(hinge_loss([x], flag), F.relu(1 - x).mean())
+    if not isinstance(flag, list):
+        torch.testing.assert_close(GANLoss()(x, flag), ((x - 1) ** 2).mean())
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,14 @@ def test_flags_of_any_kind(flag):
         (lambda x: mean_loss([x], torch.ones(2)), ValueError, "weights must have one number per tensor, 1, got 2"),
         (lambda x: GANLoss(target_real_label=x.sum().requires_grad_()), TypeError, "target_real_label .* multiply"),
         (lambda x: GeneratorLoss(torch.ones(()).requires_grad_()), TypeError, "lambda_gan .* multiply the loss"),
+        (lambda x: GANLoss()(x, "fake"), TypeError, r"target_is_real must be True or False, got 'fake' \(str\)"),
+        (lambda x: GANLoss()(x, None), TypeError, "target_is_real must be True or False, got None"),
+        (lambda x: GANLoss(mode="wgan")(x, 0.9), TypeError, "target_is_real must be True or False, got 0.9"),
+        (lambda x: GANLoss()(x, [True, False]), TypeError, "target_is_real must be True or False, got"),
+        (lambda x: GANLoss()(x, x.to("meta")), TypeError, "target_is_real must be a bool, got a tensor on meta"),
+        (lambda x: hinge_loss([x], "False"), TypeError, "target_is_real must be a bool or one per tensor, got 'False'"),
+        (lambda x: hinge_loss([x], None), TypeError, "target_is_real must be a bool or one per tensor, got None"),
+        (lambda x: hinge_loss([x], ["False"]), TypeError, r"target_is_real\[0\] must be True or False, got 'False'"),
         (lambda x: GANLoss(target_real_label="1"), TypeError, "target_real_label must be a number, got '1'"),
     ],
 )
