@@ -46,9 +46,7 @@ def _load(name: str, stem: str) -> ExtensionStatus:
     try:
         torch.ops.load_library(str(file))  # type: ignore[no-untyped-call]
     except OSError as error:
-        why = (
-            error.__cause__ or error
-        )  # torch reports only that loading failed; its cause is the dynamic loader's message
+        why = error.__cause__ or error  # the cause is the dynamic loader's own message
         reason = f"{file.name} does not load with torch {torch.__version__}: {why}; {_REBUILD}"
         return ExtensionStatus(name, False, reason)
     return ExtensionStatus(name, True)

@@ -43,7 +43,7 @@ ops = torch.ops.pix2pixhd
         ),
         (lambda: lsgan_loss([x], [1.0, 0.0]), ValueError, "target must have one number per tensor, 1, got 2"),
         (lambda: lsgan_loss([], 1.0), ValueError, "preds is empty"),
-        (lambda: hinge_loss([x], [True, False]), ValueError, "target_is_real must have one number per tensor"),
+        (lambda: hinge_loss([x], [True, False]), ValueError, "target_is_real must have one flag per tensor"),
         (lambda: mean_loss(x), TypeError, "preds must be a list of tensors"),
         *(
             case
@@ -163,7 +163,7 @@ def test_where_no_kernel_is_the_reference_takes_over_with_one_warning(monkeypatc
     assert len(caught) == 1
     with (
         pix2pixhd.backend("fused"),
-        pytest.raises(RuntimeError, match=r"backend\('fused'\) was asked for, but the reason"),
+        pytest.raises(RuntimeError, match=r"backend\('fused'\) was requested, but the reason"),
     ):
         multi_l1_loss([x], [x])
 
