@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import pix2pixhd
 from pix2pixhd.ops import backend, extension, gpu_support, logistic_loss, lsgan_loss, multi_l1_loss, perceptual
-from pix2pixhd.ops.perceptual_tiling import POOL, RELU, TAP, TAP_POOL
+from pix2pixhd.ops.conv_stack import POOL, RELU, TAP, TAP_POOL, ConvStack
 
 
 def _line(label: str, text: str) -> None:
@@ -114,16 +114,16 @@ def _perceptual_self_test(device: torch.device) -> str:
     def make(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
 
-    plan, factors = TAP + POOL + RELU + TAP_POOL + TAP, [0.25, 0.5, 1.0]
-    weights = [make(32, 3, 3, 3), *(make(32, 32, 3, 3) / 12 for _ in plan[1:])]
+    layer_kinds, layer_weights = TAP + POOL + RELU + TAP_POOL + TAP, [0.25, 0.5, 1.0]
+    weights = [make(32, 3, 3, 3), *(make(32, 32, 3, 3) / 12 for _ in layer_kinds[1:])]
     biases = [make(32) for _ in weights]
     fake, real = make(2, 3, 9, 14).requires_grad_(), make(2, 3, 9, 14)
-    network = perceptual.Network(weights, biases, plan)
-    value = perceptual.perceptual_loss(fake, real, network, factors).mean()
+    stack = ConvStack(weights, biases, layer_kinds)
+    value = perceptual.perceptual_loss(fake, real, stack, layer_weights).mean()
     (gradient,) = torch.autograd.grad(value, fake)
 
-    x, y, taps, expected = fake, real, iter(factors), torch.zeros_like(value)
-    for kind, weight, bias in zip(plan, weights, biases, strict=True):
+    x, y, taps, expected = fake, real, iter(layer_weights), torch.zeros_like(value)
+    for kind, weight, bias in zip(layer_kinds, weights, biases, strict=True):
         x, y = (F.relu(F.conv2d(z, weight, bias, padding=1)) for z in (x, y))
         if kind in (TAP, TAP_POOL):
             expected = expected + next(taps) * F.l1_loss(x, y)

@@ -261,7 +261,7 @@ class VGGLoss(nn.Module):
             )
 
     def _at_scale(
-        self, fake: Tensor, real: Tensor | tuple[Tensor, ...], factors: list[float], weight_map: Tensor | None
+        self, fake: Tensor, real: Tensor | tuple[Tensor, ...], layer_weights: list[float], weight_map: Tensor | None
     ) -> Tensor:
         vgg = self.vgg
         features = None if isinstance(real, Tensor) else list(real)
@@ -271,9 +271,9 @@ class VGGLoss(nn.Module):
             losses = perceptual.perceptual_loss(
                 fake,
                 real if isinstance(real, Tensor) else None,
-                vgg.chain(),
-                vgg.factors(factors),
-                features=None if features is None else vgg.in_order(features),
+                vgg.conv_stack(),
+                vgg.in_network_order(layer_weights),
+                features=None if features is None else vgg.in_network_order(features),
                 weight_map=weight_map,
                 squared=self.criterion == "mse",
                 dtype=self.dtype,
@@ -284,15 +284,15 @@ class VGGLoss(nn.Module):
             if isinstance(real, Tensor):
                 with torch.no_grad():
                     features = self._maps(real)
-            return self._compare(self._maps(fake), cast("list[Tensor]", features), factors, weight_map)
+            return self._compare(self._maps(fake), cast("list[Tensor]", features), layer_weights, weight_map)
 
     def _compare(
-        self, fake_maps: list[Tensor], real_maps: list[Tensor], factors: list[float], weight_map: Tensor | None
+        self, fake_maps: list[Tensor], real_maps: list[Tensor], layer_weights: list[float], weight_map: Tensor | None
     ) -> Tensor:
         self._check_map_count(len(fake_maps))
         if self.criterion == "l1" and self.reduction == "mean" and weight_map is None:
-            return multi_l1_loss(fake_maps, real_maps, factors)
-        losses = reference.distances(fake_maps, real_maps, factors, self.criterion == "mse", weight_map)
+            return multi_l1_loss(fake_maps, real_maps, layer_weights)
+        losses = reference.distances(fake_maps, real_maps, layer_weights, self.criterion == "mse", weight_map)
         return losses.mean() if self.reduction == "mean" else losses
 
     def _precision(self, pictures: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -41,7 +41,7 @@ class NLayerDiscriminator(nn.Module):
     """A PatchGAN: every output pixel judges one patch of the input.
 
     Args:
-        input_nc: Channels of the input, condition and picture together.
+        input_nc: Channels of the input, condition and image together.
         ndf: Channels of the first convolution; doubled per layer up to 512.
         n_layers: Number of layers between the first and the prediction.
         norm_layer: From the number of channels to a normalisation layer.
@@ -95,13 +95,13 @@ def _run_stages(stages: list[nn.Module], x: Tensor) -> list[Tensor]:
 
 
 class MultiscaleDiscriminator(nn.Module):
-    """``num_D`` PatchGANs on the picture and its halvings.
+    """``num_D`` PatchGANs on the image and its halvings.
 
     Parameters are named as in NVIDIA's ``latest_net_D.pth``: ``scale{i}_layer{j}.0.weight`` with ``getIntermFeat``,
     else ``layer{i}.N.weight``. Scale ``num_D − 1`` is the **full** resolution; scale 0 is the coarsest.
 
     Args:
-        input_nc: Channels of the input, condition and picture together.
+        input_nc: Channels of the input, condition and image together.
         ndf: Channels of the first convolution; doubled per layer up to 512.
         n_layers: Number of layers between the first and the prediction, ``n_layers_D`` in NVIDIA's options.
         norm_layer: From the number of channels to a normalisation layer.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pix2pixhd.models.generators import _check_counts, _check_input, _global_trunk, _to_picture
+from pix2pixhd.models.generators import _check_counts, _check_input, _global_trunk, _to_image
 from pix2pixhd.models.layers import InstanceNorm2d, NormLayer, init_weights
 
 __all__ = ["Encoder", "instance_mean"]
@@ -19,7 +19,7 @@ def instance_mean(features: Tensor, instance: Tensor) -> Tensor:
 
     Args:
         features: ``[N, C, H, W]``, of any floating type.
-        instance: Integer ids ``[N, H, W]`` or ``[N, 1, H, W]``; equal ids in one picture are one instance, whatever
+        instance: Integer ids ``[N, H, W]`` or ``[N, 1, H, W]``; equal ids in one image are one instance, whatever
             their values are.
 
     Returns:
@@ -39,7 +39,7 @@ def instance_mean(features: Tensor, instance: Tensor) -> Tensor:
     ordered, order = ids.sort(dim=1)
     starts = torch.zeros_like(ids, dtype=torch.int64)
     starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    # Numbers the instances of each picture 0, 1, …; there are at most as many as pixels, so no size depends on data.
+    # Numbers the instances of each image 0, 1, …; there are at most as many as pixels, so no size depends on data.
     number = torch.empty_like(starts).scatter_(1, order, starts.cumsum(1))
     wide = features.reshape(n, channels, -1)
     wide = wide if wide.dtype == torch.float64 else wide.float()
@@ -51,23 +51,23 @@ def instance_mean(features: Tensor, instance: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """From a real picture to a few features per pixel, equal all over each instance.
+    """From a real image to a few features per pixel, equal all over each instance.
 
     Parameters are named ``model.N…`` as in NVIDIA's ``latest_net_E.pth``. Trained together with the generator, which
     takes the features beside the labels; at generation other features give the instance another look.
 
     Args:
-        input_nc: Channels of the picture.
+        input_nc: Channels of the image.
         output_nc: Number of features.
         ngf: Channels of the first convolution; each downsampling doubles them.
-        n_downsampling: How often the picture is halved.
+        n_downsampling: How often the image is halved.
         norm_layer: From the number of channels to a normalisation layer.
 
     Attributes:
-        multiple: Height and width of the picture must be multiples of this, and at least twice as large.
+        multiple: Height and width of the image must be multiples of this, and at least twice as large.
 
     Raises:
-        ValueError: For counts that are too small; in ``forward`` for a picture of another number of channels or a size
+        ValueError: For counts that are too small; in ``forward`` for an image of another number of channels or a size
             that cannot be halved often enough.
 
     Example:
@@ -91,10 +91,10 @@ class Encoder(nn.Module):
         self.output_nc = output_nc
         self.multiple: int = 2**n_downsampling
         trunk = _global_trunk(input_nc, ngf, n_downsampling, 0, norm_layer, "reflect")
-        self.model = nn.Sequential(*trunk, *_to_picture(ngf, output_nc))
+        self.model = nn.Sequential(*trunk, *_to_image(ngf, output_nc))
         init_weights(self)
 
     def forward(self, input: Tensor, inst: Tensor) -> Tensor:
-        """Features ``[N, output_nc, H, W]`` in [−1, 1] of pictures ``[N, input_nc, H, W]`` with ids ``inst``."""
+        """Features ``[N, output_nc, H, W]`` in [−1, 1] of images ``[N, input_nc, H, W]`` with ids ``inst``."""
         _check_input(input, self.input_nc, self.multiple)
         return instance_mean(self.model(input), inst)

@@ -33,7 +33,7 @@ def define_G(
 
     Args:
         input_nc: Channels of the input.
-        output_nc: Channels of the generated picture.
+        output_nc: Channels of the generated image.
         ngf: Channels of the first convolution.
         netG: ``"global"``, ``"local"`` or ``"encoder"``.
         n_downsample_global: How often the global part, or the encoder, halves its input.
@@ -82,7 +82,7 @@ def define_E(
     """An instance feature encoder by the names of NVIDIA's options.
 
     Args:
-        input_nc: Channels of the picture.
+        input_nc: Channels of the image.
         output_nc: Number of features, ``feat_num`` in NVIDIA's options.
         nef: Channels of the first convolution.
         n_downsample_E: How often the encoder halves its input.
@@ -111,7 +111,7 @@ def define_D(
     """A multi-scale discriminator by the names of NVIDIA's options.
 
     Args:
-        input_nc: Channels of condition and picture together.
+        input_nc: Channels of condition and image together.
         ndf: Channels of the first convolution.
         n_layers_D: Number of layers between the first and the prediction.
         norm: ``"instance"`` or ``"batch"``.

@@ -28,7 +28,7 @@ def _check_input(x: Tensor, channels: int, multiple: int) -> None:
     if height % multiple or width % multiple or min(height, width) < 2 * multiple:
         raise ValueError(
             f"input is {width}x{height} (width x height), but this generator needs both to be multiples of {multiple} "
-            f"and at least {2 * multiple}; resize, crop or pad the picture, or take fewer downsamplings"
+            f"and at least {2 * multiple}; resize, crop or pad the image, or take fewer downsamplings"
         )
 
 
@@ -46,7 +46,7 @@ def _up(channels: int, norm_layer: NormLayer) -> list[nn.Module]:
     return [conv, norm_layer(channels), nn.ReLU(inplace=True)]
 
 
-def _to_picture(ngf: int, output_nc: int) -> list[nn.Module]:
+def _to_image(ngf: int, output_nc: int) -> list[nn.Module]:
     return [nn.ReflectionPad2d(3), nn.Conv2d(ngf, output_nc, kernel_size=7), nn.Tanh()]
 
 
@@ -79,17 +79,17 @@ def _run(layers: nn.Sequential, x: Tensor, checkpoints: bool) -> Tensor:
 
 
 class GlobalGenerator(nn.Module):
-    """The global generator G1: downsampling, residual blocks, upsampling; pictures in [−1, 1] come out.
+    """The global generator G1: downsampling, residual blocks, upsampling; images in [−1, 1] come out.
 
     Parameters are named ``model.N…`` as in NVIDIA's ``latest_net_G.pth`` of a ``--netG global`` run. Weights start from
     N(0, 0.02). The normalisation layer defaults to instance norm, which NVIDIA's option ``--norm`` also defaults to
     (the default of the original class itself is batch norm).
 
     Args:
-        input_nc: Channels of the input: one-hot labels plus the edge map, or picture channels.
-        output_nc: Channels of the generated picture.
+        input_nc: Channels of the input: one-hot labels plus the edge map, or image channels.
+        output_nc: Channels of the generated image.
         ngf: Channels of the first convolution; each downsampling doubles them.
-        n_downsampling: How often the picture is halved.
+        n_downsampling: How often the image is halved.
         n_blocks: Number of residual blocks at the lowest resolution.
         norm_layer: From the number of channels to a normalisation layer.
         padding_type: Padding of the residual blocks: ``"reflect"``, ``"replicate"`` or ``"zero"``.
@@ -125,11 +125,11 @@ class GlobalGenerator(nn.Module):
         self.multiple: int = 2**n_downsampling
         self.checkpoint_activations = False
         trunk = _global_trunk(input_nc, ngf, n_downsampling, n_blocks, norm_layer, padding_type)
-        self.model = nn.Sequential(*trunk, *_to_picture(ngf, output_nc))
+        self.model = nn.Sequential(*trunk, *_to_image(ngf, output_nc))
         init_weights(self)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Generates pictures ``[N, output_nc, H, W]`` in [−1, 1] from ``[N, input_nc, H, W]``."""
+        """Generates images ``[N, output_nc, H, W]`` in [−1, 1] from ``[N, input_nc, H, W]``."""
         _check_input(input, self.input_nc, self.multiple)
         return _run(self.model, input, self.checkpoint_activations)
 
@@ -141,8 +141,8 @@ class LocalEnhancer(nn.Module):
     without its output layers, ``model{n}_1.N…`` and ``model{n}_2.N…`` for the n-th enhancer's way down and up.
 
     Args:
-        input_nc: Channels of the input: one-hot labels plus the edge map, or picture channels.
-        output_nc: Channels of the generated picture.
+        input_nc: Channels of the input: one-hot labels plus the edge map, or image channels.
+        output_nc: Channels of the generated image.
         ngf: Channels of the finest enhancer's first convolution; the global part starts with
             ``ngf·2^n_local_enhancers``.
         n_downsample_global: How often the global part halves its input.
@@ -199,7 +199,7 @@ class LocalEnhancer(nn.Module):
         for n in range(1, n_local_enhancers + 1):
             width = ngf * 2 ** (n_local_enhancers - n)
             blocks = [ResnetBlock(width * 2, padding_type, norm_layer) for _ in range(n_blocks_local)]
-            output = _to_picture(ngf, output_nc) if n == n_local_enhancers else []
+            output = _to_image(ngf, output_nc) if n == n_local_enhancers else []
             down = nn.Sequential(*_stem(input_nc, width, norm_layer), *_down(width, norm_layer))
             up = nn.Sequential(*blocks, *_up(width, norm_layer), *output)
             self.add_module(f"model{n}_1", down)
@@ -208,7 +208,7 @@ class LocalEnhancer(nn.Module):
         init_weights(self)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Generates pictures ``[N, output_nc, H, W]`` in [−1, 1] from ``[N, input_nc, H, W]``."""
+        """Generates images ``[N, output_nc, H, W]`` in [−1, 1] from ``[N, input_nc, H, W]``."""
         _check_input(input, self.input_nc, self.multiple)
         pyramid = [input]
         for _ in range(self.n_local_enhancers):

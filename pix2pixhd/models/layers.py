@@ -18,10 +18,10 @@ _PADDING: dict[str, tuple[type[nn.Module] | None, int]] = {
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
-    """``torch.nn.InstanceNorm2d``, computed as batch normalisation where the batch is one picture, which is the same.
+    """``torch.nn.InstanceNorm2d``, computed as batch normalisation where the batch is one image, which is the same.
 
     That way channels-last maps stay as they are, in half of the time; and gradients are right: in PyTorch 2.15's
-    instance norm on the CPU those of one picture are not, where the gradient that comes in lies channels last.
+    instance norm on the CPU those of one image are not, where the gradient that comes in lies channels last.
 
     Example:
         >>> InstanceNorm2d(8)(torch.randn(1, 8, 4, 4)).shape
@@ -29,7 +29,7 @@ class InstanceNorm2d(nn.InstanceNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalises every channel of every picture ``[N, C, H, W]`` to mean 0 and variance 1."""
+        """Normalises every channel of every image ``[N, C, H, W]`` to mean 0 and variance 1."""
         if input.dim() != 4 or input.shape[0] != 1 or self.track_running_stats:
             return super().forward(input)
         return nn.functional.batch_norm(input, None, None, self.weight, self.bias, training=True, eps=self.eps)

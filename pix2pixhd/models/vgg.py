@@ -1,4 +1,4 @@
-"""VGG19 and VGG16 as the perceptual loss uses them: some maps, frozen weights, and where those come from."""
+"""VGG19 and VGG16 for the perceptual loss: selected feature maps, frozen weights, and loading of the weights."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ import pathlib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
 from pix2pixhd.models.weights import read_weights
-from pix2pixhd.ops.perceptual import Network
-from pix2pixhd.ops.perceptual_tiling import POOL, RELU, TAP, TAP_POOL
+from pix2pixhd.ops.conv_stack import POOL, RELU, TAP, TAP_POOL, ConvStack
 
 Architecture = Literal["vgg19", "vgg16"]
+_Value = TypeVar("_Value")
 
 PAPER_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 
 # torchvision's names of the configurations D and E of arXiv 1409.1556.
 _CONFIGURATIONS = {"vgg19": "E", "vgg16": "D"}
 
-_OFFLINE = """the ImageNet weights of {network} could not be fetched: {error}
+_OFFLINE = """the ImageNet weights of {network} could not be downloaded: {error}
 Put the file {name} ({size} MB, from {url}) at
     {path}
-or pass its path, VGGLoss(vgg="/path/to/{name}"). For tests and demonstrations only, vgg="random" needs no file."""
+or pass its path, VGGLoss(vgg="/path/to/{name}"). For tests and demos only, vgg="random" needs no file."""
 
 
 class _Convolution(NamedTuple):
     """One convolution of the network.
 
     Attributes:
-        position: In torchvision's ``features``; its ReLU follows.
-        relu: The ReLU's name.
-        pooled: Whether max-pooling comes after.
+        position: Index in torchvision's ``features``; its ReLU follows.
+        relu: Name of the ReLU.
+        pooled: Whether max-pooling follows the ReLU.
     """
 
     position: int
@@ -48,31 +48,31 @@ def _convolutions(network: str) -> list[_Convolution]:
 
     found, index, block, number = [], 0, 1, 1
     configuration = cfgs[_CONFIGURATIONS[network]]
-    for here, after in zip(configuration, [*configuration[1:], None], strict=True):
-        if here == "M":
+    for layer, following in zip(configuration, [*configuration[1:], None], strict=True):
+        if layer == "M":
             index, block, number = index + 1, block + 1, 1
         else:
-            found.append(_Convolution(index, f"relu{block}_{number}", after == "M"))
+            found.append(_Convolution(index, f"relu{block}_{number}", following == "M"))
             index, number = index + 2, number + 1
     return found
 
 
 def check_network(network: str) -> None:
-    """Refuses what is no network of this module.
+    """Check the name of a network.
 
     Raises:
-        ValueError: Names those there are.
+        ValueError: If there is no such network; the message lists those that exist.
     """
     if network not in _CONFIGURATIONS:
         raise ValueError(f"network must be {' or '.join(get_args(Architecture))}, got {network!r}")
 
 
 def layer_names(network: str, layers: Sequence[str]) -> list[str]:
-    """Brings layer names into the form ``relu3_1``; ``relu_3_1`` is the same layer.
+    """Normalise layer names to the form ``relu3_1``; ``relu_3_1`` is the same layer.
 
     Raises:
-        TypeError: For a single string.
-        ValueError: For a name that the network does not have, one that comes twice, or none at all.
+        TypeError: If ``layers`` is a single string.
+        ValueError: If a name is unknown or repeated, or if there is no name.
 
     Example:
         >>> layer_names("vgg16", ["relu_1_2", "relu2_2"])
@@ -88,14 +88,14 @@ def layer_names(network: str, layers: Sequence[str]) -> list[str]:
         if name not in known:
             raise ValueError(f"layers: {network} has no layer {layer!r}; it has {', '.join(known)}")
         if name in names:
-            raise ValueError(f"layers: {layer!r} comes twice")
+            raise ValueError(f"layers: {layer!r} is listed twice")
         names.append(name)
     if not names:
         raise ValueError(f"layers must name at least one of {', '.join(known)}")
     return names
 
 
-# The layers of one letter of the plan.
+# The layers of each kind in `layer_kinds`.
 _KINDS: dict[str, list[type[nn.Module]]] = {
     RELU: [nn.Conv2d, nn.ReLU],
     TAP: [nn.Conv2d, nn.ReLU],
@@ -105,7 +105,7 @@ _KINDS: dict[str, list[type[nn.Module]]] = {
 
 
 def _as_configured(layer: nn.Module) -> bool:
-    """Whether a layer of the right type has the options of the VGG's."""
+    """Whether a layer of the right class has the options of the VGG's layer."""
     if isinstance(layer, nn.Conv2d):
         return (
             layer.kernel_size == (3, 3)
@@ -113,7 +113,7 @@ def _as_configured(layer: nn.Module) -> bool:
             and layer.groups == 1
             and layer.padding_mode == "zeros"
             and layer.bias is not None
-            and layer.out_channels % 32 == 0  # what the operators take
+            and layer.out_channels % 32 == 0  # required by the operators
         )
     if isinstance(layer, nn.MaxPool2d):
         size_and_stride = (layer.kernel_size, layer.stride)
@@ -128,7 +128,7 @@ def _as_configured(layer: nn.Module) -> bool:
 
 
 def _is_patched(module: nn.Module) -> bool:
-    """Whether the module has hooks, or a ``forward`` of its own."""
+    """Whether the module has hooks, or a ``forward`` set on the instance."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -149,21 +149,21 @@ def _has_global_hooks() -> bool:
 
 
 class FrozenVGG(nn.Module):
-    """The part of VGG19 or VGG16 (arXiv 1409.1556) that some layers need, with torchvision's parameter names.
+    """VGG19 or VGG16 (arXiv 1409.1556) up to the deepest requested layer, with torchvision's parameter names.
 
     The weights are uninitialised until a state dict is loaded; ``load_vgg`` does both.
 
     Args:
         network: ``"vgg19"`` or ``"vgg16"``.
-        layers: Names of the ReLUs whose maps are asked for, ``relu1_1`` or ``relu_1_1``.
+        layers: Names of the ReLUs whose feature maps are returned, ``relu1_1`` or ``relu_1_1``.
 
     Raises:
-        ValueError: For an unknown network or layer.
+        ValueError: If the network or a layer is unknown.
 
     Example:
         >>> from pix2pixhd.models.vgg import load_vgg
-        >>> maps = load_vgg("random")(torch.rand(1, 3, 32, 32))
-        >>> [tuple(x.shape[1:]) for x in maps]
+        >>> features = load_vgg("random")(torch.rand(1, 3, 32, 32))
+        >>> [tuple(x.shape[1:]) for x in features]
         [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 2, 2)]
     """
 
@@ -177,11 +177,11 @@ class FrozenVGG(nn.Module):
         convolutions = _convolutions(network)
         deepest = max(k for k, convolution in enumerate(convolutions) if convolution.relu in self.layers)
         used = convolutions[: deepest + 1]
-        # Where in `features` a map is taken, in the network's order, and which of `layers` it is.
+        # From the index in `features` at which a feature map is taken to its index in `layers`, in the network's order.
         self._taps = {c.position + 1: self.layers.index(c.relu) for c in used if c.relu in self.layers}
-        self.plan = "".join(self._kind(convolution, convolution is used[-1]) for convolution in used)
+        self.layer_kinds = "".join(self._kind(convolution, convolution is used[-1]) for convolution in used)
         self.depth = used[-1].position + 2
-        with torch.device("meta"):  # no time and no random numbers spent on an initialisation that nobody uses
+        with torch.device("meta"):  # skips the initialisation and leaves the random state unchanged
             features = make_layers(cfgs[_CONFIGURATIONS[network]])
         self.features = features[: self.depth].to_empty(device="cpu").to(memory_format=torch.channels_last)
         self.requires_grad_(False).eval()
@@ -193,21 +193,22 @@ class FrozenVGG(nn.Module):
         return POOL if pooled else RELU
 
     def convolutions(self) -> list[nn.Conv2d]:
-        """The convolutions, in order."""
+        """Return the convolutions, in order."""
         return [layer for layer in self.features if isinstance(layer, nn.Conv2d)]
 
-    def chain(self) -> Network:
-        """The network as ``pix2pixhd.ops.perceptual`` takes it: the parameters themselves, no copies."""
+    def conv_stack(self) -> ConvStack:
+        """Return the network as ``pix2pixhd.ops.perceptual`` takes it, with the parameters themselves, not copies."""
         layers = self.convolutions()
-        return Network([c.weight for c in layers], [cast(Tensor, c.bias) for c in layers], self.plan)
+        return ConvStack([c.weight for c in layers], [cast(Tensor, c.bias) for c in layers], self.layer_kinds)
 
     def is_standard(self) -> bool:
-        """Whether calling the layers does what ``chain`` describes, and nothing else.
+        """Whether calling the layers computes exactly what ``conv_stack`` describes.
 
-        Not so after a user replaced, added or patched layers, or with hooks that must see an input, output or gradient.
+        This is not the case after a user has replaced, added or patched layers, or with hooks that must see an input,
+        an output or a gradient.
         """
         layers = list(self.features)
-        expected = [kind for letter in self.plan for kind in _KINDS[letter]]
+        expected = [layer for kind in self.layer_kinds for layer in _KINDS[kind]]
         return (
             type(self).forward is FrozenVGG.forward
             and [type(layer) for layer in layers] == expected
@@ -216,22 +217,18 @@ class FrozenVGG(nn.Module):
             and not any(_is_patched(module) for module in (self, self.features, *layers))
         )
 
-    def factors(self, weights: Sequence[float]) -> list[float]:
-        """One weight per layer, as given, in the order in which the network comes by them."""
-        return [weights[k] for k in self._taps.values()]
-
-    def in_order(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps as ``forward`` returns them, in the order in which the network comes by them."""
-        return [maps[k] for k in self._taps.values()]
+    def in_network_order(self, values: Sequence[_Value]) -> list[_Value]:
+        """Reorder one value per entry of ``layers`` to the order in which the network computes these layers."""
+        return [values[k] for k in self._taps.values()]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The layers' maps, in the order of ``layers``, of pictures ``[N, 3, H, W]``."""
-        maps: dict[int, Tensor] = {}
+        """Return the feature maps of images ``[N, 3, H, W]``, in the order of ``layers``."""
+        feature_maps: dict[int, Tensor] = {}
         for index, layer in enumerate(self.features):
-            x = layer(x)  # ReLUs work in place, on convolution outputs that nobody else reads
+            x = layer(x)  # ReLUs work in place, on convolution outputs that nothing else reads
             if index in self._taps:
-                maps[self._taps[index]] = x
-        return [maps[k] for k in range(len(maps))]
+                feature_maps[self._taps[index]] = x
+        return [feature_maps[k] for k in range(len(feature_maps))]
 
 
 def _shapes(vgg: FrozenVGG) -> dict[str, torch.Size]:
@@ -239,7 +236,7 @@ def _shapes(vgg: FrozenVGG) -> dict[str, torch.Size]:
 
 
 def _as_torchvision(state: Mapping[str, Any], depth: int) -> dict[str, Tensor]:
-    """Brings torchvision's names, with or without classifier, and those of NVIDIA's ``Vgg19`` into one form."""
+    """Rename the entries of torchvision's VGG, with or without classifier, and of NVIDIA's ``Vgg19`` to one form."""
     renamed = {}
     for name, value in state.items():
         # NVIDIA's slices number their layers as torchvision's `features` does.
@@ -251,15 +248,15 @@ def _as_torchvision(state: Mapping[str, Any], depth: int) -> dict[str, Tensor]:
 
 
 def load_state(vgg: FrozenVGG, state: object, source: str) -> None:
-    """Loads a state dict of any of the known layouts.
+    """Load a state dict of any of the known layouts.
 
     Args:
-        vgg: Where to.
+        vgg: The network.
         state: The state dict.
-        source: What error messages call it.
+        source: Its name in error messages.
 
     Raises:
-        ValueError: If it is no state dict of this network: names the missing and misshapen entries.
+        ValueError: If it is not a state dict of this network; the message names missing and misshapen entries.
     """
     title = vgg.network.upper()
     if not isinstance(state, Mapping):
@@ -268,19 +265,21 @@ def load_state(vgg: FrozenVGG, state: object, source: str) -> None:
     missing = [name for name in shapes if name not in renamed]
     if missing:
         raise ValueError(
-            f"{source} is no {title} state dict: {len(missing)} of {len(shapes)} entries are missing, the first is "
+            f"{source} is not a {title} state dict: {len(missing)} of {len(shapes)} entries are missing, the first is "
             f"{missing[0]}; it has {', '.join(map(str, list(state)[:3])) or 'no entries'} …; expected "
             "torchvision's names, features.0.weight and so on"
         )
     for name, shape in shapes.items():
         if not isinstance(renamed[name], Tensor) or renamed[name].shape != shape:
             found = tuple(getattr(renamed[name], "shape", ()))
-            raise ValueError(f"{source}: {name} must have shape {tuple(shape)}, got {found}; is it of another network?")
+            raise ValueError(
+                f"{source}: {name} must have shape {tuple(shape)}, got {found}; it may belong to another network"
+            )
     vgg.load_state_dict({name: renamed[name] for name in shapes})
 
 
 def _random_state(vgg: FrozenVGG, seed: int = 0) -> dict[str, Tensor]:
-    """He initialisation from a generator of its own: the same on every machine, and nobody's random numbers move."""
+    """He initialisation with a separate generator: reproducible, and the global random state is unchanged."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in _shapes(vgg).items():
@@ -314,7 +313,7 @@ def _imagenet_state(network: str) -> object:
 def _file_state(path: pathlib.Path) -> object:
     if not path.is_file():
         raise FileNotFoundError(
-            f"vgg: there is no file {path}; pass 'imagenet', 'random', a module, or the path of a state dict"
+            f"vgg: file {path} does not exist; pass 'imagenet', 'random', a module, or the path of a state dict"
         )
     try:
         return read_weights(path)
@@ -325,19 +324,19 @@ def _file_state(path: pathlib.Path) -> object:
 def load_vgg(
     vgg: str | pathlib.Path = "imagenet", network: Architecture = "vgg19", layers: Sequence[str] = PAPER_LAYERS
 ) -> FrozenVGG:
-    """Builds a VGG as far as some layers need it, with frozen weights.
+    """Build a VGG with frozen weights, up to the deepest requested layer.
 
     Args:
-        vgg: ``"imagenet"`` for torchvision's ``IMAGENET1K_V1`` weights, fetched once and kept by torch.hub;
-            ``"random"`` for seeded random weights, with a warning; else the path of a state dict with torchvision's
-            names (``features.0.weight``) or those of NVIDIA's ``Vgg19`` (``slice1.0.weight``).
+        vgg: ``"imagenet"`` for torchvision's ``IMAGENET1K_V1`` weights, which torch.hub downloads once and caches;
+            ``"random"`` for seeded random weights, with a warning; otherwise the path of a state dict with
+            torchvision's names (``features.0.weight``) or those of NVIDIA's ``Vgg19`` (``slice1.0.weight``).
         network: ``"vgg19"`` or ``"vgg16"``.
-        layers: Names of the ReLUs whose maps are asked for.
+        layers: Names of the ReLUs whose feature maps are returned.
 
     Raises:
-        RuntimeError: If the pretrained weights cannot be fetched; says which file to put where.
-        FileNotFoundError: If there is no such file.
-        ValueError: For an unknown network or layer, or a file that is no state dict of the network.
+        RuntimeError: If the pretrained weights cannot be downloaded; the message says which file to put where.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the network or a layer is unknown, or the file is not a state dict of the network.
 
     Example:
         >>> vgg = load_vgg("random", "vgg16", ["relu1_2", "relu2_2"])
@@ -347,8 +346,8 @@ def load_vgg(
         load_state(model, _imagenet_state(network), f"torchvision's {network.upper()}_Weights.IMAGENET1K_V1")
     elif vgg == "random":
         warnings.warn(
-            f"pix2pixhd: {network.upper()} has random weights (vgg='random'). Good for tests and demonstrations; for "
-            "training use vgg='imagenet' or the path of pretrained weights.",
+            f"pix2pixhd: {network.upper()} has random weights (vgg='random'). Use them for tests and demos only; for "
+            "training, use vgg='imagenet' or the path of pretrained weights.",
             UserWarning,
             stacklevel=3,
         )

@@ -1,6 +1,6 @@
 """The operators: fused C++/CUDA kernels where they can run, plain PyTorch elsewhere.
 
-Each function takes flat lists and makes one call, however many layers and scales there are.
+Each function takes flat lists and makes one operator call for any number of layers and scales.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if extension.cpu().loaded:
 
 
 def _signs(target_is_real: bool | Sequence[bool] | Any, count: int) -> list[scalars.Number]:
-    """+1 for real and −1 for fake, one per tensor."""
+    """Return +1 for real and −1 for fake, one per tensor."""
     if scalars.is_single(target_is_real):
         return [1.0 if scalars.flag("target_is_real", target_is_real) else -1.0] * count
     if isinstance(target_is_real, (str, bytes)) or not hasattr(target_is_real, "__len__"):
@@ -38,11 +38,11 @@ def _signs(target_is_real: bool | Sequence[bool] | Any, count: int) -> list[scal
 def _as_pytorch(
     loss: Tensor, tensors: Sequence[Tensor], weights: Sequence[scalars.Number], *, autocast_widens: bool
 ) -> Tensor:
-    """The loss in the dtype of PyTorch's own losses.
+    """Convert the loss to the dtype of PyTorch's own losses.
 
-    That is the dtype of half tensors, unless autocast runs the loss in float32. Autocast does so for ``F.l1_loss`` and
-    ``F.mse_loss``, and not for ``mean``, of which hinge and mean consist. A weight that is a tensor promotes the dtype,
-    as in ``loss * weight``.
+    For half-precision tensors this is their dtype, unless autocast runs the loss in float32. Autocast does so for
+    ``F.l1_loss`` and ``F.mse_loss``, but not for ``mean``, on which the hinge and mean losses are based. A weight that
+    is a tensor promotes the dtype, as in ``loss * weight``.
     """
     dtype, first = loss.dtype, tensors[0].dtype
     if first in HALF and not (autocast_widens and torch.is_autocast_enabled(tensors[0].device.type)):
@@ -56,24 +56,24 @@ def _as_pytorch(
 def multi_l1_loss(inputs: Sequence[Tensor], targets: Sequence[Tensor], weights: Numbers = None) -> Tensor:
     """Weighted sum of mean absolute differences: ``Σ_k weights[k] · mean|inputs[k] − targets[k]|``.
 
-    The reduction of feature matching (pix2pixHD, arXiv 1711.11585, eq. 4) and of the VGG loss (arXiv 1603.08155), over
-    all layers and scales in one pass. For the backward it keeps two bits per element instead of inputs and targets.
-    Where ``inputs[k] == targets[k]``, or the difference is NaN, the gradient is 0, as in PyTorch.
+    This is the reduction of feature matching (pix2pixHD, arXiv 1711.11585, eq. 4) and of the VGG loss (arXiv
+    1603.08155), over all layers and scales in one pass. It saves two bits per element for backward, instead of inputs
+    and targets. Where ``inputs[k] == targets[k]``, or the difference is NaN, the gradient is 0, as in PyTorch.
 
     Args:
         inputs: K tensors of any shape and strides; float32, float64, float16 or bfloat16.
-        targets: K tensors, ``targets[k]`` of the shape of ``inputs[k]``. A pair may mix types, as under autocast.
-            Targets that require a gradient get theirs.
-        weights: One number, or K; 1 each when None. A tensor that requires a gradient gets its gradient.
+        targets: K tensors; ``targets[k]`` has the shape of ``inputs[k]``. A pair may mix dtypes, as under autocast.
+            Targets that require a gradient receive one.
+        weights: One number, or K numbers; 1 each if None. A tensor that requires a gradient receives one.
 
     Returns:
-        A scalar: float32, or float64 when any tensor is; for half tensors outside autocast, their dtype. Tensors as
-        weights promote it, as in ``loss * weight``. An empty tensor's mean is NaN. The same bits on every run, for any
-        number of threads.
+        A scalar: float64 if any tensor is float64, else float32; for half-precision tensors outside autocast, their
+        dtype. Tensors as weights promote the dtype, as in ``loss * weight``. The mean of an empty tensor is NaN. The
+        result is bitwise reproducible, for any number of threads.
 
     Raises:
-        TypeError: For something that is not a list of floating-point tensors.
-        ValueError: For empty lists and for lengths, shapes or devices that do not agree.
+        TypeError: If an argument is not a list of floating-point tensors.
+        ValueError: If a list is empty, or if lengths, shapes or devices differ.
 
     Example:
         >>> import torch
@@ -97,13 +97,13 @@ def _multi_l1(xs: list[Tensor], ys: list[Tensor], weights: Numbers) -> Tensor:
     for k, (x, y) in enumerate(zip(xs, ys, strict=True)):
         check_shapes(("inputs", "targets"), x, y, k)
     check_devices(("inputs", "targets"), xs[0], ys[0], 0)
-    factors = scalars.parse("weights", weights, len(xs), default=1.0)
+    parsed = scalars.parse("weights", weights, len(xs), default=1.0)
     if not backend.use_fused(xs[0]):
         check_all_dense("inputs", xs)  # PyTorch takes some of these tensors, the operators none
         check_all_dense("targets", ys)
-        return reference.multi_l1_loss(xs, ys, factors)
-    loss = multi_l1.fused_multi_l1_loss(xs, ys, scalars.read(factors))
-    return _as_pytorch(loss, xs + ys, factors, autocast_widens=True)
+        return reference.multi_l1_loss(xs, ys, parsed)
+    loss = multi_l1.fused_multi_l1_loss(xs, ys, scalars.read(parsed))
+    return _as_pytorch(loss, xs + ys, parsed, autocast_widens=True)
 
 
 _Plain = Callable[[Sequence[Tensor], Sequence[scalars.Number], Sequence[scalars.Number]], Tensor]
@@ -118,23 +118,23 @@ def _pointwise(
     *,
     autocast_widens: bool,
 ) -> Tensor:
-    """A loss of predictions and constants, fused or in plain PyTorch."""
-    factors = scalars.parse("weights", weights, len(preds), default=1.0)
+    """Compute a loss of predictions and constants, fused or in plain PyTorch."""
+    parsed = scalars.parse("weights", weights, len(preds), default=1.0)
     try:
         if not backend.use_fused(preds[0]):
             check_all_dense("preds", preds)  # PyTorch takes some of these tensors, the operators none
-            return plain(preds, constants, factors)
-        loss = pointwise.fused_pointwise_loss(preds, constants, scalars.read(factors), kind)
+            return plain(preds, constants, parsed)
+        loss = pointwise.fused_pointwise_loss(preds, constants, scalars.read(parsed), kind)
     except RuntimeError:
         check_all_dense("preds", preds)
         raise
-    return _as_pytorch(loss, preds, factors, autocast_widens=autocast_widens)
+    return _as_pytorch(loss, preds, parsed, autocast_widens=autocast_widens)
 
 
 def _against_labels(
     preds: Sequence[Tensor], target: Numbers, weights: Numbers, kind: pointwise.Kind, plain: _Plain
 ) -> Tensor:
-    """A loss of predictions against constant labels."""
+    """Compute a loss of predictions against constant labels."""
     xs = check_list("preds", preds)
     labels = scalars.read(scalars.parse("target", target, len(xs)))
     check_labels(labels, xs)
@@ -144,22 +144,22 @@ def _against_labels(
 def lsgan_loss(preds: Sequence[Tensor], target: Numbers, weights: Numbers = None) -> Tensor:
     """Weighted sum of mean squared errors against constants: ``Σ_k weights[k] · mean((preds[k] − target[k])²)``.
 
-    The least-squares GAN loss (arXiv 1611.04076) over all scales of a discriminator, or over real and fake predictions
-    together, in one pass and without label tensors.
+    This is the least-squares GAN loss (arXiv 1611.04076) over all scales of a discriminator, or over real and fake
+    predictions together, in one pass and without label tensors.
 
     Args:
         preds: K tensors of any shape and strides; float32, float64, float16 or bfloat16.
-        target: The label, one for all (1 for real, 0 for fake) or one per tensor; a Python number, a NumPy scalar or a
-            tensor. It is rounded to the dtype of its tensor, as by ``torch.full_like``.
-        weights: One number, or K; 1 each when None. A tensor that requires a gradient gets its gradient.
+        target: The label, one for all tensors (1 for real, 0 for fake) or one per tensor; a Python number, a NumPy
+            scalar or a tensor. It is rounded to the dtype of its tensor, as by ``torch.full_like``.
+        weights: One number, or K numbers; 1 each if None. A tensor that requires a gradient receives one.
 
     Returns:
-        A scalar of the type that ``multi_l1_loss`` describes.
+        A scalar of the dtype that ``multi_l1_loss`` describes.
 
     Raises:
-        TypeError: For something that is not a list of floating-point tensors.
-        ValueError: For an empty list, for lengths or devices that do not agree, and for a finite label that the dtype
-            of its tensor cannot hold.
+        TypeError: If ``preds`` is not a list of floating-point tensors.
+        ValueError: If the list is empty, if lengths or devices differ, or if the dtype of a tensor cannot represent
+            its finite label.
 
     Example:
         >>> import torch
@@ -173,22 +173,23 @@ def lsgan_loss(preds: Sequence[Tensor], target: Numbers, weights: Numbers = None
 def logistic_loss(preds: Sequence[Tensor], target: Numbers, weights: Numbers = None) -> Tensor:
     """Weighted sum of binary cross entropies of logits: ``Σ_k weights[k] · mean(BCE(sigmoid(preds[k]), target[k]))``.
 
-    With logit ``x`` and label ``t`` an element's loss is ``max(x, 0) − t·x + log(1 + exp(−|x|))`` and its derivative
-    ``sigmoid(x) − t``: ``F.binary_cross_entropy_with_logits`` against a constant label, without label tensors. This is
-    the original GAN loss (arXiv 1406.2661) with the non-saturating loss of the generator, SPADE's mode ``original``.
+    With logit ``x`` and label ``t``, the loss of an element is ``max(x, 0) − t·x + log(1 + exp(−|x|))`` and its
+    derivative is ``sigmoid(x) − t``. This is ``F.binary_cross_entropy_with_logits`` against a constant label, without
+    label tensors: the original GAN loss (arXiv 1406.2661) with the non-saturating loss of the generator, which SPADE
+    calls ``original``.
 
     Args:
         preds: K tensors of logits, of any shape and strides; float32, float64, float16 or bfloat16.
-        target: The label, one for all (1 for real, 0 for fake, 0.9 for one-sided smoothing) or one per tensor.
-        weights: One number, or K; 1 each when None. A tensor that requires a gradient gets its gradient.
+        target: The label, one for all tensors (1 for real, 0 for fake, 0.9 for one-sided smoothing) or one per tensor.
+        weights: One number, or K numbers; 1 each if None. A tensor that requires a gradient receives one.
 
     Returns:
-        A scalar of the type that ``multi_l1_loss`` describes.
+        A scalar of the dtype that ``multi_l1_loss`` describes.
 
     Raises:
-        TypeError: For something that is not a list of floating-point tensors.
-        ValueError: For an empty list, for lengths or devices that do not agree, and for a finite label that the dtype
-            of its tensor cannot hold.
+        TypeError: If ``preds`` is not a list of floating-point tensors.
+        ValueError: If the list is empty, if lengths or devices differ, or if the dtype of a tensor cannot represent
+            its finite label.
 
     Example:
         >>> import torch
@@ -202,19 +203,19 @@ def logistic_loss(preds: Sequence[Tensor], target: Numbers, weights: Numbers = N
 def hinge_loss(preds: Sequence[Tensor], target_is_real: bool | Sequence[bool], weights: Numbers = None) -> Tensor:
     """The discriminator's hinge loss: ``Σ_k weights[k] · mean(max(0, 1 ∓ preds[k]))``, − for real, + for fake.
 
-    From arXiv 1705.02894, as SPADE (arXiv 1903.07291) uses it. The generator's side is ``-mean_loss(preds)``.
+    See arXiv 1705.02894; SPADE (arXiv 1903.07291) uses it too. The generator's loss is ``-mean_loss(preds)``.
 
     Args:
         preds: K tensors of any shape and strides; float32, float64, float16 or bfloat16.
-        target_is_real: Whether the predictions are of real pictures; one for all or one per tensor.
-        weights: One number, or K; 1 each when None. A tensor that requires a gradient gets its gradient.
+        target_is_real: Whether the predictions are of real images; one flag for all tensors or one per tensor.
+        weights: One number, or K numbers; 1 each if None. A tensor that requires a gradient receives one.
 
     Returns:
-        A scalar of the type that ``multi_l1_loss`` describes.
+        A scalar of the dtype that ``multi_l1_loss`` describes.
 
     Raises:
-        TypeError: For something that is not a list of floating-point tensors.
-        ValueError: For an empty list and for lengths or devices that do not agree.
+        TypeError: If ``preds`` is not a list of floating-point tensors.
+        ValueError: If the list is empty, or if lengths or devices differ.
 
     Example:
         >>> import torch
@@ -232,18 +233,18 @@ def _plain_mean(preds: Sequence[Tensor], _: Sequence[scalars.Number], weights: S
 
 
 def mean_loss(preds: Sequence[Tensor], weights: Numbers = None) -> Tensor:
-    """Weighted sum of means: ``Σ_k weights[k] · mean(preds[k])``; the generator's hinge and the Wasserstein losses.
+    """Weighted sum of means: ``Σ_k weights[k] · mean(preds[k])``, for the generator's hinge loss and Wasserstein losses.
 
     Args:
         preds: K tensors of any shape and strides; float32, float64, float16 or bfloat16.
-        weights: One number, or K; 1 each when None. Negative ones give ``−mean``.
+        weights: One number, or K numbers; 1 each if None. A weight of −1 gives ``−mean``.
 
     Returns:
-        A scalar of the type that ``multi_l1_loss`` describes.
+        A scalar of the dtype that ``multi_l1_loss`` describes.
 
     Raises:
-        TypeError: For something that is not a list of floating-point tensors.
-        ValueError: For an empty list and for lengths or devices that do not agree.
+        TypeError: If ``preds`` is not a list of floating-point tensors.
+        ValueError: If the list is empty, or if lengths or devices differ.
 
     Example:
         >>> import torch

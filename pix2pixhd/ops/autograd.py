@@ -1,4 +1,4 @@
-"""What the operators' Python faces share."""
+"""Helpers shared by the Python wrappers of the operators."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-# An operator with autograd registered in Python costs 5 µs more a call, wanted or not. Inside an autograd Function it
-# is not wanted, and this guard, which torch.library uses for the same purpose, skips it.
+# Autograd that is registered in Python adds 5 µs to each call of an operator. Inside an autograd Function it is not
+# needed; this guard, which torch.library uses for the same purpose, skips it.
 below_autograd: Callable[[], contextlib.AbstractContextManager[None]] = getattr(
     torch._C, "_AutoDispatchBelowAutograd", contextlib.nullcontext
 )
 
 
 def forward_mode_active() -> bool:
-    """Whether the call runs inside ``torch.autograd.forward_ad.dual_level``: tensors may carry tangents."""
+    """Whether the call runs inside ``torch.autograd.forward_ad.dual_level``, so that tensors may carry tangents."""
     return forward_ad._current_level >= 0
 
 
 def is_wrapped(tensor: Tensor) -> bool:
-    """Whether this is a tensor of ``torch.func``, or a batched gradient (``is_grads_batched=True``)."""
+    """Whether this is a ``torch.func`` wrapper tensor or a batched gradient (``is_grads_batched=True``)."""
     functorch = torch._C._functorch
     return functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
 
@@ -31,8 +31,8 @@ def is_wrapped(tensor: Tensor) -> bool:
 def transformed(grad: Tensor) -> bool:
     """Whether the backward of this gradient must be composed of PyTorch's own operations.
 
-    The backward operators have neither a derivative nor a batching rule. They are needed under ``create_graph=True``,
-    ``is_grads_batched=True`` and forward-mode AD over a backward.
+    The backward operators have neither a derivative nor a batching rule, which ``create_graph=True``,
+    ``is_grads_batched=True`` and forward-mode AD over a backward require.
     """
     if torch.compiler.is_compiling():
         return False
@@ -40,14 +40,14 @@ def transformed(grad: Tensor) -> bool:
 
 
 def wider(*dtypes: torch.dtype) -> torch.dtype:
-    """The dtype of the arithmetic: float32, or float64 when any is."""
+    """Return the dtype of the arithmetic: float64 if any of the dtypes is float64, else float32."""
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def dense_or_contiguous(size: list[int], stride: list[int]) -> list[int]:
-    """The strides of a gradient: those of the input when it is one dense block, else contiguous ones.
+    """Return the strides of a gradient: those of the input if it is dense, else contiguous ones.
 
-    Mirrors the C++ side, which makes a tensor that is not dense contiguous.
+    This matches the C++ side, which makes a non-dense tensor contiguous.
     """
     expected = 1
     dense = True
@@ -64,26 +64,26 @@ def dense_or_contiguous(size: list[int], stride: list[int]) -> list[int]:
 
 
 def zero_of(tensor: Tensor) -> Tensor:
-    """A scalar 0 that depends on the tensor with derivative 0.
+    """Return a scalar 0 that depends on the tensor with derivative 0.
 
-    Added to a gradient that is constant in the tensor, it makes a second differentiation give zeros, as in PyTorch,
-    instead of raising.
+    If it is added to a gradient that is constant in the tensor, a second differentiation returns zeros, as in PyTorch,
+    instead of raising an error.
     """
     return tensor.unsqueeze(0)[:0].sum()  # a view for any strides
 
 
-LARGE = 1 << 20  # elements from which `requested` costs less than writing a gradient that is not
-_MOST_ERRORS = 2  # in one backward; an error costs about 40 µs
+LARGE = 1 << 20  # number of elements from which `requested` costs less than writing an unrequested gradient
+_MOST_ERRORS = 2  # per backward pass; each error costs about 40 µs
 
 
 def requested(ctx: Any, needs: Sequence[bool]) -> Sequence[bool]:
-    """Of which inputs this run of the backward computes gradients: required ones may not be requested.
+    """Return which gradients this backward pass requests, out of the required ones.
 
-    ``autograd.grad(loss, a)`` and ``backward(inputs=...)`` request some only.
+    ``autograd.grad(loss, a)`` and ``backward(inputs=...)`` request only some of them.
 
     Args:
-        ctx: The context of an autograd Function.
-        needs: ``ctx.needs_input_grad`` of its inputs that are tensors.
+        ctx: Context of an autograd Function.
+        needs: ``ctx.needs_input_grad`` of its tensor inputs.
     """
     if torch.compiler.is_compiling():
         return needs
@@ -93,7 +93,7 @@ def requested(ctx: Any, needs: Sequence[bool]) -> Sequence[bool]:
             continue
         try:
             result[k] = torch._C._will_engine_execute_node(node)
-        except RuntimeError:  # how PyTorch answers for a leaf that autograd.grad requests
+        except RuntimeError:  # raised by PyTorch for a leaf that autograd.grad requests
             errors += 1
             if errors == _MOST_ERRORS:
                 break

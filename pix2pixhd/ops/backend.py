@@ -1,4 +1,4 @@
-"""Which implementation runs: the fused operators or plain PyTorch."""
+"""Selection of the implementation: the fused operators or plain PyTorch."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ _warned: set[str] = set()
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Chooses the implementation of every loss inside a ``with`` block.
+    """Select the implementation of every loss inside a ``with`` block.
 
-    The choice holds for the whole process, like ``torch.backends`` flags, and starts from the environment variable
-    ``PIX2PIXHD_BACKEND``.
+    The setting applies to the whole process, like ``torch.backends`` flags. Its initial value is the environment
+    variable ``PIX2PIXHD_BACKEND``, or ``"auto"``.
 
     Args:
-        name: ``"auto"`` takes the fused operators where they can run and plain PyTorch elsewhere, with one warning that
-            says why. ``"fused"`` takes the fused operators or raises. ``"reference"`` takes plain PyTorch.
+        name: ``"auto"`` uses the fused operators where they can run. Elsewhere it uses plain PyTorch, with one warning
+            that gives the reason. ``"fused"`` uses the fused operators or raises an error. ``"reference"`` uses plain
+            PyTorch.
 
     Raises:
         ValueError: If ``name`` is none of the three.
@@ -55,20 +56,20 @@ def backend(name: str) -> Iterator[None]:
         _current = previous
 
 
-# Why the fused operators cannot run on a kind of device; empty when they can. Found out at import: torch.compile would
-# trace it into every graph.
+# Why the fused operators cannot run on a device type; empty if they can. Determined at import, because torch.compile
+# would trace it into every graph.
 _REASONS: dict[str, str] = {"cpu": extension.cpu().reason, "cuda": extension.cuda().reason}
 
 
 def unavailable(device: torch.device) -> str:
-    """Why the fused operators cannot run on this device; empty when they can."""
+    """Return why the fused operators cannot run on this device; an empty string if they can."""
     reason = _REASONS.get(device.type, f"there are no fused kernels for {device.type} tensors")
-    # Not at import: to ask a GPU, CUDA must be initialized.
+    # Not at import: querying a GPU initializes CUDA.
     return gpu_support.missing(device.index) if device.type == "cuda" and not reason else reason
 
 
 def use_fused(tensor: Tensor) -> bool:
-    """Whether the fused operators run for this tensor's device under the current choice."""
+    """Whether the fused operators are used for this tensor under the current backend."""
     if _current == "reference":
         return False
     # torch.func and forward-mode AD differentiate the plain formulas.
@@ -78,11 +79,11 @@ def use_fused(tensor: Tensor) -> bool:
     if not reason:
         return True
     if _current == "fused":
-        raise RuntimeError(f"backend('fused') was asked for, but {reason}")
+        raise RuntimeError(f"backend('fused') was requested, but {reason}")
     if reason not in _warned:
         _warned.add(reason)
         warnings.warn(
-            f"pix2pixhd: the losses on {tensor.device.type} run in plain PyTorch, slower and with more memory: "
+            f"pix2pixhd: the losses on {tensor.device.type} run in plain PyTorch, which is slower and takes more memory: "
             f"{reason}",
             RuntimeWarning,
             stacklevel=4,

@@ -1,4 +1,4 @@
-"""Loading of the compiled operators, with every reason kept when one does not load."""
+"""Loading of the compiled operators; if an extension does not load, the reason is recorded."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """One compiled part of the package.
+class ExtensionStatus:
+    """Whether one compiled extension of the package is loaded, and if not, why.
 
     Attributes:
         name: ``"cpu"`` or ``"cuda"``.
         loaded: Whether its operators can be called.
-        reason: Why it is not loaded, and what to do; empty when it is.
+        reason: Why it is not loaded, and the remedy; empty if it is loaded.
     """
 
     name: str
@@ -30,57 +30,58 @@ class Part:
 
 _REBUILD = (
     "reinstall this package with `pip install --force-reinstall --no-deps --no-cache-dir`; "
-    "`pix2pixhd doctor` tells more"
+    "run `pix2pixhd doctor` for details"
 )
 
 
 def path(stem: str) -> pathlib.Path:
-    """Where a compiled library lies, built or not."""
+    """Return the path of a compiled library, whether or not it was built."""
     return _PACKAGE / f"{stem}.so"
 
 
-def _load(name: str, stem: str) -> Part:
+def _load(name: str, stem: str) -> ExtensionStatus:
     file = path(stem)
     if not file.exists():
-        return Part(name, False, f"{file.name} was not built; {_REBUILD}")
+        return ExtensionStatus(name, False, f"{file.name} was not built; {_REBUILD}")
     try:
         torch.ops.load_library(str(file))  # type: ignore[no-untyped-call]
     except OSError as error:
-        why = error.__cause__ or error  # torch says that it does not load; the loader's own message says why
-        return Part(name, False, f"{file.name} does not load under torch {torch.__version__}: {why}; {_REBUILD}")
-    return Part(name, True)
+        why = error.__cause__ or error  # the cause is the dynamic loader's own message
+        reason = f"{file.name} does not load with torch {torch.__version__}: {why}; {_REBUILD}"
+        return ExtensionStatus(name, False, reason)
+    return ExtensionStatus(name, True)
 
 
 def nvcc_remedy(cuda: str) -> str:
-    """How to come to an nvcc for this version of CUDA. From CUDA 13 on the package index has one."""
+    """Say how to install nvcc for this version of CUDA. For CUDA 13 and newer, the package index provides one."""
     toolkit = f"install a CUDA toolkit for CUDA {cuda}"
-    return toolkit if int(cuda.split(".")[0]) < 13 else f"{toolkit}, or set PIX2PIXHD_CUDA=1, which fetches nvcc,"
+    return toolkit if int(cuda.split(".")[0]) < 13 else f"{toolkit}, or set PIX2PIXHD_CUDA=1, which downloads nvcc,"
 
 
 @functools.cache
-def cpu() -> Part:
-    """Loads the CPU operators (and all schemas) once."""
+def cpu() -> ExtensionStatus:
+    """Load the CPU operators, and the schemas of all operators, once."""
     return _load("cpu", "_ops")
 
 
 @functools.cache
-def cuda() -> Part:
-    """Loads the CUDA operators once; needs the CPU part for the schemas and a CUDA build of torch."""
+def cuda() -> ExtensionStatus:
+    """Load the CUDA operators once. Requires the CPU extension, for the schemas, and a CUDA build of torch."""
     if not cpu().loaded:
-        return Part("cuda", False, cpu().reason)
+        return ExtensionStatus("cuda", False, cpu().reason)
     if torch.version.cuda is None:
-        return Part("cuda", False, f"torch {torch.__version__} is a build without CUDA")
+        return ExtensionStatus("cuda", False, f"torch {torch.__version__} is a build without CUDA")
     if not (_PACKAGE / "_ops_cuda.so").exists():
         why = (
             "the package was built without CUDA kernels (PIX2PIXHD_CUDA=0, no nvcc, or no GPU of compute capability "
             "7.0 or newer)"
         )
-        return Part("cuda", False, f"{why}; {nvcc_remedy(torch.version.cuda)} and {_REBUILD}")
+        return ExtensionStatus("cuda", False, f"{why}; {nvcc_remedy(torch.version.cuda)} and {_REBUILD}")
     return _load("cuda", "_ops_cuda")
 
 
 def build_facts() -> ModuleType | None:
-    """The module ``pix2pixhd._C`` with the facts of the build; None where it was not built or does not import."""
+    """Return ``pix2pixhd._C``, which describes the build; None if it was not built or cannot be imported."""
     try:
         return importlib.import_module("pix2pixhd._C")
     except ImportError:

@@ -1,7 +1,7 @@
-"""Python face of ``multi_l1``: fake kernels, autograd, the eager fast path.
+"""Python wrapper of ``multi_l1``: fake kernels, autograd, eager fast path.
 
-The forward keeps two bits per element, the sign of ``input − target``, and neither input nor target: the gradient of
-``weight · mean|input − target|`` is ``weight / numel · sign``.
+The gradient of ``weight · mean|input − target|`` is ``weight / numel · sign``. The forward therefore saves two bits per
+element, the sign of ``input − target``, and neither input nor target.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _DTYPES = {code: dtype for dtype, code in _CODES.items()}
 
 
 def sign_words(numel: int) -> int:
-    """Number of 32-bit words that hold the signs of ``numel`` elements."""
+    """Return the number of 32-bit words that hold the signs of ``numel`` elements."""
     return (numel + SIGN_TILE - 1) // SIGN_TILE * SIGN_WORDS_PER_TILE
 
 
 class Layouts(NamedTuple):
-    """Sizes, strides and dtypes of a list of tensors, flattened as the backward operator takes them."""
+    """Sizes, strides and dtypes of a list of tensors, in the flat form that the backward operator takes."""
 
     sizes: list[int]
     strides: list[int]
@@ -38,7 +38,7 @@ class Layouts(NamedTuple):
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor]) -> Layouts:
-        """Reads the layouts of the tensors."""
+        """Read the layouts of the tensors."""
         return cls(
             [size for tensor in tensors for size in tensor.shape],
             [stride for tensor in tensors for stride in tensor.stride()],
@@ -47,7 +47,7 @@ class Layouts(NamedTuple):
         )
 
     def gradients(self, wanted: Sequence[int]) -> list[recycling.Layout]:
-        """The layouts of the gradients of the tensors in ``wanted``."""
+        """Return the layouts of the gradients of the tensors with indices ``wanted``."""
         result: list[recycling.Layout] = []
         begin = 0
         for k, (ndim, code) in enumerate(zip(self.ndims, self.dtypes, strict=True)):
@@ -90,19 +90,20 @@ def _forward(tensors: Sequence[Tensor], weight: list[float], wanted: list[int]) 
 
 
 def _save(ctx: Any, input: Sequence[Tensor], target: Sequence[Tensor], weight: list[float], wanted: list[int]) -> None:
-    """Keeps what the backward needs to know about the pairs whose signs are packed."""
+    """Save what the backward needs to know about the pairs whose signs are packed."""
     if len(wanted) < len(weight):
         input, target = [input[k] for k in wanted], [target[k] for k in wanted]
         weight = [weight[k] for k in wanted]
     input_layouts = target_layouts = Layouts.of(input)
     if [x.dtype for x in input] != [y.dtype for y in target]:
-        # The signs lie in the input's order, in which the forward reads the target too, and so do both gradients.
+        # The signs are in the memory order of the input. The forward reads the target in this order, and both
+        # gradients have it.
         target_layouts = input_layouts._replace(dtypes=[_CODES[y.dtype] for y in target])
     ctx.packed = wanted, weight, input_layouts, target_layouts
 
 
 def _gradients(ctx: Any, grad: Tensor, signs: Tensor, needs: Sequence[bool], of_targets: bool) -> list[Tensor | None]:
-    """Gradients with respect to the inputs or the targets; None for those that do not require one."""
+    """Return the gradients of the inputs or of the targets; None where none is required."""
     result: list[Tensor | None] = [None] * len(needs)
     if True not in needs:
         return result
@@ -132,28 +133,28 @@ def _backward(grad: Tensor, signs: Tensor, weight: list[float], layouts: Layouts
 def _composed_backward(
     grad: Tensor, signs: Tensor, weight: list[float], layouts: Layouts, wanted: list[int]
 ) -> list[Tensor]:
-    """The same in PyTorch's own operations: linear in ``grad``, constant in inputs and targets.
+    """Compute the gradients with PyTorch's operations: linear in ``grad``, constant in inputs and targets.
 
-    Multiplied in float32 at least: a loss scale alone overflows float16, a coefficient alone underflows it.
+    They are multiplied at least in float32: a loss scale alone overflows float16, and a coefficient alone underflows.
     """
     dtypes = [_DTYPES[code] for code in layouts.dtypes]
-    wide = layouts._replace(dtypes=[_CODES[wider(dtype)] for dtype in dtypes])
-    units = _backward(torch.ones((), device=signs.device), signs, weight, wide, wanted)
+    promoted = layouts._replace(dtypes=[_CODES[wider(dtype)] for dtype in dtypes])
+    units = _backward(torch.ones((), device=signs.device), signs, weight, promoted, wanted)
     return [(grad * unit).to(dtypes[i]) for i, unit in zip(wanted, units, strict=True)]
 
 
 def _elements(signs: Tensor) -> int:
-    """How many elements these signs belong to, the padding of tiles included."""
+    """Return the number of elements to which these signs belong, including the padding of tiles."""
     return signs.numel() * (SIGN_TILE // SIGN_WORDS_PER_TILE)
 
 
 class _MultiL1(torch.autograd.Function):
-    """The eager path. ``torch.library``'s generated Function does the same with twice the overhead per call.
+    """The eager path. The Function that ``torch.library`` generates has twice the overhead per call.
 
-    The gradient is constant in inputs and targets, and neither is saved. For a second differentiation, which gives
-    zeros in PyTorch, the forward returns an empty ``anchor`` beside the loss and saves it. Its sum is a 0 that depends
-    on inputs and targets through this node, and is added to the gradient. Saving the loss instead would forbid to
-    change it in place.
+    The gradient is constant in inputs and targets, and neither is saved. A second differentiation must return zeros, as
+    in PyTorch. For this, the forward also returns an empty tensor, ``anchor``, and saves it. Its sum is a 0 that
+    depends on inputs and targets through this node, and is added to the gradient. If the loss itself were saved
+    instead, users could not modify it in place.
     """
 
     @staticmethod
@@ -183,13 +184,13 @@ class _MultiL1(torch.autograd.Function):
         inputs = _gradients(ctx, grad, signs, needs[:count], of_targets=False)
         targets = _gradients(ctx, grad, signs, needs[count:], of_targets=True)
         if torch.is_grad_enabled():
-            zero = anchor.sum()  # of no element
+            zero = anchor.sum()  # the sum of no elements
             return (None, *[None if g is None else g + zero.to(g.dtype) for g in (*inputs, *targets)])
         return (None, *inputs, *targets)
 
 
 def _require_gradients(input: Sequence[Tensor], target: Sequence[Tensor]) -> list[int]:
-    """Indices of the pairs of which a gradient is required."""
+    """Return the indices of the pairs of which a gradient is required."""
     return [k for k, (x, y) in enumerate(zip(input, target, strict=True)) if x.requires_grad or y.requires_grad]
 
 
@@ -210,7 +211,7 @@ def _library_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ..
 
 
 def register() -> None:
-    """Registers fake kernels and autograd; called once, after the library has been loaded."""
+    """Register fake kernels and autograd. Called once, after the library has been loaded."""
     torch.library.register_fake("pix2pixhd::multi_l1", _fake_forward)
     torch.library.register_fake("pix2pixhd::multi_l1_backward", _fake_backward)
     torch.library.register_fake("pix2pixhd::multi_l1_out", lambda *arguments: _fake_forward(*arguments[:4])[0])
@@ -230,11 +231,11 @@ def _call(inputs: list[Tensor], targets: list[Tensor], weights: list[float]) -> 
 
 
 def fused_multi_l1_loss(inputs: list[Tensor], targets: list[Tensor], weights: list[Number]) -> Tensor:
-    """The fused loss as float32, or float64 when any tensor is."""
+    """Compute the fused loss, in float64 if any tensor is float64, else in float32."""
     recycling.check_if_due()
     if all_constant(weights):
         return _call(inputs, targets, weights)
-    # Weights that are tensors or symbols are applied by PyTorch: one call per pair.
+    # PyTorch applies weights that are tensors or symbolic numbers, with one call per pair.
     dtype = wider(*[tensor.dtype for tensor in (*inputs, *targets)])
     terms = [w * _call([x], [y], [1.0]) for x, y, w in zip(inputs, targets, weights, strict=True)]
     return torch.stack([term.to(dtype) for term in terms]).sum()

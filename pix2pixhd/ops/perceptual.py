@@ -1,48 +1,35 @@
-"""The perceptual loss and its gradient in one forward pass, with no activation kept: the operator.
+"""The perceptual loss as one operator that computes value and gradient in the forward pass and saves no activation.
 
-With frozen weights the loss is a scalar function of one picture, so its gradient is one picture: it is computed along
-with the value (``vgg_pass``), part by part where memory is bounded (``vgg_parts``), and nothing else stays until the
-backward.
+With frozen weights the loss is a scalar function of one image, so its gradient is one image. It is computed together
+with the value (``perceptual_engine``), tile by tile if memory is limited (``perceptual_tiling``). Only this gradient is
+saved for backward.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pix2pixhd.ops import backend, extension, recycling
 from pix2pixhd.ops.autograd import wider
-from pix2pixhd.ops.perceptual_engine import Chain, PartPass, channels_last, run_part
-from pix2pixhd.ops.perceptual_tiling import plan_parts
-
-
-class Network(NamedTuple):
-    """A chain of 3×3 convolutions of stride 1 and padding 1, as the operator takes it.
-
-    Attributes:
-        weights: ``[out, in, 3, 3]`` each, out a multiple of 32.
-        biases: ``[out]`` each.
-        plan: One letter per convolution, see ``pix2pixhd.ops.perceptual_tiling``.
-    """
-
-    weights: list[Tensor]
-    biases: list[Tensor]
-    plan: str
+from pix2pixhd.ops.conv_stack import ConvStack
+from pix2pixhd.ops.perceptual_engine import Comparison, TilePass, run_tile
+from pix2pixhd.ops.perceptual_tiling import plan_tiles
 
 
 def _has_kernels(loaded: bool, key: str) -> bool:
     return loaded and bool(torch._C._dispatch_has_kernel_for_dispatch_key("pix2pixhd::relu_pool", key))
 
 
-# Found out at import, as in ``choice``.
+# Determined at import, as in ``backend``.
 _DEVICES = {"cpu": _has_kernels(extension.cpu().loaded, "CPU"), "cuda": _has_kernels(extension.cuda().loaded, "CUDA")}
 
 
-def can_run(pictures: Tensor) -> bool:
-    """Whether the operators for this device are there and chosen."""
-    return _DEVICES.get(pictures.device.type, False) and backend.use_fused(pictures)
+def can_run(images: Tensor) -> bool:
+    """Whether the operators of this device are loaded and the current backend uses them."""
+    return _DEVICES.get(images.device.type, False) and backend.use_fused(images)
 
 
 @torch.library.custom_op("pix2pixhd::perceptual_loss", mutates_args=())
@@ -53,39 +40,33 @@ def _perceptual_loss(
     weight_map: Tensor | None,
     weights: list[Tensor],
     biases: list[Tensor],
-    factors: list[float],
-    plan: str,
+    layer_weights: list[float],
+    layer_kinds: str,
     squared: bool,
     dtype: torch.dtype,
     memory_limit: int | None,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    parts = plan_parts(
-        plan, [len(b) for b in biases], fake.shape, dtype.itemsize, squared, 1 if real is None else 2, memory_limit
-    )
+    # The operator's schema has no structures, so the stack arrives as its fields.
+    stack = ConvStack(weights, biases, layer_kinds)
+    sides = 1 if real is None else 2
+    tiles = plan_tiles(layer_kinds, stack.channels, fake.shape, dtype.itemsize, squared, sides, memory_limit)
     losses = torch.zeros(len(fake), dtype=torch.float64, device=fake.device)
     gradient = None
     with torch.no_grad(), torch.autocast(fake.device.type, enabled=False):
-        chain = Chain(
-            [channels_last(w.to(dtype)) for w in weights],
-            [b.to(dtype) for b in biases],
-            plan,
-            factors,
-            squared,
-            bias_apart=fake.device.type != "cpu",
-        )
-        for part in parts:
-            one = PartPass(chain, part, with_gradient)
-            loss, own = run_part(one, fake, real, features, weight_map, dtype)
-            losses[part.first : part.end] += loss
+        stack, comparison = stack.to(dtype), Comparison(layer_weights, squared)
+        for tile in tiles:
+            tile_pass = TilePass(stack, comparison, tile, with_gradient)
+            loss, own = run_tile(tile_pass, fake, real, features, weight_map, dtype)
+            losses[tile.first : tile.end] += loss
             if own is None:
                 continue
-            if len(parts) == 1:
+            if len(tiles) == 1:
                 gradient = own
                 break
             if gradient is None:
                 gradient = torch.zeros_like(fake, dtype=own.dtype, memory_format=torch.channels_last)
-            gradient[part.first : part.end, :, part.stages[0].first : part.stages[0].end] += own
+            gradient[tile.first : tile.end, :, tile.stages[0].first : tile.stages[0].end] += own
     return losses.to(wider(dtype)), fake.new_empty(0) if gradient is None else gradient
 
 
@@ -97,8 +78,8 @@ def _(
     weight_map: Tensor | None,
     weights: list[Tensor],
     biases: list[Tensor],
-    factors: list[float],
-    plan: str,
+    layer_weights: list[float],
+    layer_kinds: str,
     squared: bool,
     dtype: torch.dtype,
     memory_limit: int | None,
@@ -113,8 +94,8 @@ def _(
 class _RefuseDoubleBackward(torch.autograd.Function):
     """A scalar 0 that raises when it is differentiated with respect to ``fake``.
 
-    Added to a gradient, it turns a second derivative that would be silently missing into an error. The derivative with
-    respect to the upstream gradient, in which the gradient is linear, does not pass through it.
+    Adding it to a gradient raises an error where a second derivative would otherwise be silently missing. The gradient
+    is linear in the upstream gradient; the derivative with respect to that does not pass through this function.
     """
 
     @staticmethod
@@ -124,8 +105,8 @@ class _RefuseDoubleBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> None:
         raise RuntimeError(
-            "pix2pixhd: VGGLoss was differentiated twice (create_graph=True), and this form keeps nothing to do so "
-            "with; use VGGLoss(..., keep_activations=True)"
+            "pix2pixhd: VGGLoss was differentiated twice (create_graph=True), but its memory-saving form supports "
+            "first derivatives only; use VGGLoss(..., keep_activations=True)"
         )
 
 
@@ -135,7 +116,7 @@ _LISTS = (2, 4, 5)  # features, weights, biases
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     fake, with_gradient = inputs[0], inputs[-1]
     if not with_gradient:
-        raise RuntimeError("pix2pixhd.perceptual_loss: with_gradient must be True when a gradient is wanted")
+        raise RuntimeError("pix2pixhd.perceptual_loss: with_gradient must be True when a gradient is required")
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1], fake)
     ctx.no_gradients = [[None] * len(x) if k in _LISTS else None for k, x in enumerate(inputs)][1:]
@@ -155,8 +136,8 @@ _perceptual_loss.register_autograd(_autograd, setup_context=_setup_context)
 def perceptual_loss(
     fake: Tensor,
     real: Tensor | None,
-    network: Network,
-    factors: list[float],
+    stack: ConvStack,
+    layer_weights: list[float],
     *,
     features: list[Tensor] | None = None,
     weight_map: Tensor | None = None,
@@ -164,33 +145,35 @@ def perceptual_loss(
     dtype: torch.dtype | None = None,
     memory_limit: int | None = None,
 ) -> Tensor:
-    """``Σ_k factors[k] · mean(weight · distance(φ_k(fake), φ_k(real)))`` of each picture; see the module's docstring.
+    """Compute ``Σ_k layer_weights[k] · mean(weight · distance(φ_k(fake), φ_k(real)))`` for each image.
 
     Args:
-        fake: Pictures ``[N, C, H, W]``.
-        real: The same for the real side; gets no gradient. None where ``features`` are given.
-        network: φ: weights in float32, or in the type of the pass.
-        factors: One number per tapped map.
-        features: The real pictures' tapped maps, after ReLU.
-        weight_map: ``[N, 1, H, W]``, averaged to each map's size; None for 1 everywhere.
-        squared: Squared error instead of L1.
-        dtype: In which the network runs; None for autocast's, or the pictures' own without it.
-        memory_limit: Most bytes for maps and bits at a time, or None.
+        fake: Generated images ``[N, C, H, W]``.
+        real: Real images of the same shape, which receive no gradient; None if ``features`` are given.
+        stack: The network φ, in float32 or in the dtype of the pass.
+        layer_weights: One weight per tapped feature map.
+        features: The real images' tapped feature maps, after ReLU.
+        weight_map: Pixel weights ``[N, 1, H, W]``, averaged to the size of each feature map; None for 1 everywhere.
+        squared: Whether the distance is the squared error, or L1.
+        dtype: Dtype in which the network is evaluated. None for autocast's dtype, or that of the images without
+            autocast.
+        memory_limit: Maximum number of bytes for feature maps and saved bits at a time; None for no limit.
 
     Returns:
-        ``[N]``: float64 for float64, else float32.
+        Losses ``[N]``, in float64 for a pass in float64, else in float32.
 
     Raises:
-        ValueError: If the bound on memory is too low.
+        ValueError: If the memory limit is too low.
+        RuntimeError: If a parameter of the network requires a gradient.
     """
     recycling.check_if_due()
     device = fake.device.type
     if dtype is None:
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else fake.dtype
-    wanted = torch.is_grad_enabled() and fake.requires_grad
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (*network.weights, *network.biases)):
+    with_gradient = torch.is_grad_enabled() and fake.requires_grad
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (*stack.weights, *stack.biases)):
         raise RuntimeError(
-            "pix2pixhd: a parameter of the VGG requires a gradient, and this form of VGGLoss computes none for it; "
+            "pix2pixhd: a parameter of the VGG requires a gradient, but this form of VGGLoss does not compute it; "
             "freeze the network with vgg.requires_grad_(False), or use VGGLoss(..., keep_activations=True)"
         )
     losses: Tensor
@@ -199,13 +182,13 @@ def perceptual_loss(
         None if real is None else real.detach(),
         features or [],
         weight_map,
-        network.weights,
-        network.biases,
-        factors,
-        network.plan,
+        stack.weights,
+        stack.biases,
+        layer_weights,
+        stack.layer_kinds,
         squared,
         dtype,
         memory_limit,
-        wanted,
+        with_gradient,
     )
     return losses

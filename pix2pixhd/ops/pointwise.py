@@ -1,4 +1,4 @@
-"""Python face of ``multi_pointwise``: losses of many tensors against a constant (LSGAN, hinge, mean, logistic)."""
+"""Python wrapper of ``multi_pointwise``: losses of many tensors against a constant (LSGAN, hinge, mean, logistic)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pix2pixhd.ops.scalars import Number, all_constant
 
 
 class Kind(enum.IntEnum):
-    """The function of one element; csrc/types.h: Pointwise."""
+    """The elementwise function; matches ``Pointwise`` in csrc/types.h."""
 
     SQUARED_ERROR = 0
     HINGE = 1
@@ -44,40 +44,40 @@ def _fake_backward(
 
 
 def _values(x: Tensor, constant: Number, kind: int) -> Tensor:
-    """The function of one element, in float32 or float64, in plain PyTorch."""
-    wide = x.to(wider(x.dtype))
+    """Evaluate the elementwise function in plain PyTorch, in float32 or float64."""
+    x_wide = x.to(wider(x.dtype))
     if kind == Kind.SQUARED_ERROR:
-        return (wide - label_like(x, constant)) ** 2
+        return (x_wide - label_like(x, constant)) ** 2
     if kind == Kind.HINGE:
-        return F.relu(1.0 - constant * wide)
+        return F.relu(1.0 - constant * x_wide)
     if kind == Kind.LOGISTIC:
-        return F.binary_cross_entropy_with_logits(wide, label_like(x, constant).to(wide.dtype), reduction="none")
-    return constant * wide
+        return F.binary_cross_entropy_with_logits(x_wide, label_like(x, constant).to(x_wide.dtype), reduction="none")
+    return constant * x_wide
 
 
 def _slopes(x: Tensor, constant: float, kind: int) -> Tensor:
-    """The derivative of ``_values``."""
-    wide = x.to(wider(x.dtype))
+    """Evaluate the derivative of the elementwise function."""
+    x_wide = x.to(wider(x.dtype))
     if kind == Kind.SQUARED_ERROR:
-        return 2.0 * (wide - label_like(x, constant))
+        return 2.0 * (x_wide - label_like(x, constant))
     if kind == Kind.HINGE:
-        return torch.where(1.0 - constant * wide <= 0, 0.0, -constant).to(wide.dtype) + zero_of(wide)
+        return torch.where(1.0 - constant * x_wide <= 0, 0.0, -constant).to(x_wide.dtype) + zero_of(x_wide)
     if kind == Kind.LOGISTIC:
-        return torch.sigmoid(wide) - label_like(x, constant)
-    return torch.full_like(wide, constant)
+        return torch.sigmoid(x_wide) - label_like(x, constant)
+    return torch.full_like(x_wide, constant)
 
 
 def _composed_gradient(grad: Tensor, x: Tensor, constant: float, weight: float, kind: int) -> Tensor:
-    """The gradient in PyTorch's own operations, multiplied in float32 at least: a loss scale overflows float16."""
+    """Compute the gradient with PyTorch's operations, at least in float32, because a loss scale overflows float16."""
     factor = weight / x.numel() if x.numel() > 0 else weight
     gradient = grad * (factor * _slopes(x, constant, kind))
-    if kind == Kind.HINGE:  # cut off there, whatever comes from above, as F.relu does
+    if kind == Kind.HINGE:  # 0 there for any upstream gradient, including NaN, as in F.relu
         gradient = torch.where(1.0 - constant * x.to(gradient.dtype) <= 0, zero_of(gradient), gradient)
     return gradient.to(x.dtype)
 
 
 def _gradients(ctx: Any, grad: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
-    """Gradients with respect to the inputs; None for those that do not require one."""
+    """Return the gradients of the inputs; None where none is required."""
     kept, constant, weight, kind = ctx.arguments
     input = ctx.saved_tensors
     if not all(needs[k] for k in kept):
@@ -108,7 +108,7 @@ def _backward(
 
 
 def _save(ctx: Any, input: Sequence[Tensor], constant: list[float], weight: list[float], kind: int) -> None:
-    """Keeps the tensors that require a gradient, and no other."""
+    """Save only the tensors that require a gradient."""
     kept = [k for k, tensor in enumerate(input) if tensor.requires_grad]
     if len(kept) < len(input):
         input = [input[k] for k in kept]
@@ -118,7 +118,7 @@ def _save(ctx: Any, input: Sequence[Tensor], constant: list[float], weight: list
 
 
 class _MultiPointwise(torch.autograd.Function):
-    """The eager path, see ``l1._MultiL1``."""
+    """The eager path; see ``multi_l1._MultiL1``."""
 
     @staticmethod
     def forward(ctx: Any, constant: list[float], weight: list[float], kind: int, *input: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def _library_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def register() -> None:
-    """Registers fake kernels and autograd; called once, after the library has been loaded."""
+    """Register fake kernels and autograd. Called once, after the library has been loaded."""
     torch.library.register_fake("pix2pixhd::multi_pointwise", _fake_forward)
     torch.library.register_fake("pix2pixhd::multi_pointwise_backward", _fake_backward)
     torch.library.register_fake("pix2pixhd::multi_pointwise_backward_out", lambda *arguments: None)
@@ -154,14 +154,14 @@ def register() -> None:
 
 
 def _composed(inputs: list[Tensor], constants: list[Number], weights: list[Number], kind: Kind) -> Tensor:
-    """The loss in PyTorch's own operations, which take tensors and symbols as numbers."""
+    """Compute the loss with PyTorch's operations, which accept tensors and symbolic numbers."""
     dtype = wider(*[tensor.dtype for tensor in inputs])
     terms = [_values(x, c, kind).mean() * w for x, c, w in zip(inputs, constants, weights, strict=True)]
     return torch.stack([term.to(dtype) for term in terms]).sum()
 
 
 def fused_pointwise_loss(inputs: list[Tensor], constants: list[Number], weights: list[Number], kind: Kind) -> Tensor:
-    """The fused loss as float32, or float64 when any tensor is."""
+    """Compute the fused loss, in float64 if any tensor is float64, else in float32."""
     recycling.check_if_due()
     if not all_constant(constants + weights):
         return _composed(inputs, constants, weights, kind)

@@ -1,7 +1,7 @@
-"""The operators in plain PyTorch: the oracle of the tests, the rival in the benchmarks, the fallback of the package.
+"""The operators in plain PyTorch: oracle of the tests, baseline of the benchmarks, fallback of the package.
 
-Nothing here is clever on purpose. Each function is the textbook formula, written the way people write it in
-training scripts, so that what the fused operators compute and save can be read off by comparison.
+The code is deliberately simple. Each function is the textbook formula, written as in common training scripts, so that
+the fused operators can be compared with it in result, time and memory.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pix2pixhd.ops.scalars import Number, is_constant
 
 
 def label_like(x: Tensor, label: Number) -> Tensor:
-    """``torch.full_like(x, label)``, rounded to the dtype of ``x``, for labels of any kind."""
+    """Return ``torch.full_like(x, label)``, rounded to the dtype of ``x``, for labels of any kind."""
     if isinstance(label, Tensor):
         return label.to(x).expand_as(x)
-    # full_like would make a symbolic number a constant of the compiled graph.
+    # full_like would turn a symbolic number into a constant of the compiled graph.
     return torch.full_like(x, label) if is_constant(label) else torch.zeros_like(x) + label
 
 
@@ -63,9 +63,10 @@ def logistic_loss(preds: Sequence[Tensor], targets: Sequence[Number], weights: S
 def distances(
     inputs: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[float], squared: bool, pixels: Tensor | None
 ) -> Tensor:
-    """``Σ_k weights[k] · mean(pixels · distance(inputs[k], targets[k]))`` of each picture, ``[N]``.
+    """``Σ_k weights[k] · mean(pixels · distance(inputs[k], targets[k]))`` for each image, ``[N]``.
 
-    The distance is ``|x − y|`` or ``(x − y)²``; ``pixels`` are weights ``[N, 1, H, W]``, averaged to each map's size.
+    The distance is ``|x − y|`` or ``(x − y)²``; ``pixels`` are weights ``[N, 1, H, W]``, averaged to the size of each
+    feature map.
     """
     terms = []
     for x, y in zip(inputs, targets, strict=True):

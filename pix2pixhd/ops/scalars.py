@@ -1,4 +1,4 @@
-"""Labels and weights: Python numbers, NumPy scalars, tensors, or the symbolic numbers of ``torch.compile``."""
+"""Labels and weights: Python numbers, NumPy scalars, tensors, or symbolic numbers of ``torch.compile``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from pix2pixhd.ops.autograd import forward_mode_active, is_wrapped
 
 Number: TypeAlias = float | Tensor
-# One number for all tensors or one per tensor. Any stands for NumPy scalars and arrays.
+# One number for all tensors, or one per tensor. Any covers NumPy scalars and arrays.
 Numbers: TypeAlias = float | Tensor | Sequence[float | Tensor] | Any | None
 
 _FLOAT = {float}
 
 
 def is_single(values: object) -> bool:
-    """Whether this is one number for all tensors, not one per tensor."""
+    """Whether this is a single number for all tensors, not a sequence with one per tensor."""
     if isinstance(values, Tensor):
         return values.dim() == 0
     return isinstance(values, (int, float)) or (hasattr(values, "__float__") and not getattr(values, "shape", ()))
@@ -42,7 +42,7 @@ def _number(name: str, value: Any) -> Number:
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.is_complex():
             raise ValueError(f"{name} must hold real numbers, got a {value.dtype} tensor of shape {tuple(value.shape)}")
-        # A copy: autograd would save the caller's tensor, and refuse the backward after a change of it.
+        # Copied, because autograd would save the caller's tensor and refuse the backward once it has been modified.
         return value.reshape(()) if _must_stay_tensor(value) else value.reshape(()).clone()
     if isinstance(value, str) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must hold numbers, got {value!r} ({type(value).__name__})")
@@ -50,27 +50,27 @@ def _number(name: str, value: Any) -> Number:
 
 
 def parse(name: str, values: Numbers, count: int, default: float | None = None) -> list[Number]:
-    """Reads one number per tensor; a single one is repeated.
+    """Read one number per tensor; a single number is repeated.
 
     Args:
         name: The argument's name in error messages.
         values: A number, a 0-d tensor, or ``count`` of them (list, tuple, 1-d tensor or array); None for ``default``.
         count: The number of tensors.
-        default: The number that stands for None; without it, None is refused.
+        default: Value of None; if there is no default, None raises an error.
 
     Returns:
         Python numbers, symbolic ones under ``torch.compile``, and 0-d tensors; see ``read``.
 
     Raises:
-        TypeError: For something that is no number.
-        ValueError: For another count, or a tensor that is not one real number.
+        TypeError: If a value is not a number.
+        ValueError: If the count differs, or a tensor does not hold exactly one real number.
     """
     if values is None and default is not None:
         return [default] * count
     if type(values) is float:
         return [values] * count
     if type(values) is list and len(values) == count and set(map(type, values)) == _FLOAT:
-        return list(values)  # the usual case, for speed; a copy, because the caller may change the list before backward
+        return list(values)  # fast path; copied, because the caller may modify the list before backward
     if is_single(values):
         return [_number(name, values)] * count
     if isinstance(values, str) or not hasattr(values, "__len__"):
@@ -82,16 +82,16 @@ def parse(name: str, values: Numbers, count: int, default: float | None = None) 
 
 
 def read(values: list[Number]) -> list[Number]:
-    """The same with tensors as Python numbers, where reading the value loses no derivative and waits for no device."""
+    """Replace tensors by Python numbers where that loses no derivative and does not synchronize with a device."""
     if set(map(type, values)) == _FLOAT:
         return values
     return [float(v) if isinstance(v, Tensor) and not _must_stay_tensor(v) else v for v in values]
 
 
 def is_constant(value: Number) -> TypeGuard[float]:
-    """Whether the operators can take this number: a Python number that is constant in a compiled graph.
+    """Whether the operators can take this number, as a Python number that is constant in a compiled graph.
 
-    An operator's argument of type float becomes a constant of the graph, so that every new value would compile again.
+    A float argument of an operator becomes a constant of the graph, so every new value would recompile it.
     """
     if isinstance(value, Tensor):
         return False
@@ -103,10 +103,10 @@ def is_constant(value: Number) -> TypeGuard[float]:
 
 
 def all_constant(values: list[Number]) -> TypeGuard[list[float]]:
-    """Whether ``is_constant`` holds for all of them."""
+    """Whether ``is_constant`` holds for all values."""
     if torch.compiler.is_compiling():
         return all(is_constant(value) for value in values)
-    return set(map(type, values)) == _FLOAT  # as parse left them
+    return set(map(type, values)) == _FLOAT  # parse leaves only floats and tensors
 
 
 def flag(name: str, value: Any) -> bool:
@@ -129,14 +129,14 @@ def flag(name: str, value: Any) -> bool:
 
 
 def one_number(name: str, value: Any) -> float:
-    """Reads a constructor's argument.
+    """Read a constructor's argument as a number.
 
     Raises:
-        TypeError: For something that is no number, and for a tensor that requires a gradient, which would be lost.
+        TypeError: If it is not a number, or is a tensor that requires a gradient, which would be lost.
     """
     if isinstance(value, Tensor) and value.requires_grad:
         raise TypeError(
-            f"{name} is a tensor that requires a gradient, and this argument is stored as a number; multiply the loss "
+            f"{name} is a tensor that requires a gradient, but this argument is stored as a number; multiply the loss "
             "by the tensor instead"
         )
     if not isinstance(value, str) and hasattr(value, "__float__"):
@@ -146,13 +146,13 @@ def one_number(name: str, value: Any) -> float:
 
 
 def numbers(name: str, values: Any) -> list[float]:
-    """Reads a constructor's argument that is one number per item.
+    """Read a constructor's argument as a list of numbers.
 
     Raises:
-        TypeError: For something that is not a sequence of numbers, and for a tensor that requires a gradient.
+        TypeError: If it is not a sequence of numbers, or a number is a tensor that requires a gradient.
     """
     try:
         entries = list(values)
-    except TypeError as error:  # a 0-d tensor has __iter__ too
+    except TypeError as error:  # 0-d tensors have __iter__ too
         raise TypeError(f"{name} must be a sequence of numbers, got {values!r} ({type(values).__name__})") from error
     return [one_number(f"{name}[{k}]", entry) for k, entry in enumerate(entries)]

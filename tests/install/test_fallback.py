@@ -62,10 +62,12 @@ def test_without_the_cpu_operators(package_copy, run_in_copy, damage):
     assert said["gradient"] == GRADIENT
     ((category, text, _),) = said["warnings"]
     assert category == "RuntimeWarning"
-    assert text.startswith("pix2pixhd: the losses on cpu run in plain PyTorch, slower and with more memory: _ops.so ")
+    assert text.startswith(
+        "pix2pixhd: the losses on cpu run in plain PyTorch, which is slower and takes more memory: _ops.so "
+    )
     assert DAMAGE[damage] in text
     assert REMEDY in text
-    assert said["error"].startswith("backend('fused') was asked for, but _ops.so ")
+    assert said["error"].startswith("backend('fused') was requested, but _ops.so ")
     assert DAMAGE[damage] in said["error"]
     assert REMEDY in said["error"]
 

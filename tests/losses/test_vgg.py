@@ -131,7 +131,7 @@ def test_state_dicts_of_the_known_layouts(vgg, vgg_file, tmp_path):
 
 def test_files_that_do_not_fit_are_named(vgg, tmp_path):
     state = vgg.state_dict()
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*absent\.pth; pass 'imagenet', 'random'"):
+    with pytest.raises(FileNotFoundError, match=r"file .*absent\.pth does not exist; pass 'imagenet', 'random'"):
         load_vgg(tmp_path / "absent.pth")
     (tmp_path / "garbage.pth").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=r"garbage\.pth cannot be read as a state dict"):
@@ -266,7 +266,7 @@ def test_a_damaged_download_is_refused(monkeypatch, tmp_path):
         raise RuntimeError(f'invalid hash value (expected "{hash_prefix}", got "00000000")')
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", damaged)
-    with pytest.raises(RuntimeError, match=r'could not be fetched: invalid hash value \(expected "dcbb9e9d"'):
+    with pytest.raises(RuntimeError, match=r'could not be downloaded: invalid hash value \(expected "dcbb9e9d"'):
         VGGLoss()
 
 

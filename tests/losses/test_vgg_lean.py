@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pix2pixhd.losses import VGGLoss
-from pix2pixhd.ops import perceptual_engine as vgg_pass
+from pix2pixhd.ops import perceptual_engine
 
 from .test_vgg import pictures
 
@@ -62,7 +62,7 @@ def test_nothing_but_the_gradient_is_kept(vgg):
 
 
 def test_without_gradient_only_the_value_is_computed(vgg, monkeypatch):
-    monkeypatch.setattr(vgg_pass.PartPass, "backward", lambda *a: pytest.fail("computed a gradient"))
+    monkeypatch.setattr(perceptual_engine.TilePass, "backward", lambda *a: pytest.fail("computed a gradient"))
     fake, real = pictures(1, 3, 32, 32), pictures(1, 3, 32, 32, seed=1)
     lean, full = both(vgg)
     assert not lean(fake, real).requires_grad
@@ -147,12 +147,12 @@ def test_it_compiles_without_a_graph_break(vgg):
 
 
 def test_opcheck(vgg):
-    weights, biases, plan = vgg.chain()
+    weights, biases, layer_kinds = vgg.conv_stack()
     fake, real = pictures(1, 3, 16, 16).requires_grad_(), pictures(1, 3, 16, 16, seed=1)
     crop = pictures(1, 3, 17, 18).contiguous(memory_format=torch.channels_last)[:, :, 1:, 1:-1]  # not dense
     permuted = pictures(16, 32, 3, 1).permute(3, 2, 0, 1)[..., ::2]
-    factors = [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0]
-    network = (weights, biases, factors, plan)
+    layer_weights = [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0]
+    network = (weights, biases, layer_weights, layer_kinds)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     for first, options in (
         ((fake, real, [], None), (False, torch.float32, None, True)),

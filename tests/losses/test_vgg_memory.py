@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pix2pixhd.losses import VGGLoss
 from pix2pixhd.models.vgg import PAPER_LAYERS, load_vgg
-from pix2pixhd.ops.perceptual_engine import Chain, PartPass, run_part
-from pix2pixhd.ops.perceptual_tiling import plan_parts
+from pix2pixhd.ops.perceptual_engine import Comparison, TilePass, run_tile
+from pix2pixhd.ops.perceptual_tiling import plan_tiles
 
 from .test_vgg import pictures
 
@@ -21,9 +21,9 @@ def network(name, layers):
         return load_vgg("random", name, layers).double()
 
 
-def parts_of(vgg, shape, itemsize, limit, squared=False, sides=2):
+def tiles_of(vgg, shape, itemsize, limit, squared=False, sides=2):
     channels = [layer.out_channels for layer in vgg.convolutions()]
-    return plan_parts(vgg.plan, channels, shape, itemsize, squared, sides, limit)
+    return plan_tiles(vgg.layer_kinds, channels, shape, itemsize, squared, sides, limit)
 
 
 def least_bound(vgg, shape, itemsize=8, squared=False):
@@ -32,7 +32,7 @@ def least_bound(vgg, shape, itemsize=8, squared=False):
     while high - low > 1:
         middle = (low + high) // 2
         try:
-            whole = len(parts_of(vgg, shape, itemsize, middle, squared)) <= shape[0]
+            whole = len(tiles_of(vgg, shape, itemsize, middle, squared)) <= shape[0]
         except ValueError:
             whole = False
         low, high = (low, middle) if whole else (middle, high)
@@ -92,7 +92,7 @@ def test_bands_give_the_value_and_the_gradient_of_the_whole(name, layers, height
     counts = set()
     for share in (1.5, 0.8, 0.72):
         limit = int(share * needed)
-        counts.add(len(parts_of(vgg, fake.shape, 8, limit)))
+        counts.add(len(tiles_of(vgg, fake.shape, 8, limit)))
         bounded = VGGLoss(vgg=vgg, memory_limit=limit)
         for other in (real, whole.features(real)):
             for loss, value, gradient in zip(
@@ -108,43 +108,35 @@ def test_bands_give_the_value_and_the_gradient_of_the_whole(name, layers, height
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("share", [1.0, 0.7, 0.5])
 def test_the_bound_is_kept_and_is_not_far_off(vgg, squared, dtype, share):
-    """Counted tensor by tensor, for the maps, bits and gradients of every part."""
+    """Counted tensor by tensor, for the feature maps, saved bits and gradients of every tile."""
     shape = (1, 3, 512, 64)
     fake, real = pictures(*shape), pictures(*shape, seed=1)
-    chain = vgg.chain()
-    converted = Chain(
-        [w.to(dtype, memory_format=torch.channels_last) for w in chain.weights],
-        [b.to(dtype) for b in chain.biases],
-        chain.plan,
-        [1.0] * 5,
-        squared,
-        bias_apart=False,
-    )
+    stack, comparison = vgg.conv_stack().to(dtype), Comparison([1.0] * 5, squared)
     limit = int(share * least_bound(vgg, shape, dtype.itemsize, squared))
-    parts, peak = parts_of(vgg, shape, dtype.itemsize, limit, squared), 0
-    assert (len(parts) > 1) == (share < 1.0)
-    for part in parts:
+    tiles, peak = tiles_of(vgg, shape, dtype.itemsize, limit, squared), 0
+    assert (len(tiles) > 1) == (share < 1.0)
+    for tile in tiles:
         with torch.no_grad(), LiveBytes(fake, real) as live:
-            run_part(PartPass(converted, part, True), fake, real, [], None, dtype)
+            run_tile(TilePass(stack, comparison, tile, True), fake, real, [], None, dtype)
         peak = max(peak, live.peak)
     assert peak <= limit + 4096  # a few scalars
     assert peak > 0.7 * limit
 
 
-def test_as_few_parts_as_the_bound_allows(wide):
+def test_as_few_tiles_as_the_bound_allows(wide):
     shape = (5, 3, 64, 32)
     one = least_bound(wide, (1, *shape[1:]))
-    assert [(p.first, p.end) for p in parts_of(wide, shape, 8, 2 * one)] == [(0, 2), (2, 4), (4, 5)]
-    assert len(parts_of(wide, shape, 8, 5 * one)) == 1
-    assert len(parts_of(wide, shape, 8, None)) == 1
+    assert [(p.first, p.end) for p in tiles_of(wide, shape, 8, 2 * one)] == [(0, 2), (2, 4), (4, 5)]
+    assert len(tiles_of(wide, shape, 8, 5 * one)) == 1
+    assert len(tiles_of(wide, shape, 8, None)) == 1
 
 
 def test_bands_cover_every_row_once(wide):
     shape = (1, 3, 1000, 32)
     for share in (0.6, 0.4, 0.3):
-        parts = parts_of(wide, shape, 8, int(share * least_bound(wide, shape)))
+        tiles = tiles_of(wide, shape, 8, int(share * least_bound(wide, shape)))
         for level in range(5):
-            rows = [part.stages[level] for part in parts]
+            rows = [tile.stages[level] for tile in tiles]
             assert rows[0].own_first == 0
             assert rows[-1].own_end == 1000 >> level
             assert all(a.own_end == b.own_first for a, b in itertools.pairwise(rows))
@@ -154,7 +146,7 @@ def test_bands_cover_every_row_once(wide):
 def test_a_bound_that_is_too_low_is_named(vgg):
     x = torch.zeros(1, 3, 512, 256)
     with pytest.raises(
-        ValueError, match=r"memory_limit is 10 MiB, and pictures of 512x256 need at least \d+ MiB in 32-bit"
+        ValueError, match=r"memory_limit is 10 MiB, but images of 512x256 need at least \d+ MiB in 32-bit"
     ):
         VGGLoss(vgg=vgg, memory_limit=10 * 2**20)(x, x)
 

@@ -189,7 +189,7 @@ def test_it_compiles_with_features_mask_and_scales(vgg):
     [
         ({"network": "vgg11"}, "network must be vgg19 or vgg16, got 'vgg11'"),
         ({"layers": ["relu3_5"]}, "layers: vgg19 has no layer 'relu3_5'; it has relu1_1, relu1_2"),
-        ({"layers": ["relu3_1", "relu_3_1"]}, "layers: 'relu_3_1' comes twice"),
+        ({"layers": ["relu3_1", "relu_3_1"]}, "layers: 'relu_3_1' is listed twice"),
         ({"layers": []}, "layers must name at least one of relu1_1"),
         ({"layers": ["relu1_1"], "weights": [1.0, 2.0]}, "weights must have one number per map of vgg, 1, got 2"),
         ({"criterion": "l2"}, "criterion must be l1 or mse, got 'l2'"),
@@ -266,14 +266,14 @@ def test_wrong_arguments_are_named(vgg):
 
 
 def test_files_of_the_other_network_are_refused(vgg, vgg_file, tmp_path):
-    with pytest.raises(ValueError, match=r"is no VGG16 state dict: \d+ of 26 entries are missing"):
+    with pytest.raises(ValueError, match=r"is not a VGG16 state dict: \d+ of 26 entries are missing"):
         load_vgg(vgg_file, "vgg16", ["relu5_3"])
     with pytest.warns(UserWarning, match="VGG16 has random weights"):
         state = load_vgg("random", "vgg16", ["relu5_3"]).state_dict()
     torch.save({**state, "classifier.6.bias": torch.zeros(1000)}, tmp_path / "vgg16.pth")
     loaded = load_vgg(tmp_path / "vgg16.pth", "vgg16", JOHNSON).state_dict()
     assert all(torch.equal(loaded[name], state[name]) for name in loaded)
-    with pytest.raises(ValueError, match="is no VGG19 state dict"):
+    with pytest.raises(ValueError, match="is not a VGG19 state dict"):
         load_vgg(tmp_path / "vgg16.pth")
 
 

@@ -36,7 +36,7 @@ def test_instance_mean_is_the_mean_of_each_instance(shape, kinds):
     torch.testing.assert_close(features.grad, looped(weight, ids), rtol=1e-12, atol=1e-12)
 
 
-def test_the_same_id_in_two_pictures_is_two_instances():
+def test_the_same_id_in_two_images_is_two_instances():
     features = torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)
     ids = torch.zeros(2, 1, 1, dtype=torch.int32)
     assert instance_mean(features, ids).flatten().tolist() == [1.0, 3.0]

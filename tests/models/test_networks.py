@@ -173,7 +173,7 @@ def test_gradients_reach_every_parameter():
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_gradients_do_not_depend_on_the_memory_format(n):
-    """PyTorch's own instance norm gives other gradients for one picture whose gradient lies channels last."""
+    """PyTorch's own instance norm gives other gradients for one image whose gradient lies channels last."""
     torch.manual_seed(0)
     network = define_G(5, 3, 4, "global", 2, 1).double()
     x = torch.randn(n, 5, 16, 24, dtype=torch.float64)

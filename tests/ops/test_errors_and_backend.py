@@ -178,7 +178,7 @@ def test_where_no_kernel_is_the_reference_takes_over_with_one_warning(monkeypatc
     assert len(caught) == 1
     with (
         pix2pixhd.backend("fused"),
-        pytest.raises(RuntimeError, match=r"backend\('fused'\) was asked for, but the reason"),
+        pytest.raises(RuntimeError, match=r"backend\('fused'\) was requested, but the reason"),
     ):
         multi_l1_loss([x], [x])
 

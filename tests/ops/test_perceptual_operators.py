@@ -29,7 +29,7 @@ def every_instruction_set(request, instruction_set):  # noqa: F811
     instruction_set(request.param)
 
 
-# Chunks of a picture end with the picture; the third is two chunks and a bit, with pixels across their border.
+# Chunks of an image end with the image; the third is two chunks and a bit, with pixels across their border.
 SHAPES = [(1, 32, 1, 1), (2, 96, 3, 5), (2, 96, 26, 29), (3, 64, 2, 1)]
 
 
@@ -116,7 +116,7 @@ def test_a_target_that_is_activated_is_left_alone(dtype, squared):
         same(a, b)
 
 
-def test_nan_and_inf_reach_the_loss_of_their_own_picture_only():
+def test_nan_and_inf_reach_the_loss_of_their_own_image_only():
     x, y = make_map(3, 32, 4, 4, special=False), make_map(3, 32, 4, 4, seed=1, special=False)
     x[0, 0, 0, 0], x[1, 5, 3, 3] = float("nan"), float("inf")
     loss, mask, signs = ops.relu_distance_(x, y, None, None, False, False, True)

@@ -126,14 +126,14 @@ def test_the_reference_takes_over_with_one_warning(gpus, monkeypatch):
             assert multi_l1_loss([x], [x]) == hinge_loss([x], True) == "plain PyTorch"
         with (
             pix2pixhd.backend("fused"),
-            pytest.raises(RuntimeError, match=r"backend\('fused'\) was asked for, but the CUDA kernels were built for"),
+            pytest.raises(RuntimeError, match=r"backend\('fused'\) was requested, but the CUDA kernels were built for"),
         ):
             hinge_loss([x], True)
         assert hinge_loss([torch.empty(3, device="cuda:2")], True).device.index == 2
     (warning,) = caught
     assert warning.category is RuntimeWarning
     assert str(warning.message).startswith(
-        "pix2pixhd: the losses on cuda run in plain PyTorch, slower and with more memory: " + REASON
+        "pix2pixhd: the losses on cuda run in plain PyTorch, which is slower and takes more memory: " + REASON
     )
 
 
