@@ -25,7 +25,7 @@ from pix2pixhd.errors import InputError
 from pix2pixhd.files import replacing
 from pix2pixhd.inference.padding import encode_padded
 
-__all__ = ["FeatureClusters", "cluster_features", "encode_picture"]
+__all__ = ["FeatureClusters", "cluster_features", "encode_image"]
 
 _Array = NDArray[np.float32]
 
@@ -40,7 +40,7 @@ NO_ENCODER = (
 
 
 @torch.inference_mode()
-def encode_picture(generator: Generator, sample: Sample) -> Tensor:
+def encode_image(generator: Generator, sample: Sample) -> Tensor:
     """The encoder's features ``[F, H, W]`` of a sample's picture.
 
     Raises:
@@ -191,7 +191,7 @@ def _collect(
     found: dict[int, list[tuple[float, _Array]]] = {}
     for i in range(len(dataset)):
         sample = dataset[i]
-        features = encode_picture(generator, sample).float().cpu().flatten(1).numpy()
+        features = encode_image(generator, sample).float().cpu().flatten(1).numpy()
         instances = _instances(sample, generator)
         shares = instances.sizes / instances.number.size
         for label, share, pixel in zip(instances.labels.tolist(), shares.tolist(), instances.pixels, strict=True):

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.utils import make_grid
 
-__all__ = ["colorize", "sheet", "with_titles"]
+__all__ = ["colorize", "image_grid", "with_titles"]
 
 
 def _palette(count: int) -> Tensor:
@@ -46,7 +46,7 @@ def colorize(label: Tensor, label_nc: int, instance: Tensor | None = None) -> Te
     return picture
 
 
-def sheet(columns: list[list[Tensor]], rows_across: int = 1) -> Tensor:
+def image_grid(columns: list[list[Tensor]], rows_across: int = 1) -> Tensor:
     """A sheet of pictures, one row per sample.
 
     Args:
@@ -57,7 +57,7 @@ def sheet(columns: list[list[Tensor]], rows_across: int = 1) -> Tensor:
         ``[3, H', W']`` in [−1, 1].
 
     Example:
-        >>> sheet([[torch.zeros(3, 8, 8), torch.ones(3, 8, 8)]]).shape
+        >>> image_grid([[torch.zeros(3, 8, 8), torch.ones(3, 8, 8)]]).shape
         torch.Size([3, 12, 22])
     """
     pictures = [picture.expand(3, -1, -1).cpu().float() for sample in columns for picture in sample]

@@ -14,11 +14,11 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from pix2pixhd.config.schema import DataOptions
-from pix2pixhd.data import Sample, save_picture
+from pix2pixhd.data import Sample, save_image
 from pix2pixhd.files import MARK, check_replaceable, write_text
 from pix2pixhd.reporting.image_grid import colorize
 
-__all__ = ["figures_of", "page_files", "sample_pictures", "shown_input", "viewable", "write_page"]
+__all__ = ["image_metrics", "page_files", "sample_images", "shown_input", "viewable", "write_page"]
 
 _FIGURES = ("L1", "PSNR", "SSIM")
 
@@ -42,11 +42,11 @@ def viewable(picture: Tensor) -> Tensor:
     return picture if picture.shape[0] in (1, 3) else picture[: 3 if picture.shape[0] > 3 else 1]
 
 
-def figures_of(generated: Tensor, real: Tensor) -> dict[str, float]:
+def image_metrics(generated: Tensor, real: Tensor) -> dict[str, float]:
     """L1, PSNR and SSIM between two pictures ``[C, H, W]`` in [−1, 1]; SSIM where the picture holds its window.
 
     Example:
-        >>> figures_of(torch.zeros(3, 16, 16), torch.zeros(3, 16, 16))["L1"]
+        >>> image_metrics(torch.zeros(3, 16, 16), torch.zeros(3, 16, 16))["L1"]
         0.0
     """
     generated, real = generated[None].float().clamp(-1, 1), real[None].float()
@@ -97,7 +97,7 @@ def write_page(
         paths = {}
         for column, picture in pictures.items():
             path = _image(name, column)
-            save_picture(viewable(picture), folder / path, force=force)
+            save_image(viewable(picture), folder / path, force=force)
             paths[column] = path.as_posix()
         columns = list(pictures)
         written.append(_Row(name, paths, {key: f"{value:.4g}" for key, value in figures.items()}))
@@ -114,7 +114,7 @@ def write_page(
     return page
 
 
-def sample_pictures(module: Any, sample: Sample) -> list[Tensor]:
+def sample_images(module: Any, sample: Sample) -> list[Tensor]:
     """Input, generated and real picture of one sample, each ``[C, H, W]`` in [−1, 1] on the CPU.
 
     Args:
