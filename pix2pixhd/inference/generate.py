@@ -29,8 +29,9 @@ from pix2pixhd.errors import InputError
 from pix2pixhd.files import check_apart, check_replaceable, check_writable
 from pix2pixhd.inference.instance_features import FeatureClusters, encode_image
 from pix2pixhd.inference.padding import generate_padded
+from pix2pixhd.reporting.metrics import image_metrics
 from pix2pixhd.reporting.progress import progress_bar
-from pix2pixhd.reporting.results_page import image_metrics, page_files, shown_input, write_page
+from pix2pixhd.reporting.results_page import page_files, shown_input, write_page
 
 __all__ = ["StyleSource", "generate_folder", "generate_image"]
 

@@ -134,7 +134,7 @@ def run(*arguments):
 
 
 def test_the_commands(checkpoint, data_root, tmp_path, capsys):
-    looks = tmp_path / "looks.npz"
+    looks = tmp_path / "styles.npz"
     assert run("features", "--checkpoint", checkpoint, "--n_clusters", 2, "--output", looks) == 0
     assert "looks of 4 classes" in capsys.readouterr().out
     common = ["generate", "--checkpoint", checkpoint, "--input", data_root]
@@ -152,7 +152,7 @@ def test_the_commands(checkpoint, data_root, tmp_path, capsys):
     assert run(*common, "--output", tmp_path / "a", "--features", looks, "--encode", data_root) == 2
     looks.write_bytes(b"x")
     assert run(*common, "--output", tmp_path / "a", "--features", looks) == 2
-    assert "is not what `pix2pixhd features` writes" in capsys.readouterr().err
+    assert "is not a file of `pix2pixhd features`" in capsys.readouterr().err
 
 
 def test_encoded_pictures_give_what_training_sees(checkpoint, with_features, data_root):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pix2pixhd.cli.main import main
-from pix2pixhd.reporting.results_page import image_metrics, write_page
+from pix2pixhd.reporting.metrics import image_metrics
+from pix2pixhd.reporting.results_page import write_page
 from pix2pixhd.training.run import train
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pix2pixhd.data import PairedDataset
 from pix2pixhd.errors import InputError
-from pix2pixhd.reporting.results_page import image_metrics, sample_images, write_page
+from pix2pixhd.reporting.metrics import image_metrics
+from pix2pixhd.reporting.results_page import sample_images, write_page
 from pix2pixhd.training.steps import trial_batches
 
 __all__ = ["ResultsPage"]
