@@ -20,6 +20,7 @@ __all__ = [
     "Checkpoint",
     "Generator",
     "generator_of",
+    "last_checkpoint",
     "load_generator",
     "load_strictly",
     "read_checkpoint",
@@ -55,6 +56,7 @@ class Checkpoint:
         data: The data's encoding.
         loss: Weights of the loss terms it was trained with.
         optimizer: Settings of the optimisers it was trained with.
+        epochs: Number of finished epochs.
         position: Where in an epoch it was written, as ``ResumableLoader.state_dict`` says; empty if it does not.
     """
 
@@ -64,6 +66,7 @@ class Checkpoint:
     data: DataOptions
     loss: LossOptions
     optimizer: OptimizerOptions
+    epochs: int = 0
     position: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -95,7 +98,15 @@ class Generator:
     encoder: nn.Module | None = None
 
 
+def last_checkpoint(folder: pathlib.Path) -> pathlib.Path | None:
+    """``checkpoints/last.ckpt`` of a run's folder; None if there is none."""
+    path = folder / "checkpoints" / "last.ckpt"
+    return path if path.is_file() else None
+
+
 def _read(path: pathlib.Path, remedy: str = "choose another file", mapped: bool = False) -> Any:
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder without checkpoints/last.ckpt; name a checkpoint file or a run's folder")
     if not path.is_file():
         raise InputError(f"{path}: there is no such checkpoint")
     try:
@@ -178,8 +189,20 @@ def read_checkpoint(path: str | pathlib.Path, remedy: str = "choose another file
         _section(path, options, "data", DataOptions),
         _section(path, options, "loss", LossOptions),
         _section(path, options, "optimizer", OptimizerOptions),
+        _epochs(content),
         _position(path, content),
     )
+
+
+def _epochs(content: Mapping[str, Any]) -> int:
+    """Lightning's count of finished epochs; 0 where there is none.
+
+    Of its two counters "completed" is updated too late for a checkpoint at the end of an epoch.
+    """
+    place: Any = content
+    for name in ("loops", "fit_loop", "epoch_progress", "current", "processed"):
+        place = place.get(name) if isinstance(place, dict) else None
+    return place if type(place) is int else 0
 
 
 def _position(path: pathlib.Path, content: Mapping[str, Any]) -> dict[str, Any]:

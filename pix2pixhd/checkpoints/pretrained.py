@@ -9,7 +9,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from pix2pixhd.checkpoints.format import load_strictly, read_checkpoint, read_state_dict
+from pix2pixhd.checkpoints.format import last_checkpoint, load_strictly, read_checkpoint, read_state_dict
 from pix2pixhd.errors import InputError
 from pix2pixhd.models import LocalEnhancer, MultiscaleDiscriminator
 
@@ -21,9 +21,9 @@ _Weights = dict[str, dict[str, Tensor]]
 
 def _read(path: pathlib.Path) -> tuple[pathlib.Path, _Weights]:
     """The weights of G, D and E, as far as there are any."""
-    last = path / "checkpoints" / "last.ckpt"
-    if path.is_dir() and last.is_file():
-        path = last
+    if not path.exists():
+        raise InputError(f"run.load_pretrain: {path} does not exist; name a .ckpt, a run's folder, or a folder of .pth")
+    path = last_checkpoint(path) or path
     if path.is_dir():
         files = {net: path / f"latest_net_{net[-1]}.pth" for net in _NETWORKS}
         if not files["netG"].is_file():
@@ -41,6 +41,22 @@ def _is_global(weights: Mapping[str, Tensor]) -> bool:
     return not any(re.match(r"model\d+_", name) for name in weights)
 
 
+def _check_width(netG: LocalEnhancer, trunk: Mapping[str, Tensor], path: pathlib.Path) -> None:
+    """Refuses a global generator of another width than the global part of the enhancers."""
+    first = "1.weight"  # the first convolution, [ngf, input_nc, 7, 7]
+    found, expected = trunk[first].shape[0] if first in trunk else 0, netG.model.state_dict()[first].shape[0]
+    if found in (0, expected):
+        return
+    factor = 2**netG.n_local_enhancers
+    remedy = f"train the global generator with model.ngf: {expected}"
+    if found % factor == 0:
+        remedy = f"set model.ngf: {found // factor}"
+    raise InputError(
+        f"run.load_pretrain: {path} was trained with model.ngf: {found}, but the global part of model.netG: local has "
+        f"model.ngf * 2^model.n_local_enhancers = {expected} channels; {remedy}"
+    )
+
+
 def _load_generator(netG: nn.Module, weights: dict[str, Tensor], path: pathlib.Path) -> str:
     if isinstance(netG, LocalEnhancer) and _is_global(weights):
         # The enhancers take the global part's features, so its layer from features to a picture stays behind.
@@ -50,6 +66,7 @@ def _load_generator(netG: nn.Module, weights: dict[str, Tensor], path: pathlib.P
             for name, value in weights.items()
             if not name.startswith(f"model.{last}.")
         }
+        _check_width(netG, trunk, path)
         load_strictly(netG.model, trunk, path)
         return "the generator's global part (its enhancers start anew)"
     load_strictly(netG, weights, path)

@@ -80,7 +80,7 @@ def _check(phase: str, options: DataOptions, multiple: int, scaled: bool) -> _Ph
     try:
         pairs, unmatched = match_files(options, phase, images_optional=not trained)
     except InputError as error:
-        return _Phase(Survey(problems=[Problem("missing folders", str(error))]))
+        return _Phase(Survey(problems=[Problem("missing folders", str(error), display(options.dataroot))]))
     with check_progress(phase, len(pairs)) as on_checked:
         found = survey(pairs, options, multiple, scaled and phase == options.phase, on_checked)
     found.problems[:0] = unmatched

@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     generator_options.move(generator, options.device)
     shown = shows_progress()
     with progress_bar("checking", len(pairs), shown) as advance:
-        check_pairs(pairs, data, generator.model.multiple, training=False, on_checked=advance)
+        check_pairs(pairs, data, generator.model.multiple, training=False, on_checked=advance, trained=True)
     dataset = PairedDataset(pairs, data, generator.model.multiple, augment=False)
     with progress_bar("encoding", len(pairs), shown) as advance:
         clusters = cluster_features(generator, dataset, options.n_clusters, advance)

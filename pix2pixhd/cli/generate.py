@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from pix2pixhd.checkpoints.format import Generator
 from pix2pixhd.cli import generator_options
+from pix2pixhd.data import input_folders
+from pix2pixhd.data.problems import display
 from pix2pixhd.errors import InputError
 from pix2pixhd.inference.generate import StyleSource, generate_folder
 from pix2pixhd.inference.instance_features import FeatureClusters
@@ -22,7 +24,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Writes a picture for every label map or picture of a folder. A checkpoint of this package knows "
         "its networks; NVIDIA's latest_net_G.pth has them in the opt.txt beside it, or takes the options below.",
     )
-    parser.add_argument("--input", type=pathlib.Path, required=True, help="folder of label maps or pictures")
+    parser.add_argument(
+        "--input",
+        type=pathlib.Path,
+        required=True,
+        help="folder of label maps or images; if it contains test_label (or test_A), as a dataset does, that folder",
+    )
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder for the pictures")
     parser.add_argument("--force", action="store_true", help="replace existing files that pix2pixhd did not write")
     parser.add_argument("--instances", type=pathlib.Path, help="folder of instance maps; default: beside the input")
@@ -109,7 +116,9 @@ def main(argv: Sequence[str]) -> int:
         files_read=[*generator_options.files_read(options.checkpoint), *others],
         progress=shows_progress(),
     )
-    print(f"wrote {len(written)} pictures to {options.output}")
+    folder, _ = input_folders(options.input, generator.data, options.instances)
+    count = f"{len(written)} image{'s' * (len(written) != 1)}"
+    print(f"wrote {count} of {display(folder)} to {options.output}")
     if options.html:
         print(f"results page: {options.output / 'index.html'}")
     return 0

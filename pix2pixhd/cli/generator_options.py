@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pix2pixhd.checkpoints.format import Generator, load_generator
+from pix2pixhd.checkpoints.format import Generator, last_checkpoint, load_generator
 from pix2pixhd.config.nvidia import to_config
 from pix2pixhd.config.schema import DataOptions, ModelOptions
 from pix2pixhd.errors import InputError
@@ -34,9 +34,17 @@ _NETWORK = ("netG", "norm", *_NUMBERS, *_FLAGS)
 _SCALING = ("resize_or_crop", "loadSize", "fineSize")
 
 
+def _checkpoint(text: str) -> pathlib.Path:
+    """The file that ``--checkpoint`` names; a run's folder stands for its last checkpoint."""
+    path = pathlib.Path(text)
+    return last_checkpoint(path) or path
+
+
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Adds ``--checkpoint``, ``--no-ema`` and, for NVIDIA's files, the options that define the networks."""
-    parser.add_argument("--checkpoint", type=pathlib.Path, required=True, help="a .ckpt, or NVIDIA's latest_net_G.pth")
+    parser.add_argument(
+        "--checkpoint", type=_checkpoint, required=True, help="a .ckpt, a run's folder, or NVIDIA's latest_net_G.pth"
+    )
     parser.add_argument("--no-ema", action="store_true", help="the last weights instead of their moving average")
     nvidia = parser.add_argument_group(
         "networks of NVIDIA's .pth files",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import pathlib
 import sys
@@ -203,7 +204,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         2
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    options = _parser().parse_args(arguments[:1])
+    parser = _parser()
+    if arguments and (close := difflib.get_close_matches(arguments[0], _COMMANDS, n=1)) and close != arguments[:1]:
+        parser.error(
+            f"there is no command {arguments[0]!r}; did you mean {close[0]}? All commands: {', '.join(_COMMANDS)}"
+        )
+    options = parser.parse_args(arguments[:1])
     try:
         return _RUN[options.command](arguments[1:])
     except Exception as error:

@@ -48,6 +48,8 @@ def as_options(text: str) -> str:
         'pass its path, loss.vgg: /path/to/vgg19.pth, or loss.vgg: random'
     """
     text = re.sub(r"VGGLoss\((vgg=['\"][^'\"]*['\"])\)", r"\1", text)
+    text = re.sub(r"^memory_limit\b", "loss.vgg_memory_limit", text)
+    text = text.replace("take dtype=torch.bfloat16", "set trainer.precision: bf16-mixed")
     return re.sub(r"\bvgg=['\"]([^'\"]*)['\"]", r"loss.vgg: \1", text)
 
 
@@ -81,4 +83,9 @@ def _without_types(text: str) -> str:
     if union:
         types = union["types"].replace("typing.Literal", "one of ").replace("NoneType", "null")
         text = f"{union['key']} Expected {types}. Got value: {union['value']}"
+    number = re.match(
+        r"(?P<key>[\w.]+:) Expected .*\. Got value: (?P<value>[-+]?(nan|inf|infinity))$", text, re.IGNORECASE
+    )
+    if number:
+        return f"{number['key']} Expected a finite number. Got value: {number['value']}"
     return text

@@ -100,9 +100,11 @@ class _Reader:
             cache.save()
 
 
-def _input_problems(pair: Pair, facts: FileFacts, options: DataOptions, multiple: int, crops: bool) -> list[Problem]:
+def _input_problems(
+    pair: Pair, facts: FileFacts, options: DataOptions, multiple: int, crops: bool, trained: bool
+) -> list[Problem]:
     found = [
-        label_problem(pair.input, facts.low, facts.high, options.label_nc) if options.label_nc else None,
+        label_problem(pair.input, facts.low, facts.high, options.label_nc, trained) if options.label_nc else None,
         geometry_problem(pair.input, facts.size, options, multiple) if crops else None,
     ]
     return [problem for problem in found if problem is not None]
@@ -140,6 +142,7 @@ def survey(
     multiple: int,
     training: bool = True,
     on_checked: Callable[[], object] = lambda: None,
+    trained: bool = False,
 ) -> Survey:
     """Reads every file once, in parallel threads, and collects what is in them and all problems.
 
@@ -151,6 +154,7 @@ def survey(
         multiple: What the generator needs of height and width.
         training: Whether sizes after scaling and cropping are checked too; validation and generation pad them.
         on_checked: Called after each sample, from several threads.
+        trained: Whether the generator is trained already, so that ``data.label_nc`` cannot be changed.
 
     Example:
         >>> survey(find_pairs(options, "train"), options, multiple=16).problems  # doctest: +SKIP
@@ -161,7 +165,7 @@ def survey(
     def check(pair: Pair) -> _Sample:
         sample = reader.read(pair)
         if sample.source is not None:
-            sample.problems += _input_problems(pair, sample.source, options, multiple, training)
+            sample.problems += _input_problems(pair, sample.source, options, multiple, training, trained)
         on_checked()
         return sample
 
@@ -182,6 +186,7 @@ def check_pairs(
     training: bool = True,
     on_checked: Callable[[], object] = lambda: None,
     everything: str = "",
+    trained: bool = False,
 ) -> Survey:
     """Raises one error for all problems that ``survey`` finds; the arguments are the same.
 
@@ -192,6 +197,7 @@ def check_pairs(
         training: Whether sizes after scaling and cropping are checked too.
         on_checked: Called after each sample, from several threads.
         everything: Where all problems are found when there are too many for the message.
+        trained: Whether the generator is trained already, so that ``data.label_nc`` cannot be changed.
 
     Returns:
         What was found, when there are no problems.
@@ -203,6 +209,6 @@ def check_pairs(
     Example:
         >>> check_pairs(find_pairs(options, "train"), options, multiple=16)  # doctest: +SKIP
     """
-    found = survey(pairs, options, multiple, training, on_checked)
+    found = survey(pairs, options, multiple, training, on_checked, trained)
     raise_problems(found.problems, everything)
     return found

@@ -98,7 +98,7 @@ def _walk(folder: pathlib.Path, problems: list[Problem]) -> Iterator[os.DirEntry
                 entries = sorted((entry for entry in listing if not entry.name.startswith(".")), key=lambda e: e.name)
         except OSError as error:
             text = f"{display(current)}: the folder cannot be read ({error.strerror}); make it readable (chmod u+rx)"
-            problems.append(Problem(UNREADABLE, text))
+            problems.append(Problem(UNREADABLE, text, display(current)))
             continue
         waiting += [current / entry.name for entry in reversed(entries) if _is(entry, "dir")]
         yield from entries
@@ -126,7 +126,7 @@ def _scan(folder: pathlib.Path, purpose: str) -> tuple[dict[str, pathlib.Path], 
     """The images below a folder by key, and all that is wrong with the folder's entries."""
     missing = _folder_problem(folder)
     if missing is not None:
-        return {}, [Problem("missing folders", f"{missing}; {purpose} are expected there")]
+        return {}, [Problem("missing folders", f"{missing}; {purpose} are expected there", display(folder))]
     problems: list[Problem] = []
     images: dict[str, pathlib.Path] = {}
     for entry in _walk(folder, problems):
@@ -135,20 +135,20 @@ def _scan(folder: pathlib.Path, purpose: str) -> tuple[dict[str, pathlib.Path], 
             continue
         wrong = _entry_problem(path, folder, entry)
         if wrong is not None:
-            problems.append(Problem(UNREADABLE, f"{display(path)}: {wrong}"))
+            problems.append(Problem(UNREADABLE, f"{display(path)}: {wrong}", display(path)))
             continue
         key = _key(path, folder)
         if key in images:
             text = (
                 f"{display(path)} and {display(images[key])} have the same name {key!r}; rename or remove one of them"
             )
-            problems.append(Problem("files of the same name", text))
+            problems.append(Problem("files of the same name", text, display(path)))
             continue
         images[key] = path
     if not images and not problems:
         kinds = ", ".join(sorted(_EXTENSIONS))
         text = f"{display(folder)}: the folder holds no images ({kinds}); {purpose} are expected there"
-        problems.append(Problem("empty folders", text))
+        problems.append(Problem("empty folders", text, display(folder)))
     return dict(sorted(images.items(), key=lambda item: item[1])), problems
 
 
@@ -243,6 +243,7 @@ def _without_partner(root: pathlib.Path, phase: str, found: dict[str, dict[str, 
             WITHOUT_PARTNER,
             f"{display(path)} has no partner {name}.* in {display(root / f'{phase}_{kind}')}; "
             "add it, or remove the file",
+            display(path),
         )
         for name, path in sorted(names.items())
         for kind, files in found.items()
@@ -326,7 +327,11 @@ def find_inputs(folder: pathlib.Path, options: DataOptions, instances: pathlib.P
     maps = list_images(instances, "instance maps")
     raise_problems(
         [
-            Problem(WITHOUT_PARTNER, f"{display(path)} has no instance map {name}.* in {display(instances)}; add it")
+            Problem(
+                WITHOUT_PARTNER,
+                f"{display(path)} has no instance map {name}.* in {display(instances)}; add it",
+                display(path),
+            )
             for name, path in inputs.items()
             if name not in maps
         ]

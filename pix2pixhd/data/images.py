@@ -40,7 +40,7 @@ _WRONG_FORMAT = "files in a wrong format"
 
 
 def _refused(path: pathlib.Path, what: str, kind: str = UNREADABLE) -> DataError:
-    return DataError([Problem(kind, f"{display(path)}: {what}")])
+    return DataError([Problem(kind, f"{display(path)}: {what}", display(path))])
 
 
 def _access_problem(path: pathlib.Path, error: OSError) -> str | None:

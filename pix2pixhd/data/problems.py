@@ -21,10 +21,12 @@ class Problem:
     Attributes:
         kind: What the group of such problems is called, in the plural.
         message: The file, what was expected, what was found and the remedy.
+        file: The file or folder alone, as in the message; empty for a problem of several files.
     """
 
     kind: str
     message: str
+    file: str = ""
 
 
 class DataError(InputError):

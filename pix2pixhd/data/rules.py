@@ -15,7 +15,7 @@ _DIFFERENT_SIZES = "files that differ in size within a sample"
 _UNUSABLE_SIZES = "sizes that cannot be trained on"
 
 
-def label_problem(path: pathlib.Path, low: int, high: int, label_nc: int) -> Problem | None:
+def label_problem(path: pathlib.Path, low: int, high: int, label_nc: int, trained: bool = False) -> Problem | None:
     """Ids outside ``label_nc``, which one-hot encoding would drop.
 
     Args:
@@ -23,13 +23,16 @@ def label_problem(path: pathlib.Path, low: int, high: int, label_nc: int) -> Pro
         low: Its smallest id.
         high: Its largest id.
         label_nc: Number of classes.
+        trained: Whether they are those of a trained generator, which cannot be changed.
     """
     if low >= 0 and high < label_nc:
         return None
     worst = high if high >= label_nc else low
     remedy = f"set data.label_nc to at least {worst + 1} or " if worst > 0 else ""
     remedy += "change the id in the file"
-    if worst == 255:
+    if trained:
+        remedy = "the generator was trained with these classes: change the id in the file to one of them"
+    elif worst == 255:
         remedy = (
             f"255 often marks pixels to ignore, which need a class here: change them to {label_nc} and set "
             f"data.label_nc to {label_nc + 1}, or {remedy}"
@@ -38,6 +41,7 @@ def label_problem(path: pathlib.Path, low: int, high: int, label_nc: int) -> Pro
         "label ids outside data.label_nc",
         f"{display(path)}: label id {worst} is outside data.label_nc={label_nc}, which allows 0 to {label_nc - 1}; "
         f"{remedy}",
+        display(path),
     )
 
 
@@ -49,6 +53,7 @@ def size_problem(path: pathlib.Path, size: Size, input_path: pathlib.Path, input
         _DIFFERENT_SIZES,
         f"{display(path)} is {size[0]}x{size[1]} (width x height), but {display(input_path)} is "
         f"{input_size[0]}x{input_size[1]}; the files of one sample must have one size: resize or replace one of them",
+        display(path),
     )
 
 
@@ -57,7 +62,7 @@ def geometry_problem(path: pathlib.Path, size: Size, options: DataOptions, multi
     try:
         width, height = output_size(size, options, multiple)
     except InputError as error:
-        return Problem(_UNUSABLE_SIZES, f"{display(path)}: {error}")
+        return Problem(_UNUSABLE_SIZES, f"{display(path)}: {error}", display(path))
     if width % multiple == 0 and height % multiple == 0 and min(width, height) >= 2 * multiple:
         return None
     return Problem(
@@ -65,6 +70,7 @@ def geometry_problem(path: pathlib.Path, size: Size, options: DataOptions, multi
         f"{display(path)}: would be trained at {width}x{height} (width x height), but this generator needs "
         f"multiples of {multiple}, at least {2 * multiple}; change data.loadSize or data.fineSize, or use "
         "data.resize_or_crop: none, which rounds sizes",
+        display(path),
     )
 
 

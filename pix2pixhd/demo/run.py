@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
+import shlex
 import time
 from typing import Any
 
@@ -20,8 +22,11 @@ from pix2pixhd.demo.savings import Savings, measure_savings
 from pix2pixhd.files import Record, check_writable, write_text
 from pix2pixhd.reporting.image_grid import image_grid, with_titles
 from pix2pixhd.reporting.results_page import sample_images
+from pix2pixhd.training.callbacks.summary import limit_reached
 from pix2pixhd.training.module import Pix2PixHD
+from pix2pixhd.training.program import command_name
 from pix2pixhd.training.run import train
+from pix2pixhd.training.steps import finished_steps
 
 __all__ = ["Results", "demo_config", "run_demo"]
 
@@ -100,6 +105,24 @@ class _Plan(pl.Callback):
         # The schedulers ask these options for the rate of the next epoch.
         self.options.niter, self.options.niter_decay = total - total // 2, total // 2
         trainer.should_stop = trainer.should_stop or done >= total
+
+
+def _shortened(limit: str | None, steps: int, total: int, seconds: float) -> str:
+    """What the time limit cut off; empty for a complete training.
+
+    Args:
+        limit: The limit that stopped the run; ``max_time`` stops it within an epoch.
+        steps: Steps that were trained.
+        total: Steps of the complete training.
+        seconds: Duration of the training.
+    """
+    if steps >= total:
+        return ""
+    minutes = math.ceil((seconds * total / max(steps, 1) + _SECONDS_AROUND) / 60)
+    remedy = f"give it more time with --max-minutes {minutes}"
+    if limit == "max_time":
+        return f"stopped by the time limit after {steps} of {total} steps; the images are unfinished; {remedy}"
+    return f"shortened to {steps} of {total} steps to meet the time limit; for better images {remedy}"
 
 
 def _save_results(module: Pix2PixHD, dataset: PairedDataset, path: pathlib.Path) -> None:
@@ -187,7 +210,14 @@ def _run(out: pathlib.Path, max_minutes: float, seed: int) -> Results:
     )
     held_out = _held_out(config)
     before = _Before(held_out)
+    started = time.perf_counter()
     module = train(config, callbacks=[before, _Plan(config.optimizer, budget)])
+    total = _EPOCHS * (_CROPS // config.data.batchSize)
+    cut = _shortened(
+        limit_reached(module.trainer), finished_steps(module.trainer), total, time.perf_counter() - started
+    )
+    if cut:
+        print(f"     {cut}", flush=True)
 
     after = _held_out_error(module, held_out)
     _save_results(module, held_out, out / _SHEET)
@@ -198,5 +228,6 @@ def _run(out: pathlib.Path, max_minutes: float, seed: int) -> Results:
     print(f"     page       {out / 'run' / 'results' / 'index.html'}: the same one by one, with figures")
     print(f"     L1 error   on held-out crops {before.error:.3f} untrained, {after:.3f} trained: {fall:.0%} lower")
     print(f"     losses     {_told(savings)}")
-    print(f"     again      pix2pixhd train --config {out / _CONFIG} --run.output {out / 'again'}")
+    config_file, again = shlex.quote(str(out / _CONFIG)), shlex.quote(str(out / "again"))
+    print(f"     again      {command_name()} train --config {config_file} --run.output {again}")
     return Results(before.error, after, savings)

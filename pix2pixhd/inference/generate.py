@@ -24,7 +24,7 @@ from pix2pixhd.data import (
     save_image,
 )
 from pix2pixhd.data.images import image_path
-from pix2pixhd.data.problems import Problem, raise_problems
+from pix2pixhd.data.problems import Problem, display, raise_problems
 from pix2pixhd.errors import InputError
 from pix2pixhd.files import check_apart, check_replaceable, check_writable
 from pix2pixhd.inference.instance_features import FeatureClusters, encode_image
@@ -104,7 +104,11 @@ def _with_pictures(pairs: list[Pair], folder: pathlib.Path, option: str) -> list
     images = list_images(folder, f"pictures ({option})")
     raise_problems(
         [
-            Problem(f"no image ({option})", f"{option}: {pair.input} has no image {pair.name}.* in {folder}; add it")
+            Problem(
+                f"no image ({option})",
+                f"{option}: {pair.input} has no image {pair.name}.* in {folder}; add it",
+                display(pair.input),
+            )
             for pair in pairs
             if pair.name not in images
         ]
@@ -198,6 +202,8 @@ def generate_folder(
     """
     looks = looks or StyleSource()
     if not source.is_dir():
+        if source.exists():
+            raise InputError(f"--input: {source} is a file; give its folder")
         raise InputError(f"--input: there is no folder {source}")
     data = dataclasses.replace(generator.data, resize_or_crop="crop") if keep_size else generator.data
     read: dict[str, list[pathlib.Path | None]] = {
@@ -217,7 +223,7 @@ def generate_folder(
     _check_outputs(_outputs(target, pairs, data.output_nc, page), read, force)
     check_writable(target, "--output")
     with progress_bar("checking", len(pairs), progress) as advance:
-        check_pairs(pairs, data, generator.model.multiple, training=False, on_checked=advance)
+        check_pairs(pairs, data, generator.model.multiple, training=False, on_checked=advance, trained=True)
     dataset = PairedDataset(pairs, data, generator.model.multiple, augment=False)
     written: list[pathlib.Path] = []
 

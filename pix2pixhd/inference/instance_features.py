@@ -148,6 +148,8 @@ class FeatureClusters:
                 raise ValueError(f"classes with {sorted(widths)} features" if widths else "it contains no classes")
         except Exception as error:  # damaged files cause errors of zipfile, zlib, numpy and memory allocation
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if "pickle" in reason:  # NumPy's message recommends unsafe loading
+                reason = "it contains data other than arrays of numbers"
             raise InputError(
                 f"--features: {path} is not a file of `pix2pixhd features` ({reason}); create it again"
             ) from None

@@ -16,6 +16,10 @@ _POOLS = (POOL, TAP_POOL)
 _TAPS = (TAP, TAP_POOL)
 
 
+class MemoryLimitError(ValueError):
+    """A ``memory_limit`` that even the smallest part exceeds."""
+
+
 class Rows(NamedTuple):
     """Rows of the maps between two poolings.
 
@@ -140,7 +144,7 @@ def plan_parts(
         memory_limit: Most bytes for maps and bits, or None for no bound.
 
     Raises:
-        ValueError: If the narrowest band needs more.
+        MemoryLimitError: If the narrowest band needs more.
     """
     pictures, _, height, width = shape
     whole = _stages(plan, height, 0, height)
@@ -162,7 +166,7 @@ def plan_parts(
         smallest = max(needed(stages) for stages in bands)
         if smallest <= memory_limit:
             return [Part(n, n + 1, stages) for n in range(pictures) for stages in bands]
-    raise ValueError(
+    raise MemoryLimitError(
         f"memory_limit is {memory_limit / 2**20:.0f} MiB, and pictures of {height}x{width} need at least "
         f"{(smallest or needed(whole)) / 2**20:.0f} MiB in {itemsize * 8}-bit numbers; raise it"
         + (", or take dtype=torch.bfloat16" if itemsize > 2 else "")

@@ -52,10 +52,15 @@ def _build(name: str) -> Metric:
         if name == "lpips":
             return LearnedPerceptualImagePatchSimilarity(net_type="alex")  # expects images in [−1, 1]
         return _FID(feature=2048, normalize=True)
-    except Exception as error:  # a missing package, no network, a damaged download
+    except ModuleNotFoundError as error:
+        package = {"lpips": "torchvision", "fid": "torch-fidelity"}[name]
+        raise InputError(
+            f"run.metrics: {name} needs the package {package}; install it (pip install {package}), or remove {name}"
+        ) from error
+    except Exception as error:  # no network, a damaged download
         needed = {
             "lpips": "AlexNet's ImageNet weights, which torchvision downloads to torch.hub's folder",
-            "fid": "the package torch-fidelity (pip install torch-fidelity), which downloads Inception's weights",
+            "fid": "Inception's weights, which torch-fidelity downloads to torch.hub's folder",
         }[name]
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(

@@ -22,6 +22,7 @@ from pix2pixhd.inference.padding import encode_padded, generate_padded
 from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
 from pix2pixhd.models import LocalEnhancer
 from pix2pixhd.models.build import build_discriminator, build_encoder, build_generator
+from pix2pixhd.ops.perceptual_tiling import MemoryLimitError
 from pix2pixhd.reporting.metrics import build_metrics, update_metrics
 from pix2pixhd.training.average import WeightAverage
 from pix2pixhd.training.distributed import GradientAverager, gather_states, rank, share_buffers, world_size
@@ -274,9 +275,12 @@ class Pix2PixHD(pl.LightningModule):
         batches = min(accumulate, int(self.trainer.num_training_batches) - first)
         self._batches_since_step += 1
         stepping = self._batches_since_step >= batches
-        terms = self.compute_gradients(
-            self.encode(batch), self._images(batch), self.encode_features(batch), batches, stepping
-        )
+        try:
+            terms = self.compute_gradients(
+                self.encode(batch), self._images(batch), self.encode_features(batch), batches, stepping
+            )
+        except MemoryLimitError as error:
+            raise InputError(as_options(str(error))) from error
         if stepping:
             self._batches_since_step = 0
             optimizer_G.step()

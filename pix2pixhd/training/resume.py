@@ -31,11 +31,12 @@ def check_resumable(config: TrainConfig, saved: Checkpoint) -> None:
     """Refuses changes of options that a checkpoint depends on.
 
     The networks and the encoding of the data may not change, because the weights depend on them. What determines the
-    batches of an epoch may change between epochs only.
+    batches of an epoch may change between epochs only. The number of epochs may not fall below those that are finished.
 
     Raises:
         InputError: For the first such change.
     """
+    _enough_epochs(config, saved)
     for name in (field.name for field in dataclasses.fields(saved.model)):
         _same(saved.path, f"model.{name}", getattr(saved.model, name), getattr(config.model, name), _WEIGHTS)
     for name in _ENCODING:
@@ -47,6 +48,19 @@ def check_resumable(config: TrainConfig, saved: Checkpoint) -> None:
     accumulate = saved.optimizer.accumulate, config.optimizer.accumulate
     _same(saved.path, "optimizer.accumulate", *accumulate, _POSITION)
     _same(saved.path, "run.seed", saved.position.get("seed", config.run.seed), config.run.seed, _POSITION)
+
+
+def _enough_epochs(config: TrainConfig, saved: Checkpoint) -> None:
+    """Refuses fewer epochs than the run has finished."""
+    limit, epochs = config.check().max_epochs, config.optimizer.niter + config.optimizer.niter_decay
+    name, remedy = "trainer.max_epochs", "trainer.max_epochs"
+    if limit is None:
+        limit, name, remedy = epochs, "optimizer.niter + optimizer.niter_decay", "optimizer.niter or niter_decay"
+    if saved.epochs > limit:
+        raise InputError(
+            f"--resume: {saved.path} was trained for {saved.epochs} epochs, more than {name} = {limit}; raise {remedy} "
+            f"to at least {saved.epochs} in all, or start a new run in another folder"
+        )
 
 
 def _same(path: pathlib.Path, name: str, before: object, now: object, reason: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, Timer
+from torch._dynamo.exc import TorchDynamoException
 
 from pix2pixhd.checkpoints.atomic import AtomicCheckpointIO
 from pix2pixhd.checkpoints.format import read_checkpoint
@@ -23,7 +24,7 @@ from pix2pixhd.errors import InputError
 from pix2pixhd.training.callbacks.checkpoints import RunCheckpoints
 from pix2pixhd.training.callbacks.results_page import ResultsPage
 from pix2pixhd.training.callbacks.samples import LossBar, SampleSheets, StopAtNaN
-from pix2pixhd.training.callbacks.summary import RunSummary, resume_command
+from pix2pixhd.training.callbacks.summary import RunSummary, resume_command, stop_signal
 from pix2pixhd.training.datamodule import PairedData, reporting_dead_workers
 from pix2pixhd.training.first_process import on_first_process
 from pix2pixhd.training.loggers import make_loggers
@@ -32,7 +33,7 @@ from pix2pixhd.training.precision import SharedScalePrecision
 from pix2pixhd.training.processes import ending_together, process_count, spread
 from pix2pixhd.training.resume import ConfigRecord, check_resumable, go_back
 from pix2pixhd.training.run_folder import check_run_folder, check_run_folder_writable, remove_leftovers
-from pix2pixhd.training.steps import trial_batches
+from pix2pixhd.training.steps import finished_steps, trial_batches
 from pix2pixhd.training.stopping import Stopped, StopRequests
 
 __all__ = ["TrainConfig", "train"]
@@ -184,6 +185,7 @@ def _quiet() -> None:
     logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)
     for hint in (
         "does not have many workers",
+        r"Found \d+ module\(s\) in eval mode",  # the VGG, which is frozen on purpose
         "The number of training batches",
         "Checkpoint directory",
         "`isinstance.treespec, LeafSpec.` is deprecated",
@@ -208,7 +210,8 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
 
     Raises:
         InputError: For anything the user can put right; nothing has been trained then.
-        Stopped: If the process was asked to stop (SIGTERM, Ctrl-C); the run has been saved.
+        Stopped: If the process was asked to stop (SIGTERM, Ctrl-C); the run has been saved, except before the first
+            step.
 
     Example:
         >>> module = train(TrainConfig(DataOptions(dataroot="datasets/cityscapes")))  # doctest: +SKIP
@@ -233,6 +236,16 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {error}") from error
+    except TorchDynamoException as error:
+        number = stop_signal(trainer)
+        if not number:
+            raise
+        # The signal reached the compiler's processes too.
+        steps = finished_steps(trainer)
+        when = "before the first step" if not steps else f"while compiling, after {steps} steps"
+        if trainer.is_global_zero:
+            print(f"stopped {when}", file=sys.stderr, flush=True)
+        raise Stopped(128 + number) from error
     except Stopped:
         kept = f"the run is saved, continue it with {resume_command(output)}"
         if trainer.is_global_zero:

@@ -42,6 +42,9 @@ class StopRequests:
     Args:
         deadline: Time on ``time.monotonic``'s clock at which the run is to stop; None for no limit.
 
+    Attributes:
+        received: The latest signal that this process received; 0 for none.
+
     Example:
         >>> StopRequests().current()
         StopRequest(signal=0, time_is_up=False)
@@ -49,7 +52,7 @@ class StopRequests:
 
     def __init__(self, deadline: float | None = None) -> None:
         self.deadline = deadline
-        self._received = 0
+        self.received = 0
         self._group: Any = None
         self._before: dict[int, Any] = {}
 
@@ -71,14 +74,14 @@ class StopRequests:
         if number == signal.SIGINT:
             # The second Ctrl-C interrupts the program as usual.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        self._received = number
+        self.received = number
         again = "; Ctrl-C again to stop at once" if number == signal.SIGINT else ""
         print(f"\n{signal.Signals(number).name}: stopping after this step{again}", file=sys.stderr, flush=True)
 
     def current(self) -> StopRequest:
         """The requests so far, the same in all processes."""
         late = self.deadline is not None and time.monotonic() >= self.deadline
-        flags = torch.tensor([self._received, int(late)])
+        flags = torch.tensor([self.received, int(late)])
         if self._group is not None:
             dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group)
         return StopRequest(int(flags[0]), bool(flags[1]))

@@ -53,6 +53,9 @@ def test_all_problems_are_listed_each_with_file_value_and_remedy(capsys, dataset
     found = json.loads(check(capsys, dataset, "--json", "-")[1])["train"]
     assert found["images"] == 8
     assert len(found["problems"]) == 8
+    folders = ["label"] * 6 + ["img"] * 2
+    files = [str(dataset / f"train_{kind}" / f"{name}.png") for kind, name in zip(folders, "abcdefgh", strict=True)]
+    assert [problem["file"] for problem in found["problems"]] == files
 
 
 def test_label_maps_saved_as_jpeg_are_refused(capsys, dataset):

@@ -48,6 +48,8 @@ def test_the_whole_schedule(make_local, global_run, capsys):
     class Spy(pl.Callback):
         def on_train_epoch_end(self, trainer, module):
             seen.append(weights(module))
+
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
             rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
 
         def on_train_start(self, trainer, module):
@@ -110,6 +112,22 @@ def test_nvidias_files_are_a_beginning_too(make_config, global_run, tmp_path, ca
     for name, value in weights(module).items():
         if name.startswith(("netG", "netD")):
             assert torch.equal(value, saved[name])
+
+
+@pytest.mark.parametrize(("ngf", "remedy"), [(4, "set model.ngf: 2"), (3, "with model.ngf: 8")])
+def test_a_global_part_of_another_width_names_the_remedy(make_config, make_checkpoint, make_local, ngf, remedy):
+    trained = make_checkpoint(model=dataclasses.replace(make_config().model, ngf=ngf))
+    config = make_local("local")
+    config.model.ngf = 4
+    module = Pix2PixHD(config.model, config.data, config.loss)
+    with pytest.raises(InputError, match=rf"model\.ngf: {ngf}, .* = 8 channels; .*{remedy}"):
+        module.load_pretrained(trained)
+
+
+def test_weights_to_begin_with_that_do_not_exist(make_config, tmp_path):
+    config = make_config()
+    with pytest.raises(InputError, match=r"run\.load_pretrain: .*none does not exist"):
+        Pix2PixHD(config.model, config.data, config.loss).load_pretrained(tmp_path / "none")
 
 
 def test_weights_that_do_not_fit(make_config, make_local, global_run, tmp_path):

@@ -1,3 +1,7 @@
+import pathlib
+import re
+import subprocess
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +15,8 @@ from pix2pixhd.data import check_pairs, find_pairs
 from pix2pixhd.demo import dataset as demo_data
 from pix2pixhd.demo import run as demo
 from pix2pixhd.reporting.image_grid import colorize, image_grid, with_titles
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +89,30 @@ def test_demo_from_the_command_line(tmp_path, capsys, monkeypatch):
         == 0
     )
     assert len(list(out.iterdir())) == 8
+
+
+def test_a_demo_cut_short_says_so_and_its_hint_can_be_pasted(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "_EPOCHS", 40)
+    monkeypatch.setattr(demo, "_CROPS", 8)
+    monkeypatch.setattr(demo, "_savings", lambda module, config: None)
+    monkeypatch.setattr(demo, "_told", str)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    out = tmp_path / "my demo"
+    assert main(["demo", "--out", str(out), "--max-minutes", "0.001"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"\d+ of 40 steps.*--max-minutes [1-9]", told)
+    hint = re.search(r"again +(.*)", told)[1]
+    again = subprocess.run(f"{hint} --run.output '' --help", shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert f"--config '{out}/demo.yaml'" in hint
+
+
+def test_the_message_of_a_demo_stopped_within_an_epoch():
+    assert demo._shortened("max_time", 23, 640, 230.0) == (
+        "stopped by the time limit after 23 of 640 steps; the images are unfinished; give it more time with "
+        "--max-minutes 107"
+    )
+    assert demo._shortened(None, 640, 640, 230.0) == ""
 
 
 def test_demo_deletes_nothing_but_an_earlier_demo(tmp_path, capsys):

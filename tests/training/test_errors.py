@@ -43,6 +43,8 @@ def fails(capsys, arguments, *parts):
         ("--config=nowhere.yaml", ["nowhere.yaml does not exist", "cityscapes_1024p, cityscapes_512p, pairs"]),
         ("--config=cityscape", ["cityscape does not exist", "cityscapes_1024p, cityscapes_512p, pairs"]),
         ("--optimizer.lr=.nan", ["optimizer.lr must be finite and above 0, got nan"]),
+        ("--optimizer.lr=nan", ["optimizer.lr: Expected a finite number. Got value: nan"]),
+        ("--optimizer.ema_decay=-inf", ["optimizer.ema_decay: Expected a finite number. Got value: -inf"]),
         ("--optimizer.lr=0", ["optimizer.lr must be above 0, got 0"]),
         ("--optimizer.ema_decay=.inf", ["optimizer.ema_decay must be finite and at least 0 and below 1, got inf"]),
         ("--loss.lambda_gan=.inf", ["loss.lambda_gan must be finite and at least 0, got inf"]),
@@ -175,6 +177,11 @@ def test_usage_and_version(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["tarin"])
     assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "train, generate" in error
+    assert "there is no command 'tarin'; did you mean train?" in error
+    with pytest.raises(SystemExit):
+        main(["paint"])
     assert "train, generate" in capsys.readouterr().err.replace("'", "")
 
 
@@ -242,6 +249,13 @@ def test_errors_within_training(capsys, command_line, monkeypatch, error, advice
 
     monkeypatch.setattr(run, "train", fail)
     fails(capsys, command_line(), str(error), advice)
+
+
+def test_a_memory_limit_of_the_perceptual_loss_that_is_too_small(capsys, command_line):
+    options = ("--loss.lambda_vgg=1", "--loss.vgg=random", "--loss.vgg_memory_limit=1")
+    size = ("--data.resize_or_crop=scale_width", "--data.loadSize=128")
+    message = "error: loss.vgg_memory_limit is 1 MiB, and pictures of 96x128 need at least "
+    fails(capsys, command_line(*options, *size), message, "raise it, or set trainer.precision: bf16-mixed")
 
 
 def run_python(code):

@@ -140,6 +140,36 @@ def test_options_of_generate_without_effect(refused, checkpoint, data_root, tmp_
     assert message.format(checkpoint=checkpoint) in error
 
 
+@pytest.mark.parametrize("command", ["generate", "features", "export"])
+def test_a_folder_without_a_checkpoint(refused, data_root, tmp_path, command):
+    more = ["--input", data_root / "test_label"] if command == "generate" else []
+    output = tmp_path / {"generate": "out", "features": "out.npz", "export": "out.onnx"}[command]
+    told = refused(command, *more, "--checkpoint", data_root, "--output", output)
+    assert f"{data_root}: is a folder without checkpoints/last.ckpt" in told
+
+
+def test_the_folder_of_a_run_stands_for_its_last_checkpoint(make_checkpoint, data_root, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    make_checkpoint("run/checkpoints/last.ckpt")
+    assert main([str(x) for x in generate(tmp_path / "run", data_root, tmp_path / "out")]) == 0
+
+
+def test_the_folder_that_was_taken_is_printed(checkpoint, data_root, tmp_path, capsys):
+    for source in (data_root, data_root / "test_label"):
+        assert main([str(x) for x in generate(checkpoint, source, tmp_path / "out")]) == 0
+        assert f"wrote 2 images of {data_root / 'test_label'} to {tmp_path / 'out'}\n" in capsys.readouterr().out
+
+
+def test_ids_that_the_generator_does_not_know(refused, checkpoint, data_root, tmp_path):
+    path = data_root / "test_label" / "x.png"
+    Image.fromarray(np.full((24, 32), 255, dtype=np.uint8)).save(path)
+    (tmp_path / "out").mkdir()
+    told = refused(*generate(checkpoint, data_root, tmp_path / "out"))
+    assert "label id 255 is outside data.label_nc=4, which allows 0 to 3; the generator was trained with" in told
+    assert "set data.label_nc" not in told
+    assert f"--input: {path} is a file; give its folder" in refused(*generate(checkpoint, path, tmp_path / "out"))
+
+
 def test_scaling_applies_to_a_ckpt(checkpoint, data_root, tmp_path):
     arguments = generate(checkpoint, data_root, tmp_path / "out")
     assert main([str(x) for x in [*arguments, "--resize_or_crop=scale_width", "--loadSize=16"]]) == 0
@@ -208,13 +238,13 @@ def test_all_missing_images_are_listed_at_once(refused, checkpoint, with_feature
         ({"class_0": np.zeros((1, 2), dtype=np.int64)}, "of int64"),
         ({"class_0": np.array([[np.nan, 0.0]])}, "finite"),
         ({"class_0": np.array([["a", "b"]])}, "class_0 must be"),
-        ({"class_0": np.array([[{}, {}]])}, "Object arrays cannot be loaded"),
+        ({"class_0": np.array([[{}, {}]])}, "it contains data other than arrays of numbers"),
         ({"class_x": np.zeros((1, 2))}, "an array named 'class_x' instead of class_N"),
         ({"label": np.zeros((1, 2))}, "an array named 'label'"),
-        ({"class_4": np.zeros((1, 2))}, "looks of class 4, this generator has the classes 0 to 3"),
+        ({"class_4": np.zeros((1, 2))}, "contains styles of class 4, but this generator has the classes 0 to 3"),
     ],
 )
-def test_looks_of_another_kind(refused, with_features, data_root, tmp_path, arrays, message):
+def test_styles_of_another_generator_are_refused(refused, with_features, data_root, tmp_path, arrays, message):
     np.savez(tmp_path / "styles.npz", **arrays)
     arguments = generate(with_features, data_root, tmp_path / "out")
     error = refused(*arguments, "--features", tmp_path / "styles.npz")
@@ -223,7 +253,7 @@ def test_looks_of_another_kind(refused, with_features, data_root, tmp_path, arra
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"\x93NUMPY"])
-def test_files_that_hold_no_looks(refused, with_features, data_root, tmp_path, content):
+def test_files_without_styles_are_refused(refused, with_features, data_root, tmp_path, content):
     (tmp_path / "styles.npz").write_bytes(content)
     arguments = generate(with_features, data_root, tmp_path / "out")
     assert "is not a file of `pix2pixhd features`" in refused(*arguments, "--features", tmp_path / "styles.npz")

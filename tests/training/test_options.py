@@ -240,12 +240,25 @@ def test_metrics_that_need_weights_say_which(monkeypatch):
 
     for name, kind, needed in (
         ("lpips", "LearnedPerceptualImagePatchSimilarity", "AlexNet's ImageNet weights"),
-        ("fid", "_FID", "pip install torch-fidelity"),
+        ("fid", "_FID", "Inception's weights"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(metrics, kind, unreachable)
             with pytest.raises(InputError, match=rf"run\.metrics: {name} needs .*{needed}.*no route.*leave {name} out"):
                 build_metrics(["l1", name])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "package"),
+    [("lpips", "LearnedPerceptualImagePatchSimilarity", "torchvision"), ("fid", "_FID", "torch-fidelity")],
+)
+def test_metrics_without_their_package_name_it(monkeypatch, name, kind, package):
+    def missing(*args, **kwargs):
+        raise ModuleNotFoundError("needs another package")
+
+    monkeypatch.setattr(metrics, kind, missing)
+    with pytest.raises(InputError, match=rf"run\.metrics: {name} needs the package {package}: pip install {package}\."):
+        build_metrics([name])
 
 
 def test_fid_is_fed_real_and_generated_pictures():

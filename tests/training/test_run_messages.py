@@ -29,6 +29,17 @@ def test_resuming_a_finished_run_says_what_to_raise(command_line, capsys):
     assert "all 1 epochs had been trained already; to train longer, raise optimizer.niter" in capsys.readouterr().out
 
 
+def test_resuming_with_fewer_epochs_than_trained_names_the_option(make_config):
+    train(make_config(epochs=2))
+    fewer = make_config(epochs=1)
+    with pytest.raises(InputError, match=r"for 2 epochs, more than optimizer\.niter \+ optimizer\.niter_decay = 1"):
+        train(fewer, resume=True)
+    fewer = make_config(epochs=2)
+    fewer.trainer["max_epochs"] = 1
+    with pytest.raises(InputError, match=r"for 2 epochs, more than trainer\.max_epochs = 1"):
+        train(fewer, resume=True)
+
+
 def test_synchronized_batch_norm_is_refused_on_the_cpu(make_config, tmp_path):
     config = make_config()
     config.model.norm = "batch"

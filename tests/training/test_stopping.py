@@ -10,9 +10,12 @@ import time
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from pix2pixhd.checkpoints.format import read_checkpoint
+from pix2pixhd.cli.main import main
 from pix2pixhd.errors import InputError
+from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.run import train
 from pix2pixhd.training.stopping import Stopped
 
@@ -113,6 +116,20 @@ def test_accumulated_gradients_are_never_cut_in_two(make_config):
         train(broken, callbacks=[Signal(1)])  # saved after the second, with the step
     unbroken = weights(train(config("unbroken")))
     assert_identical(unbroken, weights(train(broken, resume=True)))
+
+
+def test_a_compiler_that_the_signal_ended_is_not_reported_as_missing(command_line, capsys, monkeypatch):
+    def compile_and_fail(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise TorchDynamoException("CppCompileError: g++ was terminated")
+
+    monkeypatch.setattr(Pix2PixHD, "training_step", compile_and_fail)
+    with pytest.raises(Stopped) as stopped:
+        main(command_line())
+    assert stopped.value.code == 128 + signal.SIGTERM
+    error = capsys.readouterr().err
+    assert "stopped before the first step" in error
+    assert "compiler" not in error
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from pix2pixhd.training.datamodule import PairedData
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.steps import finished_batches, finished_steps, trial_batches
 
-__all__ = ["RunSummary", "closing_message", "resume_command"]
+__all__ = ["RunSummary", "closing_message", "limit_reached", "resume_command", "stop_signal"]
 
 
 def _device(trainer: pl.Trainer) -> str:
@@ -94,6 +94,21 @@ class RunSummary(pl.Callback):
         )
 
 
+def _checkpoints(trainer: pl.Trainer) -> RunCheckpoints:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next(callback for callback in callbacks if isinstance(callback, RunCheckpoints))
+
+
+def limit_reached(trainer: pl.Trainer) -> str | None:
+    """What ended a run before its last epoch, as ``RunCheckpoints.stopped_by``."""
+    return _checkpoints(trainer).stopped_by
+
+
+def stop_signal(trainer: pl.Trainer) -> int:
+    """The signal by which this process was asked to stop; 0 for none."""
+    return _checkpoints(trainer).requests.received
+
+
 def closing_message(trainer: pl.Trainer, output: pathlib.Path) -> str:
     """What a run that has ended left behind.
 
@@ -104,8 +119,7 @@ def closing_message(trainer: pl.Trainer, output: pathlib.Path) -> str:
     if batches := trial_batches(trainer):
         return f"done: {_count(batches, 'batch', 'batches')} ran without an error (fast_dev_run); nothing was saved"
     saved = f"checkpoints, samples and logs are in {output}"
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    checkpoints = next(callback for callback in callbacks if isinstance(callback, RunCheckpoints))
+    checkpoints = _checkpoints(trainer)
     limit = checkpoints.stopped_by
     if limit is None and not checkpoints.started:
         return (
