@@ -11,7 +11,7 @@ from pix2pixhd.cli import generator_options
 from pix2pixhd.data import input_folders
 from pix2pixhd.data.problems import display
 from pix2pixhd.errors import InputError
-from pix2pixhd.inference.generate import Looks, generate_folder
+from pix2pixhd.inference.generate import StyleSource, generate_folder
 from pix2pixhd.inference.instance_features import FeatureClusters
 from pix2pixhd.reporting.progress import shows_progress
 
@@ -65,7 +65,7 @@ def _check_combinations(options: argparse.Namespace) -> None:
         raise InputError("--keep-size and the options of scaling exclude each other; leave one of them out")
 
 
-def _looks(generator: Generator, options: argparse.Namespace) -> Looks:
+def _looks(generator: Generator, options: argparse.Namespace) -> StyleSource:
     """Where the features come from, for a generator that takes them."""
     given = "--features" if options.features is not None else "--encode" if options.encode is not None else ""
     if given and not generator.model.has_features:
@@ -86,7 +86,7 @@ def _looks(generator: Generator, options: argparse.Namespace) -> Looks:
     clusters = None if options.features is None else FeatureClusters.load(options.features)
     if clusters is not None:
         clusters.check(generator, options.features)
-    return Looks(clusters, options.encode, options.style_seed or 0)
+    return StyleSource(clusters, options.encode, options.style_seed or 0)
 
 
 def main(argv: Sequence[str]) -> int:

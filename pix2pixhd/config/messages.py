@@ -1,4 +1,4 @@
-"""The parser's error messages in plain words."""
+"""Readable versions of the parser's error messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import jsonargparse
 
-__all__ = ["as_options", "in_plain_words"]
+__all__ = ["as_options", "readable_error"]
 
 # The ways in which jsonargparse reports an unknown option.
 _UNKNOWN = (
@@ -20,8 +20,8 @@ _UNKNOWN = (
 )
 
 
-def in_plain_words(error: Exception, parser: jsonargparse.ArgumentParser, file: str = "the configuration") -> str:
-    """The gist of jsonargparse's message, with a hint for an unknown option.
+def readable_error(error: Exception, parser: jsonargparse.ArgumentParser, file: str = "the configuration") -> str:
+    """Shortens jsonargparse's message to one line and adds a hint for an unknown option.
 
     Args:
         error: The exception.
@@ -29,7 +29,7 @@ def in_plain_words(error: Exception, parser: jsonargparse.ArgumentParser, file: 
         file: Name of the configuration file that was read.
 
     Returns:
-        One line.
+        The message, without line breaks.
     """
     text = re.sub(r"\s+", " ", str(error)).strip()
     for pattern in _UNKNOWN:
@@ -41,7 +41,7 @@ def in_plain_words(error: Exception, parser: jsonargparse.ArgumentParser, file: 
 
 
 def as_options(text: str) -> str:
-    """A message of the losses with the configuration's options in place of Python arguments.
+    """Replaces Python arguments in a message of the losses by the configuration's options.
 
     Example:
         >>> as_options('pass its path, VGGLoss(vgg="/path/to/vgg19.pth"), or vgg="random"')
@@ -71,7 +71,7 @@ def _unknown(name: str, parser: jsonargparse.ArgumentParser) -> str:
 
 
 def _without_types(text: str) -> str:
-    """The parser's message without Python's notation of types."""
+    """Removes Python's type notation from the parser's message."""
     text = re.sub(r"Parser key \"([\w.]+)\":", r"\1:", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text)
     text = re.sub(r" a typing\.Literal\[([^\]]*)\]", r" one of \1", text)

@@ -1,4 +1,4 @@
-"""NVIDIA's ``opt.txt``, which its code writes beside every checkpoint, as a configuration of this package."""
+"""Conversion of NVIDIA's ``opt.txt``, which its code writes beside every checkpoint, to a configuration."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["as_text", "read_options", "to_config"]
 # Sections whose fields have NVIDIA's names.
 _SAME: dict[str, type] = {"data": DataOptions, "model": ModelOptions, "optimizer": OptimizerOptions, "run": RunOptions}
 
-# NVIDIA's code counts images where this package counts steps.
+# Intervals that NVIDIA's code counts in images and this package counts in steps.
 _COUNTED_IN_IMAGES = {
     "display_freq": "run.display_freq",
     "print_freq": RENAMED["print_freq"],
     "save_latest_freq": "run.save_latest_freq",
 }
 
-# When an option without counterpart matters at all.
+# Options without a counterpart that are worth a note only for certain values.
 _MATTERS: dict[str, Callable[[str], bool]] = {
     "continue_train": lambda value: value == "True",
     "debug": lambda value: value == "True",
@@ -37,13 +37,16 @@ _MATTERS: dict[str, Callable[[str], bool]] = {
 
 
 def read_options(path: pathlib.Path) -> dict[str, str]:
-    """The options in an ``opt.txt``, as text.
+    """Reads the options of an ``opt.txt`` as strings.
 
     Args:
-        path: The file, of lines ``name: value`` between two rules.
+        path: The file, which has lines ``name: value`` between a header and a footer line.
+
+    Returns:
+        The values by option name.
 
     Raises:
-        InputError: If the file is missing or holds no options.
+        InputError: If the file is missing or contains no options.
 
     Example:
         >>> read_options(pathlib.Path("checkpoints/label2city/opt.txt"))["ngf"]  # doctest: +SKIP
@@ -52,7 +55,7 @@ def read_options(path: pathlib.Path) -> dict[str, str]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); name the opt.txt of a run of NVIDIA's code") from None
+        raise InputError(f"{path}: cannot be read ({error}); give the opt.txt of a run of NVIDIA's code") from None
     pairs = (line.partition(": ") for line in lines if not line.startswith("--"))
     options = {name.strip(): value.strip() for name, colon, value in pairs if colon}
     if not {"netG", "label_nc", "ngf"} <= set(options):
@@ -61,14 +64,14 @@ def read_options(path: pathlib.Path) -> dict[str, str]:
 
 
 class _Options:
-    """The options of one ``opt.txt`` as numbers and switches."""
+    """Typed access to the options of one ``opt.txt``."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
         self.given = read_options(path)
 
     def number(self, name: str, default: float) -> Any:
-        """A number of the default's type; the default if the option is missing."""
+        """Returns an option as a number of the default's type, or the default if the option is missing."""
         text = self.given.get(name, str(default))
         try:
             value = float(text)
@@ -80,14 +83,14 @@ class _Options:
         return converted
 
     def is_on(self, name: str) -> bool:
-        """Whether a switch is on."""
+        """Returns whether a flag is set."""
         text = self.given.get(name, "False")
         if text not in ("True", "False"):
             self._refuse(name, "True or False", text)
         return text == "True"
 
     def gpus(self) -> list[int]:
-        """The GPU ids, empty for the CPU."""
+        """Returns the GPU ids; the list is empty for the CPU."""
         text = self.given.get("gpu_ids", "0")
         try:
             ids = [int(index) for index in text.strip("[]").split(",") if index.strip()]
@@ -96,7 +99,7 @@ class _Options:
         return [index for index in ids if index >= 0]
 
     def like(self, name: str, default: object) -> Any:
-        """The option as a value of the default's type."""
+        """Returns an option as a value of the default's type."""
         if isinstance(default, bool):
             return self.is_on(name)
         return self.number(name, default) if isinstance(default, (int, float)) else self.given[name]
@@ -106,17 +109,17 @@ class _Options:
 
 
 def to_config(path: pathlib.Path) -> tuple[TrainConfig, dict[str, str]]:
-    """The configuration that trains what an ``opt.txt`` trained.
+    """Converts an ``opt.txt`` to the equivalent configuration.
 
     Args:
         path: The ``opt.txt``.
 
     Returns:
-        The configuration, with the preset ``nvidia``; and notes by option: what has no counterpart and what to do, and
-        what differs.
+        The configuration, with the preset ``nvidia``, and notes by option name. A note describes an option that has no
+        counterpart, with its replacement, or a difference in behaviour.
 
     Raises:
-        InputError: If the file cannot be used.
+        InputError: If the file cannot be read or has invalid values.
 
     Example:
         >>> config, notes = to_config(pathlib.Path("checkpoints/label2city/opt.txt"))  # doctest: +SKIP
@@ -151,7 +154,7 @@ def _same_names(options: _Options) -> dict[str, Any]:
     batch = max(options.number("batchSize", 1), 1)
     for name, dotted in _COUNTED_IN_IMAGES.items():
         if name in options.given:
-            # The original acts when the number of images is a multiple of both.
+            # NVIDIA's code acts when the number of images is a multiple of both the interval and the batch size.
             images = options.number(name, 100)
             values[dotted] = images // math.gcd(images, batch)
     return values
@@ -164,7 +167,7 @@ def _other_names(options: _Options) -> dict[str, Any]:
             pathlib.Path(options.given.get("checkpoints_dir", "runs")) / options.given.get("name", "pix2pixhd")
         ),
         "loss.preset": "nvidia",
-        # The original weights both terms by lambda_feat.
+        # NVIDIA's code weights both terms by lambda_feat.
         "loss.lambda_feat": weight,
         "loss.lambda_vgg": weight,
         "loss.pool_size": options.number("pool_size", 0),
@@ -175,26 +178,26 @@ def _other_names(options: _Options) -> dict[str, Any]:
 
 
 def _devices(options: _Options, notes: dict[str, str]) -> dict[str, Any]:
-    """Devices and batch size: NVIDIA's ``DataParallel`` divides ``batchSize`` over the GPUs.
+    """Converts the devices and the batch size, which NVIDIA's ``DataParallel`` splits across the GPUs.
 
-    It hands out chunks of ``ceil(batchSize / GPUs)`` images, the last of which may be smaller, and leaves the other
-    GPUs idle.
+    ``DataParallel`` assigns chunks of ``ceil(batchSize / GPUs)`` images. The last chunk may be smaller, and the
+    remaining GPUs are idle.
     """
     batch, gpus = options.number("batchSize", 1), options.gpus()
     if not gpus:
         return {"trainer.accelerator": "cpu"}
     if batch < 1:
-        return {}  # refused by the data section
+        return {}  # the data section rejects it
     chunk = math.ceil(batch / len(gpus))
     used = math.ceil(batch / chunk)
     if batch % chunk:
         chunk = round(batch / used)
         notes["batchSize"] = (
-            f"{batch} images are not divisible by {used} GPUs; data.batchSize: {chunk} on each of them makes "
-            f"{chunk * used} per step. For {batch}, choose a number of trainer.devices that divides it"
+            f"{batch} images are not divisible by {used} GPUs; data.batchSize: {chunk} per GPU gives "
+            f"{chunk * used} images per step. For {batch}, choose a number of trainer.devices that divides it"
         )
     elif used < len(gpus):
-        notes["gpu_ids"] = f"a batch of {batch} occupied {used} of the {len(gpus)} GPUs; only those are listed"
+        notes["gpu_ids"] = f"a batch of {batch} used {used} of the {len(gpus)} GPUs; only those are listed"
     ids = gpus[:used]
     devices: dict[str, Any] = {"data.batchSize": chunk}
     if ids != [0]:
@@ -203,10 +206,10 @@ def _devices(options: _Options, notes: dict[str, str]) -> dict[str, Any]:
 
 
 def as_text(path: pathlib.Path) -> str:
-    """The configuration as YAML, with a comment for every option that has no counterpart or differs.
+    """Returns the configuration as YAML, with a comment for every option that has no counterpart or differs.
 
     Raises:
-        InputError: If the file cannot be used.
+        InputError: If the file cannot be read or has invalid values.
     """
     config, notes = to_config(path)
     comments = [f"# {name}: {note}" for name, note in notes.items()]

@@ -1,4 +1,4 @@
-"""The YAML configuration and the command line that overrides it."""
+"""Parser for the YAML configuration and the command-line options that override it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import jsonargparse
 import yaml  # type: ignore[import-untyped]
 
-from pix2pixhd.config.messages import in_plain_words
+from pix2pixhd.config.messages import readable_error
 from pix2pixhd.config.schema import (
     ComputeOptions,
     DataOptions,
@@ -40,27 +40,27 @@ _CONFIGS = pathlib.Path(__file__).with_name("shipped")
 
 
 def build_parser() -> jsonargparse.ArgumentParser:
-    """The parser of ``pix2pixhd train``: one group of options per section of the configuration."""
+    """Builds the parser of ``pix2pixhd train``, with one group of options per section of the configuration."""
     parser = jsonargparse.ArgumentParser(
         prog="pix2pixhd train",
-        description="Trains a generator on the images of a folder. Options come from a YAML file and from the command "
-        "line, which has precedence.",
+        description="Train a generator on a folder of paired images. Options are read from a YAML file; options on the "
+        "command line override the file.",
         exit_on_error=False,
         allow_abbrev=False,
         add_help=False,
     )
-    # The generated usage lists all options, which the help below it does too.
+    # The generated usage line would repeat all options of the help text.
     parser.usage = "pix2pixhd train --config FILE [--resume] [--SECTION.OPTION VALUE ...]"
     parser.add_argument("--help-all", action="help", help="show all options and exit")
-    parser.add_argument("--config", action="config", help="YAML file with the sections below, or a shipped one's name")
-    parser.add_argument("--resume", action="store_true", help="continue from run.output's last checkpoint")
+    parser.add_argument("--config", action="config", help="YAML file with the sections below, or a shipped name")
+    parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint in run.output")
     for name, kind in (SECTIONS | {"trainer": TrainerOptions}).items():
         parser.add_class_arguments(kind, name)
     return parser
 
 
 def _shipped(name: str) -> str:
-    """The path of a configuration that comes with the package, for its bare name; anything else as it is.
+    """Resolves the name of a shipped configuration to its path; returns the path of an existing file unchanged.
 
     Raises:
         InputError: If there is no such file.
@@ -76,9 +76,9 @@ def _shipped(name: str) -> str:
 
 
 def _with_config(argv: Sequence[str]) -> tuple[list[str], str]:
-    """The arguments with ``--config`` first, so that all others override it; and the name of the file.
+    """Moves ``--config`` to the front so that all other options override it; also returns the file's name.
 
-    ``--resume`` without ``--config`` reads the configuration that the run wrote.
+    ``--resume`` without ``--config`` reads the configuration that the run saved.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", action="append", default=[])
@@ -101,18 +101,18 @@ def _instantiate(parser: jsonargparse.ArgumentParser, options: jsonargparse.Name
 
 
 def parse_train(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
-    """Reads the options of ``pix2pixhd train``.
+    """Parses the options of ``pix2pixhd train``.
 
     Args:
-        argv: What follows ``pix2pixhd train``. ``--config`` takes a file, or the name of a configuration that comes
-            with the package: ``cityscapes_512p``, ``cityscapes_1024p``, ``pairs``. ``--resume`` without ``--config``
-            takes ``run.output/config.yaml``. All other options override the file's.
+        argv: The arguments after ``pix2pixhd train``. ``--config`` accepts a file or the name of a shipped
+            configuration: ``cityscapes_512p``, ``cityscapes_1024p`` or ``pairs``. ``--resume`` without ``--config``
+            uses ``run.output/config.yaml``. All other options override the file's.
 
     Returns:
         The options, and whether to resume.
 
     Raises:
-        InputError: For unknown options, wrong types and values out of range, in one line.
+        InputError: For an unknown option, a wrong type or a value out of range. The message is a single line.
 
     Example:
         >>> config, resume = parse_train(["--data.dataroot", "datasets/a", "--optimizer.niter", "5"])
@@ -125,13 +125,13 @@ def parse_train(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
         options = parser.parse_args(argv)
         sections: Any = _instantiate(parser, options)
     except jsonargparse.ArgumentError as error:
-        raise InputError(in_plain_words(error, parser, file)) from None
+        raise InputError(readable_error(error, parser, file)) from None
     given = {name: sections[name] for name in SECTIONS}
     return TrainConfig(**given, trainer=_changed(sections.trainer)), bool(sections.resume)
 
 
 def _changed(options: TrainerOptions) -> dict[str, Any]:
-    """The options that differ from their defaults."""
+    """Returns the options that differ from their defaults."""
     return {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(options)
@@ -140,9 +140,9 @@ def _changed(options: TrainerOptions) -> dict[str, Any]:
 
 
 def absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The options with absolute paths to what a run reads, so that it can be resumed from any folder.
+    """Makes the paths of a run's inputs absolute, so that the run can be resumed from any working directory.
 
-    ``run.output`` stays as it is, since a run's folder may be moved and is named when the run is resumed.
+    ``run.output`` is left unchanged: the run folder may be moved, and its path is given again when resuming.
 
     Example:
         >>> import os
@@ -152,7 +152,7 @@ def absolute_paths(config: TrainConfig) -> TrainConfig:
     """
 
     def absolute(path: str) -> str:
-        # Symbolic links stay, as the user named them.
+        # Symbolic links are not resolved: the path stays the one that the user gave.
         return str(pathlib.Path(path).absolute())
 
     data, loss, run = config.data, config.loss, config.run
@@ -165,7 +165,7 @@ def absolute_paths(config: TrainConfig) -> TrainConfig:
 
 
 def config_text(config: TrainConfig) -> str:
-    """All options as YAML that ``pix2pixhd train --config`` reads."""
+    """Returns all options as YAML that ``pix2pixhd train --config`` reads."""
     sections = dataclasses.asdict(config) | {"trainer": dataclasses.asdict(config.check())}
     text: str = yaml.safe_dump(sections, sort_keys=False)
     return text

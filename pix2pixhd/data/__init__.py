@@ -4,8 +4,8 @@ from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.data.check import check_pairs, survey
 from pix2pixhd.data.dataset import EpochSampler, PairedDataset, Sample
 from pix2pixhd.data.encoding import encode_input, instance_edges, one_hot
-from pix2pixhd.data.folders import Pair, find_inputs, find_pairs, input_folders, list_pictures
-from pix2pixhd.data.images import read_index_map, read_picture, save_picture
+from pix2pixhd.data.folders import Pair, find_inputs, find_pairs, input_folders, list_images
+from pix2pixhd.data.images import read_image, read_index_map, save_image
 from pix2pixhd.data.problems import DataError, Problem
 from pix2pixhd.errors import InputError
 
@@ -24,10 +24,10 @@ __all__ = [
     "find_pairs",
     "input_folders",
     "instance_edges",
-    "list_pictures",
+    "list_images",
     "one_hot",
+    "read_image",
     "read_index_map",
-    "read_picture",
-    "save_picture",
+    "save_image",
     "survey",
 ]

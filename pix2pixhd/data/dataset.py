@@ -14,7 +14,7 @@ from typing_extensions import NotRequired
 
 from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.data.folders import Pair
-from pix2pixhd.data.images import Picture, picture_to_tensor, read_index_map, read_picture
+from pix2pixhd.data.images import LoadedImage, image_to_tensor, read_image, read_index_map
 from pix2pixhd.data.problems import DataError, Problem
 from pix2pixhd.data.rules import geometry_problem, label_problem, size_problem
 from pix2pixhd.data.transforms import Geometry, Size, draw_geometry, scaled_size
@@ -38,7 +38,7 @@ class Sample(TypedDict):
     name: str
 
 
-def _ids(image: Picture) -> Tensor:
+def _ids(image: LoadedImage) -> Tensor:
     return torch.from_numpy(np.array(image, dtype=np.int32))
 
 
@@ -96,7 +96,7 @@ class PairedDataset(Dataset[Sample]):
                 or the file changed since.
         """
         pair = self.pairs[key % len(self.pairs)]
-        source: Picture
+        source: LoadedImage
         if self.options.label_nc:
             source = read_index_map(pair.input)
             geometry = self._geometry(pair, source.size, key)
@@ -105,17 +105,17 @@ class PairedDataset(Dataset[Sample]):
             _raise(label_problem(pair.input, int(ids.min()), int(ids.max()), self.options.label_nc))
             sample = Sample(input=ids, name=pair.name)
         else:
-            source = read_picture(pair.input, self.options.input_nc)
+            source = read_image(pair.input, self.options.input_nc)
             geometry = self._geometry(pair, source.size, key)
-            sample = Sample(input=picture_to_tensor(geometry.apply(source, smooth=True)), name=pair.name)
+            sample = Sample(input=image_to_tensor(geometry.apply(source, smooth=True)), name=pair.name)
         if pair.instance is not None:
             instance = read_index_map(pair.instance, "instance map")
             _raise(size_problem(pair.instance, instance.size, pair.input, source.size))
             sample["instance"] = _ids(geometry.apply(instance, smooth=False))
         if pair.image is not None:
-            real = read_picture(pair.image, self.options.output_nc)
+            real = read_image(pair.image, self.options.output_nc)
             _raise(size_problem(pair.image, real.size, pair.input, source.size))
-            sample["image"] = picture_to_tensor(geometry.apply(real, smooth=True))
+            sample["image"] = image_to_tensor(geometry.apply(real, smooth=True))
         return sample
 
 

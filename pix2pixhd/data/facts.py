@@ -16,7 +16,7 @@ import numpy as np
 import PIL
 
 import pix2pixhd
-from pix2pixhd.data.images import read_index_map, read_picture
+from pix2pixhd.data.images import read_image, read_index_map
 from pix2pixhd.errors import InputError
 from pix2pixhd.files import write_text
 
@@ -60,7 +60,7 @@ class FileFacts:
             InputError: If the file cannot be used in this role.
         """
         if isinstance(role, int):
-            return cls(read_picture(path, role).size)
+            return cls(read_image(path, role).size)
         image = read_index_map(path, role)
         ids = _distinct(np.asarray(image))
         kept = tuple(ids.tolist()) if len(ids) <= _MOST_IDS else None

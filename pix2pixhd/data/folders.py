@@ -21,7 +21,7 @@ __all__ = [
     "find_inputs",
     "find_pairs",
     "input_folders",
-    "list_pictures",
+    "list_images",
     "match_files",
 ]
 
@@ -152,7 +152,7 @@ def _scan(folder: pathlib.Path, purpose: str) -> tuple[dict[str, pathlib.Path], 
     return dict(sorted(images.items(), key=lambda item: item[1])), problems
 
 
-def list_pictures(folder: pathlib.Path, purpose: str) -> dict[str, pathlib.Path]:
+def list_images(folder: pathlib.Path, purpose: str) -> dict[str, pathlib.Path]:
     """All images below a folder, by the name that the files of one sample have in common.
 
     Args:
@@ -169,7 +169,7 @@ def list_pictures(folder: pathlib.Path, purpose: str) -> dict[str, pathlib.Path]
 
     Example:
         >>> import pathlib
-        >>> images = list_pictures(pathlib.Path("datasets/cityscapes/train_img"), "images")  # doctest: +SKIP
+        >>> images = list_images(pathlib.Path("datasets/cityscapes/train_img"), "images")  # doctest: +SKIP
     """
     images, problems = _scan(folder, purpose)
     raise_problems(problems)
@@ -316,7 +316,7 @@ def find_inputs(folder: pathlib.Path, options: DataOptions, instances: pathlib.P
     """
     given = instances
     folder, instances = input_folders(folder, options, instances)
-    inputs = list_pictures(folder, "label maps" if options.label_nc else "input pictures")
+    inputs = list_images(folder, "label maps" if options.label_nc else "input pictures")
     if instances is None:
         return [Pair(name, path) for name, path in inputs.items()]
     if given is None and not instances.is_dir():
@@ -324,7 +324,7 @@ def find_inputs(folder: pathlib.Path, options: DataOptions, instances: pathlib.P
             f"{instances}: there is no such folder; this generator needs instance maps: name their "
             "folder with --instances"
         )
-    maps = list_pictures(instances, "instance maps")
+    maps = list_images(instances, "instance maps")
     raise_problems(
         [
             Problem(

@@ -19,21 +19,21 @@ from pix2pixhd.files import MARK, replacing
 __all__ = [
     "UNREADABLE",
     "ChannelStack",
-    "Picture",
-    "picture_path",
-    "picture_to_tensor",
+    "LoadedImage",
+    "image_path",
+    "image_to_tensor",
+    "read_image",
     "read_index_map",
-    "read_picture",
-    "save_picture",
+    "save_image",
     "save_png",
-    "tensor_to_picture",
+    "tensor_to_image",
 ]
 
 _INDEX_MODES = {"1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N"}
 _DEEP_MODES = {"I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 
 
-Picture = Image.Image | ChannelStack
+LoadedImage = Image.Image | ChannelStack
 
 UNREADABLE = "unreadable files"
 _WRONG_FORMAT = "files in a wrong format"
@@ -139,7 +139,7 @@ def read_index_map(path: pathlib.Path, kind: Literal["label map", "instance map"
     return Image.fromarray(np.asarray(image).astype(np.int32))
 
 
-def read_picture(path: pathlib.Path, channels: int = 3) -> Picture:
+def read_image(path: pathlib.Path, channels: int = 3) -> LoadedImage:
     """A picture of 8 bits per channel: in colour, gray, or with any number of channels.
 
     Args:
@@ -151,7 +151,7 @@ def read_picture(path: pathlib.Path, channels: int = 3) -> Picture:
             number of channels than an ``.npy`` file is needed for.
 
     Example:
-        >>> picture = read_picture(pathlib.Path("train_img/a.png"))  # doctest: +SKIP
+        >>> picture = read_image(pathlib.Path("train_img/a.png"))  # doctest: +SKIP
     """
     if path.suffix.lower() == ".npy":
         return _read_array(path, channels)
@@ -171,15 +171,15 @@ def read_picture(path: pathlib.Path, channels: int = 3) -> Picture:
     return image.convert("RGB" if channels == 3 else "L")
 
 
-def picture_to_tensor(image: Picture) -> Tensor:
+def image_to_tensor(image: LoadedImage) -> Tensor:
     """A picture as ``[C, H, W]`` float32 in [−1, 1].
 
     Example:
-        >>> picture_to_tensor(Image.new("RGB", (4, 2), (255, 0, 0)))[:, 0, 0]
+        >>> image_to_tensor(Image.new("RGB", (4, 2), (255, 0, 0)))[:, 0, 0]
         tensor([ 1., -1., -1.])
     """
     if isinstance(image, ChannelStack):
-        return torch.cat([picture_to_tensor(channel) for channel in image.channels])
+        return torch.cat([image_to_tensor(channel) for channel in image.channels])
     array = np.array(image, dtype=np.float32)
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(array)).div_(127.5).sub_(1.0)
@@ -191,11 +191,11 @@ def _to_bytes(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.ascontiguousarray(scaled.permute(1, 2, 0).numpy())
 
 
-def tensor_to_picture(tensor: Tensor) -> Image.Image:
+def tensor_to_image(tensor: Tensor) -> Image.Image:
     """``[C, H, W]`` in [−1, 1], C = 1 or 3, as an 8-bit picture; values outside are clipped.
 
     Example:
-        >>> tensor_to_picture(torch.ones(3, 2, 4)).getpixel((0, 0))
+        >>> tensor_to_image(torch.ones(3, 2, 4)).getpixel((0, 0))
         (255, 255, 255)
     """
     array = _to_bytes(tensor)
@@ -226,12 +226,12 @@ def save_png(image: Image.Image, path: pathlib.Path, *, force: bool = False) -> 
     return path
 
 
-def picture_path(path: pathlib.Path, channels: int) -> pathlib.Path:
-    """The file that ``save_picture`` writes: ``.npy`` instead of ``.png`` for other channels than 1 and 3."""
+def image_path(path: pathlib.Path, channels: int) -> pathlib.Path:
+    """The file that ``save_image`` writes: ``.npy`` instead of ``.png`` for other channels than 1 and 3."""
     return path if channels in (1, 3) else path.with_suffix(".npy")
 
 
-def save_picture(tensor: Tensor, path: pathlib.Path, *, force: bool = False) -> pathlib.Path:
+def save_image(tensor: Tensor, path: pathlib.Path, *, force: bool = False) -> pathlib.Path:
     """Writes ``[C, H, W]`` in [−1, 1]: as a PNG, or for other channels than 1 and 3 as an ``.npy`` file beside it.
 
     Args:
@@ -246,11 +246,11 @@ def save_picture(tensor: Tensor, path: pathlib.Path, *, force: bool = False) -> 
         InputError: If the file cannot be written, or if it exists and may not be replaced.
 
     Example:
-        >>> save_picture(torch.zeros(3, 8, 8), pathlib.Path("gray.png"))  # doctest: +SKIP
+        >>> save_image(torch.zeros(3, 8, 8), pathlib.Path("gray.png"))  # doctest: +SKIP
     """
-    target = picture_path(path, tensor.shape[0])
+    target = image_path(path, tensor.shape[0])
     if target == path:
-        return save_png(tensor_to_picture(tensor), path, force=force)
+        return save_png(tensor_to_image(tensor), path, force=force)
     with replacing(target, force=force) as part, part.open("wb") as file:
         np.save(file, _to_bytes(tensor))
     return target

@@ -8,7 +8,7 @@ import random
 from PIL import Image
 
 from pix2pixhd.config.schema import DataOptions
-from pix2pixhd.data.images import Picture
+from pix2pixhd.data.images import LoadedImage
 from pix2pixhd.errors import InputError
 
 __all__ = ["Geometry", "Size", "draw_geometry", "output_size", "scaled_size"]
@@ -30,7 +30,7 @@ class Geometry:
     crop: tuple[int, int, int, int] | None = None
     flip: bool = False
 
-    def apply(self, image: Picture, smooth: bool) -> Picture:
+    def apply(self, image: LoadedImage, smooth: bool) -> LoadedImage:
         """The picture scaled (bicubic when ``smooth``, else nearest, as ids need it), cropped and flipped."""
         if image.size != self.size:
             resampling = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST

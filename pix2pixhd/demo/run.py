@@ -16,12 +16,12 @@ from torch.utils.data import default_collate
 from pix2pixhd.config.parser import config_text
 from pix2pixhd.config.schema import DataOptions, LossOptions, ModelOptions, OptimizerOptions, RunOptions, TrainConfig
 from pix2pixhd.data import PairedDataset, find_pairs
-from pix2pixhd.data.images import save_png, tensor_to_picture
+from pix2pixhd.data.images import save_png, tensor_to_image
 from pix2pixhd.demo.dataset import LABEL_NC, write_demo_data
 from pix2pixhd.demo.savings import Savings, measure_savings
 from pix2pixhd.files import Record, check_writable, write_text
-from pix2pixhd.reporting.image_grid import sheet, with_titles
-from pix2pixhd.reporting.results_page import sample_pictures
+from pix2pixhd.reporting.image_grid import image_grid, with_titles
+from pix2pixhd.reporting.results_page import sample_images
 from pix2pixhd.training.callbacks.summary import limit_reached
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.program import command_name
@@ -126,8 +126,8 @@ def _shortened(limit: str | None, steps: int, total: int, seconds: float) -> str
 
 
 def _save_results(module: Pix2PixHD, dataset: PairedDataset, path: pathlib.Path) -> None:
-    rows = [sample_pictures(module, dataset[i]) for i in range(len(dataset))]
-    grid = tensor_to_picture(sheet(rows, rows_across=2))
+    rows = [sample_images(module, dataset[i]) for i in range(len(dataset))]
+    grid = tensor_to_image(image_grid(rows, rows_across=2))
     save_png(with_titles(grid, ["label", "generated", "real"] * 2), path)
 
 

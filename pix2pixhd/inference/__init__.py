@@ -1,1 +1,1 @@
-"""TODO."""
+"""Inference: image generation, instance features, padding and export."""

@@ -1,4 +1,4 @@
-"""``pix2pixhd export``: trained generators for other programs, and for NVIDIA's code."""
+"""``pix2pixhd export``: export of trained generators to ``torch.export``, ONNX and NVIDIA's format."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from pix2pixhd.files import check_replaceable, replacing, replacing_all
 
 __all__ = ["ExportedGenerator", "export_nvidia", "export_onnx", "export_program"]
 
-# Other convolution algorithms, another order of additions: pictures in [−1, 1] agree to far less than a grey level.
+# Other runtimes use other convolution algorithms and orders of addition. The differences stay far below one grey level,
+# which is 7.8e-3 in [−1, 1].
 _TOLERANCE = 2e-3
 
 
 class ExportedGenerator(nn.Module):
-    """A generator with its encoding: label ids in, pictures out.
+    """A generator with the encoding of its inputs: it takes label ids and returns images.
 
     Args:
-        generator: From ``load_generator``.
+        generator: The generator, from ``load_generator``.
 
     Example:
         >>> exported = ExportedGenerator(load_generator("last.ckpt"))  # doctest: +SKIP
@@ -42,7 +43,7 @@ class ExportedGenerator(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """The inputs, in order."""
+        """Names of the inputs, in order."""
         return [
             "label" if self.label_nc else "picture",
             *(["instance"] if self.has_instance else []),
@@ -50,18 +51,21 @@ class ExportedGenerator(nn.Module):
         ]
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Pictures ``[N, C, H, W]`` in [−1, 1].
+        """Generates images.
 
         Args:
-            inputs: Label ids ``[N, H, W]`` int32 or pictures ``[N, C, H, W]`` float32 in [−1, 1]; instance ids
-                ``[N, H, W]`` int32 and features ``[N, F, H, W]`` float32 where the generator takes them.
+            inputs: Label ids ``[N, H, W]`` int32 or images ``[N, C, H, W]`` float32 in [−1, 1]. If the generator was
+                trained with them, followed by instance ids ``[N, H, W]`` int32 and features ``[N, F, H, W]`` float32.
+
+        Returns:
+            Images ``[N, C, H, W]`` in [−1, 1].
         """
         rest = list(inputs[1:])
         condition = encode_input(inputs[0], rest.pop(0) if self.has_instance else None, self.label_nc)
         if self.has_features:
             condition = torch.cat([condition, rest.pop(0)], dim=1)
-        picture: Tensor = self.network(condition)
-        return picture
+        image: Tensor = self.network(condition)
+        return image
 
 
 def _example(generator: Generator, size: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -85,7 +89,8 @@ def _check_size(generator: Generator, size: tuple[int, int]) -> None:
     multiple = generator.model.multiple
     if any(length % multiple or length < 2 * multiple for length in size):
         raise InputError(
-            f"--size: this generator needs multiples of {multiple}, at least {2 * multiple}, got {size[0]}x{size[1]}"
+            f"--size: width and height must be multiples of {multiple} and at least {2 * multiple} for this generator, "
+            f"got {size[0]}x{size[1]}"
         )
 
 
@@ -93,8 +98,8 @@ def _check_agreement(found: Tensor, expected: Tensor) -> float:
     difference = float((found - expected).abs().max())
     if not difference <= _TOLERANCE:
         raise InputError(
-            f"the exported generator's pictures differ from the original's by {difference:.2g} (in [−1, 1]), so no "
-            "file was written; try another version of torch"
+            f"the images of the exported generator differ from those of the original by {difference:.2g} (in [−1, 1]), "
+            "so no file was written; try another version of torch"
         )
     return difference
 
@@ -103,20 +108,20 @@ def _check_agreement(found: Tensor, expected: Tensor) -> float:
 def export_program(generator: Generator, path: pathlib.Path, size: tuple[int, int], *, force: bool = False) -> float:
     """Writes a ``torch.export`` program, which ``torch.export.load(path).module()`` runs without this package.
 
-    The file is written and compared with the original under a temporary name, and takes its own when all is well.
+    The file is written under a temporary name. It is renamed after its output was compared with the original's.
 
     Args:
-        generator: From ``load_generator``, on the CPU.
+        generator: The generator, from ``load_generator``, on the CPU.
         path: The ``.pt2`` file to write.
-        size: Width and height of the pictures.
+        size: Width and height of the images.
         force: Whether an existing file may be replaced.
 
     Returns:
-        The largest difference from the original's pictures, on random input.
+        The largest absolute difference between the images of the program and of the original, for random inputs.
 
     Raises:
-        InputError: For a size that the generator cannot take, if the file cannot be written or exists, or if its
-            pictures differ from the original's.
+        InputError: If the generator does not support the size, if the file exists or cannot be written, or if the
+            images differ from the original's.
 
     Example:
         >>> export_program(load_generator("last.ckpt"), pathlib.Path("city.pt2"), (1024, 512))  # doctest: +SKIP
@@ -124,7 +129,7 @@ def export_program(generator: Generator, path: pathlib.Path, size: tuple[int, in
     _check_size(generator, size)
     check_replaceable([path], force)
     module, inputs = ExportedGenerator(generator).eval(), _example(generator, size)
-    # In memory: torch's archive writer aborts the process when it cannot write, to a full disk for example.
+    # Save to memory first: torch's archive writer aborts the process if writing fails, for example on a full disk.
     archive = io.BytesIO()
     torch.export.save(torch.export.export(module, inputs), archive)
     with replacing(path, force=force) as part:
@@ -134,19 +139,19 @@ def export_program(generator: Generator, path: pathlib.Path, size: tuple[int, in
 
 @torch.no_grad()
 def export_onnx(generator: Generator, path: pathlib.Path, size: tuple[int, int], *, force: bool = False) -> float:
-    """Writes an ONNX model with the weights inside, and runs it once with onnxruntime.
+    """Writes an ONNX model that contains the weights, and runs it once with onnxruntime.
 
     Args:
-        generator: From ``load_generator``, on the CPU.
+        generator: The generator, from ``load_generator``, on the CPU.
         path: The ``.onnx`` file to write.
-        size: Width and height of the pictures.
+        size: Width and height of the images.
         force: Whether an existing file may be replaced.
 
     Returns:
-        The largest difference from the original's pictures, on random input.
+        The largest absolute difference between the images of the model and of the original, for random inputs.
 
     Raises:
-        InputError: As for ``export_program``; and if onnx, onnxscript or onnxruntime is missing.
+        InputError: As for ``export_program``, and if onnx, onnxscript or onnxruntime is not installed.
 
     Example:
         >>> export_onnx(load_generator("last.ckpt"), pathlib.Path("city.onnx"), (1024, 512))  # doctest: +SKIP
@@ -160,7 +165,7 @@ def export_onnx(generator: Generator, path: pathlib.Path, size: tuple[int, int],
         raise InputError(f"ONNX needs {error.name}: pip install 'pix2pixhd-fused[export]'") from None
     module, inputs = ExportedGenerator(generator).eval(), _example(generator, size)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's, about its own insides
+        warnings.simplefilter("ignore")  # the exporter's warnings about its own implementation
         program = torch.onnx.export(
             module, inputs, input_names=module.names, output_names=["generated"], dynamo=True, verbose=False
         )
@@ -183,19 +188,20 @@ def export_nvidia(
 ) -> list[pathlib.Path]:
     """Writes ``latest_net_G.pth``, ``latest_net_D.pth`` and, with an encoder, ``latest_net_E.pth`` for NVIDIA's code.
 
-    An ``opt.txt`` beside them says with which options its scripts load them. All files are written, or none.
+    An ``opt.txt`` beside them lists the options with which NVIDIA's scripts load them. Either all files are written, or
+    none.
 
     Args:
-        checkpoint: A ``.ckpt``.
-        folder: Where the files go, ``checkpoints/NAME`` in NVIDIA's code.
-        averaged: Whether the moving average of the generator's weights is taken, where there is one.
+        checkpoint: A ``.ckpt`` file.
+        folder: The folder to write, ``checkpoints/NAME`` in NVIDIA's code.
+        averaged: Whether to use the moving average of the generator's weights, if the checkpoint has one.
         force: Whether existing files may be replaced.
 
     Returns:
-        The weights' files.
+        The files with weights.
 
     Raises:
-        InputError: If the checkpoint cannot be read, or if the files cannot be written or exist.
+        InputError: If the checkpoint cannot be read, or if the files exist or cannot be written.
 
     Example:
         >>> export_nvidia(pathlib.Path("last.ckpt"), pathlib.Path("checkpoints/city"))  # doctest: +SKIP

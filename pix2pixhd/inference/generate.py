@@ -20,23 +20,24 @@ from pix2pixhd.data import (
     encode_input,
     find_inputs,
     input_folders,
-    list_pictures,
-    save_picture,
+    list_images,
+    save_image,
 )
-from pix2pixhd.data.images import picture_path
+from pix2pixhd.data.images import image_path
 from pix2pixhd.data.problems import Problem, display, raise_problems
 from pix2pixhd.errors import InputError
 from pix2pixhd.files import check_apart, check_replaceable, check_writable
-from pix2pixhd.inference.instance_features import FeatureClusters, encode_picture
+from pix2pixhd.inference.instance_features import FeatureClusters, encode_image
 from pix2pixhd.inference.padding import generate_padded
+from pix2pixhd.reporting.metrics import image_metrics
 from pix2pixhd.reporting.progress import progress_bar
-from pix2pixhd.reporting.results_page import figures_of, page_files, shown_input, write_page
+from pix2pixhd.reporting.results_page import page_files, shown_input, write_page
 
-__all__ = ["Looks", "generate_folder", "generate_picture"]
+__all__ = ["StyleSource", "generate_folder", "generate_image"]
 
 
 @torch.inference_mode()
-def generate_picture(
+def generate_image(
     generator: Generator, input: Tensor, instance: Tensor | None = None, features: Tensor | None = None
 ) -> Tensor:
     """One picture, or a batch of them.
@@ -54,7 +55,7 @@ def generate_picture(
         InputError: If the generator needs features and none are given.
 
     Example:
-        >>> picture = generate_picture(generator, ids)  # doctest: +SKIP
+        >>> picture = generate_image(generator, ids)  # doctest: +SKIP
     """
     single = input.dim() == (2 if generator.data.label_nc else 3)
     device = next(generator.network.parameters()).device
@@ -77,11 +78,11 @@ def generate_picture(
 
 
 @dataclasses.dataclass(frozen=True)
-class Looks:
+class StyleSource:
     """Where the features of a generator with an encoder come from.
 
     Attributes:
-        clusters: Looks drawn at random, by ``seed`` and picture.
+        clusters: Styles drawn at random, by ``seed`` and picture.
         encode: Or a folder with a picture of the same name for every input, whose look is taken.
         seed: Of the draw.
     """
@@ -95,12 +96,12 @@ class Looks:
         if not generator.model.has_features:
             return None
         if self.encode is not None:
-            return encode_picture(generator, sample)
+            return encode_image(generator, sample)
         return None if self.clusters is None else self.clusters.draw(sample, generator, f"{self.seed}:{sample['name']}")
 
 
 def _with_pictures(pairs: list[Pair], folder: pathlib.Path, option: str) -> list[Pair]:
-    images = list_pictures(folder, f"pictures ({option})")
+    images = list_images(folder, f"pictures ({option})")
     raise_problems(
         [
             Problem(
@@ -127,9 +128,9 @@ def _batches(dataset: PairedDataset, size: int) -> Iterator[list[Sample]]:
     yield batch
 
 
-def _generate_batch(generator: Generator, batch: list[Sample], looks: Looks) -> Tensor:
+def _generate_batch(generator: Generator, batch: list[Sample], looks: StyleSource) -> Tensor:
     features = [looks.of(sample, generator) for sample in batch]
-    return generate_picture(
+    return generate_image(
         generator,
         torch.stack([sample["input"] for sample in batch]),
         torch.stack([sample["instance"] for sample in batch]) if "instance" in batch[0] else None,
@@ -140,7 +141,7 @@ def _generate_batch(generator: Generator, batch: list[Sample], looks: Looks) -> 
 def _outputs(target: pathlib.Path, pairs: list[Pair], channels: int, page: bool) -> list[pathlib.Path]:
     """All files that are going to be written."""
     names = [pair.name for pair in pairs]
-    images = [picture_path(target / f"{name}.png", channels) for name in names]
+    images = [image_path(target / f"{name}.png", channels) for name in names]
     columns = ["input", "generated", *(["real"] if pairs[0].image is not None else [])]
     return images + (page_files(target, names, columns) if page else [])
 
@@ -163,7 +164,7 @@ def generate_folder(
     *,
     batch: int = 1,
     how_many: int | None = None,
-    looks: Looks | None = None,
+    looks: StyleSource | None = None,
     real: pathlib.Path | None = None,
     page: bool = False,
     force: bool = False,
@@ -199,7 +200,7 @@ def generate_folder(
     Example:
         >>> files = generate_folder(generator, pathlib.Path("test_label"), pathlib.Path("out"))  # doctest: +SKIP
     """
-    looks = looks or Looks()
+    looks = looks or StyleSource()
     if not source.is_dir():
         if source.exists():
             raise InputError(f"--input: {source} is a file; give its folder")
@@ -230,7 +231,7 @@ def generate_folder(
         with progress_bar("generating", len(pairs), progress) as advance:
             for samples in _batches(dataset, batch):
                 for sample, picture in zip(samples, _generate_batch(generator, samples, looks), strict=True):
-                    written.append(save_picture(picture, target / f"{sample['name']}.png", force=force))
+                    written.append(save_image(picture, target / f"{sample['name']}.png", force=force))
                     advance()
                     yield sample, picture
 
@@ -248,4 +249,4 @@ def _page_row(sample: Sample, picture: Tensor, data: DataOptions) -> tuple[str, 
     pictures = {"input": shown_input(sample, data), "generated": picture}
     if "image" not in sample:
         return sample["name"], pictures, {}
-    return sample["name"], pictures | {"real": sample["image"]}, figures_of(picture, sample["image"])
+    return sample["name"], pictures | {"real": sample["image"]}, image_metrics(picture, sample["image"])

@@ -1,7 +1,7 @@
-"""Looks to choose from: an encoder's features of all training instances, clustered class by class.
+"""Instance styles: an encoder's features of all training instances, clustered per class.
 
-As ``encode_features.py`` of NVIDIA's code (arXiv 1711.11585, section 3.4), with the class of an instance read from the
-label map instead of from its id.
+This corresponds to ``encode_features.py`` of NVIDIA's code (arXiv 1711.11585, section 3.4), except that the class of an
+instance is read from the label map instead of derived from its id.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pix2pixhd.errors import InputError
 from pix2pixhd.files import replacing
 from pix2pixhd.inference.padding import encode_padded
 
-__all__ = ["FeatureClusters", "cluster_features", "encode_picture"]
+__all__ = ["FeatureClusters", "cluster_features", "encode_image"]
 
 _Array = NDArray[np.float32]
 
-# Smaller instances say little of how a class looks: NVIDIA's bound, a share of the picture.
-_LEAST_AREA = 1 / 64
+# Smaller instances are not representative of a class's appearance. The threshold, a fraction of the image, is NVIDIA's.
+_MIN_AREA = 1 / 64
 
 
 NO_ENCODER = (
@@ -40,8 +40,15 @@ NO_ENCODER = (
 
 
 @torch.inference_mode()
-def encode_picture(generator: Generator, sample: Sample) -> Tensor:
-    """The encoder's features ``[F, H, W]`` of a sample's picture.
+def encode_image(generator: Generator, sample: Sample) -> Tensor:
+    """Computes the encoder's features of a sample's image.
+
+    Args:
+        generator: A generator with an encoder.
+        sample: A sample with a real image.
+
+    Returns:
+        Features ``[F, H, W]``, which are constant within each region.
 
     Raises:
         InputError: If the generator has no encoder.
@@ -50,19 +57,19 @@ def encode_picture(generator: Generator, sample: Sample) -> Tensor:
         raise InputError(NO_ENCODER.format("the checkpoint"))
     device = next(generator.encoder.parameters()).device
     region = feature_region(sample, generator.model)[None].to(device)
-    picture = sample["image"][None].to(device)
-    return encode_padded(generator.encoder, picture, region, generator.model.multiple)[0]
+    image = sample["image"][None].to(device)
+    return encode_padded(generator.encoder, image, region, generator.model.multiple)[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Instances:
-    """The instances of one picture.
+    """The instances of one image.
 
     Attributes:
-        labels: The class of each.
-        sizes: How many pixels each has.
-        pixels: The index of one pixel of each, in the flat picture.
-        number: Which one every pixel ``[H, W]`` belongs to.
+        labels: Class of each instance.
+        sizes: Number of pixels of each instance.
+        pixels: Flat index of one pixel of each instance.
+        number: Instance index of every pixel, ``[H, W]``.
     """
 
     labels: NDArray[Any]
@@ -85,12 +92,12 @@ def _label(name: str) -> int:
     return int(match[1])
 
 
-def _features(label: int, center: NDArray[Any]) -> int:
-    """The number of features of a class's looks."""
+def _feature_count(label: int, center: NDArray[Any]) -> int:
+    """Checks the styles of a class and returns their number of features."""
     numbers = np.issubdtype(center.dtype, np.floating)
     if center.ndim != 2 or 0 in center.shape or not numbers or not np.isfinite(center).all():
         raise ValueError(
-            f"class_{label} must be [looks, features] of finite floating-point numbers, got {list(center.shape)} of "
+            f"class_{label} must be [styles, features] of finite floating-point numbers, got {list(center.shape)} of "
             f"{center.dtype}"
         )
     return int(center.shape[1])
@@ -98,10 +105,10 @@ def _features(label: int, center: NDArray[Any]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureClusters:
-    """The looks that a class may have.
+    """The available styles of every class.
 
     Attributes:
-        centers: Per class ``[K, F]``: K looks of F features.
+        centers: Cluster centers ``[K, F]`` by class: K styles with F features each.
 
     Example:
         >>> clusters = FeatureClusters({0: np.zeros((1, 3), dtype=np.float32)})
@@ -110,14 +117,14 @@ class FeatureClusters:
     centers: Mapping[int, _Array]
 
     def save(self, path: pathlib.Path, *, force: bool = False) -> None:
-        """Writes an ``.npz`` file with an array ``class_N`` per class, whole or not at all.
+        """Atomically writes an ``.npz`` file with an array ``class_N`` per class.
 
         Args:
-            path: The file.
+            path: The file to write.
             force: Whether an existing file may be replaced.
 
         Raises:
-            InputError: If it cannot be written, or if it exists and may not be replaced.
+            InputError: If the file cannot be written, or if it exists and may not be replaced.
         """
         arrays: dict[str, Any] = {f"class_{label}": center for label, center in self.centers.items()}
         with replacing(path, force=force) as part, part.open("wb") as file:
@@ -125,88 +132,94 @@ class FeatureClusters:
 
     @classmethod
     def load(cls, path: pathlib.Path) -> FeatureClusters:
-        """Reads what ``save`` wrote; runs no code.
+        """Reads a file that ``save`` wrote. Nothing is unpickled.
+
+        Args:
+            path: The ``.npz`` file.
 
         Raises:
-            InputError: If the file is missing or something else.
+            InputError: If the file is missing or has other contents.
         """
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 centers = {_label(name): arrays[name] for name in arrays.files}
-            widths = {_features(name, center) for name, center in centers.items()}
+            widths = {_feature_count(name, center) for name, center in centers.items()}
             if len(widths) != 1:
-                raise ValueError(f"classes of {sorted(widths)} features" if widths else "it holds no classes")
-        except Exception as error:  # damaged files fail in many ways: zip, zlib, header, memory
+                raise ValueError(f"classes with {sorted(widths)} features" if widths else "it contains no classes")
+        except Exception as error:  # damaged files cause errors of zipfile, zlib, numpy and memory allocation
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if "pickle" in reason:  # NumPy advises to load it unsafely
-                reason = "it holds other data than arrays of numbers"
+            if "pickle" in reason:  # NumPy's message recommends unsafe loading
+                reason = "it contains data other than arrays of numbers"
             raise InputError(
-                f"--features: {path} is not what `pix2pixhd features` writes ({reason}); create it again"
+                f"--features: {path} is not a file of `pix2pixhd features` ({reason}); create it again"
             ) from None
         return cls({label: center.astype(np.float32) for label, center in centers.items()})
 
     def check(self, generator: Generator, path: pathlib.Path) -> None:
-        """Checks that the clusters are those of a generator's features.
+        """Checks that the clusters match a generator.
 
         Args:
             generator: The generator.
-            path: The file they come from, for the message.
+            path: The file that the clusters were read from, for the message.
 
         Raises:
-            InputError: If they have another number of features, or classes that the generator does not know.
+            InputError: If the number of features differs, or if there are classes that the generator does not have.
         """
         found, expected = next(iter(self.centers.values())).shape[1], generator.model.feat_num
         if found != expected:
             raise InputError(
-                f"--features: {path} holds looks of {found} features, this generator takes {expected} "
+                f"--features: {path} contains styles with {found} features, but this generator takes {expected} "
                 "(model.feat_num); create it with `pix2pixhd features` from the same checkpoint"
             )
         classes = max(generator.data.label_nc, 1)
         if max(self.centers) >= classes:
             raise InputError(
-                f"--features: {path} holds looks of class {max(self.centers)}, this generator has the classes 0 to "
-                f"{classes - 1}; create it with `pix2pixhd features` from the same checkpoint"
+                f"--features: {path} contains styles of class {max(self.centers)}, but this generator has the classes "
+                f"0 to {classes - 1}; create it with `pix2pixhd features` from the same checkpoint"
             )
 
     def draw(self, sample: Sample, generator: Generator, seed: str) -> Tensor:
-        """Features ``[F, H, W]`` of one look per instance, drawn from those of its class.
+        """Randomly selects a style for every instance from those of its class.
 
-        A class that training never showed gets the mean of all looks.
+        A class without styles, which did not occur in training, gets the mean of all styles.
 
         Args:
             sample: Label map and instance map.
-            generator: Whose input they are.
-            seed: The same seed draws the same looks.
+            generator: The generator that takes the features.
+            seed: Seed of the selection. The same seed selects the same styles.
+
+        Returns:
+            Features ``[F, H, W]``.
         """
-        rng = random.Random(f"looks:{seed}")
+        rng = random.Random(f"looks:{seed}")  # changing the prefix would change the styles that a seed selects
         instances = _instances(sample, generator)
         mean = np.concatenate(list(self.centers.values())).mean(axis=0)
         known = (self.centers.get(label) for label in instances.labels.tolist())
-        looks = np.stack([mean if choices is None else choices[rng.randrange(len(choices))] for choices in known])
-        return torch.from_numpy(looks[instances.number]).permute(2, 0, 1)
+        styles = np.stack([mean if choices is None else choices[rng.randrange(len(choices))] for choices in known])
+        return torch.from_numpy(styles[instances.number]).permute(2, 0, 1)
 
 
 def _collect(
     generator: Generator, dataset: PairedDataset, advance: Callable[[], object]
 ) -> dict[int, list[tuple[float, _Array]]]:
-    """Per class the area (as a share of the picture) and features of all its instances."""
+    """Collects the area (as a fraction of the image) and the features of all instances, by class."""
     found: dict[int, list[tuple[float, _Array]]] = {}
     for i in range(len(dataset)):
         sample = dataset[i]
-        features = encode_picture(generator, sample).float().cpu().flatten(1).numpy()
+        features = encode_image(generator, sample).float().cpu().flatten(1).numpy()
         instances = _instances(sample, generator)
-        shares = instances.sizes / instances.number.size
-        for label, share, pixel in zip(instances.labels.tolist(), shares.tolist(), instances.pixels, strict=True):
-            found.setdefault(label, []).append((share, features[:, pixel].copy()))
+        areas = instances.sizes / instances.number.size
+        for label, area, pixel in zip(instances.labels.tolist(), areas.tolist(), instances.pixels, strict=True):
+            found.setdefault(label, []).append((area, features[:, pixel].copy()))
         advance()
     return found
 
 
 def check_cluster_count(n_clusters: int) -> None:
-    """Refuses fewer than one cluster.
+    """Checks the number of clusters.
 
     Args:
-        n_clusters: Largest number of clusters per class.
+        n_clusters: Maximum number of clusters per class.
 
     Raises:
         InputError: If it is below 1.
@@ -221,19 +234,19 @@ def cluster_features(
     n_clusters: int = 10,
     advance: Callable[[], object] = lambda: None,
 ) -> FeatureClusters:
-    """Clusters the features of a data set's instances by k-means, class by class.
+    """Clusters the features of a dataset's instances by k-means, separately for each class.
 
     Args:
-        generator: With its encoder.
-        dataset: Label maps, instance maps and real pictures.
-        n_clusters: Most looks per class.
-        advance: Called after each image.
+        generator: A generator with an encoder.
+        dataset: Label maps, instance maps and real images.
+        n_clusters: Maximum number of clusters, or styles, per class.
+        advance: Function to call after each image.
 
     Returns:
-        The clusters' centers. Instances of less than 1/64 of the picture count only in classes that have no larger one.
+        The cluster centers. Instances smaller than 1/64 of the image are only used for classes without larger ones.
 
     Raises:
-        InputError: If the generator has no encoder, or for less than one cluster.
+        InputError: If the generator has no encoder, or if ``n_clusters`` is below 1.
 
     Example:
         >>> clusters = cluster_features(generator, dataset)  # doctest: +SKIP
@@ -243,10 +256,10 @@ def cluster_features(
     check_cluster_count(n_clusters)
     centers = {}
     for label, instances in sorted(_collect(generator, dataset, advance).items()):
-        large = [look for area, look in instances if area > _LEAST_AREA] or [look for _, look in instances]
-        looks = np.unique(np.stack(large), axis=0)
-        if not np.isfinite(looks).all():
+        large = [style for area, style in instances if area > _MIN_AREA] or [style for _, style in instances]
+        styles = np.unique(np.stack(large), axis=0)
+        if not np.isfinite(styles).all():
             raise InputError(f"the encoder's features of class {label} are not finite; use an earlier checkpoint")
-        kmeans = KMeans(min(n_clusters, len(looks)), random_state=0, n_init=4)
-        centers[label] = kmeans.fit(looks).cluster_centers_.astype(np.float32)
+        kmeans = KMeans(min(n_clusters, len(styles)), random_state=0, n_init=4)
+        centers[label] = kmeans.fit(styles).cluster_centers_.astype(np.float32)
     return FeatureClusters(centers)

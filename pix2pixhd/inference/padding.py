@@ -1,4 +1,4 @@
-"""Pictures of any size through a generator that needs multiples."""
+"""Padding, so that images of any size fit networks that require multiples of a size."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["encode_padded", "generate_padded"]
 
 
 def generate_padded(generator: nn.Module, condition: Tensor, multiple: int) -> Tensor:
-    """Repeats the border up to the next size that the generator takes, and cuts the result back.
+    """Generates images of any size: pads the input by replication and crops the output.
 
     Args:
-        generator: From ``[N, C, H, W]`` to pictures of the same size.
+        generator: A network that maps ``[N, C, H, W]`` to images of the same size.
         condition: The encoded input ``[N, C, H, W]`` of any size.
-        multiple: Height and width must become multiples of this, and at least twice as large.
+        multiple: Height and width are padded to multiples of this number, and to at least twice this number.
 
     Returns:
-        Pictures of height H and width W.
+        Images of height H and width W.
 
     Example:
         >>> import torch
@@ -31,17 +31,17 @@ def generate_padded(generator: nn.Module, condition: Tensor, multiple: int) -> T
     return output[..., :height, :width]
 
 
-def encode_padded(encoder: nn.Module, picture: Tensor, region: Tensor, multiple: int) -> Tensor:
-    """An encoder's features of pictures of any size.
+def encode_padded(encoder: nn.Module, image: Tensor, region: Tensor, multiple: int) -> Tensor:
+    """Computes an encoder's features of images of any size: pads the image by replication and crops the features.
 
     Args:
-        encoder: From pictures and ids to features of the same size.
-        picture: ``[N, C, H, W]``.
-        region: Ids ``[N, H, W]`` of what features are averaged over.
-        multiple: Height and width must become multiples of this, and at least twice as large.
+        encoder: A network that maps images and ids to features of the same size.
+        image: Images ``[N, C, H, W]``.
+        region: Ids ``[N, H, W]`` of the regions over which features are averaged.
+        multiple: Height and width are padded to multiples of this number, and to at least twice this number.
 
     Returns:
-        ``[N, F, H, W]``.
+        Features ``[N, F, H, W]``.
 
     Example:
         >>> import torch
@@ -50,18 +50,18 @@ def encode_padded(encoder: nn.Module, picture: Tensor, region: Tensor, multiple:
         >>> encode_padded(encoder, torch.zeros(1, 3, 13, 18), torch.zeros(1, 13, 18, dtype=torch.int32), 4).shape
         torch.Size([1, 2, 13, 18])
     """
-    height, width = picture.shape[-2:]
-    # Replication of ids goes through float64, which holds any of 32 bits; padding knows no integers.
+    height, width = image.shape[-2:]
+    # F.pad does not support integers. Ids are converted to float64, which represents all 32-bit integers exactly.
     ids = _padded(region[:, None].double(), multiple)[:, 0].to(region.dtype)
-    output: Tensor = encoder(_padded(picture, multiple), ids)
+    output: Tensor = encoder(_padded(image, multiple), ids)
     return output[..., :height, :width]
 
 
 def _padded(x: Tensor, multiple: int) -> Tensor:
     height, width = x.shape[-2:]
-    below, right = ((-length) % multiple + max(0, 2 * multiple - _up(length, multiple)) for length in (height, width))
+    below, right = (max(_round_up(length, multiple), 2 * multiple) - length for length in (height, width))
     return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
 
 
-def _up(length: int, multiple: int) -> int:
+def _round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple

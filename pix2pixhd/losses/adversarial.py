@@ -6,11 +6,11 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from pix2pixhd.config.schema.loss import GANMode
 from pix2pixhd.losses.predictions import Prediction, as_scales
 from pix2pixhd.ops import hinge_loss, logistic_loss, lsgan_loss, mean_loss
 from pix2pixhd.ops.scalars import Number, flag, one_number
 
-GANMode = Literal["lsgan", "vanilla", "hinge", "wgan"]
 Reduction = Literal["sum", "mean"]
 
 _SPADE_NAMES: dict[str, GANMode] = {"ls": "lsgan", "original": "vanilla", "hinge": "hinge", "w": "wgan"}

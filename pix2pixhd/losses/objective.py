@@ -8,12 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pix2pixhd.losses.adversarial import GANLoss, GANMode
+from pix2pixhd.config.schema.loss import GANMode, PresetName
+from pix2pixhd.losses.adversarial import GANLoss
 from pix2pixhd.losses.feature_matching import FeatureMatchingLoss
 from pix2pixhd.losses.perceptual import VGGLoss
 from pix2pixhd.losses.perceptual_features import VGGFeatures
 from pix2pixhd.losses.predictions import Prediction, as_scales
-from pix2pixhd.losses.presets import PresetName, get_preset
+from pix2pixhd.losses.presets import get_preset
 from pix2pixhd.ops.scalars import one_number
 
 

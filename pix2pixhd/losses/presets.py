@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_args
 
-from pix2pixhd.losses.adversarial import GANMode, Reduction
+from pix2pixhd.config.schema.loss import GANMode, PresetName
+from pix2pixhd.losses.adversarial import Reduction
 from pix2pixhd.losses.feature_matching import Weighting
-
-PresetName = Literal["paper", "nvidia", "spade", "imaginaire", "mlops"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Image grids, validation metrics, the results page and progress bars."""

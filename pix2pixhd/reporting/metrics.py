@@ -1,30 +1,39 @@
-"""The figures of validation, all of them from torchmetrics."""
+"""Image metrics of validation and of the results page, computed with torchmetrics."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from pix2pixhd.errors import InputError
 
-__all__ = ["build_metrics", "update_metrics"]
+__all__ = ["IMAGE_METRICS", "build_metrics", "image_metrics", "update_metrics"]
+
+# Names of the metrics of a single image, in the order in which the results page shows them.
+IMAGE_METRICS = ("L1", "PSNR", "SSIM")
+
+_DATA_RANGE = (-1.0, 1.0)
+_SSIM_WINDOW = 11
 
 
 class _FID(FrechetInceptionDistance):
-    """FID that is NaN, with a warning, for fewer than two images, where torchmetrics raises.
+    """FID that returns NaN with a warning for fewer than two images; torchmetrics raises an error.
 
-    One validation image, or ``trainer.limit_val_batches: 1``, should not end a run after its first epoch.
+    A single validation image, or ``trainer.limit_val_batches: 1``, should not stop a run after its first epoch.
     """
 
     def compute(self) -> Tensor:
-        """FID of all images so far, those of other processes included."""
+        """Computes the FID of all images of all processes."""
+        from lightning.pytorch.utilities import rank_zero_warn  # slow to import, and not needed by `generate`
+
         images = int(self.real_features_num_samples)
         if images >= 2:
             return super().compute()
@@ -36,35 +45,40 @@ def _build(name: str) -> Metric:
     if name == "l1":
         return MeanAbsoluteError()
     if name == "psnr":
-        return PeakSignalNoiseRatio(data_range=(-1.0, 1.0))
+        return PeakSignalNoiseRatio(data_range=_DATA_RANGE)
     if name == "ssim":
-        return StructuralSimilarityIndexMeasure(data_range=(-1.0, 1.0))
+        return StructuralSimilarityIndexMeasure(data_range=_DATA_RANGE)
     try:
         if name == "lpips":
-            return LearnedPerceptualImagePatchSimilarity(net_type="alex")  # of pictures in [−1, 1]
+            return LearnedPerceptualImagePatchSimilarity(net_type="alex")  # expects images in [−1, 1]
         return _FID(feature=2048, normalize=True)
     except ModuleNotFoundError as error:
         package = {"lpips": "torchvision", "fid": "torch-fidelity"}[name]
         raise InputError(
-            f"run.metrics: {name} needs the package {package}: pip install {package}. Or leave {name} out"
+            f"run.metrics: {name} needs the package {package}; install it (pip install {package}), or remove {name}"
         ) from error
     except Exception as error:  # no network, a damaged download
         needed = {
-            "lpips": "AlexNet's ImageNet weights, which torchvision fetches into torch.hub's folder",
-            "fid": "Inception's weights, which torch-fidelity fetches into torch.hub's folder",
+            "lpips": "AlexNet's ImageNet weights, which torchvision downloads to torch.hub's folder",
+            "fid": "Inception's weights, which torch-fidelity downloads to torch.hub's folder",
         }[name]
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"run.metrics: {name} needs {needed}; that failed ({reason}). Or leave {name} out") from error
+        raise InputError(
+            f"run.metrics: {name} needs {needed}, which failed ({reason}); fix this, or remove {name}"
+        ) from error
 
 
 def build_metrics(names: Sequence[str]) -> MetricCollection:
-    """Metrics under the names ``val_L1``, ``val_PSNR``, … .
+    """Builds validation metrics with the names ``val_L1``, ``val_PSNR``, and so on.
 
     Args:
-        names: Of ``l1``, ``psnr``, ``ssim``, ``lpips`` (arXiv 1801.03924, AlexNet) and ``fid`` (arXiv 1706.08500).
+        names: Any of ``l1``, ``psnr``, ``ssim``, ``lpips`` (arXiv 1801.03924, AlexNet) and ``fid`` (arXiv 1706.08500).
+
+    Returns:
+        The collection of metrics, for ``update_metrics``.
 
     Raises:
-        InputError: If pretrained weights that a metric needs cannot be had; says which and where they belong.
+        InputError: If a metric's pretrained weights are not available. The message names them and their source.
 
     Example:
         >>> sorted(build_metrics(["l1", "psnr"]))
@@ -74,18 +88,46 @@ def build_metrics(names: Sequence[str]) -> MetricCollection:
 
 
 def update_metrics(metrics: MetricCollection, generated: Tensor, real: Tensor) -> None:
-    """Adds a batch of images ``[N, C, H, W]`` in [−1, 1], in any floating dtype and memory format.
+    """Adds a batch of images to the metrics.
 
-    LPIPS and FID see one channel three times.
+    For LPIPS and FID, a single channel is repeated three times.
+
+    Args:
+        metrics: From ``build_metrics``.
+        generated: Generated images ``[N, C, H, W]`` in [−1, 1], of any floating-point dtype and memory format.
+        real: Real images, likewise.
     """
-    # torchmetrics views tensors, which needs contiguous ones, and compares in the dtype of its inputs.
+    # torchmetrics calls `view`, which requires contiguous tensors, and computes in the dtype of its inputs.
     generated, real = generated.float().clamp(-1, 1).contiguous(), real.float().contiguous()
     for metric in metrics.values():
         pair = (generated, real)
         if isinstance(metric, (FrechetInceptionDistance, LearnedPerceptualImagePatchSimilarity)):
             pair = (generated.expand(-1, 3, -1, -1), real.expand(-1, 3, -1, -1))
         if isinstance(metric, FrechetInceptionDistance):
-            for pictures, is_real in zip(pair, (False, True), strict=True):
-                metric.update((pictures + 1) / 2, real=is_real)
+            for images, is_real in zip(pair, (False, True), strict=True):
+                metric.update((images + 1) / 2, real=is_real)
         else:
             metric.update(*pair)
+
+
+def image_metrics(generated: Tensor, real: Tensor) -> dict[str, float]:
+    """Computes L1, PSNR and SSIM of one image.
+
+    Args:
+        generated: The generated image ``[C, H, W]`` in [−1, 1].
+        real: The real image, likewise.
+
+    Returns:
+        The metrics by name. SSIM is left out if the image is smaller than its window.
+
+    Example:
+        >>> image_metrics(torch.zeros(3, 16, 16), torch.zeros(3, 16, 16))["L1"]
+        0.0
+    """
+    generated, real = generated[None].float().clamp(-1, 1), real[None].float()
+    values = {"L1": float((generated - real).abs().mean())}
+    values["PSNR"] = float(peak_signal_noise_ratio(generated, real, data_range=_DATA_RANGE))
+    if min(real.shape[-2:]) >= _SSIM_WINDOW:
+        similarity: Any = structural_similarity_index_measure(generated, real, data_range=_DATA_RANGE)
+        values["SSIM"] = float(similarity)
+    return values

@@ -1,4 +1,4 @@
-"""Progress bars of the commands."""
+"""Progress bars for the commands."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 __all__ = ["check_progress", "progress_bar", "shows_progress"]
 
-# A check of the data that is done within this many seconds shows no progress bar.
-_PATIENCE = 2.0
+# Delay in seconds before the progress bar of the data check appears.
+_CHECK_DELAY = 2.0
 
 
 def shows_progress() -> bool:
-    """Whether stderr is a terminal, where a progress bar makes sense."""
+    """Returns whether stderr is a terminal, so that a progress bar can be shown."""
     return sys.stderr.isatty()
 
 
 @contextlib.contextmanager
-def progress_bar(what: str, total: int, shown: bool, patience: float = 0.0) -> Iterator[Callable[[], object]]:
-    """A progress bar on stderr that disappears when the block ends.
+def progress_bar(description: str, total: int, shown: bool, delay: float = 0.0) -> Iterator[Callable[[], object]]:
+    """Shows a progress bar on stderr until the block ends.
 
     Args:
-        what: What is done, in a word or two.
+        description: One or two words in front of the bar.
         total: Number of steps.
-        shown: Whether to show it.
-        patience: Seconds before it appears; a block that ends earlier shows nothing.
+        shown: Whether to show the bar.
+        delay: Seconds before the bar appears. A block that ends earlier shows nothing.
 
     Yields:
-        A function to call after each step; it may be called from several threads.
+        A function to call after each step. It is thread-safe.
 
     Example:
         >>> with progress_bar("generating", 2, shown=False) as advance:
@@ -42,12 +42,12 @@ def progress_bar(what: str, total: int, shown: bool, patience: float = 0.0) -> I
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = progress.add_task(what, total=total)
+    task = progress.add_task(description, total=total)
     begun, lock = time.monotonic(), threading.Lock()
 
     def start() -> None:
         with lock:
-            if shown and not progress.live.is_started and time.monotonic() - begun >= patience:
+            if shown and not progress.live.is_started and time.monotonic() - begun >= delay:
                 progress.start()
 
     def advance() -> None:
@@ -63,14 +63,17 @@ def progress_bar(what: str, total: int, shown: bool, patience: float = 0.0) -> I
 
 
 def check_progress(phase: str, count: int) -> AbstractContextManager[Callable[[], object]]:
-    """The progress bar of a check of the data, on a terminal and when it takes more than a few seconds.
+    """Shows the progress bar of a data check on a terminal, if the check takes more than two seconds.
 
     Args:
         phase: The phase that is checked.
         count: Number of samples.
 
+    Returns:
+        The context manager of ``progress_bar``.
+
     Example:
         >>> with check_progress("train", 1) as advance:
         ...     advance()
     """
-    return progress_bar(f"checking {phase}", count, shows_progress(), _PATIENCE)
+    return progress_bar(f"checking {phase}", count, shows_progress(), _CHECK_DELAY)

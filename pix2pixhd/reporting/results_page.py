@@ -1,4 +1,4 @@
-"""The results page: label | generated | real with figures per picture, as one HTML file beside its pictures."""
+"""The results page: an HTML file that shows label, generated and real images with their metrics."""
 
 from __future__ import annotations
 
@@ -11,60 +11,42 @@ from typing import Any
 import jinja2
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from pix2pixhd.config.schema import DataOptions
-from pix2pixhd.data import Sample, save_picture
+from pix2pixhd.data import Sample, save_image
 from pix2pixhd.files import MARK, check_replaceable, write_text
 from pix2pixhd.reporting.image_grid import colorize
+from pix2pixhd.reporting.metrics import IMAGE_METRICS
 
-__all__ = ["figures_of", "page_files", "sample_pictures", "shown_input", "viewable", "write_page"]
-
-_FIGURES = ("L1", "PSNR", "SSIM")
+__all__ = ["page_files", "sample_images", "shown_input", "viewable", "write_page"]
 
 
 @dataclasses.dataclass
 class _Row:
     name: str
-    pictures: dict[str, str]
-    figures: dict[str, str]
+    images: dict[str, str]
+    metrics: dict[str, str]
 
 
 def shown_input(sample: Sample, options: DataOptions) -> Tensor:
-    """The input of one sample as a picture ``[1 or 3, H, W]`` in [−1, 1]: classes in colours, or the picture."""
+    """Returns the input of one sample as an image ``[1 or 3, H, W]`` in [−1, 1]. Label maps are colour-coded."""
     if options.label_nc:
         return colorize(sample["input"], options.label_nc, sample.get("instance"))
     return viewable(sample["input"])
 
 
-def viewable(picture: Tensor) -> Tensor:
-    """A picture of any number of channels as one of 1 or 3: the first ones."""
-    return picture if picture.shape[0] in (1, 3) else picture[: 3 if picture.shape[0] > 3 else 1]
+def viewable(image: Tensor) -> Tensor:
+    """Reduces an image with any number of channels to its first 1 or 3 channels, so that it can be displayed."""
+    return image if image.shape[0] in (1, 3) else image[: 3 if image.shape[0] > 3 else 1]
 
 
-def figures_of(generated: Tensor, real: Tensor) -> dict[str, float]:
-    """L1, PSNR and SSIM between two pictures ``[C, H, W]`` in [−1, 1]; SSIM where the picture holds its window.
-
-    Example:
-        >>> figures_of(torch.zeros(3, 16, 16), torch.zeros(3, 16, 16))["L1"]
-        0.0
-    """
-    generated, real = generated[None].float().clamp(-1, 1), real[None].float()
-    found = {"L1": float((generated - real).abs().mean())}
-    found["PSNR"] = float(peak_signal_noise_ratio(generated, real, data_range=(-1.0, 1.0)))
-    if min(real.shape[-2:]) >= 11:
-        similarity: Any = structural_similarity_index_measure(generated, real, data_range=(-1.0, 1.0))
-        found["SSIM"] = float(similarity)
-    return found
-
-
-def _image(name: str, column: str) -> pathlib.Path:
+def _image_file(name: str, column: str) -> pathlib.Path:
     return pathlib.Path("images") / column / f"{name}.png"
 
 
 def page_files(folder: pathlib.Path, names: Iterable[str], columns: Iterable[str]) -> list[pathlib.Path]:
-    """All files of a results page with these rows and columns."""
-    return [folder / "index.html", *(folder / _image(name, column) for name in names for column in columns)]
+    """Returns the paths of all files of a results page with the given rows and columns."""
+    return [folder / "index.html", *(folder / _image_file(name, column) for name in names for column in columns)]
 
 
 def write_page(
@@ -74,16 +56,16 @@ def write_page(
     *,
     force: bool = False,
 ) -> pathlib.Path:
-    """Writes the pictures and the page that shows them.
+    """Writes a results page and its images.
 
     Args:
-        folder: Where ``index.html`` and ``images/`` go.
+        folder: Folder for ``index.html`` and ``images/``.
         title: The page's heading.
-        rows: Per picture its name, its pictures ``[C, H, W]`` in [−1, 1] by column, and its figures.
+        rows: The name, the images ``[C, H, W]`` in [−1, 1] by column, and the metrics of each sample.
         force: Whether files that this package did not write may be replaced.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
         InputError: If a file cannot be written, or if it exists and may not be replaced.
@@ -93,33 +75,36 @@ def write_page(
     """
     check_replaceable([folder / "index.html"], force, str(folder))
     written, columns = [], []
-    for name, pictures, figures in rows:
+    for name, images, metrics in rows:
         paths = {}
-        for column, picture in pictures.items():
-            path = _image(name, column)
-            save_picture(viewable(picture), folder / path, force=force)
+        for column, image in images.items():
+            path = _image_file(name, column)
+            save_image(viewable(image), folder / path, force=force)
             paths[column] = path.as_posix()
-        columns = list(pictures)
-        written.append(_Row(name, paths, {key: f"{value:.4g}" for key, value in figures.items()}))
-    shared = [key for key in _FIGURES if written and all(key in row.figures for row in written)]
-    means = {key: f"{statistics.fmean(float(row.figures[key]) for row in written):.4g}" for key in shared}
+        columns = list(images)
+        written.append(_Row(name, paths, {key: f"{value:.4g}" for key, value in metrics.items()}))
+    shared = [key for key in IMAGE_METRICS if written and all(key in row.metrics for row in written)]
+    means = {key: f"{statistics.fmean(float(row.metrics[key]) for row in written):.4g}" for key in shared}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).with_name("templates")), autoescape=True
     )
     html = environment.get_template("results.html").render(
-        title=title, rows=written, columns=columns, figures=shared, means=means, mark=MARK
+        title=title, rows=written, columns=columns, metrics=shared, means=means, mark=MARK
     )
     page = folder / "index.html"
     write_text(page, html, force=force)
     return page
 
 
-def sample_pictures(module: Any, sample: Sample) -> list[Tensor]:
-    """Input, generated and real picture of one sample, each ``[C, H, W]`` in [−1, 1] on the CPU.
+def sample_images(module: Any, sample: Sample) -> list[Tensor]:
+    """Generates the image of one sample.
 
     Args:
         module: A ``Pix2PixHD``.
         sample: An item of ``PairedDataset``.
+
+    Returns:
+        The input, the generated and the real image, each ``[C, H, W]`` in [−1, 1] on the CPU.
     """
     batch: Any = {
         key: value[None].to(module.device) if isinstance(value, Tensor) else value for key, value in sample.items()

@@ -7,7 +7,7 @@ from PIL import Image
 
 from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.data import EpochSampler, PairedDataset, find_pairs, read_index_map
-from pix2pixhd.data.images import picture_to_tensor, tensor_to_picture
+from pix2pixhd.data.images import image_to_tensor, tensor_to_image
 from pix2pixhd.data.transforms import draw_geometry, output_size, scaled_size
 
 
@@ -141,11 +141,11 @@ def test_kinds_of_index_maps(tmp_path, mode):
 
 def test_pictures_round_trip():
     array = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    tensor = picture_to_tensor(Image.fromarray(array))
+    tensor = image_to_tensor(Image.fromarray(array))
     assert tensor.min() >= -1
     assert tensor.max() <= 1
-    np.testing.assert_array_equal(np.asarray(tensor_to_picture(tensor)), array)
-    assert tensor_to_picture(torch.full((1, 2, 2), 3.0)).getpixel((0, 0)) == 255
+    np.testing.assert_array_equal(np.asarray(tensor_to_image(tensor)), array)
+    assert tensor_to_image(torch.full((1, 2, 2), 3.0)).getpixel((0, 0)) == 255
 
 
 def test_processes_share_the_pictures():

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from pix2pixhd.config.schema import DataOptions
-from pix2pixhd.data import DataError, PairedDataset, check_pairs, find_pairs, read_index_map, read_picture
-from pix2pixhd.data.images import picture_to_tensor
+from pix2pixhd.data import DataError, PairedDataset, check_pairs, find_pairs, read_image, read_index_map
+from pix2pixhd.data.images import image_to_tensor
 
 _ORIENTATION = 0x0112
 
@@ -39,9 +39,9 @@ def test_every_orientation_of_images_and_index_maps(tmp_path, orientation, suffi
     rng = np.random.default_rng(0)
     photograph = rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)
     Image.fromarray(photograph).save(picture, exif=tagged(orientation))
-    np.testing.assert_array_equal(np.asarray(read_picture(picture)), upright(photograph, orientation))
+    np.testing.assert_array_equal(np.asarray(read_image(picture)), upright(photograph, orientation))
     Image.fromarray(photograph[..., 0]).save(picture, exif=tagged(orientation))
-    np.testing.assert_array_equal(np.asarray(read_picture(picture, 1)), upright(photograph[..., 0], orientation))
+    np.testing.assert_array_equal(np.asarray(read_image(picture, 1)), upright(photograph[..., 0], orientation))
     for dtype in (np.uint8, np.uint16):
         ids = rng.integers(0, np.iinfo(dtype).max, (6, 9), dtype=dtype)
         Image.fromarray(ids).save(ids_file, exif=tagged(orientation))
@@ -58,7 +58,7 @@ def test_a_rotated_photograph_fits_the_label_map_drawn_on_it(tmp_path, make_data
     pairs = find_pairs(options, "train")
     check_pairs(pairs, options, multiple=8)
     with Image.open(path) as image:
-        expected = picture_to_tensor(ImageOps.exif_transpose(image))
+        expected = image_to_tensor(ImageOps.exif_transpose(image))
     sample = PairedDataset(pairs, options, multiple=8, augment=False)[0]
     assert sample["image"].shape[1:] == sample["input"].shape == (32, 24)
     np.testing.assert_array_equal(sample["image"], expected)
@@ -84,6 +84,6 @@ def test_both_sides_of_a_pair_are_rotated(tmp_path, make_data):
 def test_unreadable_exif_data_are_ignored(tmp_path):
     photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8))
     photograph.save(tmp_path / "a.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff nonsense")
-    assert read_picture(tmp_path / "a.jpg").size == (9, 6)
+    assert read_image(tmp_path / "a.jpg").size == (9, 6)
     photograph.save(tmp_path / "a.jpg", exif=b"Exif\x00\x00nonsense")
-    assert read_picture(tmp_path / "a.jpg").size == (9, 6)
+    assert read_image(tmp_path / "a.jpg").size == (9, 6)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pix2pixhd.cli.main import main
 from pix2pixhd.config.schema import DataOptions
-from pix2pixhd.data import DataError, check_pairs, find_pairs, read_index_map, read_picture
+from pix2pixhd.data import DataError, check_pairs, find_pairs, read_image, read_index_map
 
 
 def fails(call, *parts):
@@ -51,20 +51,20 @@ def npy(shape, dtype="|u1", data=b"", fortran=False):
 def test_npy_files_that_are_none(tmp_path, content, parts):
     path = tmp_path / "a.npy"
     path.write_bytes(content)
-    fails(lambda: read_picture(path, 3), str(path), *parts)
+    fails(lambda: read_image(path, 3), str(path), *parts)
 
 
 def test_an_npz_archive_named_npy(tmp_path):
     path = tmp_path / "a.npy"
     with path.open("wb") as file:
         np.savez(file, left=np.zeros((4, 4, 3), np.uint8), right=np.zeros(1))
-    fails(lambda: read_picture(path, 3), str(path), ".npz archive (left, right)", "numpy.save")
+    fails(lambda: read_image(path, 3), str(path), ".npz archive (left, right)", "numpy.save")
 
 
 def test_arrays_of_objects_are_not_unpickled(tmp_path):
     path = tmp_path / "a.npy"
     np.save(path, np.array([[[print]]]), allow_pickle=True)
-    fails(lambda: read_picture(path, 1), "Python objects")
+    fails(lambda: read_image(path, 1), "Python objects")
 
 
 def test_an_array_that_is_truncated_while_it_is_read(tmp_path, monkeypatch):
@@ -77,7 +77,7 @@ def test_an_array_that_is_truncated_while_it_is_read(tmp_path, monkeypatch):
         return original(file, **options)
 
     monkeypatch.setattr(np.lib.format, "read_array", truncated)
-    fails(lambda: read_picture(path, 3), str(path), "cannot be read")
+    fails(lambda: read_image(path, 3), str(path), "cannot be read")
 
 
 def test_arrays_of_either_order_and_of_two_dimensions(tmp_path):
@@ -85,10 +85,10 @@ def test_arrays_of_either_order_and_of_two_dimensions(tmp_path):
     array = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
     for saved in (array, np.asfortranarray(array)):
         np.save(path, saved)
-        channels = read_picture(path, 4).channels
+        channels = read_image(path, 4).channels
         np.testing.assert_array_equal(np.stack([np.asarray(channel) for channel in channels], axis=2), array)
     np.save(path, array[..., 0])
-    np.testing.assert_array_equal(np.asarray(read_picture(path, 1).channels[0]), array[..., 0])
+    np.testing.assert_array_equal(np.asarray(read_image(path, 1).channels[0]), array[..., 0])
 
 
 def test_a_label_map_as_array(tmp_path):
@@ -104,12 +104,12 @@ def test_a_decompression_bomb(tmp_path):
     content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     path = tmp_path / "a.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
-    fails(lambda: read_picture(path), str(path), "claims more than", "scale it down")
+    fails(lambda: read_image(path), str(path), "claims more than", "scale it down")
     wide = tmp_path / "a.npy"
     with wide.open("wb") as file:
         file.write(npy((100_000, 100_000, 1)))
         file.truncate(10**10 + 1000)  # sparse: takes no room on the disk
-    fails(lambda: read_picture(wide, 1), str(wide), "100000x100000 pixels", "scale it down")
+    fails(lambda: read_image(wide, 1), str(wide), "100000x100000 pixels", "scale it down")
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_a_folder_with_an_images_name(root):
     path.unlink()
     path.mkdir()
     fails(lambda: check(root), "train_img/b.png: is a folder, not an image")
-    fails(lambda: read_picture(path), "is a folder, not an image")
+    fails(lambda: read_image(path), "is a folder, not an image")
 
 
 def test_a_broken_link(root):
@@ -140,7 +140,7 @@ def test_a_broken_link(root):
     path.unlink()
     path.symlink_to(root / "moved" / "b.png")
     fails(lambda: check(root), "train_img/b.png: the symbolic link points to", "moved/b.png, which does not exist")
-    fails(lambda: read_picture(path), "the symbolic link points to")
+    fails(lambda: read_image(path), "the symbolic link points to")
 
 
 def test_a_link_to_itself_and_a_pipe(root):

@@ -14,7 +14,7 @@ from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.data import check_pairs, find_pairs
 from pix2pixhd.demo import dataset as demo_data
 from pix2pixhd.demo import run as demo
-from pix2pixhd.reporting.image_grid import colorize, sheet, with_titles
+from pix2pixhd.reporting.image_grid import colorize, image_grid, with_titles
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -130,7 +130,7 @@ def test_pictures_of_label_maps():
     picture = colorize(label, 3)
     assert picture.shape == (3, 2, 3)
     assert len({tuple(picture[:, y, x].tolist()) for y in range(2) for x in range(3)}) == 3
-    grid = sheet([[picture, picture[:1], picture]] * 2, rows_across=1)
+    grid = image_grid([[picture, picture[:1], picture]] * 2, rows_across=1)
     assert grid.shape == (3, 2 * 4 + 2, 3 * 5 + 2)
     assert with_titles(Image.new("RGB", (60, 20)), ["a", "b"]).size == (60, 40)
 

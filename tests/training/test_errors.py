@@ -58,7 +58,7 @@ def fails(capsys, arguments, *parts):
         ("--trainer.devices=0,1", ["trainer.devices must be a number of processes with trainer.accelerator: cpu"]),
         ("--trainer.max_epochs=0", ["trainer.max_epochs must be at least 1, got 0"]),
         ("--trainer.max_steps=-2", ["trainer.max_steps must be at least 1, got -2"]),
-        ("--trainer.max_time=soon", ["trainer.max_time must be a positive time as DD:HH:MM:SS", "soon"]),
+        ("--trainer.max_time=soon", ["trainer.max_time must be a positive duration DD:HH:MM:SS", "soon"]),
         ("--trainer.limit_train_batches=0", ["trainer.limit_train_batches must be", "got 0"]),
         ("--trainer.limit_train_batches=1.5", ["trainer.limit_train_batches must be", "got 1.5"]),
         ("--trainer.limit_val_batches=.nan", ["trainer.limit_val_batches must be", "got nan"]),

@@ -94,7 +94,7 @@ def test_another_picture_is_an_error_and_no_file(last, tmp_path, monkeypatch, ca
         for content in old:
             path.write_bytes(content)
         assert run("export", "--checkpoint", last, "--output", path, "--size", "16x16", "--force") == 2
-        assert "pictures differ from the original's" in capsys.readouterr().err
+        assert "images of the exported generator differ" in capsys.readouterr().err
         assert [file.read_bytes() for file in tmp_path.glob("*.pt2")] == old
         assert not list(tmp_path.glob(".pix2pixhd*"))
 
@@ -102,7 +102,7 @@ def test_another_picture_is_an_error_and_no_file(last, tmp_path, monkeypatch, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--output", "city.pt2", "--size", "18x16"], "--size: this generator needs multiples of 4"),
+        (["--output", "city.pt2", "--size", "18x16"], "--size: width and height must be multiples of 4"),
         (["--output", "city.pt2", "--size", "big"], "--size must be WIDTHxHEIGHT"),
         (["--output", "city.tflite"], "must end with .onnx or .pt2, or be a folder"),
         (["--output", "city", "--size", "16x16"], "--size: networks for NVIDIA's code take pictures of any size"),

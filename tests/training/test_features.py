@@ -13,8 +13,8 @@ from pix2pixhd.config.schema import ModelOptions
 from pix2pixhd.data import PairedDataset, find_pairs
 from pix2pixhd.errors import InputError
 from pix2pixhd.inference import instance_features as features
-from pix2pixhd.inference.generate import generate_picture
-from pix2pixhd.inference.instance_features import FeatureClusters, cluster_features, encode_picture
+from pix2pixhd.inference.generate import generate_image
+from pix2pixhd.inference.instance_features import FeatureClusters, cluster_features, encode_image
 from pix2pixhd.inference.padding import encode_padded
 from pix2pixhd.training.run import train
 
@@ -108,7 +108,7 @@ def test_clusters_are_those_of_the_classes(checkpoint, with_features, tmp_path):
     assert sorted(clusters.centers) == [0, 1, 2, 3]
     found = {label: set() for label in range(4)}
     for i in range(3):
-        features = encode_picture(generator, dataset[i])
+        features = encode_image(generator, dataset[i])
         for label in range(4):
             found[label].add(tuple(np.round(features[:, 0, 8 * label].numpy(), 4)))
     for label, center in clusters.centers.items():
@@ -134,7 +134,7 @@ def run(*arguments):
 
 
 def test_the_commands(checkpoint, data_root, tmp_path, capsys):
-    looks = tmp_path / "looks.npz"
+    looks = tmp_path / "styles.npz"
     assert run("features", "--checkpoint", checkpoint, "--n_clusters", 2, "--output", looks) == 0
     assert "looks of 4 classes" in capsys.readouterr().out
     common = ["generate", "--checkpoint", checkpoint, "--input", data_root]
@@ -152,7 +152,7 @@ def test_the_commands(checkpoint, data_root, tmp_path, capsys):
     assert run(*common, "--output", tmp_path / "a", "--features", looks, "--encode", data_root) == 2
     looks.write_bytes(b"x")
     assert run(*common, "--output", tmp_path / "a", "--features", looks) == 2
-    assert "is not what `pix2pixhd features` writes" in capsys.readouterr().err
+    assert "is not a file of `pix2pixhd features`" in capsys.readouterr().err
 
 
 def test_encoded_pictures_give_what_training_sees(checkpoint, with_features, data_root):
@@ -165,8 +165,8 @@ def test_encoded_pictures_give_what_training_sees(checkpoint, with_features, dat
     module.eval()
     with torch.no_grad():
         expected = module.generate(batch)[0]
-    features = encode_picture(generator, sample)
-    torch.testing.assert_close(generate_picture(generator, sample["input"], sample["instance"], features), expected)
+    features = encode_image(generator, sample)
+    torch.testing.assert_close(generate_image(generator, sample["input"], sample["instance"], features), expected)
 
 
 def test_label_features_and_odd_sizes(make_config, tmp_path):

@@ -230,43 +230,43 @@ def test_all_missing_images_are_listed_at_once(refused, checkpoint, with_feature
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({}, "it holds no classes"),
-        ({"class_0": np.zeros((2, 3))}, "holds looks of 3 features, this generator takes 2"),
+        ({}, "it contains no classes"),
+        ({"class_0": np.zeros((2, 3))}, "contains styles with 3 features, but this generator takes 2"),
         ({"class_0": np.zeros((1, 2)), "class_1": np.zeros((1, 3))}, "classes of [2, 3] features"),
-        ({"class_0": np.zeros(2)}, "class_0 must be [looks, features]"),
+        ({"class_0": np.zeros(2)}, "class_0 must be [styles, features]"),
         ({"class_0": np.zeros((0, 2))}, "got [0, 2]"),
         ({"class_0": np.zeros((1, 2), dtype=np.int64)}, "of int64"),
         ({"class_0": np.array([[np.nan, 0.0]])}, "finite"),
         ({"class_0": np.array([["a", "b"]])}, "class_0 must be"),
-        ({"class_0": np.array([[{}, {}]])}, "it holds other data than arrays of numbers"),
+        ({"class_0": np.array([[{}, {}]])}, "it contains data other than arrays of numbers"),
         ({"class_x": np.zeros((1, 2))}, "an array named 'class_x' instead of class_N"),
         ({"label": np.zeros((1, 2))}, "an array named 'label'"),
-        ({"class_4": np.zeros((1, 2))}, "looks of class 4, this generator has the classes 0 to 3"),
+        ({"class_4": np.zeros((1, 2))}, "contains styles of class 4, but this generator has the classes 0 to 3"),
     ],
 )
-def test_looks_of_another_kind(refused, with_features, data_root, tmp_path, arrays, message):
-    np.savez(tmp_path / "looks.npz", **arrays)
+def test_styles_of_another_generator_are_refused(refused, with_features, data_root, tmp_path, arrays, message):
+    np.savez(tmp_path / "styles.npz", **arrays)
     arguments = generate(with_features, data_root, tmp_path / "out")
-    error = refused(*arguments, "--features", tmp_path / "looks.npz")
+    error = refused(*arguments, "--features", tmp_path / "styles.npz")
     assert message in error
     assert "create it" in error
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"\x93NUMPY"])
-def test_files_that_hold_no_looks(refused, with_features, data_root, tmp_path, content):
-    (tmp_path / "looks.npz").write_bytes(content)
+def test_files_without_styles_are_refused(refused, with_features, data_root, tmp_path, content):
+    (tmp_path / "styles.npz").write_bytes(content)
     arguments = generate(with_features, data_root, tmp_path / "out")
-    assert "is not what `pix2pixhd features` writes" in refused(*arguments, "--features", tmp_path / "looks.npz")
-    assert "is not what `pix2pixhd features` writes" in refused(*arguments, "--features", tmp_path / "missing.npz")
-    np.save(tmp_path / "looks.npy", np.zeros((2, 2)))
-    assert "is not what `pix2pixhd features` writes" in refused(*arguments, "--features", tmp_path / "looks.npy")
+    assert "is not a file of `pix2pixhd features`" in refused(*arguments, "--features", tmp_path / "styles.npz")
+    assert "is not a file of `pix2pixhd features`" in refused(*arguments, "--features", tmp_path / "missing.npz")
+    np.save(tmp_path / "styles.npy", np.zeros((2, 2)))
+    assert "is not a file of `pix2pixhd features`" in refused(*arguments, "--features", tmp_path / "styles.npy")
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_bars_only_on_a_terminal(with_features, data_root, tmp_path, capsys, monkeypatch, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    looks = tmp_path / "looks.npz"
+    looks = tmp_path / "styles.npz"
     assert main(["features", "--checkpoint", str(with_features), "--output", str(looks)]) == 0
     error = capsys.readouterr().err
     assert ("encoding" in error) == terminal
@@ -278,11 +278,11 @@ def test_progress_bars_only_on_a_terminal(with_features, data_root, tmp_path, ca
         assert error == ""
 
 
-@pytest.mark.parametrize(("patience", "appears"), [(0.0, True), (1e-9, True), (1000.0, False)])
-def test_a_progress_bar_appears_when_its_patience_ends(capsys, monkeypatch, patience, appears):
+@pytest.mark.parametrize(("delay", "appears"), [(0.0, True), (1e-9, True), (1000.0, False)])
+def test_a_progress_bar_appears_after_its_delay(capsys, monkeypatch, delay, appears):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    with progress_bar("checking", 2, shown=True, patience=patience) as advance:
+    with progress_bar("checking", 2, shown=True, delay=delay) as advance:
         advance()
     assert ("checking" in capsys.readouterr().err) == appears
 

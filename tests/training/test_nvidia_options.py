@@ -104,7 +104,7 @@ def test_a_batch_that_cannot_be_divided(write, capsys):
     config, notes = to_config(write(batchSize=7, gpu_ids=[0, 1]))
     assert (config.data.batchSize, config.trainer["devices"]) == (4, 2)
     assert (
-        "7 images are not divisible by 2 GPUs; data.batchSize: 4 on each of them makes 8 per step" in notes["batchSize"]
+        "7 images are not divisible by 2 GPUs; data.batchSize: 4 per GPU gives 8 images per step" in notes["batchSize"]
     )
     assert main(["migrate", str(write(batchSize=7, gpu_ids=[0, 1]))]) == 0
     assert "# batchSize: 7 images are not divisible" in capsys.readouterr().out

@@ -54,7 +54,7 @@ def test_compiled_channels_last_encoder_average_and_validation(command_line, tmp
 def test_pure_float16_is_refused_with_the_reason(make_config):
     config = make_config()
     config.trainer["precision"] = "16-true"
-    with pytest.raises(InputError, match=r"one of .*16-mixed, .*got '16-true': Adam's second moments vanish"):
+    with pytest.raises(InputError, match=r"one of .*16-mixed, .*got '16-true': Adam's second moments underflow"):
         train(config)
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pix2pixhd.cli.main import main
-from pix2pixhd.reporting.results_page import figures_of, write_page
+from pix2pixhd.reporting.metrics import image_metrics
+from pix2pixhd.reporting.results_page import write_page
 from pix2pixhd.training.run import train
 
 
@@ -76,11 +77,11 @@ def test_generate_writes_one_with_figures_against_real_pictures(make_config, tmp
 def test_figures_are_those_of_their_formulas():
     torch.manual_seed(0)
     a, b = torch.rand(3, 16, 16) * 2 - 1, torch.rand(3, 16, 16) * 2 - 1
-    found = figures_of(a, b)
+    found = image_metrics(a, b)
     assert found["L1"] == pytest.approx(float((a - b).abs().mean()))
     assert found["PSNR"] == pytest.approx(float(10 * torch.log10(4 / (a - b).square().mean())), rel=1e-5)
-    assert figures_of(a, a)["SSIM"] == pytest.approx(1.0)
-    assert "SSIM" not in figures_of(a[:, :8], b[:, :8])  # smaller than its window
+    assert image_metrics(a, a)["SSIM"] == pytest.approx(1.0)
+    assert "SSIM" not in image_metrics(a[:, :8], b[:, :8])  # smaller than its window
 
 
 def test_names_that_look_like_markup(tmp_path):

@@ -42,7 +42,7 @@ def test_refused_options_are_named_with_a_reason(name):
         ({"devices": "abc"}, r"trainer\.devices must be auto, .* got 'abc'"),
         ({"devices": []}, r"trainer\.devices must be auto, .* got \[\]"),
         ({"precision": "8"}, r"trainer\.precision must be one of 32-true, .* got 8"),
-        ({"max_time": {"fortnights": 1}}, r"trainer\.max_time must be a positive time"),
+        ({"max_time": {"fortnights": 1}}, r"trainer\.max_time must be a positive duration"),
     ],
 )
 def test_dictionaries_of_python_users_are_checked(trainer, message):

@@ -12,14 +12,14 @@ __all__ = ["ComputeOptions"]
 
 @dataclasses.dataclass
 class ComputeOptions:
-    """How the step is computed; what it computes stays the same.
+    """Options for speed and memory. They do not change what a training step computes.
 
     Attributes:
-        channels_last: Whether feature maps lie channels last in memory; None does so under bfloat16 and float16, where
-            convolutions are faster that way.
-        compile: Whether generator and discriminator go through ``torch.compile``.
-        checkpoint_activations: Whether the generator keeps only every third activation for its backward and computes
-            the others again: less memory, for one more forward of the generator.
+        channels_last: Whether to use the channels-last memory format. None uses it with bfloat16 and float16, where
+            convolutions are faster in this format.
+        compile: Whether to compile the generator and the discriminator with ``torch.compile``.
+        checkpoint_activations: Whether to save only every third activation of the generator for backward and recompute
+            the others. This uses less memory and costs one more forward pass of the generator.
 
     Example:
         >>> ComputeOptions(checkpoint_activations=True).compile
@@ -31,13 +31,13 @@ class ComputeOptions:
     checkpoint_activations: bool = False
 
     def check(self, model: ModelOptions) -> None:
-        """Whether these networks can be trained this way.
+        """Checks that the options are compatible with the networks.
 
         Raises:
-            InputError: If they cannot.
+            InputError: If they are not.
         """
         if self.checkpoint_activations and model.norm == "batch":
             raise InputError(
                 "compute.checkpoint_activations runs layers twice, which would update batch norm's statistics twice; "
-                "set model.norm: instance, or leave it out"
+                "set model.norm: instance, or remove compute.checkpoint_activations"
             )

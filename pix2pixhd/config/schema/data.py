@@ -14,33 +14,34 @@ ResizeOrCrop = Literal["scale_width", "scale_width_and_crop", "crop", "resize_an
 
 @dataclasses.dataclass
 class DataOptions:
-    """Where the pictures are and how they are prepared. Names are those of NVIDIA's options.
+    """Location and preprocessing of the images. The option names are NVIDIA's.
 
     Attributes:
-        dataroot: Folder that holds ``{phase}_label/``, ``{phase}_inst/`` and ``{phase}_img/``, or ``{phase}_A/`` and
-            ``{phase}_B/`` when ``label_nc`` is 0.
+        dataroot: Folder that contains ``{phase}_label/``, ``{phase}_inst/`` and ``{phase}_img/``, or ``{phase}_A/`` and
+            ``{phase}_B/`` if ``label_nc`` is 0.
         phase: Prefix of the folders to train on.
-        val_phase: Prefix of the folders to validate on; nothing is validated when None.
-        label_nc: Number of label classes, one-hot encoded; 0 when the input are pictures.
-        input_nc: Channels of the input pictures (``label_nc`` 0): 3 for colour, 1 for gray, any number from ``.npy``
-            files.
-        output_nc: Channels of the pictures to generate: likewise.
-        no_instance: Whether to do without instance maps and their edge channel.
-        resize_or_crop: ``scale_width`` scales to width ``loadSize``; ``scale_width_and_crop`` then crops
-            ``fineSize``×``fineSize``; ``resize_and_crop`` scales to ``loadSize``×``loadSize`` and crops; ``crop`` crops
-            only; ``none`` scales to the nearest multiple that the generator needs.
+        val_phase: Prefix of the folders to validate on. None disables validation.
+        label_nc: Number of label classes, which are one-hot encoded. 0 if the inputs are images.
+        input_nc: Number of channels of the input images (with ``label_nc`` 0): 3 for RGB, 1 for grayscale. Other
+            numbers require ``.npy`` files.
+        output_nc: Number of channels of the generated images: 3 for RGB, 1 for grayscale. Other numbers require
+            ``.npy`` files.
+        no_instance: Whether to train without instance maps and their edge channel.
+        resize_or_crop: ``scale_width`` scales to width ``loadSize``. ``scale_width_and_crop`` does the same, then crops
+            to ``fineSize``×``fineSize``. ``resize_and_crop`` scales to ``loadSize``×``loadSize``, then crops. ``crop``
+            only crops. ``none`` scales to the nearest size that the generator accepts.
         loadSize: Size to scale to, in pixels.
         fineSize: Size of the crop, in pixels.
-        no_flip: Whether to leave out random horizontal flips.
-        serial_batches: Whether to train on the pictures in alphabetical order instead of a new one per epoch.
-        max_dataset_size: Takes only the first so many pictures; None for all.
-        batchSize: Pictures per step and process.
-        nThreads: Worker processes that load pictures; 0 loads in the training process.
-        check: Whether to decode all files before training and report every problem at once. Unchanged files are
-            decoded at the first start only. Without, a problem ends the run when its file is read.
+        no_flip: Whether to disable random horizontal flips.
+        serial_batches: Whether to read the images in alphabetical order instead of shuffling them in every epoch.
+        max_dataset_size: Maximum number of images to use, in alphabetical order. None uses all of them.
+        batchSize: Batch size per process.
+        nThreads: Number of worker processes that load images. 0 loads them in the training process.
+        check: Whether to decode all files before training and report all problems at once. The result is cached, so
+            unchanged files are decoded only once. If disabled, the run stops when it reads an invalid file.
 
     Raises:
-        InputError: For numbers out of range.
+        InputError: If a number is out of range.
 
     Example:
         >>> DataOptions(dataroot="datasets/cityscapes", label_nc=35).input_channels
@@ -66,10 +67,10 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         if self.label_nc < 0:
-            raise InputError(f"data.label_nc must be 0 (pictures) or the number of classes, got {self.label_nc}")
+            raise InputError(f"data.label_nc must be 0 (images) or the number of classes, got {self.label_nc}")
         for name in ("input_nc", "output_nc"):
             if getattr(self, name) < 1:
-                raise InputError(f"data.{name} must be at least 1: 1 for gray, 3 for colour, got {getattr(self, name)}")
+                raise InputError(f"data.{name} must be at least 1 (1: grayscale, 3: RGB), got {getattr(self, name)}")
         for name, least in (("loadSize", 1), ("fineSize", 1), ("batchSize", 1), ("nThreads", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"data.{name} must be at least {least}, got {getattr(self, name)}")
@@ -78,15 +79,15 @@ class DataOptions:
 
     @property
     def input_channels(self) -> int:
-        """Channels that go into the generator: labels or picture, and the edge map."""
+        """Number of the generator's input channels: label classes or image channels, plus the edge map."""
         return (self.label_nc or self.input_nc) + (0 if self.no_instance else 1)
 
     @property
     def input_folder(self) -> str:
-        """Suffix of the input's folder."""
+        """Suffix of the folder of inputs."""
         return "label" if self.label_nc else "A"
 
     @property
     def image_folder(self) -> str:
-        """Suffix of the real pictures' folder."""
+        """Suffix of the folder of real images."""
         return "img" if self.label_nc else "B"

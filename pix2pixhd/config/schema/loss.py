@@ -8,33 +8,38 @@ from typing import Literal
 from pix2pixhd.config.schema.ranges import at_least, check_ranges
 from pix2pixhd.errors import InputError
 
-__all__ = ["LossOptions"]
+__all__ = ["GANMode", "LossOptions", "PresetName"]
+
+PresetName = Literal["paper", "nvidia", "spade", "imaginaire", "mlops"]
+GANMode = Literal["lsgan", "vanilla", "hinge", "wgan"]
 
 
 @dataclasses.dataclass
 class LossOptions:
-    """The weights of the loss terms: ``lambda_gan·L_GAN + lambda_feat·L_FM + lambda_vgg·L_VGG``.
+    """Definition and weights of the loss terms: ``lambda_gan·L_GAN + lambda_feat·L_FM + lambda_vgg·L_VGG``.
 
     Attributes:
-        preset: Whose definition of the losses: ``paper``, ``nvidia``, ``spade``, ``imaginaire`` or ``mlops``.
-        gan_mode: ``lsgan``, ``vanilla``, ``hinge`` or ``wgan``; the preset's when None.
-        lambda_gan: Weight of the GAN loss; the preset's when None, 0.5 for ``paper``.
-        lambda_feat: Weight of discriminator feature matching; the preset's when None, 10. 0 turns it off.
-        lambda_vgg: Weight of the perceptual loss; the preset's when None, 10 for ``paper``. 0 turns it off.
-        vgg: Weights of VGG19: ``imagenet``, a path to a state dict, or ``random`` (for tests).
-        vgg_memory_limit: Most MiB that the perceptual loss's maps may take at a time; None for no bound.
-        pool_size: Generated pictures kept from earlier steps, which the discriminator is shown too; 0 for none.
+        preset: Implementation whose definition of the losses is used: ``paper``, ``nvidia``, ``spade``, ``imaginaire``
+            or ``mlops``.
+        gan_mode: GAN objective: ``lsgan``, ``vanilla``, ``hinge`` or ``wgan``. None uses the preset's.
+        lambda_gan: Weight of the GAN loss. None uses the preset's: 0.5 for ``paper``.
+        lambda_feat: Weight of the feature matching loss. None uses the preset's: 10. 0 disables the loss.
+        lambda_vgg: Weight of the perceptual loss. None uses the preset's: 10 for ``paper``. 0 disables the loss.
+        vgg: Weights of VGG19: ``imagenet``, the path of a state dict, or ``random`` (for tests).
+        vgg_memory_limit: Maximum memory for the feature maps of the perceptual loss, in MiB. None for no limit.
+        pool_size: Number of previously generated images that are stored and also shown to the discriminator. 0
+            disables the pool.
 
     Raises:
-        InputError: For negative weights and sizes.
+        InputError: If a weight or size is negative, or if all weights are 0.
 
     Example:
         >>> LossOptions(preset="nvidia", lambda_vgg=0.0).preset
         'nvidia'
     """
 
-    preset: Literal["paper", "nvidia", "spade", "imaginaire", "mlops"] = "paper"
-    gan_mode: Literal["lsgan", "vanilla", "hinge", "wgan"] | None = None
+    preset: PresetName = "paper"
+    gan_mode: GANMode | None = None
     lambda_gan: float | None = None
     lambda_feat: float | None = None
     lambda_vgg: float | None = None
@@ -47,4 +52,4 @@ class LossOptions:
         check_ranges("loss", self, pool_size=at_least(0), vgg_memory_limit=at_least(1))
         check_ranges("loss", self, **dict.fromkeys(weights, at_least(0)))
         if all(getattr(self, weight) == 0 for weight in weights):
-            raise InputError("loss: all weights are 0, so the generator has nothing to learn; set one of them")
+            raise InputError("loss: all weights are 0, so the generator would not be trained; set one of them")

@@ -12,25 +12,26 @@ __all__ = ["OptimizerOptions"]
 
 @dataclasses.dataclass
 class OptimizerOptions:
-    """Adam for both networks, and how long to train.
+    """Adam's options, the learning-rate schedule and the number of epochs.
 
     Attributes:
         lr: Learning rate.
-        beta1: Adam's first momentum.
-        beta2: Adam's second momentum.
-        niter: Epochs at the full learning rate.
-        niter_decay: Epochs in which it falls linearly towards 0.
-        niter_fix_global: Of these, the first epochs in which only the finest enhancer is trained (``model.netG:
-            local``, with the global part from ``run.load_pretrain``).
-        ema_decay: Keeps a moving average of the generator's weights, ``ema = decay·ema + (1 − decay)·weight`` at each
-            step, which validation, samples and ``generate`` then take; 0 for none, 0.999 is usual.
-        accumulate: Batches whose gradients are averaged before each step.
-        gradient_clip_val: Largest norm of a step's gradients: of the generator's, together with the encoder's, and of
-            the discriminator's. Larger gradients are scaled down to it, after they have been averaged over batches and
-            processes. None for no limit.
+        beta1: Adam's decay rate of the first moment.
+        beta2: Adam's decay rate of the second moment.
+        niter: Number of epochs with the initial learning rate.
+        niter_decay: Number of epochs in which the learning rate then decays linearly to 0.
+        niter_fix_global: Number of epochs at the start in which only the finest local enhancer is trained
+            (``model.netG: local``, with the global generator from ``run.load_pretrain``).
+        ema_decay: Decay of an exponential moving average of the generator's weights, ``ema = decay·ema + (1 −
+            decay)·weight`` at each step. Validation, samples and ``generate`` use the average. 0 disables it; 0.999 is
+            a common value.
+        accumulate: Number of batches over which gradients are accumulated and averaged before each optimizer step.
+        gradient_clip_val: Maximum norm of the gradients, for the generator (with the encoder) and for the discriminator
+            separately. Gradients are clipped after they have been averaged over batches and processes. None for no
+            limit.
 
     Raises:
-        InputError: For numbers out of range.
+        InputError: If a number is out of range.
 
     Example:
         >>> OptimizerOptions(niter=2, niter_decay=2).rate(3)
@@ -54,9 +55,9 @@ class OptimizerOptions:
         check_ranges("optimizer", self, accumulate=at_least(1), gradient_clip_val=POSITIVE)
         if not self.niter + self.niter_decay:
             raise InputError(
-                "optimizer: niter and niter_decay are both 0, so nothing would be trained; set one of them"
+                "optimizer: niter and niter_decay are both 0, so there are no epochs to train; set one of them"
             )
 
     def rate(self, epoch: int) -> float:
-        """The share of the learning rate in an epoch, counted from 0; 0 from the end of the decay on."""
+        """Returns the factor of the learning rate in an epoch, counted from 0. It is 0 after the decay."""
         return max(0.0, 1.0 - max(0, epoch - self.niter) / max(self.niter_decay, 1))

@@ -1,4 +1,4 @@
-"""Range checks for the numbers of a configuration."""
+"""Range checks for the numeric options of a configuration."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Range:
     without_high: bool = False
 
     def __contains__(self, value: float) -> bool:
-        # Comparisons with NaN are false, so NaN is in no range.
+        # Comparisons with NaN are false, so no range contains NaN.
         above = value > self.low if self.without_low else value >= self.low
         below = value < self.high if self.without_high else value <= self.high
         return above and below and math.isfinite(value)
@@ -50,12 +50,14 @@ FRACTION = Range(0, 1, without_high=True)
 
 
 def at_least(low: float, high: float = math.inf) -> Range:
-    """The numbers from ``low`` to ``high``, both included."""
+    """Returns the closed interval from ``low`` to ``high``."""
     return Range(low, high)
 
 
 def check_ranges(section: str, options: Any, **ranges: Range) -> None:
-    """Checks numeric fields of a dataclass and converts NumPy's numbers to Python's; None is accepted as is.
+    """Checks numeric fields of a dataclass and converts NumPy numbers to Python numbers.
+
+    None is accepted if the field's type allows it.
 
     Args:
         section: Name of the configuration's section, for the message.
@@ -63,7 +65,7 @@ def check_ranges(section: str, options: Any, **ranges: Range) -> None:
         **ranges: The range of each field.
 
     Raises:
-        InputError: For a value that is not a finite number in its range.
+        InputError: If a value is not a finite number within its range.
 
     Example:
         >>> check_ranges("run", RunOptions(), seed=at_least(0))  # doctest: +SKIP

@@ -12,30 +12,33 @@ __all__ = ["Logger", "Metric", "RunOptions"]
 Logger = Literal["csv", "tensorboard", "mlflow", "wandb"]
 Metric = Literal["l1", "psnr", "ssim", "lpips", "fid"]
 
-# NumPy's limit, whose generators are seeded too.
+# NumPy's generators, which are seeded too, accept no larger seed.
 _MAX_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass
 class RunOptions:
-    """What a run leaves behind, what it begins with, and its seed.
+    """Output folder, initial weights, seed, logging and checkpoint intervals.
 
     Attributes:
-        output: Folder for checkpoints, sample pictures and logs.
-        seed: Seed of weights, order and augmentation.
-        load_pretrain: Weights to begin with: a ``.ckpt``, or a folder with NVIDIA's ``latest_net_G.pth``. A trained
-            global generator is taken as the global part of ``model.netG: local``.
-        display_freq: Steps between two sheets of sample images; 0 for none.
-        sample_count: Pictures per sheet.
-        results_count: Most pictures on the results page, which is written when training ends; 0 for none.
-        save_epoch_freq: Epochs between two kept checkpoints (``last.ckpt`` is written after every epoch).
-        save_latest_freq: Steps between two writings of ``last.ckpt`` within an epoch; 0 for none.
-        loggers: Where figures go: ``csv``, ``tensorboard``, ``mlflow`` (``MLFLOW_TRACKING_URI``, else a database in
-            ``output``), ``wandb``.
-        metrics: Of validation: ``l1``, ``psnr``, ``ssim``; ``lpips`` and ``fid``, which need pretrained weights.
+        output: Folder for checkpoints, sample images and logs.
+        seed: Seed of the initial weights, the order of the images and the augmentation.
+        load_pretrain: Initial weights: a run folder, a ``.ckpt`` file, or a folder with NVIDIA's ``latest_net_G.pth``.
+            With ``model.netG: local``, a trained global generator initializes the global part.
+        display_freq: Number of steps between two grids of sample images. 0 disables them.
+        sample_count: Number of samples per grid.
+        results_count: Maximum number of images on the results page, which is written at the end of training. 0
+            disables the page.
+        save_epoch_freq: Number of epochs between two permanent checkpoints. (``last.ckpt`` is updated after every
+            epoch.)
+        save_latest_freq: Number of steps between two updates of ``last.ckpt`` within an epoch. 0 disables them.
+        loggers: Loggers of losses and metrics: ``csv``, ``tensorboard``, ``mlflow`` (to ``MLFLOW_TRACKING_URI``, or to
+            a database in ``output`` if that is not set), ``wandb``.
+        metrics: Validation metrics: ``l1``, ``psnr``, ``ssim``, and ``lpips`` and ``fid``, which need pretrained
+            weights.
 
     Raises:
-        InputError: For numbers out of range.
+        InputError: If a number is out of range.
 
     Example:
         >>> RunOptions(output="runs/cityscapes").seed
@@ -57,6 +60,6 @@ class RunOptions:
         check_ranges("run", self, seed=at_least(0, _MAX_SEED))
         check_ranges("run", self, display_freq=at_least(0), save_latest_freq=at_least(0), results_count=at_least(0))
         check_ranges("run", self, sample_count=at_least(1), save_epoch_freq=at_least(1))
-        # One name stands for a list of one.
+        # A single name is accepted in place of a list.
         self.loggers = [self.loggers] if isinstance(self.loggers, str) else list(self.loggers)
         self.metrics = [self.metrics] if isinstance(self.metrics, str) else list(self.metrics)

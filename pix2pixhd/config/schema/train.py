@@ -1,4 +1,4 @@
-"""The whole configuration of a run: one dataclass per section."""
+"""The complete configuration of a run, with one dataclass per section."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class TrainConfig:
     """All options of a run.
 
     Attributes:
-        data: Where the images are and how they are prepared.
-        model: The networks.
-        loss: Weights of the loss terms.
-        optimizer: Adam's settings and the number of epochs.
-        compute: How the step is computed.
-        run: Output folder and seed.
-        trainer: Options of Lightning's ``Trainer`` by name, those of ``TrainerOptions``.
+        data: Location and preprocessing of the images.
+        model: Architecture of the networks.
+        loss: Definition and weights of the loss terms.
+        optimizer: Adam's options, the learning-rate schedule and the number of epochs.
+        compute: Options for speed and memory.
+        run: Output folder, initial weights, seed, logging and checkpoint intervals.
+        trainer: Options of Lightning's ``Trainer`` by name; ``TrainerOptions`` lists the supported ones.
 
     Raises:
-        InputError: For an option of ``trainer`` that is unknown, not supported, or has a wrong value.
+        InputError: If an option of ``trainer`` is unknown, is not supported or has an invalid value.
     """
 
     data: DataOptions
@@ -45,10 +45,13 @@ class TrainConfig:
         self.check()
 
     def check(self) -> TrainerOptions:
-        """Checks all sections again, since fields may have been assigned to; returns the options of the trainer.
+        """Checks all sections again, since fields may have been assigned after construction.
+
+        Returns:
+            The options of the ``trainer`` section.
 
         Raises:
-            InputError: For a value of a wrong type or out of range.
+            InputError: If a value has the wrong type or is out of range.
         """
         for field in dataclasses.fields(self):
             if field.name != "trainer":

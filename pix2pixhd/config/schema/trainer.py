@@ -1,4 +1,4 @@
-"""The ``trainer`` section: the options of Lightning's ``Trainer`` that this training supports."""
+"""The ``trainer`` section: the supported options of Lightning's ``Trainer``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from pix2pixhd.config.messages import in_plain_words
+from pix2pixhd.config.messages import readable_error
 from pix2pixhd.config.schema.ranges import Range, at_least, check_ranges
 from pix2pixhd.errors import InputError
 
@@ -22,21 +22,21 @@ _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true")
 # Lightning's short names.
 _SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}
 
-_WHOLE_EPOCHS = "a run trains whole epochs; use optimizer.niter, optimizer.niter_decay or trainer.max_steps"
-_NO_TEST = "this training has no such stage; generate images with `pix2pixhd generate`"
+_WHOLE_EPOCHS = "a run consists of whole epochs; use optimizer.niter, optimizer.niter_decay or trainer.max_steps"
+_NO_TEST = "there is no such stage; generate images with `pix2pixhd generate`"
 
-# The other options of Lightning's Trainer, each with the reason or the remedy.
+# The unsupported options of Lightning's Trainer, each with the reason or the remedy.
 REFUSED: dict[str, str] = {
     "accumulate_grad_batches": "set optimizer.accumulate instead, which applies to both networks",
-    "barebones": "it turns off the checkpoints and logs that a run consists of; to measure speed, use trainer.profiler",
+    "barebones": "it disables checkpoints and logging, which a run requires; to measure speed, use trainer.profiler",
     "callbacks": "pass them to pix2pixhd.training.run.train(config, callbacks=[...]) in Python",
     "default_root_dir": "set run.output instead",
-    "enable_autolog_hparams": "the loggers record the options of a run",
-    "enable_checkpointing": "a run always writes its checkpoints; set run.save_epoch_freq and run.save_latest_freq",
-    "enable_model_summary": "the networks are those of the model section",
+    "enable_autolog_hparams": "the loggers always record the options of a run",
+    "enable_checkpointing": "a run always writes checkpoints; set run.save_epoch_freq and run.save_latest_freq",
+    "enable_model_summary": "the model section defines the networks",
     "gradient_clip_algorithm": "gradients are clipped by norm; set optimizer.gradient_clip_val",
     "gradient_clip_val": "set optimizer.gradient_clip_val instead, which clips each network's gradients",
-    "inference_mode": "validation needs no gradients",
+    "inference_mode": "validation always runs without gradients",
     "limit_predict_batches": _NO_TEST,
     "limit_test_batches": _NO_TEST,
     "logger": "set run.loggers instead",
@@ -44,47 +44,50 @@ REFUSED: dict[str, str] = {
     "model_registry": "checkpoints are written to run.output",
     "overfit_batches": "set data.max_dataset_size instead",
     "plugins": "precision and checkpoint plugins are chosen by this package; set trainer.precision",
-    "reload_dataloaders_every_n_epochs": "the data are found once, when a run starts or resumes",
-    "use_distributed_sampler": "this package's own sampler divides the images between processes",
+    "reload_dataloaders_every_n_epochs": "the list of files is read once, when a run starts or resumes",
+    "use_distributed_sampler": "this package's sampler distributes the images across processes",
     "val_check_interval": "validation runs after whole epochs; set trainer.check_val_every_n_epoch",
 }
 
 
 @dataclasses.dataclass
 class TrainerOptions:
-    """Devices, precision, duration and logging. Names are those of Lightning's ``Trainer``.
+    """Devices, precision, duration and logging. The option names are those of Lightning's ``Trainer``.
 
-    With several ``devices`` or ``num_nodes``, or under torchrun or SLURM, every process takes its share of the images,
-    ``data.batchSize`` at a time, and gradients are averaged.
+    With several ``devices`` or ``num_nodes``, or under torchrun or SLURM, training is distributed: every process trains
+    on a part of the images with a batch size of ``data.batchSize``, and gradients are averaged across processes.
 
     Attributes:
-        accelerator: ``auto``, ``cpu``, ``gpu`` or ``cuda``.
-        devices: Number of processes (on GPUs, one per GPU), a list of GPU ids such as ``0,2``, -1 for all GPUs, or
-            ``auto`` for one, or for as many as torchrun or SLURM started, which no other value may contradict.
-        num_nodes: Number of machines; with ``devices: auto`` as many as torchrun or SLURM started processes on.
-        strategy: ``auto`` or ``ddp``; both average gradients between the processes.
+        accelerator: Device type: ``auto``, ``cpu``, ``gpu`` or ``cuda``.
+        devices: Number of processes per node (on GPUs, one per GPU), a list of GPU ids such as ``0,2``, or -1 for all
+            GPUs. ``auto`` uses one process, or as many as torchrun or SLURM started. Any other value must match the
+            number that they started.
+        num_nodes: Number of nodes. With ``devices: auto``, the number of nodes on which torchrun or SLURM started
+            processes.
+        strategy: ``auto`` or ``ddp``. Both average gradients across processes.
         precision: ``32-true``, ``16-mixed``, ``bf16-mixed``, ``bf16-true`` or ``64-true``.
-        max_epochs: Epochs after which training ends; ``niter + niter_decay`` when None.
-        max_steps: Steps after which training ends, each of which updates both networks; -1 for no limit.
-        min_steps: Steps before which ``max_time`` does not end training.
-        max_time: Time after which this process saves and stops, ``DD:HH:MM:SS``, counted from its start: a run that is
-            resumed has the same time again. None for no limit.
-        log_every_n_steps: Steps between two logged rows of losses; 0 for none.
-        check_val_every_n_epoch: Epochs between two validations (``data.val_phase``). The epoch's checkpoint is written
-            before; a run that is ended during validation resumes with the next epoch.
-        num_sanity_val_steps: Validation batches before training; -1 for all.
-        limit_train_batches: Number (integer) or share (float) of an epoch's batches to train on; None for all.
-        limit_val_batches: The same for validation; 0 for none.
-        fast_dev_run: Runs this many batches (true: one) of training and validation, and writes no checkpoint.
-        deterministic: Whether PyTorch uses deterministic algorithms only; ``warn`` warns where there is none.
-        benchmark: Whether cuDNN measures which algorithm is fastest; Lightning's choice when None.
-        sync_batchnorm: Whether batch norm (``model.norm: batch``) takes its statistics over all processes; GPUs only.
-        detect_anomaly: Whether autograd looks for the operation that produced a NaN; slow.
+        max_epochs: Maximum number of epochs. None trains ``niter + niter_decay`` epochs.
+        max_steps: Maximum number of steps, each of which updates both networks. -1 for no limit.
+        min_steps: Minimum number of steps before ``max_time`` may stop training.
+        max_time: Time limit, as ``DD:HH:MM:SS``, after which the run saves a checkpoint and stops. The time is counted
+            from the start of the process, so a resumed run has the full time again. None for no limit.
+        log_every_n_steps: Number of steps between two logged rows of losses. 0 disables logging of losses.
+        check_val_every_n_epoch: Number of epochs between two validations (``data.val_phase``). The epoch's checkpoint
+            is written before validation, so a run that is stopped during validation resumes with the next epoch.
+        num_sanity_val_steps: Number of validation batches to run before training. -1 runs all of them.
+        limit_train_batches: Number (integer) or fraction (float) of an epoch's batches to train on. None uses all.
+        limit_val_batches: Number (integer) or fraction (float) of the batches to validate on. None uses all; 0 disables
+            validation.
+        fast_dev_run: Runs this number of training and validation batches (true: one) and writes no checkpoint.
+        deterministic: Whether PyTorch uses only deterministic algorithms. ``warn`` warns where there is none.
+        benchmark: Whether cuDNN selects the fastest algorithm by measurement. None uses Lightning's default.
+        sync_batchnorm: Whether batch norm (``model.norm: batch``) computes its statistics over all processes. GPU only.
+        detect_anomaly: Whether autograd reports the operation that produced a NaN. Slow.
         enable_progress_bar: Whether to show the progress bar.
-        profiler: ``simple``, ``advanced`` or ``pytorch``; None for none.
+        profiler: Lightning's profiler: ``simple``, ``advanced`` or ``pytorch``. None disables profiling.
 
     Raises:
-        InputError: For values out of range.
+        InputError: If a value is invalid or out of range.
 
     Example:
         >>> TrainerOptions(devices="0,2").devices
@@ -123,15 +126,15 @@ class TrainerOptions:
             check_ranges("trainer", self, fast_dev_run=at_least(0))
         if self.strategy not in ("auto", "ddp"):
             raise InputError(
-                f"trainer.strategy must be auto or ddp, got {self.strategy!r}: the others cannot run this training "
-                "step, which takes several backward passes through one forward pass"
+                f"trainer.strategy must be auto or ddp, got {self.strategy!r}: other strategies do not support this "
+                "training step, which has several backward passes per forward pass"
             )
         _check_limit("limit_train_batches", self.limit_train_batches, at_least(1), Range(0, 1, without_low=True))
         _check_limit("limit_val_batches", self.limit_val_batches, at_least(0), Range(0, 1))
         self.precision = _SHORT.get(str(self.precision), self.precision)
         if self.precision not in _PRECISIONS:
-            # It has no loss scaling, and the squares of small gradients are 0 in float16.
-            reason = ": Adam's second moments vanish in pure float16" if self.precision == "16-true" else ""
+            # 16-true has no loss scaling, and the squares of small gradients underflow to 0 in float16.
+            reason = ": Adam's second moments underflow in pure float16" if self.precision == "16-true" else ""
             known = ", ".join(_PRECISIONS)
             raise InputError(f"trainer.precision must be one of {known}, got {self.precision!r}{reason}")
         self.devices = _devices(self.devices)
@@ -147,18 +150,21 @@ class TrainerOptions:
         return self.accelerator == "cpu" or (self.accelerator == "auto" and not torch.cuda.is_available())
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments of Lightning's ``Trainer``."""
+        """Returns the arguments of Lightning's ``Trainer``."""
         return dataclasses.asdict(self)
 
 
 def trainer_options(given: Mapping[str, Any]) -> TrainerOptions:
-    """Checks names, types and ranges of options.
+    """Checks the names, types and ranges of options.
 
     Args:
-        given: Options of Lightning's ``Trainer`` by name; None stands for the default.
+        given: Options of Lightning's ``Trainer`` by name. None selects the default.
+
+    Returns:
+        The checked options.
 
     Raises:
-        InputError: For an option that is unknown or not supported, and for a value of the wrong type or out of range.
+        InputError: If an option is unknown or not supported, or if a value has the wrong type or is out of range.
 
     Example:
         >>> trainer_options({"precision": 16}).precision
@@ -175,20 +181,20 @@ def trainer_options(given: Mapping[str, Any]) -> TrainerOptions:
         parsed = parser.parse_object({"trainer": given})
         return TrainerOptions(**vars(parsed.trainer))
     except jsonargparse.ArgumentError as error:
-        raise InputError(in_plain_words(error, parser)) from None
+        raise InputError(readable_error(error, parser)) from None
 
 
 def _check_limit(name: str, value: float | None, batches: Range, share: Range) -> None:
     if value is None or value in (share if isinstance(value, float) else batches):
         return
     raise InputError(
-        f"trainer.{name} must be a number of batches, an integer {batches}, or their share, a float {share}, "
+        f"trainer.{name} must be a number of batches, an integer {batches}, or a fraction of them, a float {share}, "
         f"got {value!r}"
     )
 
 
 def _devices(value: int | str | list[int]) -> int | str | list[int]:
-    """``auto``, a number, or a list of GPU ids."""
+    """Converts ``trainer.devices`` to ``auto``, a number or a list of GPU ids."""
     given: int | str | list[int] = value
     if isinstance(value, str):
         text = value.strip().strip("[]")
@@ -209,7 +215,7 @@ def _devices(value: int | str | list[int]) -> int | str | list[int]:
 
 
 def _duration(value: str | dict[str, int]) -> str:
-    """Normalizes a duration to ``DD:HH:MM:SS``."""
+    """Normalizes a duration to the format ``DD:HH:MM:SS``."""
     try:
         if isinstance(value, str):
             match = re.fullmatch(r"(\d+):(\d\d?):(\d\d?):(\d\d?)", value.strip())
@@ -220,7 +226,7 @@ def _duration(value: str | dict[str, int]) -> str:
         seconds = 0
     if seconds < 1:
         raise InputError(
-            "trainer.max_time must be a positive time as DD:HH:MM:SS, such as 00:12:00:00 for twelve hours, "
+            "trainer.max_time must be a positive duration DD:HH:MM:SS, such as 00:12:00:00 for twelve hours, "
             f"got {value!r}"
         )
     minutes, second = divmod(math.floor(seconds), 60)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pix2pixhd.data import PairedDataset
 from pix2pixhd.errors import InputError
-from pix2pixhd.reporting.results_page import figures_of, sample_pictures, write_page
+from pix2pixhd.reporting.metrics import image_metrics
+from pix2pixhd.reporting.results_page import sample_images, write_page
 from pix2pixhd.training.steps import trial_batches
 
 __all__ = ["ResultsPage"]
@@ -50,5 +51,5 @@ class ResultsPage(pl.Callback):
     def _rows(self, module: Any) -> Iterable[tuple[str, dict[str, Tensor], dict[str, float]]]:
         for i in range(min(self.count, len(self.dataset))):
             sample = self.dataset[i]
-            label, generated, real = sample_pictures(module, sample)
-            yield sample["name"], {"label": label, "generated": generated, "real": real}, figures_of(generated, real)
+            label, generated, real = sample_images(module, sample)
+            yield sample["name"], {"label": label, "generated": generated, "real": real}, image_metrics(generated, real)

@@ -11,11 +11,11 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 
-from pix2pixhd.data import PairedDataset, save_picture
-from pix2pixhd.data.images import tensor_to_picture
+from pix2pixhd.data import PairedDataset, save_image
+from pix2pixhd.data.images import tensor_to_image
 from pix2pixhd.errors import InputError
-from pix2pixhd.reporting.image_grid import sheet
-from pix2pixhd.reporting.results_page import sample_pictures, viewable
+from pix2pixhd.reporting.image_grid import image_grid
+from pix2pixhd.reporting.results_page import sample_images, viewable
 from pix2pixhd.training.distributed import world_size
 from pix2pixhd.training.loggers import log_samples, logger_errors
 from pix2pixhd.training.module import Pix2PixHD
@@ -68,16 +68,16 @@ class SampleSheets(pl.Callback):
         assert isinstance(module, Pix2PixHD)
         if trial_batches(trainer):
             return
-        grid = sheet([[viewable(x) for x in sample_pictures(module, sample)] for sample in self.samples])
+        grid = image_grid([[viewable(x) for x in sample_images(module, sample)] for sample in self.samples])
         try:
-            save_picture(grid, self.folder / f"step_{step:06d}.png")
+            save_image(grid, self.folder / f"step_{step:06d}.png")
         except InputError as error:
             # A full disk must not cost the run its training.
             pl.utilities.rank_zero_warn(f"no sample pictures: {error}")
         for logger in trainer.loggers:
             # Loggers count batches, of which several make a step.
             try:
-                log_samples(logger, tensor_to_picture(grid), trainer.fit_loop.total_batch_idx + 1)
+                log_samples(logger, tensor_to_image(grid), trainer.fit_loop.total_batch_idx + 1)
             except logger_errors() as error:
                 if not self._warned:
                     pl.utilities.rank_zero_warn(f"{type(logger).__name__} did not take the sample images: {error}")
