@@ -6,7 +6,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from pix2pixhd.checkpoints.format import Generator
+from pix2pixhd.checkpoints.generators import LoadedGenerator
 from pix2pixhd.cli import generator_options
 from pix2pixhd.errors import InputError
 from pix2pixhd.inference.generate import Looks, generate_folder
@@ -58,7 +58,7 @@ def _check_combinations(options: argparse.Namespace) -> None:
         raise InputError("--keep-size and the options of scaling exclude each other; leave one of them out")
 
 
-def _looks(generator: Generator, options: argparse.Namespace) -> Looks:
+def _looks(generator: LoadedGenerator, options: argparse.Namespace) -> Looks:
     """Where the features come from, for a generator that takes them."""
     given = "--features" if options.features is not None else "--encode" if options.encode is not None else ""
     if given and not generator.model.has_features:

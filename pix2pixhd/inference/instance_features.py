@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pix2pixhd.checkpoints.format import Generator
+from pix2pixhd.checkpoints.generators import LoadedGenerator
 from pix2pixhd.data import PairedDataset, Sample
 from pix2pixhd.data.encoding import feature_region
 from pix2pixhd.errors import InputError
@@ -40,7 +40,7 @@ NO_ENCODER = (
 
 
 @torch.inference_mode()
-def encode_picture(generator: Generator, sample: Sample) -> Tensor:
+def encode_picture(generator: LoadedGenerator, sample: Sample) -> Tensor:
     """The encoder's features ``[F, H, W]`` of a sample's picture.
 
     Raises:
@@ -71,7 +71,7 @@ class _Instances:
     number: NDArray[Any]
 
 
-def _instances(sample: Sample, generator: Generator) -> _Instances:
+def _instances(sample: Sample, generator: LoadedGenerator) -> _Instances:
     region = feature_region(sample, generator.model).numpy()
     _, pixels, number, sizes = np.unique(region, return_index=True, return_inverse=True, return_counts=True)
     classes = sample["input"].numpy() if generator.data.label_nc else np.zeros_like(region)
@@ -143,7 +143,7 @@ class FeatureClusters:
             ) from None
         return cls({label: center.astype(np.float32) for label, center in centers.items()})
 
-    def check(self, generator: Generator, path: pathlib.Path) -> None:
+    def check(self, generator: LoadedGenerator, path: pathlib.Path) -> None:
         """Checks that the clusters are those of a generator's features.
 
         Args:
@@ -166,7 +166,7 @@ class FeatureClusters:
                 f"{classes - 1}; create it with `pix2pixhd features` from the same checkpoint"
             )
 
-    def draw(self, sample: Sample, generator: Generator, seed: str) -> Tensor:
+    def draw(self, sample: Sample, generator: LoadedGenerator, seed: str) -> Tensor:
         """Features ``[F, H, W]`` of one look per instance, drawn from those of its class.
 
         A class that training never showed gets the mean of all looks.
@@ -185,7 +185,7 @@ class FeatureClusters:
 
 
 def _collect(
-    generator: Generator, dataset: PairedDataset, advance: Callable[[], object]
+    generator: LoadedGenerator, dataset: PairedDataset, advance: Callable[[], object]
 ) -> dict[int, list[tuple[float, _Array]]]:
     """Per class the area (as a share of the picture) and features of all its instances."""
     found: dict[int, list[tuple[float, _Array]]] = {}
@@ -214,7 +214,7 @@ def check_cluster_count(n_clusters: int) -> None:
 
 
 def cluster_features(
-    generator: Generator,
+    generator: LoadedGenerator,
     dataset: PairedDataset,
     n_clusters: int = 10,
     advance: Callable[[], object] = lambda: None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any, cast
@@ -12,6 +11,7 @@ import torch
 import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 
+from pix2pixhd.checkpoints.format import describe
 from pix2pixhd.checkpoints.pretrained import load_pretrained
 from pix2pixhd.config.messages import as_options
 from pix2pixhd.config.schema import ComputeOptions, DataOptions, LossOptions, ModelOptions, OptimizerOptions
@@ -105,16 +105,7 @@ class Pix2PixHD(pl.LightningModule):
         self.compute_options = compute or ComputeOptions()
         self.multiple = model.multiple
         loss = loss or LossOptions()
-        # Plain dictionaries of numbers and strings, which torch.load(weights_only=True) reads back.
-        self.save_hyperparameters(
-            {
-                "format": 1,
-                "model": dataclasses.asdict(model),
-                "data": dataclasses.asdict(data),
-                "loss": dataclasses.asdict(loss),
-                "optimizer": dataclasses.asdict(self.optimizer_options),
-            }
-        )
+        self.save_hyperparameters(describe(model, data, loss, self.optimizer_options))
         self.netG = build_generator(model, data)
         self.netD = build_discriminator(model, data)
         self.netE = build_encoder(model, data)

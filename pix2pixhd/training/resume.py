@@ -16,7 +16,7 @@ from pix2pixhd.config.parser import absolute_paths, config_text
 from pix2pixhd.config.schema import OptimizerOptions, TrainConfig
 from pix2pixhd.errors import InputError
 from pix2pixhd.files import write_text
-from pix2pixhd.training.steps import trial_batches
+from pix2pixhd.training.progress_counters import trial_batches
 
 __all__ = ["ConfigRecord", "apply_optimizer_options", "check_resumable", "division_problem", "go_back"]
 

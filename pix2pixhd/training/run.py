@@ -20,9 +20,11 @@ from pix2pixhd.config.parser import absolute_paths
 from pix2pixhd.config.schema import TrainConfig
 from pix2pixhd.config.schema.trainer import TrainerOptions
 from pix2pixhd.errors import InputError
-from pix2pixhd.training.callbacks.checkpoints import RunCheckpoints
+from pix2pixhd.training.callbacks.checkpoints import CheckpointSchedule
+from pix2pixhd.training.callbacks.progress_bar import LossProgressBar
 from pix2pixhd.training.callbacks.results_page import ResultsPage
-from pix2pixhd.training.callbacks.samples import LossBar, SampleSheets, StopAtNaN
+from pix2pixhd.training.callbacks.sample_sheets import SampleSheets
+from pix2pixhd.training.callbacks.stop_on_non_finite import StopOnNonFinite
 from pix2pixhd.training.callbacks.summary import RunSummary, resume_command
 from pix2pixhd.training.datamodule import PairedData, reporting_dead_workers
 from pix2pixhd.training.first_process import on_first_process
@@ -30,10 +32,10 @@ from pix2pixhd.training.loggers import make_loggers
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.precision import SharedScalePrecision
 from pix2pixhd.training.processes import ending_together, process_count, spread
+from pix2pixhd.training.progress_counters import trial_batches
 from pix2pixhd.training.resume import ConfigRecord, check_resumable, go_back
 from pix2pixhd.training.run_folder import check_run_folder, check_run_folder_writable, remove_leftovers
-from pix2pixhd.training.steps import trial_batches
-from pix2pixhd.training.stopping import Stopped, StopRequests
+from pix2pixhd.training.shutdown import GracefulShutdown, RunStopped
 
 __all__ = ["TrainConfig", "train"]
 
@@ -82,15 +84,15 @@ def _deadline(max_time: Any, began: float) -> float | None:
 
 def _callbacks(config: TrainConfig, data: PairedData, start: str, began: float) -> list[pl.Callback]:
     run, trainer, output = config.run, config.check(), pathlib.Path(config.run.output)
-    shown, stop_at_nan = data.val or data.train, StopAtNaN()
-    checkpoints = RunCheckpoints(
+    shown, stop_at_nan = data.val or data.train, StopOnNonFinite()
+    checkpoints = CheckpointSchedule(
         output / "checkpoints",
         stop_at_nan.check,
         run.save_epoch_freq,
         run.save_latest_freq,
         max_steps=trainer.max_steps,
         min_steps=trainer.min_steps or 0,
-        requests=StopRequests(_deadline(trainer.max_time, began)),
+        shutdown=GracefulShutdown(_deadline(trainer.max_time, began)),
     )
     return [
         ConfigRecord(config),
@@ -147,7 +149,7 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], resume: bool) ->
     if options["max_epochs"] is None:
         options["max_epochs"] = config.optimizer.niter + config.optimizer.niter_decay
     for limit in ("max_steps", "max_time"):
-        del options[limit]  # RunCheckpoints stops there, since Lightning would take the epoch for finished
+        del options[limit]  # CheckpointSchedule stops there, since Lightning would take the epoch for finished
     # Lightning counts batches, of which several make a step.
     options["log_every_n_steps"] *= config.optimizer.accumulate
     if options["min_steps"]:
@@ -158,7 +160,7 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], resume: bool) ->
     if loggers:
         callbacks = [*callbacks, LearningRateMonitor("epoch")]
     if options["enable_progress_bar"]:
-        callbacks = [*callbacks, LossBar()]
+        callbacks = [*callbacks, LossProgressBar()]
     options |= spread(trainer_options)
     try:
         trainer = pl.Trainer(
@@ -208,7 +210,7 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
 
     Raises:
         InputError: For anything the user can put right; nothing has been trained then.
-        Stopped: If the process was asked to stop (SIGTERM, Ctrl-C); the run has been saved.
+        RunStopped: If the process was asked to stop (SIGTERM, Ctrl-C); the run has been saved.
 
     Example:
         >>> module = train(TrainConfig(DataOptions(dataroot="datasets/cityscapes")))  # doctest: +SKIP
@@ -233,7 +235,7 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {error}") from error
-    except Stopped:
+    except RunStopped:
         kept = f"the run is saved, continue it with {resume_command(output)}"
         if trainer.is_global_zero:
             print(f"stopped; {'nothing was saved' if trial_batches(trainer) else kept}", file=sys.stderr, flush=True)

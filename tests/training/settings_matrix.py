@@ -32,7 +32,7 @@ from pix2pixhd.config.schema import (
     TrainConfig,
 )
 from pix2pixhd.training.run import train
-from pix2pixhd.training.stopping import Stopped
+from pix2pixhd.training.shutdown import RunStopped
 
 Row = dict[str, Any]
 
@@ -213,7 +213,7 @@ def _interrupted(config: TrainConfig, kind: str) -> None:
         config.run.save_latest_freq = 1 if kind == "crash" else 0
         try:
             train(config, callbacks=[_Interrupt(kind, config.optimizer.accumulate + 1)])
-        except (Stopped, _Crash):
+        except (RunStopped, _Crash):
             pass
         else:
             raise AssertionError("the run was not interrupted")

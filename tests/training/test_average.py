@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from pix2pixhd.checkpoints.format import load_generator
+from pix2pixhd.checkpoints.generators import load_generator
 from pix2pixhd.config.schema import ModelOptions
 from pix2pixhd.training.average import WeightAverage
 from pix2pixhd.training.module import Pix2PixHD

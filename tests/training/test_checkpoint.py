@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from pix2pixhd.checkpoints.format import load_generator, read_checkpoint
+from pix2pixhd.checkpoints.format import read_checkpoint
+from pix2pixhd.checkpoints.generators import load_generator
 from pix2pixhd.config.schema import DataOptions, ModelOptions
 from pix2pixhd.errors import InputError
 from pix2pixhd.models import define_G

@@ -12,7 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import yaml
 
-from pix2pixhd.checkpoints.format import load_generator, read_checkpoint
+from pix2pixhd.checkpoints.format import read_checkpoint
+from pix2pixhd.checkpoints.generators import load_generator
 from pix2pixhd.config.schema import DataOptions, LossOptions, ModelOptions, OptimizerOptions
 from pix2pixhd.data import PairedDataset, encode_input, find_pairs
 from pix2pixhd.inference.padding import generate_padded

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pix2pixhd.checkpoints.format import load_generator
+from pix2pixhd.checkpoints.generators import load_generator
 from pix2pixhd.cli.main import main
 from pix2pixhd.config.schema import ModelOptions
 from pix2pixhd.data import PairedDataset, find_pairs

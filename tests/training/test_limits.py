@@ -8,7 +8,7 @@ import torch
 
 from pix2pixhd.config.schema import OptimizerOptions
 from pix2pixhd.errors import InputError
-from pix2pixhd.training import run, stopping
+from pix2pixhd.training import run, shutdown
 from pix2pixhd.training.run import train
 
 from .test_run import assert_identical, files
@@ -76,7 +76,7 @@ def clock(monkeypatch):
     """A clock of the test's own in place of the machine's."""
     clock = types.SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(run, "time", clock)
-    monkeypatch.setattr(stopping, "time", clock)
+    monkeypatch.setattr(shutdown, "time", clock)
     return clock
 
 

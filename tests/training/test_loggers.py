@@ -15,7 +15,7 @@ from PIL import Image
 
 from pix2pixhd.errors import InputError
 from pix2pixhd.training import loggers
-from pix2pixhd.training.callbacks.samples import SampleSheets
+from pix2pixhd.training.callbacks.sample_sheets import SampleSheets
 from pix2pixhd.training.run import train
 
 from .test_run import files

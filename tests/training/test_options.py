@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pix2pixhd.checkpoints.format import load_generator, read_checkpoint
+from pix2pixhd.checkpoints.format import read_checkpoint
+from pix2pixhd.checkpoints.generators import load_generator
 from pix2pixhd.cli.main import main
 from pix2pixhd.config.schema import ComputeOptions, DataOptions
 from pix2pixhd.errors import InputError

@@ -9,7 +9,8 @@ import torch
 import yaml
 from PIL import Image
 
-from pix2pixhd.checkpoints.format import load_generator, read_checkpoint
+from pix2pixhd.checkpoints.format import read_checkpoint
+from pix2pixhd.checkpoints.generators import load_generator
 from pix2pixhd.cli.main import main
 from pix2pixhd.config.parser import config_text, parse_train
 from pix2pixhd.data import PairedDataset, find_pairs

@@ -3,7 +3,7 @@
 import lightning.pytorch as pl
 import pytest
 
-from pix2pixhd.training.callbacks.checkpoints import RunCheckpoints
+from pix2pixhd.training.callbacks.checkpoints import CheckpointSchedule
 from pix2pixhd.training.run import train
 
 from .test_limits import Names, make, states  # noqa: F401
@@ -45,14 +45,14 @@ def test_a_run_that_ends_in_validation_has_saved_the_epoch(make, tmp_path, worke
 
 
 def test_a_run_that_is_killed_before_last_ckpt_has_the_kept_one(make, tmp_path, monkeypatch):  # noqa: F811
-    save = RunCheckpoints._save
+    save = CheckpointSchedule._save
 
     def killed(self, trainer, name):
         if name == "last":
             raise Gone
         save(self, trainer, name)
 
-    monkeypatch.setattr(RunCheckpoints, "_save", killed)
+    monkeypatch.setattr(CheckpointSchedule, "_save", killed)
     config = make("run")
     config.run.save_epoch_freq, config.data.val_phase = 1, None
     with pytest.raises(Gone):

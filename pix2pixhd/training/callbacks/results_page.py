@@ -12,7 +12,7 @@ from torch import Tensor
 from pix2pixhd.data import PairedDataset
 from pix2pixhd.errors import InputError
 from pix2pixhd.reporting.results_page import figures_of, sample_pictures, write_page
-from pix2pixhd.training.steps import trial_batches
+from pix2pixhd.training.progress_counters import trial_batches
 
 __all__ = ["ResultsPage"]
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from pix2pixhd.config.schema import TrainConfig
-from pix2pixhd.training.callbacks.checkpoints import RunCheckpoints
+from pix2pixhd.training.callbacks.checkpoints import CheckpointSchedule
 from pix2pixhd.training.datamodule import PairedData
 from pix2pixhd.training.module import Pix2PixHD
-from pix2pixhd.training.steps import finished_batches, finished_steps, trial_batches
+from pix2pixhd.training.progress_counters import finished_batches, finished_steps, trial_batches
 
 __all__ = ["RunSummary", "closing_message", "resume_command"]
 
@@ -105,7 +105,7 @@ def closing_message(trainer: pl.Trainer, output: pathlib.Path) -> str:
         return f"done: {_count(batches, 'batch', 'batches')} ran without an error (fast_dev_run); nothing was saved"
     saved = f"checkpoints, samples and logs are in {output}"
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    checkpoints = next(callback for callback in callbacks if isinstance(callback, RunCheckpoints))
+    checkpoints = next(callback for callback in callbacks if isinstance(callback, CheckpointSchedule))
     limit = checkpoints.stopped_by
     if limit is None and not checkpoints.started:
         return (

@@ -14,7 +14,7 @@ import torch
 from pix2pixhd.checkpoints.format import read_checkpoint
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
-from pix2pixhd.training.stopping import Stopped
+from pix2pixhd.training.shutdown import RunStopped
 
 from .test_run import assert_identical, weights
 
@@ -37,7 +37,7 @@ class Signal(pl.Callback):
 def test_a_stopped_run_goes_on_where_it_was(make_config, step, workers, capsys):
     config = make_config("broken", epochs=3, nThreads=workers)
     config.loss.pool_size = 2
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(RunStopped) as stopped:
         train(config, callbacks=[Signal(step)])
     assert stopped.value.code == 128 + signal.SIGTERM
     assert "stopped; the run is saved, continue it with --resume" in capsys.readouterr().err
@@ -59,7 +59,7 @@ def test_a_stopped_run_goes_on_where_it_was(make_config, step, workers, capsys):
 
 def test_handlers_are_given_back(make_config):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(RunStopped) as stopped:
         train(make_config(), callbacks=[Signal(1, signal.SIGINT)])
     assert stopped.value.code == 128 + signal.SIGINT
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
@@ -109,7 +109,7 @@ def test_accumulated_gradients_are_never_cut_in_two(make_config):
         return made
 
     broken = config("broken")
-    with pytest.raises(Stopped):
+    with pytest.raises(RunStopped):
         train(broken, callbacks=[Signal(1)])  # saved after the second, with the step
     unbroken = weights(train(config("unbroken")))
     assert_identical(unbroken, weights(train(broken, resume=True)))
