@@ -1,17 +1,19 @@
 """The moving average of the weights: right in every precision, on resume, in validation and when it is loaded."""
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pix2pixhd.checkpoints.generators import load_generator
+from pix2pixhd.cli.main import main
 from pix2pixhd.config.schema import ModelOptions
 from pix2pixhd.training.average import WeightAverage
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.run import train
 
-from .test_limits import states
-from .test_run import assert_identical, weights
+from .helpers import assert_identical, training_state, weights
 
 DECAY = 0.999
 
@@ -59,7 +61,7 @@ def test_the_average_follows_the_weights_and_resumes(make_config, tmp_path, prec
     train(config("broken", max_steps=4))
     resumed = train(config("broken"), resume=True)
     assert_identical(average, weights(resumed.ema.module))
-    assert_identical(states(tmp_path, "unbroken"), states(tmp_path, "broken"))
+    assert_identical(training_state(tmp_path, "unbroken"), training_state(tmp_path, "broken"))
 
 
 @pytest.mark.parametrize("features", [False, True])
@@ -102,3 +104,61 @@ def test_a_checkpoint_with_a_rounded_average_loads_into_a_wide_one(make_config):
     }
     module.load_state_dict(rounded)
     assert {value.dtype for value in module.ema.module.state_dict().values()} == {torch.float32}
+
+
+def test_ema_is_the_average_of_the_weights(make_config, tmp_path, data_root):
+    seen = []
+
+    class Spy(pl.Callback):
+        def on_train_start(self, trainer, module):
+            seen.append(weights(module.netG))
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            seen.append(weights(module.netG))
+
+    config = make_config(epochs=2, val_phase="test")
+    config.optimizer.ema_decay = 0.9
+    module = train(config, callbacks=[Spy()])
+    # The first update takes the weights as they are.
+    expected = {name: value.double() for name, value in seen[1].items()}
+    for state in seen[2:]:
+        expected = {name: 0.9 * expected[name] + 0.1 * state[name].double() for name in expected}
+    found = module.ema.module["netG"].state_dict()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].double(), value, rtol=1e-5, atol=1e-7)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert_identical(dict(load_generator(last).network.state_dict()), dict(found))
+    assert_identical(dict(load_generator(last, averaged=False).network.state_dict()), weights(module.netG))
+    for name, extra in (("ema", []), ("raw", ["--no-ema"])):
+        arguments = ["--checkpoint", f"{last}", "--input", f"{data_root}", "--output", f"{tmp_path / name}", *extra]
+        assert main(["generate", *arguments]) == 0
+    first, second = (np.asarray(Image.open(tmp_path / name / "x.png")).astype(int) for name in ("ema", "raw"))
+    assert np.abs(first - second).max() > 0
+
+
+def test_a_resumed_average(make_config):
+    def config(name):
+        made = make_config(name, epochs=3)
+        made.optimizer.ema_decay = 0.5
+        return made
+
+    broken = config("broken")
+    broken.trainer["max_epochs"] = 1
+    train(broken)
+    broken.trainer["max_epochs"] = 3
+    assert_identical(weights(train(config("unbroken"))), weights(train(broken, resume=True)))
+
+
+def test_an_average_may_be_turned_on_and_off(make_config):
+    def train_on(epochs, decay, resume=True):
+        config = make_config(epochs=3)
+        config.trainer["max_epochs"] = epochs
+        config.optimizer.ema_decay = decay
+        return train(config, resume=resume)
+
+    before = weights(train_on(1, 0.0, resume=False).netG)
+    module = train_on(2, 0.9)  # three steps: 0.729 of the weights that were there
+    now, average = weights(module.netG), weights(module.ema.module["netG"])
+    name = "model.1.weight"
+    assert (average[name] - before[name]).abs().max() < 0.5 * (now[name] - before[name]).abs().max()
+    assert train_on(3, 0.0).ema is None

@@ -10,8 +10,7 @@ import pytest
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
 
-from .test_limits import Names, states
-from .test_run import assert_identical
+from .helpers import BatchRecorder, assert_identical, training_state
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -63,7 +62,7 @@ def test_other_batches_are_refused_within_an_epoch(stopped, data_root, tmp_path,
     assert before == ((run / "config.yaml").read_bytes(), (run / "checkpoints" / "last.ckpt").read_bytes())
     # The remedy works.
     (run / "checkpoints" / "epoch_0000.ckpt").replace(run / "checkpoints" / "last.ckpt")
-    names = Names()
+    names = BatchRecorder()
     train(stopped, resume=True, callbacks=[names])
     assert {epoch for epoch, _, _ in names.seen} == {1}
 
@@ -72,7 +71,7 @@ def test_the_same_batches_are_accepted(stopped, make_config, tmp_path):
     stopped.trainer["limit_train_batches"] = 3
     train(stopped, resume=True)
     train(make_config("unbroken", epochs=2))
-    assert_identical(states(tmp_path, "unbroken"), states(tmp_path, "run"))
+    assert_identical(training_state(tmp_path, "unbroken"), training_state(tmp_path, "run"))
 
 
 def test_the_seed_is_the_checkpoints(stopped, tmp_path):

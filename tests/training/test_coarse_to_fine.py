@@ -11,7 +11,7 @@ from pix2pixhd.errors import InputError
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.run import train
 
-from .test_run import weights
+from .helpers import weights
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pix2pixhd.training import loggers
 from pix2pixhd.training.callbacks.sample_sheets import SampleSheets
 from pix2pixhd.training.run import train
 
-from .test_run import files
+from .helpers import files
 
 
 class Service:
@@ -248,3 +248,40 @@ def test_only_the_samples_on_the_sheet_are_read(tmp_path):
     sheets = SampleSheets(Dataset(range(7)), tmp_path, every=1, count=4)
     assert read == [0, 1, 2, 3]
     assert len(sheets.samples) == 4
+
+
+def test_loggers_by_config(make_config, tmp_path, monkeypatch):
+    config = make_config()
+    config.run.loggers = ["csv"]
+    train(config)
+    assert files(tmp_path / "run" / "logs" / "run_0") == ["metrics.csv"] or "hparams.yaml" in files(
+        tmp_path / "run" / "logs" / "run_0"
+    )
+    assert not list((tmp_path / "run" / "logs").glob("**/events.*"))
+    for name, kind in (("mlflow", "MLFlowLogger"), ("wandb", "WandbLogger")):
+
+        def missing(*args, name=name, **kwargs):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+        monkeypatch.setattr(loggers, kind, missing)
+        other = make_config(name)
+        other.run.loggers = [name]
+        with pytest.raises(InputError, match=rf"run\.loggers: {name} is not installed .*pip install {name}"):
+            train(other)
+
+
+def test_a_logger_that_does_not_answer_is_told_before_training(make_config, monkeypatch):
+    class Unreachable:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        @property
+        def experiment(self):
+            raise RuntimeError("the server does not answer\nat all")
+
+    for name, kind in (("mlflow", "MLFlowLogger"), ("wandb", "WandbLogger")):
+        monkeypatch.setattr(loggers, kind, Unreachable)
+        config = make_config(name)
+        config.run.loggers = [name]
+        with pytest.raises(InputError, match=rf"run\.loggers: {name} cannot be used \(the server does not answer\)"):
+            train(config)

@@ -17,7 +17,7 @@ from pix2pixhd.checkpoints.format import read_checkpoint
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
 
-from .test_run import assert_identical, weights
+from .helpers import assert_identical, weights
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from pix2pixhd.checkpoints.format import read_checkpoint
 from pix2pixhd.config.schema import LossOptions
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.image_pool import ImagePool
 from pix2pixhd.training.run import train
 
-from .test_run import assert_identical, weights
-from .test_step import make_batch, make_module, plain_step, relative
+from .helpers import assert_identical, make_batch, make_module, plain_step, relative, weights
 
 
 def picture(value):
@@ -94,3 +94,13 @@ def test_a_resumed_run_with_a_pool_ends_where_an_unbroken_one_does(make_config):
     assert not torch.equal(
         unbroken["netD.scale0_layer0.0.weight"], weights(train(without))["netD.scale0_layer0.0.weight"]
     )
+
+
+def test_checkpoints_of_other_processes_pools(make_config, tmp_path):
+    config = make_config()
+    config.loss.pool_size = 3
+    train(config)
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert len(saved["processes"]) == 1
+    assert len(saved["processes"][0]["pool"]["kept"]) == 3
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").loss.pool_size == 3

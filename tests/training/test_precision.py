@@ -12,9 +12,8 @@ from pix2pixhd.reporting.metrics import build_metrics, update_metrics
 from pix2pixhd.training.precision import SharedScalePrecision
 from pix2pixhd.training.run import train
 
+from .helpers import assert_identical, training_state, weights
 from .settings_matrix import compile_eagerly
-from .test_limits import states
-from .test_run import assert_identical, weights
 
 ENCODER = ["--model.instance_feat=true", "--model.nef=4", "--model.n_downsample_E=2"]
 LOCAL = ["--model.netG=local", "--model.n_blocks_local=1"]
@@ -177,4 +176,4 @@ def test_a_float16_run_resumes_with_its_scale(make_config, tmp_path):
     assert len(unbroken.seen) == 9
     assert len(set(unbroken.seen)) > 3
     assert unbroken.seen == broken.seen
-    assert_identical(states(tmp_path, "unbroken"), states(tmp_path, "broken"))
+    assert_identical(training_state(tmp_path, "unbroken"), training_state(tmp_path, "broken"))

@@ -14,7 +14,7 @@ from pix2pixhd.config.parser import absolute_paths, config_text, parse_train
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
 
-from .test_run import assert_identical, files, weights
+from .helpers import assert_identical, files, weights
 
 
 class Rates(pl.Callback):

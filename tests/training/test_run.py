@@ -1,35 +1,20 @@
 """Whole runs on a tiny data set."""
 
 import csv
-import pathlib
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from pix2pixhd.checkpoints.format import read_checkpoint
 from pix2pixhd.checkpoints.generators import load_generator
 from pix2pixhd.cli.main import main
-from pix2pixhd.config.parser import config_text, parse_train
 from pix2pixhd.data import PairedDataset, find_pairs
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
 
-
-def weights(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def assert_identical(first, second):
-    assert first.keys() == second.keys()
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
-
-
-def files(folder):
-    return sorted(path.name for path in pathlib.Path(folder).iterdir())
+from .helpers import assert_identical, files, weights
 
 
 def test_run_leaves_checkpoint_samples_and_logs(make_config, tmp_path):
@@ -192,35 +177,3 @@ def test_generate_reproduces_the_trained_generator(make_config, tmp_path, data_r
     written = np.asarray(Image.open(out / "x.png")).astype(int)
     wanted = ((expected[0].permute(1, 2, 0).numpy() + 1) * 127.5).round()
     assert np.abs(written - wanted).max() <= 1
-
-
-def test_config_file_and_overrides(make_config, tmp_path):
-    config = make_config()
-    path = tmp_path / "config.yaml"
-    path.write_text(config_text(config))
-    parsed, resume = parse_train(["--config", str(path), "--model.num_D", "3", "--resume"])
-    assert resume
-    assert parsed.model.num_D == 3
-    parsed.model.num_D = 2
-    for section in ("data", "model", "loss", "optimizer", "run"):
-        assert getattr(parsed, section) == getattr(config, section)
-    assert parsed.trainer["accelerator"] == "cpu"
-
-
-@pytest.mark.parametrize("path", sorted((pathlib.Path(main.__code__.co_filename).parent / "configs").glob("*.yaml")))
-def test_shipped_configs_parse(path):
-    config, _ = parse_train(["--config", str(path)])
-    text = yaml.safe_load(path.read_text())
-    for section, values in text.items():
-        if section != "trainer":
-            for name, value in values.items():
-                assert getattr(getattr(config, section), name) == value
-
-
-def test_shipped_configs_go_by_name(tmp_path, monkeypatch):
-    for arguments in (["--config", "pairs"], ["--config=pairs.yaml"]):
-        config, _ = parse_train(arguments)
-        assert config.data.label_nc == 0
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "pairs.yaml").write_text("data:\n  label_nc: 7\n")
-    assert parse_train(["--config", "pairs.yaml"])[0].data.label_nc == 7  # a file of that name wins

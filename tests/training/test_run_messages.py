@@ -10,8 +10,7 @@ from pix2pixhd.errors import InputError
 from pix2pixhd.training import shutdown
 from pix2pixhd.training.run import train
 
-from .test_run import files
-from .test_stopping import Signal
+from .helpers import SendSignal, files
 
 
 def test_a_trial_of_a_resumed_run_is_refused(command_line, tmp_path, capsys):
@@ -86,6 +85,6 @@ def test_log_every_n_steps_counts_steps(make_config, tmp_path, accumulate):
 def test_the_command_that_continues_a_run_is_quoted(make_config, tmp_path, capsys):
     config = make_config("a run's folder")
     with pytest.raises(shutdown.RunStopped):
-        train(config, callbacks=[Signal(1)])
+        train(config, callbacks=[SendSignal(1)])
     command = capsys.readouterr().err.split("continue it with ")[1].splitlines()[0]
     assert shlex.split(command) == ["--resume", "--run.output", str(tmp_path / "a run's folder")]

@@ -16,20 +16,9 @@ from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
 from pix2pixhd.training.shutdown import RunStopped
 
-from .test_run import assert_identical, weights
+from .helpers import SendSignal, assert_identical, weights
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-class Signal(pl.Callback):
-    """Sends this process a signal in some step."""
-
-    def __init__(self, step, number=signal.SIGTERM):
-        self.step, self.number = step, number
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.fit_loop.total_batch_idx + 1 == self.step:
-            os.kill(os.getpid(), self.number)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -38,7 +27,7 @@ def test_a_stopped_run_goes_on_where_it_was(make_config, step, workers, capsys):
     config = make_config("broken", epochs=3, nThreads=workers)
     config.loss.pool_size = 2
     with pytest.raises(RunStopped) as stopped:
-        train(config, callbacks=[Signal(step)])
+        train(config, callbacks=[SendSignal(step)])
     assert stopped.value.code == 128 + signal.SIGTERM
     assert "stopped; the run is saved, continue it with --resume" in capsys.readouterr().err
     steps = []
@@ -60,7 +49,7 @@ def test_a_stopped_run_goes_on_where_it_was(make_config, step, workers, capsys):
 def test_handlers_are_given_back(make_config):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(RunStopped) as stopped:
-        train(make_config(), callbacks=[Signal(1, signal.SIGINT)])
+        train(make_config(), callbacks=[SendSignal(1, signal.SIGINT)])
     assert stopped.value.code == 128 + signal.SIGINT
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
@@ -98,7 +87,7 @@ def test_weights_that_are_no_numbers_are_not_saved_within_an_epoch(make_config, 
                 next(module.netG.parameters())[0] = float("nan")
 
     with pytest.raises(InputError, match="no longer finite"):
-        train(config, resume=True, callbacks=[Poison(), Signal(4)])
+        train(config, resume=True, callbacks=[Poison(), SendSignal(4)])
     assert last.read_bytes() == good
 
 
@@ -110,7 +99,7 @@ def test_accumulated_gradients_are_never_cut_in_two(make_config):
 
     broken = config("broken")
     with pytest.raises(RunStopped):
-        train(broken, callbacks=[Signal(1)])  # saved after the second, with the step
+        train(broken, callbacks=[SendSignal(1)])  # saved after the second, with the step
     unbroken = weights(train(config("unbroken")))
     assert_identical(unbroken, weights(train(broken, resume=True)))
 

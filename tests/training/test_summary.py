@@ -9,8 +9,7 @@ from pix2pixhd.cli.main import main
 from pix2pixhd.training.run import train
 from pix2pixhd.training.shutdown import RunStopped
 
-from .test_run import files
-from .test_stopping import Signal
+from .helpers import SendSignal, files
 
 
 def summary(text):
@@ -78,5 +77,5 @@ def test_a_trial_runs_as_many_batches_as_asked(make_config, capsys):
     assert train(config).trainer.global_step == 2 * 3
     config.trainer["fast_dev_run"] = 3
     with pytest.raises(RunStopped):
-        train(config, callbacks=[Signal(2)])
+        train(config, callbacks=[SendSignal(2)])
     assert "stopped; nothing was saved" in capsys.readouterr().err

@@ -6,8 +6,7 @@ import pytest
 from pix2pixhd.training.callbacks.checkpoints import CheckpointSchedule
 from pix2pixhd.training.run import train
 
-from .test_limits import Names, make, states  # noqa: F401
-from .test_run import assert_identical, files
+from .helpers import BatchRecorder, assert_identical, files, training_state
 
 
 class Gone(Exception):
@@ -26,11 +25,11 @@ class InValidation(pl.Callback):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_that_ends_in_validation_has_saved_the_epoch(make, tmp_path, workers):  # noqa: F811
-    unbroken, broken = Names(), Names()
-    train(make("unbroken", workers), callbacks=[unbroken])
+def test_a_run_that_ends_in_validation_has_saved_the_epoch(three_epoch_config, tmp_path, workers):
+    unbroken, broken = BatchRecorder(), BatchRecorder()
+    train(three_epoch_config("unbroken", workers), callbacks=[unbroken])
     for epoch in range(3):
-        config = make("broken", workers)
+        config = three_epoch_config("broken", workers)
         config.run.save_epoch_freq = 1
         with pytest.raises(Gone):
             train(config, resume=epoch > 0, callbacks=[broken, InValidation(epoch)])
@@ -41,10 +40,10 @@ def test_a_run_that_ends_in_validation_has_saved_the_epoch(make, tmp_path, worke
     module = train(config, resume=True, callbacks=[broken])
     assert module.trainer.current_epoch == 3
     assert broken.seen == unbroken.seen
-    assert_identical(states(tmp_path, "unbroken"), states(tmp_path, "broken"))
+    assert_identical(training_state(tmp_path, "unbroken"), training_state(tmp_path, "broken"))
 
 
-def test_a_run_that_is_killed_before_last_ckpt_has_the_kept_one(make, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_that_is_killed_before_last_ckpt_has_the_kept_one(three_epoch_config, tmp_path, monkeypatch):
     save = CheckpointSchedule._save
 
     def killed(self, trainer, name):
@@ -53,7 +52,7 @@ def test_a_run_that_is_killed_before_last_ckpt_has_the_kept_one(make, tmp_path, 
         save(self, trainer, name)
 
     monkeypatch.setattr(CheckpointSchedule, "_save", killed)
-    config = make("run")
+    config = three_epoch_config("run")
     config.run.save_epoch_freq, config.data.val_phase = 1, None
     with pytest.raises(Gone):
         train(config)

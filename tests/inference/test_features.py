@@ -17,8 +17,7 @@ from pix2pixhd.inference.generate import generate_picture
 from pix2pixhd.inference.instance_features import FeatureClusters, cluster_features, encode_picture
 from pix2pixhd.inference.padding import encode_padded
 from pix2pixhd.training.run import train
-
-from .test_run import assert_identical, weights
+from tests.training.helpers import assert_identical, weights
 
 
 @pytest.fixture
