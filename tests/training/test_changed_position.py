@@ -77,7 +77,7 @@ def test_the_same_batches_are_accepted(stopped, make_config, tmp_path):
 def test_the_seed_is_the_checkpoints(stopped, tmp_path):
     (tmp_path / "run" / "config.yaml").unlink()
     stopped.run.seed = 7
-    with pytest.raises(InputError, match=r"run\.seed=0, the configuration says 7"):
+    with pytest.raises(InputError, match=r"run\.seed=0, the configuration has 7"):
         train(stopped, resume=True)
 
 

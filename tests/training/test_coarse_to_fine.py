@@ -57,8 +57,8 @@ def test_the_whole_schedule(make_local, global_run, capsys):
     config.optimizer.niter, config.optimizer.niter_decay = 1, 2
     train(config, callbacks=[Spy()])
     out = capsys.readouterr().out
-    assert "the generator's global part (its enhancers start anew)" in out
-    assert "the discriminator (its scale2 start anew)" in out
+    assert "the generator's global part (its enhancers start from random weights)" in out
+    assert "the discriminator (its scale2 start from random weights)" in out
     coarse = read_checkpoint(global_run / "checkpoints" / "last.ckpt").weights
     for name in filter(is_fixed, seen[0]):
         for epoch in (0, 1, 2):
@@ -144,7 +144,9 @@ def test_a_discriminator_of_nvidias_no_ganFeat_loss(make_config, tmp_path, norm,
     torch.save(module.netG.state_dict(), tmp_path / "latest_net_G.pth")
     torch.save(flat.state_dict(), tmp_path / "latest_net_D.pth")
     told = module.load_pretrained(tmp_path)
-    assert told.endswith("the discriminator" if num_D == 2 else "the discriminator (its scale1 start anew)")
+    assert told.endswith(
+        "the discriminator" if num_D == 2 else "the discriminator (its scale1 start from random weights)"
+    )
     x = torch.randn(1, 8, 16, 24)
     coarse = x if num_D == 2 else flat.downsample(x)
     for ours, theirs in zip(module.netD(x)[2 - num_D :], flat(coarse if num_D == 1 else x), strict=True):

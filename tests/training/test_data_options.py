@@ -57,6 +57,6 @@ def test_pictures_of_five_channels(make_config, tmp_path, capsys):
     vgg = make_config("vgg", **options)
     vgg.loss = dataclasses.replace(vgg.loss, lambda_vgg=1.0, vgg="random")
     with pytest.raises(
-        InputError, match=r"loss\.lambda_vgg: the perceptual loss sees colour or gray, not .*output_nc=2"
+        InputError, match=r"loss\.lambda_vgg: the perceptual loss needs color or grayscale images, got .*output_nc=2"
     ):
         train(vgg)

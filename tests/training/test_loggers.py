@@ -230,7 +230,7 @@ def test_a_logger_that_fails_to_take_images_does_not_end_the_run(make_config, tm
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(config)
-    assert len([x for x in caught if "did not take the sample images: the server is down" in str(x.message)]) == 1
+    assert len([x for x in caught if "did not accept the sample images: the server is down" in str(x.message)]) == 1
     assert len(list((tmp_path / "run" / "samples").iterdir())) > 2
 
 

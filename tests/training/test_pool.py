@@ -69,7 +69,7 @@ def test_the_step_with_a_full_pool_uses_its_pictures_for_the_discriminator_alone
     for network, gradients in ((module.netG, expected_G), (module.netD, expected_D)):
         for parameter, gradient in zip(network.parameters(), gradients, strict=True):
             assert relative(parameter.grad, gradient) < 1e-9 or gradient.norm() < 1e-9
-    module.pool._kept = [torch.zeros_like(x) for x in module.pool._kept] * 4
+    module.pool._stored = [torch.zeros_like(x) for x in module.pool._stored] * 4
     module.pool._random.random = lambda: 0.9  # always exchange
     again = module.compute_gradients(condition, real)
     for name in ("G_GAN", "G_GAN_Feat", "D_real"):

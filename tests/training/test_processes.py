@@ -12,7 +12,7 @@ import pix2pixhd
 from pix2pixhd.config.schema.trainer import TrainerOptions
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.distributed import AveragedGradients
-from pix2pixhd.training.processes import process_count, spread
+from pix2pixhd.training.processes import distribution_options, process_count
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -45,7 +45,7 @@ def started_by(monkeypatch, variables):
 def test_processes_are_those_that_the_launcher_started(monkeypatch, variables, given):
     started_by(monkeypatch, variables)
     options = TrainerOptions(**given)
-    found = spread(options)
+    found = distribution_options(options)
     assert found["devices"] == given.get("devices", 2)
     assert found["num_nodes"] == 3
     assert isinstance(found["strategy"], AveragedGradients)
@@ -70,7 +70,7 @@ def test_other_numbers_than_the_launchers_are_refused(monkeypatch, name, variabl
 
 def test_one_process_of_slurm_and_uneven_ones(monkeypatch):
     started_by(monkeypatch, SLURM | {"SLURM_NTASKS": "1"})
-    assert spread(TrainerOptions()) == {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    assert distribution_options(TrainerOptions()) == {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     with pytest.raises(InputError, match=r"SLURM started 1 process on this machine, trainer\.devices is 2"):
         process_count(TrainerOptions(devices=2))
     started_by(monkeypatch, {"SLURM_NTASKS": "5"})
@@ -82,12 +82,12 @@ def test_one_process_of_slurm_and_uneven_ones(monkeypatch):
 def test_processes_that_another_launcher_started_are_refused(monkeypatch, name):
     monkeypatch.setenv(name, "2")
     assert process_count(TrainerOptions(devices=2)) == 2
-    with pytest.raises(InputError, match=f"{name} says that 2 processes were started, .* make 1; start them with"):
+    with pytest.raises(InputError, match=f"according to {name}, 2 processes were started, .* give 1; start them with"):
         process_count(TrainerOptions())
 
 
 def test_without_a_launcher():
-    assert spread(TrainerOptions()) == {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    assert distribution_options(TrainerOptions()) == {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     assert process_count(TrainerOptions(devices=2, num_nodes=2)) == 4
 
 

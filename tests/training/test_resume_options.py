@@ -121,8 +121,8 @@ def test_a_file_in_the_output_folder_is_kept(make_config, tmp_path):
 @pytest.mark.parametrize(
     ("section", "name", "value", "reason"),
     [
-        ("model", "ngf", 8, "the saved weights belong to it"),
-        ("data", "label_nc", 5, "the saved weights belong to it"),
+        ("model", "ngf", 8, "the saved weights depend on it"),
+        ("data", "label_nc", 5, "the saved weights depend on it"),
         ("data", "batchSize", 3, "the run stopped within an epoch"),
         ("data", "max_dataset_size", 2, "the run stopped within an epoch"),
         ("optimizer", "accumulate", 2, "the run stopped within an epoch"),

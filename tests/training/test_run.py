@@ -74,10 +74,10 @@ def test_a_run_is_not_overwritten_and_resume_needs_one(make_config):
     with pytest.raises(InputError, match=r"there is no .*last\.ckpt to continue from"):
         train(config, resume=True)
     train(config)
-    with pytest.raises(InputError, match=r"holds a run already .*--resume"):
+    with pytest.raises(InputError, match=r"already contains a run .*--resume"):
         train(config)
     config.model.ngf = 8
-    with pytest.raises(InputError, match=r"was trained with model\.ngf=4, the configuration says 8"):
+    with pytest.raises(InputError, match=r"was trained with model\.ngf=4, the configuration has 8"):
         train(config, resume=True)
 
 

@@ -25,7 +25,7 @@ def test_resuming_a_finished_run_says_what_to_raise(command_line, capsys):
     assert main(command_line()) == 0
     assert "all 1 epochs" not in capsys.readouterr().out
     assert main(command_line("--resume")) == 0
-    assert "all 1 epochs had been trained already; to train longer, raise optimizer.niter" in capsys.readouterr().out
+    assert "all 1 epochs had already been trained; to train longer, raise optimizer.niter" in capsys.readouterr().out
 
 
 def test_synchronized_batch_norm_is_refused_on_the_cpu(make_config, tmp_path):
@@ -64,7 +64,7 @@ def test_a_damaged_checkpoint_names_the_kept_one(make_config, tmp_path, kept):
     config.trainer["max_epochs"] = 1
     train(config)
     checkpoints = tmp_path / "run" / "checkpoints"
-    remedy = "copy .*epoch_0000.ckpt, the last one that was kept, over last.ckpt" if kept else "start a new run"
+    remedy = "copy .*epoch_0000.ckpt, the latest kept checkpoint, over last.ckpt" if kept else "start a new run"
     whole = (checkpoints / "last.ckpt").read_bytes()
     for damaged in (whole[: len(whole) // 2], b""):
         (checkpoints / "last.ckpt").write_bytes(damaged)

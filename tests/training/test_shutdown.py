@@ -29,7 +29,7 @@ def test_a_stopped_run_goes_on_where_it_was(make_config, step, workers, capsys):
     with pytest.raises(RunStopped) as stopped:
         train(config, callbacks=[SendSignal(step)])
     assert stopped.value.code == 128 + signal.SIGTERM
-    assert "stopped; the run is saved, continue it with --resume" in capsys.readouterr().err
+    assert "stopped; the run was saved, continue it with --resume" in capsys.readouterr().err
     steps = []
 
     class Count(pl.Callback):
@@ -126,7 +126,7 @@ def test_sigterm_of_a_real_process(command_line, tmp_path, processes):
         run.send_signal(signal.SIGTERM)
         code = run.wait(60)
     text = log.read_text()
-    assert text.count("stopped; the run is saved") == 1, text[-3000:]
+    assert text.count("stopped; the run was saved") == 1, text[-3000:]
     # torchrun's agent, which passes the signal on, ends with an error of its own.
     assert code == (128 + signal.SIGTERM if processes == 1 else 1)
     assert all(torch.isfinite(value).all() for value in read_checkpoint(last).weights.values())

@@ -24,7 +24,7 @@ def test_a_run_says_what_it_trains_on_what(command_line, capsys, tmp_path):
     out = capsys.readouterr().out
     found = summary(out)
     assert found["device"] == "cpu"
-    assert found["precision"] == "bf16-mixed, channels last"
+    assert found["precision"] == "bf16-mixed, channels-last"
     assert found["images"] == "3 for training, 2 for validation"
     assert found["image size"].startswith("16x16")
     assert found["batch"] == "2 = batchSize 1 x accumulate 2"
