@@ -19,7 +19,7 @@ def _save(path, array):
 
 @pytest.fixture
 def data_root(tmp_path):
-    """Three pictures of 24x32 to train on and two to validate on."""
+    """Three training and two validation images of 24x32."""
     root = tmp_path / "data"
     rng = np.random.default_rng(0)
     for phase, names in (("train", "abc"), ("test", "xy")):
@@ -50,7 +50,7 @@ def make_config(data_root, tmp_path):
 
 @pytest.fixture
 def command_line(data_root, tmp_path):
-    """Arguments of ``pix2pixhd train`` for the same small run."""
+    """Makes the arguments of ``pix2pixhd train`` for the same small run."""
 
     def make(*more, output="run"):
         options = {
@@ -78,13 +78,13 @@ def command_line(data_root, tmp_path):
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path_factory):
-    """Keeps what the data check remembers out of the user's cache folder; every test begins without."""
+    """Gives every test an empty cache folder in place of the user's, for the cache of the data check."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
 def make_checkpoint(make_config, tmp_path):
-    """Writes the checkpoint of an untrained run, without training."""
+    """Writes the checkpoint of an untrained run."""
 
     def make(name="last.ckpt", model=None, **data):
         config = make_config(**data)
@@ -99,7 +99,7 @@ def make_checkpoint(make_config, tmp_path):
 
 @pytest.fixture
 def full_disk():
-    """A context in which no file can grow beyond some bytes; writing then fails as on a full disk."""
+    """A context manager that limits the size of files, so that writing fails like on a full disk."""
 
     @contextlib.contextmanager
     def limited(size):

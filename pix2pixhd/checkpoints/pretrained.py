@@ -51,7 +51,7 @@ def _load_generator(netG: nn.Module, weights: dict[str, Tensor], path: pathlib.P
             if not name.startswith(f"model.{last}.")
         }
         load_strictly(netG.model, trunk, path)
-        return "the generator's global part (its enhancers start from random weights)"
+        return "the generator's global part (the enhancers from random weights)"
     load_strictly(netG, weights, path)
     return "the generator"
 
@@ -87,7 +87,7 @@ def _load_discriminator(netD: MultiscaleDiscriminator, weights: dict[str, Tensor
     new = sorted(scales(own) - scales(weights))
     kept = {name: value for name, value in own.items() if name.split("_")[0] in new}
     load_strictly(netD, {**weights, **kept}, path)
-    return "the discriminator" + (f" (its {', '.join(new)} start from random weights)" if new else "")
+    return "the discriminator" + (f" ({', '.join(new)} from random weights)" if new else "")
 
 
 def load_pretrained(netG: nn.Module, netD: MultiscaleDiscriminator, netE: nn.Module | None, path: pathlib.Path) -> str:

@@ -10,7 +10,7 @@ from pix2pixhd.reporting.metrics import build_metrics, update_metrics
 from pix2pixhd.training.run import train
 
 
-def test_metrics_weights_stay_out_of_checkpoints_and_may_change(make_config, tmp_path, monkeypatch):
+def test_weights_of_metrics_are_not_saved_and_metrics_may_change_on_resume(make_config, tmp_path, monkeypatch):
     from torchmetrics import MeanSquaredError
 
     class WithNetwork(MeanSquaredError):
@@ -28,7 +28,7 @@ def test_metrics_weights_stay_out_of_checkpoints_and_may_change(make_config, tmp
         assert not [name for name in saved if name.startswith("val_metrics")]
 
 
-def test_metrics_that_need_weights_say_which(monkeypatch):
+def test_metrics_without_their_weights_are_rejected_with_a_remedy(monkeypatch):
     def unreachable(*args, **kwargs):
         raise OSError("<urlopen error no route>")
 
@@ -42,7 +42,7 @@ def test_metrics_that_need_weights_say_which(monkeypatch):
                 build_metrics(["l1", name])
 
 
-def test_fid_is_fed_real_and_generated_pictures():
+def test_fid_receives_real_and_generated_images():
     """With a small network in Inception's place, whose weights cannot be had offline."""
     from torchmetrics import MetricCollection
 

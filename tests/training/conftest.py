@@ -7,7 +7,7 @@ __all__ = ["command_line", "data_root", "full_disk", "make_checkpoint", "make_co
 
 @pytest.fixture
 def three_epoch_config(make_config):
-    """Three epochs of three batches, with all that a checkpoint has to carry."""
+    """Makes configurations of three epochs of three batches that use every kind of checkpoint state."""
 
     def make(output, workers=0, accumulate=1, **trainer):
         config = make_config(output, epochs=2, nThreads=workers, val_phase="test")

@@ -41,7 +41,7 @@ def training_state(tmp_path, output):
 
 
 class BatchRecorder(pl.Callback):
-    """Notes the images that a run trains on."""
+    """Records the images that a run trains on."""
 
     def __init__(self):
         self.seen = []
@@ -71,7 +71,7 @@ def make_batch(seed=1):
 
 
 def plain_step(module, condition, real, lambda_gan=0.5, lambda_feat=10.0):
-    """NVIDIA's step with the paper's weights: three passes through D, losses layer by layer."""
+    """Computes NVIDIA's step with the paper's weights: D runs three times, and the losses are summed layer by layer."""
     G, D = module.netG, module.netD
     fake = G(condition)
     pred_fake_detached = D(torch.cat([condition, fake.detach()], 1))
@@ -94,7 +94,7 @@ def relative(a, b):
 
 
 class SendSignal(pl.Callback):
-    """Sends this process a signal in some step."""
+    """Sends a signal to this process in a given step."""
 
     def __init__(self, step, number=signal.SIGTERM):
         self.step, self.number = step, number

@@ -7,7 +7,7 @@ from pix2pixhd.training.run import train
 from .helpers import make_batch, make_module
 
 
-def test_accumulated_gradients_are_those_of_the_larger_batch():
+def test_accumulated_gradients_equal_those_of_the_larger_batch():
     module, batch = make_module(), make_batch()
     module.double()
     condition, real = module.encode(batch), batch["image"].double()
@@ -20,10 +20,10 @@ def test_accumulated_gradients_are_those_of_the_larger_batch():
         torch.testing.assert_close(found, gradient, rtol=1e-8, atol=1e-14)
 
 
-def test_the_last_batches_of_an_epoch_make_a_step_of_their_own(make_config):
+def test_leftover_batches_of_an_epoch_form_a_step(make_config):
     config = make_config()
     config.optimizer.accumulate = 2  # of three batches
     config.trainer["max_steps"] = 2
     module = train(config)
-    assert module.trainer.global_step == 4  # of two optimisers
+    assert module.trainer.global_step == 4  # counted by Lightning for each of the two optimizers
     assert not module.mid_accumulation

@@ -1,4 +1,4 @@
-"""The moving average of the weights: right in every precision, on resume, in validation and when it is loaded."""
+"""The moving average of the weights: in every precision, on resume, in validation and when it is loaded."""
 
 import lightning.pytorch as pl
 import numpy as np
@@ -19,7 +19,7 @@ DECAY = 0.999
 
 
 class Reference(pl.Callback):
-    """The average in float64, from the weights after every step."""
+    """Averages the weights in float64 after every step."""
 
     def __init__(self):
         self.average = None
@@ -46,32 +46,32 @@ def test_the_average_follows_the_weights_and_resumes(make_config, tmp_path, prec
             nef=4,
             n_downsample_E=2,
         )
-        # Steps that are large against bfloat16's spacing, so that the weights themselves move in it.
+        # Steps large enough that the weights themselves change in bfloat16.
         made.optimizer.lr, made.optimizer.ema_decay = 2e-2, DECAY
         made.trainer |= {"precision": precision, **trainer}
         return made
 
     reference = Reference()
-    module = train(config("unbroken"), callbacks=[reference])
+    module = train(config("uninterrupted"), callbacks=[reference])
     average = weights(module.ema.module)
-    wide = torch.float64 if precision == "64-true" else torch.float32
-    assert {value.dtype for value in average.values()} == {wide}
-    expected = {name: value.to(wide) for name, value in reference.average.items()}
+    dtype = torch.float64 if precision == "64-true" else torch.float32
+    assert {value.dtype for value in average.values()} == {dtype}
+    expected = {name: value.to(dtype) for name, value in reference.average.items()}
     torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-7)
-    train(config("broken", max_steps=4))
-    resumed = train(config("broken"), resume=True)
+    train(config("interrupted", max_steps=4))
+    resumed = train(config("interrupted"), resume=True)
     assert_identical(average, weights(resumed.ema.module))
-    assert_identical(training_state(tmp_path, "unbroken"), training_state(tmp_path, "broken"))
+    assert_identical(training_state(tmp_path, "uninterrupted"), training_state(tmp_path, "interrupted"))
 
 
 @pytest.mark.parametrize("features", [False, True])
-def test_images_in_bfloat16_are_those_of_the_loaded_generator(make_config, tmp_path, features):
+def test_bfloat16_run_generates_the_same_images_as_the_loaded_generator(make_config, tmp_path, features):
     config = make_config()
     config.model.label_feat, config.model.nef, config.model.n_downsample_E = features, 4, 2
     config.optimizer.ema_decay, config.trainer["precision"] = 0.5, "bf16-true"
     module = train(config)
     loaded = load_generator(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    own = module._generating()["netG"]
+    own = module._inference_networks()["netG"]
     assert_identical(weights(own), weights(loaded.network))
     condition = torch.rand(1, loaded.network.model[1].in_channels, 16, 16)
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_an_average_is_never_converted_to_half_precision():
     assert next(average.double().parameters()).dtype == torch.float64
 
 
-def test_a_checkpoint_with_a_rounded_average_loads_into_a_wide_one(make_config):
+def test_a_bfloat16_average_in_a_checkpoint_loads_as_float32(make_config):
     config = make_config()
     config.optimizer.ema_decay = DECAY
     module = Pix2PixHD(config.model, config.data, config.loss, config.optimizer).to(torch.bfloat16)
@@ -106,7 +106,7 @@ def test_a_checkpoint_with_a_rounded_average_loads_into_a_wide_one(make_config):
     assert {value.dtype for value in module.ema.module.state_dict().values()} == {torch.float32}
 
 
-def test_ema_is_the_average_of_the_weights(make_config, tmp_path, data_root):
+def test_ema_equals_the_average_computed_in_float64(make_config, tmp_path, data_root):
     seen = []
 
     class Spy(pl.Callback):
@@ -119,7 +119,7 @@ def test_ema_is_the_average_of_the_weights(make_config, tmp_path, data_root):
     config = make_config(epochs=2, val_phase="test")
     config.optimizer.ema_decay = 0.9
     module = train(config, callbacks=[Spy()])
-    # The first update takes the weights as they are.
+    # The first update copies the weights.
     expected = {name: value.double() for name, value in seen[1].items()}
     for state in seen[2:]:
         expected = {name: 0.9 * expected[name] + 0.1 * state[name].double() for name in expected}
@@ -136,20 +136,20 @@ def test_ema_is_the_average_of_the_weights(make_config, tmp_path, data_root):
     assert np.abs(first - second).max() > 0
 
 
-def test_a_resumed_average(make_config):
+def test_a_resumed_average_equals_that_of_an_uninterrupted_run(make_config):
     def config(name):
         made = make_config(name, epochs=3)
         made.optimizer.ema_decay = 0.5
         return made
 
-    broken = config("broken")
-    broken.trainer["max_epochs"] = 1
-    train(broken)
-    broken.trainer["max_epochs"] = 3
-    assert_identical(weights(train(config("unbroken"))), weights(train(broken, resume=True)))
+    interrupted = config("interrupted")
+    interrupted.trainer["max_epochs"] = 1
+    train(interrupted)
+    interrupted.trainer["max_epochs"] = 3
+    assert_identical(weights(train(config("uninterrupted"))), weights(train(interrupted, resume=True)))
 
 
-def test_an_average_may_be_turned_on_and_off(make_config):
+def test_the_average_can_be_enabled_and_disabled_on_resume(make_config):
     def train_on(epochs, decay, resume=True):
         config = make_config(epochs=3)
         config.trainer["max_epochs"] = epochs
@@ -157,7 +157,7 @@ def test_an_average_may_be_turned_on_and_off(make_config):
         return train(config, resume=resume)
 
     before = weights(train_on(1, 0.0, resume=False).netG)
-    module = train_on(2, 0.9)  # three steps: 0.729 of the weights that were there
+    module = train_on(2, 0.9)  # three steps: 0.729 of the initial weights
     now, average = weights(module.netG), weights(module.ema.module["netG"])
     name = "model.1.weight"
     assert (average[name] - before[name]).abs().max() < 0.5 * (now[name] - before[name]).abs().max()

@@ -9,8 +9,8 @@ from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
 
 
-def trained_picture(config):
-    """What a run in float64 ends with: another order of additions does not show in it."""
+def trained_image(config):
+    """Trains in float64, where the order of summation has no visible effect, and generates an image."""
     config.trainer["precision"] = "64-true"
     module = train(config).double().eval()
     torch.manual_seed(5)
@@ -19,13 +19,13 @@ def trained_picture(config):
 
 
 @pytest.mark.parametrize("options", [{"channels_last": True}, {"checkpoint_activations": True}])
-def test_other_ways_to_compute_give_the_same(make_config, options):
+def test_memory_format_and_checkpointing_do_not_change_the_result(make_config, options):
     config = make_config("other")
     config.compute = ComputeOptions(**options)
-    torch.testing.assert_close(trained_picture(make_config("plain")), trained_picture(config), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(trained_image(make_config("plain")), trained_image(config), rtol=1e-6, atol=1e-6)
 
 
-def test_checkpointed_activations_give_the_same_gradients():
+def test_activation_checkpointing_gives_the_same_gradients():
     from pix2pixhd.models import GlobalGenerator, LocalEnhancer
 
     for network in (
@@ -41,7 +41,7 @@ def test_checkpointed_activations_give_the_same_gradients():
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
-def test_checkpointed_activations_and_batch_norm_exclude_each_other(make_config):
+def test_activation_checkpointing_with_batch_norm_is_rejected(make_config):
     config = make_config()
     config.model.norm = "batch"
     config.compute.checkpoint_activations = True
@@ -50,19 +50,21 @@ def test_checkpointed_activations_and_batch_norm_exclude_each_other(make_config)
 
 
 @pytest.mark.slow
-def test_compiled_networks_train_to_the_same(make_config, tmp_path):
+def test_compiled_networks_train_to_the_same_weights(make_config, tmp_path):
     def config(name, compiled):
         made = make_config(name)
         made.model.n_downsample_global = made.model.num_D = made.model.n_layers_D = 1  # generating C++ is slow
         made.compute.compile = compiled
         return made
 
-    plain, compiled = trained_picture(config("plain", False)), trained_picture(config("compiled", True))
+    plain, compiled = trained_image(config("plain", False)), trained_image(config("compiled", True))
     torch.testing.assert_close(plain, compiled, rtol=1e-6, atol=1e-6)
-    assert load_generator(tmp_path / "compiled" / "checkpoints" / "last.ckpt")  # the names are the same
+    assert load_generator(
+        tmp_path / "compiled" / "checkpoints" / "last.ckpt"
+    )  # compiling does not change parameter names
 
 
-def test_half_precision_takes_channels_last(make_config):
+def test_half_precision_uses_channels_last_by_default(make_config):
     for precision, expected in (("32-true", False), ("bf16-mixed", True)):
         config = make_config(precision)
         config.trainer["precision"] = precision

@@ -13,7 +13,7 @@ from pix2pixhd.training.run import train
 from .helpers import files
 
 
-def test_max_dataset_size_and_order(make_config, tmp_path):
+def test_max_dataset_size_and_serial_batches_select_the_first_images_in_order(make_config, tmp_path):
     import lightning.pytorch as pl
 
     names = []
@@ -29,7 +29,7 @@ def test_max_dataset_size_and_order(make_config, tmp_path):
         DataOptions(max_dataset_size=0)
 
 
-def test_pictures_of_five_channels(make_config, tmp_path, capsys):
+def test_training_on_images_with_five_input_and_two_output_channels(make_config, tmp_path, capsys):
     rng = np.random.default_rng(0)
     for folder, channels in (("train_A", 5), ("train_B", 2)):
         (tmp_path / "stacks" / folder).mkdir(parents=True)
@@ -49,9 +49,9 @@ def test_pictures_of_five_channels(make_config, tmp_path, capsys):
         InputError, match=r"a\.npy: must hold an array \[height, width, 4\] of uint8, got \[16, 20, 5\]"
     ):
         train(wrong)
-    for array, told in ((np.zeros((16, 20, 5), np.float32), "float32"), (np.zeros((16, 20), np.uint8), "uint8")):
+    for array, dtype in ((np.zeros((16, 20, 5), np.float32), "float32"), (np.zeros((16, 20), np.uint8), "uint8")):
         np.save(tmp_path / "stacks" / "train_A" / "a.npy", array)
-        with pytest.raises(InputError, match=rf"a\.npy: must hold an array .* of uint8, got \[.*\] of {told}"):
+        with pytest.raises(InputError, match=rf"a\.npy: must hold an array .* of uint8, got \[.*\] of {dtype}"):
             train(make_config("wrong", **options))
     np.save(tmp_path / "stacks" / "train_A" / "a.npy", np.zeros((16, 20, 5), np.uint8))
     vgg = make_config("vgg", **options)
