@@ -17,7 +17,7 @@ def test_fast_dev_run_with_resume_is_rejected(command_line, tmp_path, capsys):
     assert main(command_line()) == 0
     before = (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes()
     assert main(command_line("--resume", "--trainer.fast_dev_run=true")) == 2
-    assert "--resume: trainer.fast_dev_run counts its batches from the first one" in capsys.readouterr().err
+    assert "--resume: trainer.fast_dev_run runs the first batches of a run" in capsys.readouterr().err
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
