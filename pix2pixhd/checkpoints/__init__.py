@@ -1,1 +1,1 @@
-"""TODO."""
+"""Checkpoints: the format, writing and reading them, and pretrained weights."""

@@ -1,4 +1,4 @@
-"""Checkpoints that exist whole or not at all."""
+"""Atomic checkpoint writes: a checkpoint is replaced completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _REMEDY = "the previous checkpoint is untouched. Free some space and continue wi
 
 
 def save_torch(content: object, part: pathlib.Path) -> None:
-    """Writes with ``torch.save``, inside a block of ``replacing``.
+    """Writes a file with ``torch.save``, inside a block of ``replacing``.
 
     Raises:
-        OSError: If it cannot be written. torch's zip writer reports a failed write, to a full disk for example, as a
-            ``RuntimeError`` about file positions.
+        OSError: If the file cannot be written. torch's zip writer reports a failed write, for example to a full disk,
+            as a ``RuntimeError`` about file positions, which is converted.
     """
     try:
         with part.open("wb") as file:
@@ -33,24 +33,25 @@ def save_torch(content: object, part: pathlib.Path) -> None:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside the old one, flushes it to the disk, and only then replaces the old one.
+    """Writes a checkpoint to a temporary file, flushes it to the disk, and then replaces the previous checkpoint.
 
-    Whenever the process or the machine stops, the file under the checkpoint's name is the old one or the new one. A
-    full disk leaves the old one and ends the run with a message. There is no second copy in memory.
+    If the process or the machine stops at any time, the file under the checkpoint's name is either the previous or the
+    new checkpoint. If the disk is full, the previous checkpoint is kept and the run ends with an error message. No
+    second copy is held in memory.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Writes a checkpoint.
 
         Args:
-            checkpoint: What Lightning saves.
+            checkpoint: The state that Lightning saves.
             path: The file to write.
-            storage_options: Not used.
+            storage_options: Unused.
 
         Raises:
-            InputError: If it cannot be written; the previous checkpoint is untouched.
+            InputError: If it cannot be written; the previous checkpoint is unchanged.
         """
         target = pathlib.Path(path)
-        # A run refuses to start in a folder with checkpoints of other origin, so these are its own.
+        # A run refuses to start in a folder with checkpoints of another run, so these are its own.
         with replacing(target, force=True, remedy=_REMEDY) as part:
             save_torch(checkpoint, part)

@@ -1,4 +1,4 @@
-"""Checkpoints that describe themselves, and NVIDIA's, which do not."""
+"""The checkpoint format: weights with the options that describe them, and NVIDIA's bare state dicts."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ from torch import Tensor, nn
 
 from pix2pixhd.config.schema import DataOptions, LossOptions, ModelOptions, OptimizerOptions
 from pix2pixhd.errors import InputError
-from pix2pixhd.models.build import build_encoder, build_generator
 from pix2pixhd.models.weights import read_weights
 
 __all__ = [
+    "FORMAT_VERSION",
     "Checkpoint",
-    "Generator",
-    "generator_of",
+    "describe",
     "last_checkpoint",
-    "load_generator",
     "load_strictly",
     "read_checkpoint",
     "read_state_dict",
 ]
 
-_FORMAT = 1
+# Raised when an older version of this package could misread a newer checkpoint.
+FORMAT_VERSION = 1
 _Section = TypeVar("_Section", DataOptions, ModelOptions, LossOptions, OptimizerOptions)
 
-# What a checkpoint must say of itself: a default in place of one of these would be a guess. Options that later versions
-# add have defaults under which an older checkpoint means what it meant.
+# Options that every checkpoint must contain, because a default would be a guess. Options that are added later get
+# defaults that keep the meaning of older checkpoints.
 _REQUIRED: dict[type, set[str]] = {
     ModelOptions: {
         *("netG", "ngf", "n_downsample_global", "n_blocks_global", "n_local_enhancers", "n_blocks_local", "norm"),
@@ -40,24 +39,24 @@ _REQUIRED: dict[type, set[str]] = {
     DataOptions: {"label_nc", "input_nc", "output_nc", "no_instance", "resize_or_crop", "loadSize", "fineSize"},
 }
 
-# Written by PyTorch before 0.4, whose instance norm carried statistics that it never used. NVIDIA's published weights
-# are that old.
+# PyTorch before 0.4 saved running statistics for instance norm, which never used them. NVIDIA's published weights
+# contain them.
 _UNUSED_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclasses.dataclass
 class Checkpoint:
-    """What a file holds.
+    """The contents of a checkpoint file.
 
     Attributes:
         path: The file.
         weights: All weights by name, ``netG.…`` and ``netD.…``.
-        model: The networks' options.
-        data: The data's encoding.
-        loss: Weights of the loss terms it was trained with.
-        optimizer: Settings of the optimisers it was trained with.
+        model: Options of the networks.
+        data: Options of the data and its encoding.
+        loss: Options of the loss that it was trained with.
+        optimizer: Options of the optimizers that it was trained with.
         epochs: Number of finished epochs.
-        position: Where in an epoch it was written, as ``ResumableLoader.state_dict`` says; empty if it does not.
+        position: The position within the epoch, from ``ResumableLoader.state_dict``; empty if it was not saved.
     """
 
     path: pathlib.Path
@@ -71,35 +70,22 @@ class Checkpoint:
 
     @property
     def batches(self) -> int:
-        """Batches of an unfinished epoch that it was trained on; 0 between two epochs."""
+        """Number of batches of the current epoch that it was trained on; 0 between two epochs."""
         return int(self.position.get("batches", 0))
 
     def network(self, name: str, averaged: bool = False) -> dict[str, Tensor]:
-        """One network's weights, ``netG`` say; their moving average when asked for and kept. Empty if there is none."""
+        """Returns one network's weights; empty if the checkpoint has none.
+
+        Args:
+            name: ``netG``, ``netD`` or ``netE``.
+            averaged: Whether to return the moving average of the weights, if the checkpoint contains one.
+        """
         average = _with_prefix(self.weights, f"ema.module.{name}.") if averaged else {}
         return average or _with_prefix(self.weights, f"{name}.")
 
 
-@dataclasses.dataclass
-class Generator:
-    """A trained generator and what it needs to know.
-
-    Attributes:
-        network: The generator, in evaluation mode.
-        model: Its options.
-        data: How its input is encoded.
-        encoder: What it takes instance features from, in evaluation mode; None where it takes none, or where NVIDIA's
-            ``latest_net_E.pth`` is not beside it.
-    """
-
-    network: nn.Module
-    model: ModelOptions
-    data: DataOptions
-    encoder: nn.Module | None = None
-
-
 def last_checkpoint(folder: pathlib.Path) -> pathlib.Path | None:
-    """``checkpoints/last.ckpt`` of a run's folder; None if there is none."""
+    """Returns the path of ``checkpoints/last.ckpt`` in a run's folder; None if there is none."""
     path = folder / "checkpoints" / "last.ckpt"
     return path if path.is_file() else None
 
@@ -115,8 +101,27 @@ def _read(path: pathlib.Path, remedy: str = "choose another file", mapped: bool 
         raise InputError(f"{path}: the checkpoint cannot be read: {error}; {remedy}") from None
 
 
+def describe(model: ModelOptions, data: DataOptions, loss: LossOptions, optimizer: OptimizerOptions) -> dict[str, Any]:
+    """Returns the options that a checkpoint carries, which ``read_checkpoint`` reads back.
+
+    They are plain dictionaries of numbers, strings and lists, because ``torch.load(weights_only=True)`` accepts nothing
+    else.
+
+    Example:
+        >>> describe(ModelOptions(), DataOptions(), LossOptions(), OptimizerOptions())["format"]
+        1
+    """
+    return {
+        "format": FORMAT_VERSION,
+        "model": dataclasses.asdict(model),
+        "data": dataclasses.asdict(data),
+        "loss": dataclasses.asdict(loss),
+        "optimizer": dataclasses.asdict(optimizer),
+    }
+
+
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a value is of an option's type."""
+    """Returns whether a value has the type of an option."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return value in arguments
@@ -156,12 +161,12 @@ def _section(path: pathlib.Path, options: Mapping[str, Any], name: str, kind: ty
 
 
 def read_checkpoint(path: str | pathlib.Path, remedy: str = "choose another file", mapped: bool = False) -> Checkpoint:
-    """Reads a checkpoint of this package, weights and options only, never code.
+    """Reads the weights and options of a checkpoint of this package. No code in the file is executed.
 
     Args:
         path: A ``.ckpt`` file.
-        remedy: What to do if it is damaged, for the message.
-        mapped: Whether tensors are mapped into memory, which reads only those that are used.
+        remedy: What the error message suggests if the file is damaged.
+        mapped: Whether to map the tensors into memory, so that only those that are used are read.
 
     Raises:
         InputError: If the file is missing, damaged, or not one of this package's.
@@ -178,9 +183,9 @@ def read_checkpoint(path: str | pathlib.Path, remedy: str = "choose another file
             f"{path}: not a checkpoint of pix2pixhd, which holds weights and the networks' options; NVIDIA's weights "
             "are recognised by the ending .pth"
         )
-    if options["format"] != _FORMAT:
+    if options["format"] != FORMAT_VERSION:
         raise InputError(
-            f"{path}: written in format {options['format']}, this version reads {_FORMAT}; upgrade pix2pixhd"
+            f"{path}: written in format {options['format']}, this version reads {FORMAT_VERSION}; upgrade pix2pixhd"
         )
     return Checkpoint(
         path,
@@ -206,17 +211,17 @@ def _epochs(content: Mapping[str, Any]) -> int:
 
 
 def _position(path: pathlib.Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``ResumableLoader.state_dict`` wrote, where Lightning puts it; empty where nothing was written.
+    """Returns the state of ``ResumableLoader``, as Lightning saves it; empty if it was not saved.
 
     Raises:
-        InputError: If there is something else in its place.
+        InputError: If the saved value is not such a state.
     """
-    place: Any = content
+    state: Any = content
     for name in ("loops", "fit_loop", "state_dict", "combined_loader"):
-        place = place.get(name, {}) if isinstance(place, dict) else None
-    if place in ({}, []):
+        state = state.get(name, {}) if isinstance(state, dict) else None
+    if state in ({}, []):
         return {}
-    position = place[0] if isinstance(place, list) else None
+    position = state[0] if isinstance(state, list) else None
     batches = position.get("batches", 0) if isinstance(position, dict) else None
     if not isinstance(position, dict) or type(batches) is not int or batches < 0:
         raise InputError(
@@ -227,20 +232,20 @@ def _position(path: pathlib.Path, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_strictly(network: nn.Module, weights: Mapping[str, Tensor], path: pathlib.Path) -> None:
-    """Loads all weights or none.
+    """Loads weights into a network if they fit exactly, and otherwise leaves the network unchanged.
 
     Raises:
-        InputError: For missing keys, extra keys and other shapes.
+        InputError: For missing keys, extra keys and different shapes.
     """
     own = network.state_dict()
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    other = [
+    reshaped = [
         f"{name} is {list(weights[name].shape)} instead of {list(own[name].shape)}"
         for name in own
         if name in weights and own[name].shape != weights[name].shape
     ]
     problems = []
-    for what, names in (("missing", missing), ("not known to this network", extra), ("of another shape", other)):
+    for what, names in (("missing", missing), ("not known to this network", extra), ("of another shape", reshaped)):
         if names:
             problems.append(f"{len(names)} {what} ({', '.join(names[:2])}{', …' if len(names) > 2 else ''})")
     if problems:
@@ -251,10 +256,10 @@ def load_strictly(network: nn.Module, weights: Mapping[str, Tensor], path: pathl
 
 
 def read_state_dict(path: pathlib.Path) -> dict[str, Tensor]:
-    """A bare state dict, as NVIDIA's ``latest_net_G.pth`` is, without what no network has any longer.
+    """Reads a bare state dict such as NVIDIA's ``latest_net_G.pth``, without unused instance-norm statistics.
 
     Raises:
-        InputError: If the file is missing, damaged, or something else.
+        InputError: If the file is missing, damaged, or not a state dict.
     """
     weights = _read(path)
     if not _is_state(weights):
@@ -271,7 +276,7 @@ def _is_state(weights: object) -> TypeGuard[dict[str, Tensor]]:
 
 
 def _has_batch_norm(weights: Mapping[str, Tensor]) -> bool:
-    """Whether statistics belong to layers with a weight of their own; instance norm has none."""
+    """Returns whether any running statistics belong to batch norm, which has a weight; instance norm has none."""
     return any(
         key.endswith("running_mean") and f"{key.removesuffix('running_mean')}weight" in weights for key in weights
     )
@@ -279,64 +284,3 @@ def _has_batch_norm(weights: Mapping[str, Tensor]) -> bool:
 
 def _with_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-
-
-def load_generator(
-    path: str | pathlib.Path,
-    model: ModelOptions | None = None,
-    data: DataOptions | None = None,
-    averaged: bool = True,
-) -> Generator:
-    """A generator from a checkpoint of this package, or from NVIDIA's ``latest_net_G.pth``.
-
-    Args:
-        path: The file.
-        model: The networks' options; for NVIDIA's files, which do not carry them.
-        data: The data's encoding; for NVIDIA's files.
-        averaged: Whether the moving average of the weights is taken, where the run kept one.
-
-    Raises:
-        InputError: If the file is missing or damaged, or if the weights are not exactly those of the network.
-
-    Example:
-        >>> generator = load_generator("latest_net_G.pth", ModelOptions(netG="local"), DataOptions())  # doctest: +SKIP
-    """
-    path = pathlib.Path(path)
-    if path.suffix != ".pth":
-        return generator_of(read_checkpoint(path), averaged)
-    model, data = model or ModelOptions(), data or DataOptions()
-    weights_E: dict[str, Tensor] = {}
-    beside = path.with_name(path.name.replace("net_G", "net_E"))
-    if model.has_features and beside != path and beside.is_file():
-        weights_E = read_state_dict(beside)
-    return _build(path, model, data, read_state_dict(path), weights_E)
-
-
-def generator_of(checkpoint: Checkpoint, averaged: bool = True) -> Generator:
-    """The generator of a checkpoint that has been read; ``averaged`` as for ``load_generator``.
-
-    Raises:
-        InputError: If the weights are not exactly those of the network.
-    """
-    weights_G, weights_E = (checkpoint.network(name, averaged) for name in ("netG", "netE"))
-    return _build(checkpoint.path, checkpoint.model, checkpoint.data, weights_G, weights_E)
-
-
-def _build(
-    path: pathlib.Path,
-    model: ModelOptions,
-    data: DataOptions,
-    weights_G: Mapping[str, Tensor],
-    weights_E: Mapping[str, Tensor],
-) -> Generator:
-    try:
-        network = build_generator(model, data)
-        encoder = build_encoder(model, data) if weights_E else None
-    except (RuntimeError, MemoryError) as error:  # sizes that fit no memory
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: the network of its options cannot be built ({reason}); correct them") from None
-    load_strictly(network, weights_G, path)
-    if encoder is not None:
-        load_strictly(encoder, weights_E, path)
-        encoder.eval()
-    return Generator(network.eval(), model, data, encoder)

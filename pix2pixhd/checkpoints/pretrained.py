@@ -1,4 +1,4 @@
-"""Beginning with trained weights: of an earlier run, or of NVIDIA's code."""
+"""Initializes networks with the weights of an earlier run, or of NVIDIA's code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Weights = dict[str, dict[str, Tensor]]
 
 
 def _read(path: pathlib.Path) -> tuple[pathlib.Path, _Weights]:
-    """The weights of G, D and E, as far as there are any."""
+    """Reads the weights of those of G, D and E that the path contains."""
     if not path.exists():
         raise InputError(f"run.load_pretrain: {path} does not exist; name a .ckpt, a run's folder, or a folder of .pth")
     path = last_checkpoint(path) or path
@@ -59,7 +59,7 @@ def _check_width(netG: LocalEnhancer, trunk: Mapping[str, Tensor], path: pathlib
 
 def _load_generator(netG: nn.Module, weights: dict[str, Tensor], path: pathlib.Path) -> str:
     if isinstance(netG, LocalEnhancer) and _is_global(weights):
-        # The enhancers take the global part's features, so its layer from features to a picture stays behind.
+        # The enhancers use the global part's feature maps, so its last layer, from features to an image, is left out.
         last = max(int(name.split(".")[1]) for name in weights)
         trunk = {
             name.removeprefix("model."): value
@@ -68,15 +68,16 @@ def _load_generator(netG: nn.Module, weights: dict[str, Tensor], path: pathlib.P
         }
         _check_width(netG, trunk, path)
         load_strictly(netG.model, trunk, path)
-        return "the generator's global part (its enhancers start anew)"
+        return "the generator's global part (the enhancers from random weights)"
     load_strictly(netG, weights, path)
     return "the generator"
 
 
 def _by_layer(netD: MultiscaleDiscriminator, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names that NVIDIA's code gives with feature matching, for weights that it trained without.
+    """Renames weights that NVIDIA's code trained without feature matching to the names that it uses with it.
 
-    There ``layer{i}`` holds all of a scale's modules in a row, here ``scale{i}_layer{j}`` holds those of one layer.
+    Without feature matching ``layer{i}`` holds all modules of a scale in sequence; with it ``scale{i}_layer{j}`` holds
+    the modules of one layer.
     """
     modules = [
         f"layer{j}.{k}"
@@ -99,11 +100,11 @@ def _load_discriminator(netD: MultiscaleDiscriminator, weights: dict[str, Tensor
     def scales(names: Mapping[str, Tensor]) -> set[str]:
         return {match[0] for name in names if (match := re.match(r"scale\d+", name))}
 
-    # With one more scale, the coarse ones, which come first, go on from those there are.
+    # The coarse scales come first. With one more scale, they are loaded from the checkpoint and the new one is not.
     new = sorted(scales(own) - scales(weights))
     kept = {name: value for name, value in own.items() if name.split("_")[0] in new}
     load_strictly(netD, {**weights, **kept}, path)
-    return "the discriminator" + (f" (its {', '.join(new)} start anew)" if new else "")
+    return "the discriminator" + (f" ({', '.join(new)} from random weights)" if new else "")
 
 
 def load_pretrained(netG: nn.Module, netD: MultiscaleDiscriminator, netE: nn.Module | None, path: pathlib.Path) -> str:
@@ -114,12 +115,12 @@ def load_pretrained(netG: nn.Module, netD: MultiscaleDiscriminator, netE: nn.Mod
         netD: The discriminator.
         netE: The feature encoder; None if the generator takes no features.
         path: A ``.ckpt`` of this package, a run's folder, or a folder with ``latest_net_G.pth`` and perhaps
-            ``latest_net_D.pth`` and ``latest_net_E.pth``. A global generator becomes the global part of a
-            ``LocalEnhancer``; a discriminator of fewer scales its coarse ones. Discriminators that NVIDIA's code
-            trained with ``--no_ganFeat_loss``, under other names, are accepted too.
+            ``latest_net_D.pth`` and ``latest_net_E.pth``. A global generator initializes the global part of a
+            ``LocalEnhancer``; a discriminator with fewer scales initializes the coarse ones. The different parameter
+            names of discriminators that NVIDIA's code trained with ``--no_ganFeat_loss`` are accepted too.
 
     Returns:
-        What was loaded and what was not, in one line.
+        A one-line summary of what was loaded and what was not.
 
     Raises:
         InputError: If files are missing or damaged, or if the weights do not fit the networks.

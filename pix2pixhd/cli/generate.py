@@ -6,7 +6,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from pix2pixhd.checkpoints.format import Generator
+from pix2pixhd.checkpoints.generators import LoadedGenerator
 from pix2pixhd.cli import generator_options
 from pix2pixhd.data import input_folders
 from pix2pixhd.data.problems import display
@@ -65,7 +65,7 @@ def _check_combinations(options: argparse.Namespace) -> None:
         raise InputError("--keep-size and the options of scaling exclude each other; leave one of them out")
 
 
-def _looks(generator: Generator, options: argparse.Namespace) -> StyleSource:
+def _looks(generator: LoadedGenerator, options: argparse.Namespace) -> StyleSource:
     """Where the features come from, for a generator that takes them."""
     given = "--features" if options.features is not None else "--encode" if options.encode is not None else ""
     if given and not generator.model.has_features:

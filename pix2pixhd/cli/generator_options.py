@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from pix2pixhd.checkpoints.format import Generator, last_checkpoint, load_generator
+from pix2pixhd.checkpoints.format import last_checkpoint
+from pix2pixhd.checkpoints.generators import LoadedGenerator, load_generator
 from pix2pixhd.config.nvidia import to_config
 from pix2pixhd.config.schema import DataOptions, ModelOptions
 from pix2pixhd.errors import InputError
@@ -117,7 +118,7 @@ def check_networks(options: argparse.Namespace) -> None:
         )
 
 
-def load(options: argparse.Namespace) -> Generator:
+def load(options: argparse.Namespace) -> LoadedGenerator:
     """The generator that the command line names, on the CPU.
 
     Args:
@@ -153,7 +154,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def move(generator: Generator, name: str) -> None:
+def move(generator: LoadedGenerator, name: str) -> None:
     """Moves a generator and its encoder to the device of ``--device``.
 
     Raises:

@@ -25,8 +25,8 @@ from pix2pixhd.reporting.results_page import sample_images
 from pix2pixhd.training.callbacks.summary import limit_reached
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.program import command_name
+from pix2pixhd.training.progress_counters import finished_steps
 from pix2pixhd.training.run import train
-from pix2pixhd.training.steps import finished_steps
 
 __all__ = ["Results", "demo_config", "run_demo"]
 

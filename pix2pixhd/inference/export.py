@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pix2pixhd.checkpoints.atomic import save_torch
-from pix2pixhd.checkpoints.format import Generator, generator_of, read_checkpoint
+from pix2pixhd.checkpoints.format import read_checkpoint
+from pix2pixhd.checkpoints.generators import LoadedGenerator, generator_of
 from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.data import encode_input
 from pix2pixhd.errors import InputError
@@ -34,7 +35,7 @@ class ExportedGenerator(nn.Module):
         >>> exported = ExportedGenerator(load_generator("last.ckpt"))  # doctest: +SKIP
     """
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: LoadedGenerator) -> None:
         super().__init__()
         self.network = generator.network
         self.label_nc = generator.data.label_nc
@@ -68,7 +69,7 @@ class ExportedGenerator(nn.Module):
         return image
 
 
-def _example(generator: Generator, size: tuple[int, int]) -> tuple[Tensor, ...]:
+def _example(generator: LoadedGenerator, size: tuple[int, int]) -> tuple[Tensor, ...]:
     width, height = size
     data, draw = generator.data, torch.Generator().manual_seed(0)
 
@@ -85,7 +86,7 @@ def _example(generator: Generator, size: tuple[int, int]) -> tuple[Tensor, ...]:
     )
 
 
-def _check_size(generator: Generator, size: tuple[int, int]) -> None:
+def _check_size(generator: LoadedGenerator, size: tuple[int, int]) -> None:
     multiple = generator.model.multiple
     if any(length % multiple or length < 2 * multiple for length in size):
         raise InputError(
@@ -105,7 +106,9 @@ def _check_agreement(found: Tensor, expected: Tensor) -> float:
 
 
 @torch.no_grad()
-def export_program(generator: Generator, path: pathlib.Path, size: tuple[int, int], *, force: bool = False) -> float:
+def export_program(
+    generator: LoadedGenerator, path: pathlib.Path, size: tuple[int, int], *, force: bool = False
+) -> float:
     """Writes a ``torch.export`` program, which ``torch.export.load(path).module()`` runs without this package.
 
     The file is written under a temporary name. It is renamed after its output was compared with the original's.
@@ -138,7 +141,7 @@ def export_program(generator: Generator, path: pathlib.Path, size: tuple[int, in
 
 
 @torch.no_grad()
-def export_onnx(generator: Generator, path: pathlib.Path, size: tuple[int, int], *, force: bool = False) -> float:
+def export_onnx(generator: LoadedGenerator, path: pathlib.Path, size: tuple[int, int], *, force: bool = False) -> float:
     """Writes an ONNX model that contains the weights, and runs it once with onnxruntime.
 
     Args:

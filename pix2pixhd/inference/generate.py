@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pix2pixhd.checkpoints.format import Generator
+from pix2pixhd.checkpoints.generators import LoadedGenerator
 from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.data import (
     Pair,
@@ -38,7 +38,7 @@ __all__ = ["StyleSource", "generate_folder", "generate_image"]
 
 @torch.inference_mode()
 def generate_image(
-    generator: Generator, input: Tensor, instance: Tensor | None = None, features: Tensor | None = None
+    generator: LoadedGenerator, input: Tensor, instance: Tensor | None = None, features: Tensor | None = None
 ) -> Tensor:
     """One picture, or a batch of them.
 
@@ -91,7 +91,7 @@ class StyleSource:
     encode: pathlib.Path | None = None
     seed: int = 0
 
-    def of(self, sample: Sample, generator: Generator) -> Tensor | None:
+    def of(self, sample: Sample, generator: LoadedGenerator) -> Tensor | None:
         """Features ``[F, H, W]`` for one sample; None for a generator that takes none."""
         if not generator.model.has_features:
             return None
@@ -128,7 +128,7 @@ def _batches(dataset: PairedDataset, size: int) -> Iterator[list[Sample]]:
     yield batch
 
 
-def _generate_batch(generator: Generator, batch: list[Sample], looks: StyleSource) -> Tensor:
+def _generate_batch(generator: LoadedGenerator, batch: list[Sample], looks: StyleSource) -> Tensor:
     features = [looks.of(sample, generator) for sample in batch]
     return generate_image(
         generator,
@@ -156,7 +156,7 @@ def _check_outputs(outputs: list[pathlib.Path], inputs: Mapping[str, list[pathli
 
 
 def generate_folder(
-    generator: Generator,
+    generator: LoadedGenerator,
     source: pathlib.Path,
     target: pathlib.Path,
     instances: pathlib.Path | None = None,

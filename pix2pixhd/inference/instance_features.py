@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pix2pixhd.checkpoints.format import Generator
+from pix2pixhd.checkpoints.generators import LoadedGenerator
 from pix2pixhd.data import PairedDataset, Sample
 from pix2pixhd.data.encoding import feature_region
 from pix2pixhd.errors import InputError
@@ -40,7 +40,7 @@ NO_ENCODER = (
 
 
 @torch.inference_mode()
-def encode_image(generator: Generator, sample: Sample) -> Tensor:
+def encode_image(generator: LoadedGenerator, sample: Sample) -> Tensor:
     """Computes the encoder's features of a sample's image.
 
     Args:
@@ -78,7 +78,7 @@ class _Instances:
     number: NDArray[Any]
 
 
-def _instances(sample: Sample, generator: Generator) -> _Instances:
+def _instances(sample: Sample, generator: LoadedGenerator) -> _Instances:
     region = feature_region(sample, generator.model).numpy()
     _, pixels, number, sizes = np.unique(region, return_index=True, return_inverse=True, return_counts=True)
     classes = sample["input"].numpy() if generator.data.label_nc else np.zeros_like(region)
@@ -155,7 +155,7 @@ class FeatureClusters:
             ) from None
         return cls({label: center.astype(np.float32) for label, center in centers.items()})
 
-    def check(self, generator: Generator, path: pathlib.Path) -> None:
+    def check(self, generator: LoadedGenerator, path: pathlib.Path) -> None:
         """Checks that the clusters match a generator.
 
         Args:
@@ -178,7 +178,7 @@ class FeatureClusters:
                 f"0 to {classes - 1}; create it with `pix2pixhd features` from the same checkpoint"
             )
 
-    def draw(self, sample: Sample, generator: Generator, seed: str) -> Tensor:
+    def draw(self, sample: Sample, generator: LoadedGenerator, seed: str) -> Tensor:
         """Randomly selects a style for every instance from those of its class.
 
         A class without styles, which did not occur in training, gets the mean of all styles.
@@ -200,7 +200,7 @@ class FeatureClusters:
 
 
 def _collect(
-    generator: Generator, dataset: PairedDataset, advance: Callable[[], object]
+    generator: LoadedGenerator, dataset: PairedDataset, advance: Callable[[], object]
 ) -> dict[int, list[tuple[float, _Array]]]:
     """Collects the area (as a fraction of the image) and the features of all instances, by class."""
     found: dict[int, list[tuple[float, _Array]]] = {}
@@ -229,7 +229,7 @@ def check_cluster_count(n_clusters: int) -> None:
 
 
 def cluster_features(
-    generator: Generator,
+    generator: LoadedGenerator,
     dataset: PairedDataset,
     n_clusters: int = 10,
     advance: Callable[[], object] = lambda: None,

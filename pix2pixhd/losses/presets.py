@@ -76,7 +76,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def get_preset(name: str) -> Preset:
-    """Looks a preset up.
+    """Look a preset up.
 
     Raises:
         ValueError: For an unknown name.

@@ -233,7 +233,7 @@ def _plain_mean(preds: Sequence[Tensor], _: Sequence[scalars.Number], weights: S
 
 
 def mean_loss(preds: Sequence[Tensor], weights: Numbers = None) -> Tensor:
-    """Weighted sum of means: ``Σ_k weights[k] · mean(preds[k])``, for the generator's hinge loss and Wasserstein losses.
+    """Weighted sum of means: ``Σ_k weights[k] · mean(preds[k])``, for the generator's hinge and Wasserstein losses.
 
     Args:
         preds: K tensors of any shape and strides; float32, float64, float16 or bfloat16.

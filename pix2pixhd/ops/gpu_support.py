@@ -20,7 +20,7 @@ def covers(archs: str, capability: tuple[int, int]) -> bool:
     Code for a specific architecture, X.Ya, runs on X.Y only, even as PTX. Plain PTX runs on X.Y and every newer GPU.
 
     Args:
-        archs: Architectures as in TORCH_CUDA_ARCH_LIST: numbers with ``a``, ``f`` and ``+PTX``, separated by semicolons.
+        archs: Architectures as in TORCH_CUDA_ARCH_LIST: numbers with ``a``, ``f`` and ``+PTX``, separated by ``;``.
         capability: Major and minor version, as ``torch.cuda.get_device_capability`` returns them.
 
     Example:

@@ -1,1 +1,1 @@
-"""The training package. Submodules are imported where they are used: Lightning takes seconds to load."""
+"""Training. Import the submodules only where they are used, because Lightning takes seconds to load."""

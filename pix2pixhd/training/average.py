@@ -1,4 +1,4 @@
-"""The moving average of the generator's weights."""
+"""Exponential moving average of the generator's weights."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def _lerp(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
     @torch.no_grad()
     def update(averages: _Tensors, weights: _Tensors, _: Tensor | int) -> None:
         if averages[0].is_floating_point():
-            same = [weight.to(average.dtype) for average, weight in zip(averages, weights, strict=True)]
-            torch._foreach_lerp_(list(averages), same, 1 - decay)
-        else:  # batch norm's number of batches
+            converted = [weight.to(average.dtype) for average, weight in zip(averages, weights, strict=True)]
+            torch._foreach_lerp_(list(averages), converted, 1 - decay)
+        else:  # batch norm's num_batches_tracked
             for average, weight in zip(averages, weights, strict=True):
                 average.copy_(weight)
 
@@ -30,14 +30,14 @@ def _lerp(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
 
 
 class WeightAverage(AveragedModel):
-    """Exponential moving average of weights, in float32 or wider whatever the dtype of the networks.
+    """Exponential moving average of weights, kept in at least float32 for networks of any dtype.
 
-    ``average = decay·average + (1 - decay)·weight`` after each step. In bfloat16, whose spacing is 2⁻⁸ of a value, the
-    share ``1 - decay`` of a change would be rounded away and the average would never move.
+    After each step ``average = decay·average + (1 - decay)·weight``. In bfloat16, whose relative spacing is 2⁻⁸, a
+    change scaled by ``1 - decay`` would be rounded to zero and the average would never change.
 
     Args:
         networks: The networks; buffers are averaged too.
-        decay: The share of the average that each step keeps.
+        decay: Decay of the average per step.
 
     Example:
         >>> average = WeightAverage(nn.Linear(2, 2), decay=0.999).to(torch.bfloat16)
@@ -50,13 +50,13 @@ class WeightAverage(AveragedModel):
         self.requires_grad_(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Moves to a device, memory format or dtype, but not to half precision."""
+        """Converts to a device, memory format or dtype, but never to half precision."""
 
-        def wide(tensor: Tensor) -> Tensor:
+        def at_least_float32(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             if moved.dtype not in _HALF:
                 return moved
             dtype = torch.float32 if tensor.dtype in _HALF else tensor.dtype
             return torch.empty_like(moved, dtype=dtype).copy_(tensor)
 
-        return super()._apply(wide, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(at_least_float32, recurse)  # type: ignore[no-untyped-call]

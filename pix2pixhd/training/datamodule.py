@@ -1,4 +1,4 @@
-"""Data loaders for Lightning."""
+"""The Lightning data module, with data loaders that resume within an epoch."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ __all__ = ["PairedData", "reporting_dead_workers"]
 
 
 def _epoch(trainer: pl.Trainer) -> int:
-    """The epoch to read; ``trainer.current_epoch`` is one behind in a checkpoint written at an epoch's end."""
+    """Returns the epoch to load; ``trainer.current_epoch`` is one less in a checkpoint written at an epoch's end."""
     return int(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Failure:
-    """A sample or batch that cannot be used, on its way from a worker process.
+    """A sample or batch that cannot be used, sent from a worker process to the main process.
 
-    An exception would arrive with the worker's traceback in its message.
+    An exception would contain the worker's traceback in its message.
     """
 
     problems: tuple[Problem, ...]
 
 
-class _Reporting(Dataset[Sample | _Failure]):
-    """A dataset whose unusable samples are returned as failures, for ``ResumableLoader`` to raise."""
+class _FailureReporting(Dataset[Sample | _Failure]):
+    """Wraps a dataset to return unusable samples as failures, which ``ResumableLoader`` raises."""
 
     def __init__(self, dataset: PairedDataset) -> None:
         self.dataset = dataset
@@ -58,7 +58,7 @@ class _Reporting(Dataset[Sample | _Failure]):
 
 
 def _collate(samples: list[Sample | _Failure]) -> Any:
-    """A batch, or what makes it impossible."""
+    """Collates samples to a batch, or returns the reasons why that is not possible."""
     problems = tuple(problem for sample in samples if isinstance(sample, _Failure) for problem in sample.problems)
     if problems:
         return _Failure(problems)
@@ -73,10 +73,10 @@ def _collate(samples: list[Sample | _Failure]) -> Any:
 
 @contextlib.contextmanager
 def reporting_dead_workers() -> Iterator[None]:
-    """Turns the error that PyTorch raises, at any point of the main process, when a loader's worker process dies.
+    """Replaces the error that PyTorch raises in the main process when a worker process of a data loader dies.
 
     Raises:
-        InputError: Instead of that error.
+        InputError: In place of that error.
     """
     try:
         yield
@@ -84,13 +84,13 @@ def reporting_dead_workers() -> Iterator[None]:
         if not str(error).startswith("DataLoader worker (pid"):
             raise
         raise InputError(
-            f"a process that loads images was ended by the system ({str(error).splitlines()[0]}); the usual reason is "
+            f"the system terminated a process that loads images ({str(error).splitlines()[0]}); the usual reason is "
             "too little memory or shared memory (/dev/shm): lower data.nThreads or data.batchSize"
         ) from error
 
 
 def _raising(batches: Iterator[Any]) -> Iterator[Any]:
-    """Yields batches; raises one error for what could not be read."""
+    """Yields batches; raises one error for all images of a batch that could not be read."""
     while True:
         try:
             batch = next(batches)
@@ -102,10 +102,10 @@ def _raising(batches: Iterator[Any]) -> Iterator[Any]:
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A ``DataLoader`` that a checkpoint written within an epoch can tell where to go on.
+    """A ``DataLoader`` whose state is saved in checkpoints, to resume within an epoch.
 
-    Lightning asks for ``state_dict`` when it writes a checkpoint. Which pictures come, and how they are augmented,
-    depends on seed and epoch alone, so the number of batches that were trained on says all.
+    Lightning calls ``state_dict`` when it writes a checkpoint. The order of the images and their augmentation depend
+    only on seed and epoch, so the number of finished batches determines the position.
     """
 
     trainer: pl.Trainer
@@ -119,17 +119,17 @@ class ResumableLoader(DataLoader[Any]):
         return _raising(super().__iter__())
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch, how many of its batches have been trained on, and what determines which these were."""
+        """Returns the epoch, its number of finished batches, and the values that determine their contents."""
         loop = self.trainer.fit_loop
         done = loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         batches = 0 if done >= loop.max_batches else done
         return {"epoch": _epoch(self.trainer), "batches": batches, "seed": self._order().seed, **self._division()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Leaves out the batches that were trained on, in the next epoch that is read.
+        """Skips the finished batches in the next epoch that is loaded.
 
         Raises:
-            InputError: If the batches of an unfinished epoch would now be others; in the first process.
+            InputError: In the first process, if the batches of an unfinished epoch would differ.
         """
         if state["batches"]:
             division = self._division()
@@ -144,8 +144,8 @@ class ResumableLoader(DataLoader[Any]):
         return self.sampler
 
     def _division(self) -> dict[str, Any]:
-        """What divides the images into the batches of each process, besides the options that a checkpoint holds."""
-        assert isinstance(self.dataset, _Reporting)
+        """Returns the values that determine each process's batches, besides the options in the checkpoint."""
+        assert isinstance(self.dataset, _FailureReporting)
         names = "\0".join(pair.name for pair in self.dataset.dataset.pairs)
         combined: Any = self.trainer.fit_loop._combined_loader
         return {
@@ -156,21 +156,21 @@ class ResumableLoader(DataLoader[Any]):
 
 
 class PairedData(pl.LightningDataModule):
-    """Images to train on and to validate on, matched and checked on construction.
+    """Training and validation images, matched and checked on construction.
 
-    With several processes the first one checks and the others wait for it.
+    If there are several processes, the first one checks and the others wait for it.
 
     Args:
         options: The ``data`` section.
-        multiple: What the generator needs of height and width.
+        multiple: Height and width must be multiples of this.
         seed: Seed of order and augmentation.
 
     Attributes:
-        train: Pictures to train on, cropped and flipped at random.
-        val: Pictures to validate on; None without ``val_phase``.
+        train: Training images, randomly cropped and flipped.
+        val: Validation images; None without ``val_phase``.
 
     Raises:
-        InputError: For data that cannot be trained on; names file, value and remedy.
+        InputError: For data that cannot be used; the message names the file, the value and the remedy.
 
     Example:
         >>> data = PairedData(DataOptions(dataroot="datasets/cityscapes"), multiple=16)  # doctest: +SKIP
@@ -194,7 +194,7 @@ class PairedData(pl.LightningDataModule):
         return self._pairs[phase]
 
     def _check(self) -> None:
-        """Matches the files of all phases; decodes them too unless ``check`` is off."""
+        """Matches the files of all phases, and decodes them unless ``check`` is off."""
         phases = [phase for phase in (self.options.phase, self.options.val_phase) if phase is not None]
         for phase in phases:
             pairs = self._matched(phase)
@@ -214,7 +214,7 @@ class PairedData(pl.LightningDataModule):
         shuffle = training and not self.options.serial_batches
         sampler = EpochSampler(len(dataset), shuffle, self.seed, rank, processes)
         loader = ResumableLoader(
-            _Reporting(dataset),
+            _FailureReporting(dataset),
             batch_size=batch,
             sampler=sampler,
             num_workers=workers,
@@ -225,14 +225,14 @@ class PairedData(pl.LightningDataModule):
         )
         if self.trainer is not None:
             loader.trainer = self.trainer
-            # Workers begin to read when they are made, before Lightning tells the sampler the epoch.
+            # Workers start to load when they are created, before Lightning sets the sampler's epoch.
             sampler.set_epoch(_epoch(self.trainer))
         return loader
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled batches of ``batchSize``; the rest that fills no batch waits for the next epoch's order."""
+        """Returns shuffled batches of ``batchSize``; an incomplete last batch is dropped, unless it is the only one."""
         return self._loader(self.train, self.options.batchSize, training=True)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
-        """Single pictures, whose sizes may differ; nothing without ``val_phase``."""
+        """Returns single images, whose sizes may differ; an empty list without ``val_phase``."""
         return [] if self.val is None else self._loader(self.val, 1, training=False)

@@ -1,8 +1,8 @@
-"""Training in several processes: gradients are averaged between them, explicitly.
+"""Distributed training with explicit averaging of the gradients.
 
-The step runs several backwards through one forward, and stops some of them at pictures; ``DistributedDataParallel``,
-which counts on one backward that reaches every parameter, cannot be wrapped around that. What it would do is little:
-give every process the same weights to start with, and average the gradients.
+The step runs several backward passes through one forward, and some of them stop at the images. That is not possible
+with ``DistributedDataParallel``, which expects one backward pass that reaches every parameter. This module replaces the
+two things it would do: it broadcasts the initial weights and averages the gradients.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _BUCKET_BYTES = 25 * 2**20
 
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Returns the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is."""
+    """Returns the rank of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def gather_states(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every process's state, in order, on the first process; an empty list on the others.
+    """Gathers the states of all processes, ordered by rank, in the first process; the others get an empty list.
 
     Args:
-        state: Tensors, numbers and strings.
+        state: The state of this process: tensors, numbers and strings.
     """
     if world_size() == 1:
         return [state]
@@ -44,7 +44,7 @@ def gather_states(state: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _buckets(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Lists of tensors of one type, each of about the size that keeps a network busy."""
+    """Groups tensors of the same dtype into buckets large enough for an efficient all-reduce."""
     buckets: list[list[Tensor]] = []
     size = 0
     for tensor in tensors:
@@ -57,11 +57,11 @@ def _buckets(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 class GradientAverager:
-    """Averages gradients between all processes, while other work goes on.
+    """Averages gradients between all processes, asynchronously.
 
     Example:
         >>> averager = GradientAverager()
-        >>> averager.start(torch.nn.Linear(2, 2))  # without other processes there is nothing to do
+        >>> averager.start(torch.nn.Linear(2, 2))  # no effect with a single process
         >>> averager.finish()
     """
 
@@ -69,7 +69,7 @@ class GradientAverager:
         self._pending: list[tuple[Any, Tensor, Sequence[Tensor]]] = []
 
     def start(self, network: nn.Module) -> None:
-        """Begins to average the gradients of a network, which must not change until ``finish``."""
+        """Starts to average the gradients of a network. They must not change until ``finish``."""
         if world_size() == 1:
             return
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
@@ -78,7 +78,7 @@ class GradientAverager:
             self._pending.append((dist.all_reduce(flat, async_op=True), flat, bucket))
 
     def finish(self) -> None:
-        """Waits, and puts the averages in place."""
+        """Waits for the averages and writes them into the gradients."""
         for work, flat, bucket in self._pending:
             work.wait()
             flat /= world_size()
@@ -88,10 +88,10 @@ class GradientAverager:
 
 
 def share_buffers(networks: Iterable[nn.Module]) -> None:
-    """Gives every process the first one's buffers, as ``DistributedDataParallel`` does.
+    """Broadcasts the buffers of the first process, as ``DistributedDataParallel`` does.
 
-    Batch norm's running statistics are the only ones. They validate, generate and go into checkpoints, of which there
-    is one for all processes.
+    The only buffers are batch norm's running statistics. Validation, generation and the checkpoint, which the first
+    process writes for all, use them.
     """
     if world_size() > 1:
         for network in networks:
@@ -100,10 +100,10 @@ def share_buffers(networks: Iterable[nn.Module]) -> None:
 
 
 class AveragedGradients(DDPStrategy):
-    """Lightning's strategy for several processes, without ``DistributedDataParallel`` around the module."""
+    """Lightning's DDP strategy without the ``DistributedDataParallel`` wrapper around the module."""
 
     def configure_ddp(self) -> None:
-        """Gives every process the weights of the first."""
+        """Broadcasts the weights of the first process."""
         assert self.model is not None
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             dist.broadcast(tensor.data, src=0)

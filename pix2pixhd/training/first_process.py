@@ -1,4 +1,4 @@
-"""Checks that only the first of several processes runs, before they have a process group."""
+"""Runs checks in the first of several processes only, before a process group exists."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ __all__ = ["launcher", "on_first_process"]
 _CONNECT = datetime.timedelta(minutes=30)
 # Decoding a large dataset from a slow disk takes longer than any default of torch.distributed.
 _CHECK = datetime.timedelta(days=2)
-# How long a failing first process lets the others start and read that it failed. It serves the store they ask.
-_FAREWELL_SECONDS = 30.0
-# How long the others stay after that: launchers end all processes as soon as one ends, and the first has yet to print
-# its message.
-_STAY_SECONDS = 5.0
+# How long a failed first process waits for the others to start and read its outcome, since it hosts the store.
+_FAILURE_WAIT_SECONDS = 30.0
+# How long the others wait after reading a failure. Launchers end all processes as soon as one ends, and the first one
+# must be able to print its message before.
+_EXIT_DELAY_SECONDS = 5.0
 
 _calls = itertools.count()
-_stores: list[Store] = []  # a store's server lives as long as the store; the process group shares it later
+_stores: list[Store] = []  # keeps the stores' servers alive; the process group uses the server later
 
 
 def launcher() -> ClusterEnvironment | None:
-    """The launcher that started all processes at once; None when Lightning or nobody starts others.
+    """Returns the launcher that started all processes; None if Lightning starts the others or there are none.
 
     Raises:
-        InputError: For SLURM's options that Lightning cannot work with.
+        InputError: For SLURM options that Lightning does not support.
     """
     try:
         for environment in (TorchElasticEnvironment, SLURMEnvironment):
@@ -48,12 +48,12 @@ def launcher() -> ClusterEnvironment | None:
 
 
 def _connect(cluster: ClusterEnvironment) -> Store:
-    # torchrun's agent serves the store; elsewhere the first process does, as it does for the process group.
-    serves = cluster.global_rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    # torchrun's agent hosts the store; otherwise the first process does, as for the process group.
+    is_host = cluster.global_rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     store = TCPStore(
         cluster.main_address,
         cluster.main_port,
-        is_master=serves,
+        is_master=is_host,
         timeout=_CONNECT,
         wait_for_workers=False,
         multi_tenant=True,
@@ -64,12 +64,12 @@ def _connect(cluster: ClusterEnvironment) -> Store:
 
 
 def _lead(check: Callable[[], None], store: Store, key: str, others: int) -> None:
-    """Runs the check and publishes its outcome."""
+    """Runs the check and publishes its outcome in the store."""
     try:
         check()
     except BaseException:
         store.set(key, "failed")
-        deadline = time.monotonic() + _FAREWELL_SECONDS
+        deadline = time.monotonic() + _FAILURE_WAIT_SECONDS
         while store.add(f"{key}/read", 0) < others and time.monotonic() < deadline:
             time.sleep(0.05)
         raise
@@ -77,16 +77,16 @@ def _lead(check: Callable[[], None], store: Store, key: str, others: int) -> Non
 
 
 def _follow(store: Store, key: str) -> None:
-    """Waits for the outcome; ends this process without a message when the first one has reported an error."""
+    """Waits for the outcome; exits without a message if the first process reported an error."""
     outcome = store.get(key)
     store.add(f"{key}/read", 1)
     if outcome != b"passed":
-        time.sleep(_STAY_SECONDS)
+        time.sleep(_EXIT_DELAY_SECONDS)
         raise SystemExit(2)
 
 
 def _in_group(check: Callable[[], None]) -> None:
-    """The same where the caller has created a process group already."""
+    """Runs the check in the first process of an existing process group and broadcasts its outcome."""
     group: Any = dist.new_group(backend="gloo", timeout=_CHECK)
     outcome: list[object] = [True]
     try:
@@ -102,17 +102,17 @@ def _in_group(check: Callable[[], None]) -> None:
 
 
 def on_first_process(check: Callable[[], None]) -> None:
-    """Runs a check in the first process; the others wait until it is finished and trust it.
+    """Runs a check in the first process, while the others wait for its outcome.
 
     Under torchrun and SLURM all processes start at once and exchange the outcome through the store at the main address
-    and port. Lightning's own launcher starts the others after the check in the first process, so they only skip it.
+    and port. Lightning's own launcher starts the others after the check in the first process, so they skip the check.
 
     Args:
-        check: Raises when the run must not begin.
+        check: Raises an exception if the run must not start.
 
     Raises:
-        SystemExit: In the other processes, with code 2 and without a message, when the check raised in the first one.
-        InputError: In the other processes, when the first one ended without an outcome.
+        SystemExit: In the other processes, with code 2 and without a message, if the check raised in the first one.
+        InputError: In the other processes, if the first one ended without an outcome.
     """
     if dist.is_available() and dist.is_initialized():
         return _in_group(check)
@@ -131,5 +131,5 @@ def on_first_process(check: Callable[[], None]) -> None:
                 f"process {rank}: the first process, at {cluster.main_address}:{cluster.main_port}, ended or cannot be "
                 f"reached ({str(error).splitlines()[0]}); see its own message, and MASTER_ADDR and MASTER_PORT"
             ) from error
-        return check()  # the port is taken: the process group reports it if this run is to have one
+        return check()  # the port is in use; the process group reports that if this run creates one
     return _lead(check, store, key, cluster.world_size() - 1)

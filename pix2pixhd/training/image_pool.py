@@ -1,4 +1,4 @@
-"""The image pool: the discriminator is also shown pictures that the generator made some steps ago."""
+"""Image pool: the discriminator also trains on images that were generated some steps earlier."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["ImagePool"]
 
 
 class ImagePool:
-    """Keeps the discriminator's latest generated inputs, and gives back some of them (arXiv 1612.07828, section 2.3).
+    """Stores generated inputs of the discriminator and returns some of them later (arXiv 1612.07828, section 2.3).
 
-    As NVIDIA's ``util.image_pool.ImagePool``: until it is full, it keeps what comes and gives it back; then, for each
-    picture with probability one half, it gives back one of those it keeps and keeps the new one in its place.
+    Works like NVIDIA's ``util.image_pool.ImagePool``. Until the pool is full, it stores and returns every image. Then,
+    for each image with probability one half, it returns a stored image and stores the new one in its place.
 
     Args:
-        size: How many pictures it keeps; 0 gives back what comes.
-        seed: Of its choices; every process has its own.
+        size: Number of stored images; with 0, ``query`` returns its input.
+        seed: Seed of the random choices, different in every process.
 
     Raises:
         ValueError: For a negative size.
@@ -35,38 +35,38 @@ class ImagePool:
             raise ValueError(f"size must be at least 0, got {size}")
         self.size = size
         self._random = random.Random(f"pool:{seed}")
-        self._kept: list[Tensor] = []
+        self._stored: list[Tensor] = []
 
     def query(self, inputs: Tensor) -> Tensor:
-        """The pictures that the discriminator is to be shown for these.
+        """Returns the images that the discriminator trains on in place of the given ones.
 
         Args:
-            inputs: Condition and generated picture, ``[N, C, H, W]``; detached.
+            inputs: Condition and generated image, ``[N, C, H, W]``. They are detached.
 
         Returns:
-            As many, of the same shape; pictures of another size are not given back for them.
+            A tensor of the same shape. A stored image of another size is not returned.
         """
         if self.size == 0:
             return inputs
-        return torch.stack([self._exchange(picture) for picture in inputs.detach()])
+        return torch.stack([self._exchange(image) for image in inputs.detach()])
 
-    def _exchange(self, picture: Tensor) -> Tensor:
-        if len(self._kept) < self.size:
-            self._kept.append(picture.clone())
-            return picture
+    def _exchange(self, image: Tensor) -> Tensor:
+        if len(self._stored) < self.size:
+            self._stored.append(image.clone())
+            return image
         chosen = self._random.randrange(self.size)
-        if self._random.random() < 0.5 or self._kept[chosen].shape != picture.shape:
-            return picture
-        kept, self._kept[chosen] = self._kept[chosen], picture.clone()
-        return kept.to(picture)
+        if self._random.random() < 0.5 or self._stored[chosen].shape != image.shape:
+            return image
+        stored, self._stored[chosen] = self._stored[chosen], image.clone()
+        return stored.to(image)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs, as tensors and numbers."""
+        """Returns the state for a checkpoint, as tensors and numbers."""
         version, numbers, following = self._random.getstate()
-        return {"kept": list(self._kept), "random": [version, list(numbers), following]}
+        return {"kept": list(self._stored), "random": [version, list(numbers), following]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where ``state_dict`` was taken; of a larger pool the latest pictures stay."""
+        """Restores a state; only the latest images of a larger pool are kept."""
         version, numbers, following = state["random"]
         self._random.setstate((version, tuple(numbers), following))
-        self._kept = list(state["kept"])[-self.size :] if self.size else []
+        self._stored = list(state["kept"])[-self.size :] if self.size else []

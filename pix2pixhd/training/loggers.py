@@ -1,4 +1,4 @@
-"""Where the metrics and sample images of a run go."""
+"""Loggers for the metrics and sample images of a run."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def _is_first_process() -> bool:
 
 
 class _ContinuedMLFlow(MLFlowLogger):
-    """Resumes an MLflow run, whose parameters cannot be changed once they are set."""
+    """Resumes an MLflow run, whose parameters cannot be changed after they are set."""
 
     def log_hyperparams(self, params: Any) -> None:
-        """Keeps the parameters of the run's beginning, and marks the run as active again."""
+        """Keeps the parameters that were logged when the run started, and marks the run as active again."""
         if _is_first_process():
             self.experiment.update_run(self.run_id, "RUNNING")
 
 
 def make_loggers(names: Sequence[str], output: pathlib.Path, resume: bool) -> list[Any]:
-    """The loggers of a run, connected.
+    """Creates and connects the loggers of a run.
 
-    The ids of W&B and MLflow runs are kept in ``output/loggers.json``. A resumed run continues these runs.
+    The ids of W&B and MLflow runs are saved in ``output/loggers.json``. A resumed run continues these runs.
 
     Args:
-        names: Of ``csv``, ``tensorboard``, ``mlflow`` and ``wandb``.
+        names: Names among ``csv``, ``tensorboard``, ``mlflow`` and ``wandb``.
         output: The run's folder.
         resume: Whether the run is resumed.
 
@@ -56,21 +56,21 @@ def make_loggers(names: Sequence[str], output: pathlib.Path, resume: bool) -> li
     version = f"run_{max(taken, default=-1) + 1}"
     server = os.environ.get("MLFLOW_TRACKING_URI")
     uri = server or f"sqlite:///{output.resolve() / 'mlflow.db'}"
-    # Beside the database; MLflow's default is the current folder.
+    # In the run's folder, like the database; MLflow's default is the current folder.
     images = None if server else (output.resolve() / "mlflow").as_uri()
-    # The keys of an MLflow run's id include the server, since other servers do not know the run.
+    # The key of an MLflow run's id contains the server, because the id is unknown to other servers.
     keys = {"wandb": "wandb", "mlflow": f"mlflow {uri}"}
     ids = _read_ids(output) if resume else {}
 
     def wandb() -> WandbLogger:
-        known = ids.get(keys["wandb"])
-        return WandbLogger(None if known else version, str(output), project=output.name, id=known)
+        run_id = ids.get(keys["wandb"])
+        return WandbLogger(None if run_id else version, str(output), project=output.name, id=run_id)
 
     def mlflow() -> MLFlowLogger:
-        known = ids.get(keys["mlflow"])
-        kind = _ContinuedMLFlow if known else MLFlowLogger
-        name = None if known else version
-        return kind(output.name, name, tracking_uri=uri, run_id=known, artifact_location=images)
+        run_id = ids.get(keys["mlflow"])
+        kind = _ContinuedMLFlow if run_id else MLFlowLogger
+        name = None if run_id else version
+        return kind(output.name, name, tracking_uri=uri, run_id=run_id, artifact_location=images)
 
     make: dict[str, Callable[[], Any]] = {
         "csv": lambda: CSVLogger(str(output), "logs", version),
@@ -79,20 +79,20 @@ def make_loggers(names: Sequence[str], output: pathlib.Path, resume: bool) -> li
         "wandb": wandb,
     }
     loggers = []
-    # In this order, because CSVLogger warns about a folder that exists already.
+    # In this order, because CSVLogger warns if the folder already exists.
     for name in sorted(set(names), key=list(make).index):
         loggers.append(_connected(name, make[name]))
         if name in keys and _is_first_process():
             ids[keys[name]] = loggers[-1].version
     if ids and _is_first_process():
-        # The ids of a resumed run were read from the file, so that nothing in it is lost.
+        # A resumed run has read the ids in the existing file, so overwriting it loses nothing.
         text = json.dumps({"comment": MARK, **ids}, indent=1) + "\n"
         write_text(output / "loggers.json", text, force=resume)
     return loggers
 
 
 def _connected(name: str, make: Callable[[], Any]) -> Any:
-    """A logger that answers, so that a failure is reported before training."""
+    """Creates a logger and connects to its server, so that a failure is reported before training."""
     try:
         logger = make()
         if name in ("mlflow", "wandb"):
@@ -100,7 +100,7 @@ def _connected(name: str, make: Callable[[], Any]) -> Any:
     except ModuleNotFoundError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"run.loggers: {name} is not installed ({reason}); pip install {name}") from None
-    except Exception as error:  # an unreachable server, a missing key: every library raises its own exceptions
+    except Exception as error:  # every library raises its own exceptions, for example for an unreachable server
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"run.loggers: {name} cannot be used ({reason}); set it up, or leave it out") from error
     return logger
@@ -120,20 +120,20 @@ def _read_ids(output: pathlib.Path) -> dict[str, str]:
 
 
 def logger_errors() -> tuple[type[Exception], ...]:
-    """What loggers raise when their server or disk fails; for MLflow and W&B, where these are in use."""
-    # Connection errors of requests, which MLflow uses, are OSErrors.
+    """Returns the exceptions that loggers raise when a server or the disk fails, including those of MLflow and W&B."""
+    # MLflow uses requests, whose connection errors are OSErrors.
     named = (("mlflow.exceptions", "MlflowException"), ("wandb.errors", "Error"))
     found = [getattr(sys.modules.get(module), name, None) for module, name in named]
     return (OSError, *(error for error in found if error is not None))
 
 
 def log_samples(logger: Any, image: Image.Image, step: int) -> None:
-    """Sends a sheet of sample images to a logger; those that take no images are passed over.
+    """Sends a sheet of sample images to a logger, if it is one that accepts images.
 
     Args:
         logger: One of Lightning's loggers.
         image: The sheet.
-        step: Position on the logger's axis.
+        step: The step that the logger records for the image.
     """
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(SAMPLES, np.array(image), step, dataformats="HWC")

@@ -1,8 +1,7 @@
-"""The training step."""
+"""The Lightning module: networks, losses and the training step."""
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any, cast
@@ -12,6 +11,7 @@ import torch
 import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 
+from pix2pixhd.checkpoints.format import describe
 from pix2pixhd.checkpoints.pretrained import load_pretrained
 from pix2pixhd.config.messages import as_options
 from pix2pixhd.config.schema import ComputeOptions, DataOptions, LossOptions, ModelOptions, OptimizerOptions
@@ -35,10 +35,10 @@ __all__ = ["Pix2PixHD"]
 
 
 def generator_loss(options: LossOptions) -> GeneratorLoss:
-    """The generator's loss of a configuration.
+    """Builds the generator's loss from its options.
 
     Raises:
-        InputError: If the weights of VGG19 cannot be had; says which file to put where.
+        InputError: If VGG19's weights are not available; the message names the file to download and its folder.
     """
     try:
         loss = GeneratorLoss(
@@ -63,27 +63,27 @@ def _without(weights: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
 
 
 class Pix2PixHD(pl.LightningModule):
-    """Generator, discriminator and their losses, trained by turns (arXiv 1711.11585).
+    """Generator and discriminator with their losses, trained alternately (arXiv 1711.11585).
 
-    The step itself is ``pix2pixhd.training.step.compute_gradients``.
+    The gradients of a step are computed by ``pix2pixhd.training.step.compute_gradients``.
 
     Args:
-        model: The networks.
-        data: How pictures are encoded.
-        loss: Weights of the loss terms.
-        optimizer: Adam's settings, the learning rate's course, the moving average, accumulation.
-        compute: How the step is computed.
-        metrics: Of validation, see ``RunOptions``.
+        model: Options of the networks.
+        data: Options of the data, which determine how images are encoded.
+        loss: Options of the losses, such as the weights of the terms.
+        optimizer: Options of Adam, the learning-rate schedule, the moving average and gradient accumulation.
+        compute: Options of memory format, compilation and activation checkpointing.
+        metrics: Names of the validation metrics, see ``RunOptions``.
 
     Attributes:
         netG: The generator.
         netD: The discriminator.
-        netE: The encoder of instance features; None without.
-        ema: Moving averages of ``netG`` and ``netE``; None without.
+        netE: The encoder of instance features; None if the generator takes none.
+        ema: Moving averages of ``netG`` and ``netE``; None if they are not averaged.
         channels_last: Whether the networks are in channels-last memory format; decided when training starts.
 
     Raises:
-        InputError: For options that do not go together, and if pretrained weights cannot be had.
+        InputError: For options that cannot be combined, and if pretrained weights are not available.
 
     Example:
         >>> module = Pix2PixHD(ModelOptions(ngf=8, ndf=8), DataOptions(label_nc=5), LossOptions(lambda_vgg=0.0))
@@ -106,16 +106,7 @@ class Pix2PixHD(pl.LightningModule):
         self.compute_options = compute or ComputeOptions()
         self.multiple = model.multiple
         loss = loss or LossOptions()
-        # Plain dictionaries of numbers and strings, which torch.load(weights_only=True) reads back.
-        self.save_hyperparameters(
-            {
-                "format": 1,
-                "model": dataclasses.asdict(model),
-                "data": dataclasses.asdict(data),
-                "loss": dataclasses.asdict(loss),
-                "optimizer": dataclasses.asdict(self.optimizer_options),
-            }
-        )
+        self.save_hyperparameters(describe(model, data, loss, self.optimizer_options))
         self.netG = build_generator(model, data)
         self.netD = build_discriminator(model, data)
         self.netE = build_encoder(model, data)
@@ -130,13 +121,13 @@ class Pix2PixHD(pl.LightningModule):
         self._check_options()
 
     def load_pretrained(self, path: pathlib.Path) -> str:
-        """Loads trained weights before training, into the moving average too.
+        """Loads trained weights before training, also into the moving average.
 
         Args:
             path: See ``pix2pixhd.checkpoints.pretrained.load_pretrained``.
 
         Returns:
-            What was loaded and what was not, in one line.
+            A one-line summary of what was loaded and what was not.
 
         Raises:
             InputError: If files are missing or damaged, or if the weights do not fit the networks.
@@ -147,25 +138,25 @@ class Pix2PixHD(pl.LightningModule):
         return loaded
 
     def averaged(self) -> nn.ModuleDict:
-        """The networks whose weights are averaged, as they are."""
+        """Returns the networks that are averaged, with their current weights."""
         return nn.ModuleDict({"netG": self.netG} | ({} if self.netE is None else {"netE": self.netE}))
 
-    def _generating(self) -> nn.ModuleDict:
-        """The networks that generate: the averages, where there are any."""
+    def _inference_networks(self) -> nn.ModuleDict:
+        """Returns the networks used to generate images, with averaged weights if there are any."""
         return self.averaged() if self.ema is None else cast(nn.ModuleDict, self.ema.module)
 
     def _check_options(self) -> None:
         self.compute_options.check(self.model_options)
         if self.generator_loss.vgg is not None and self.data_options.output_nc not in (1, 3):
             raise InputError(
-                "loss.lambda_vgg: the perceptual loss sees colour or gray, not "
+                "loss.lambda_vgg: the perceptual loss needs color or grayscale images, got "
                 f"data.output_nc={self.data_options.output_nc} channels; set it to 0"
             )
         if self.optimizer_options.niter_fix_global and not isinstance(self.netG, LocalEnhancer):
-            raise InputError("optimizer.niter_fix_global needs model.netG: local, whose global part it keeps as it is")
+            raise InputError("optimizer.niter_fix_global needs model.netG: local, whose global part it keeps fixed")
 
     def setup(self, stage: str) -> None:
-        """Lays out and compiles the networks as ``compute`` says, and seeds this process's own pool."""
+        """Applies the compute options to the networks, and seeds the image pool of this process."""
         self.pool = ImagePool(self.pool.size, f"{torch.initial_seed()}:{self.global_rank}")
         options = self.compute_options
         half = self.trainer.precision not in ("32", "32-true", "64-true")
@@ -174,7 +165,7 @@ class Pix2PixHD(pl.LightningModule):
             for network in (*self._networks(), *([] if self.ema is None else [self.ema])):
                 network.to(memory_format=torch.channels_last)
         if options.checkpoint_activations:
-            setattr(self.netG, "checkpoint_activations", True)  # noqa: B010 - both generators have it
+            setattr(self.netG, "checkpoint_activations", True)  # noqa: B010 - both generators have this attribute
         if options.compile:
             # The discriminator's graph serves two backward passes; donated buffers would be reused by the first.
             functorch_config.donated_buffer = False
@@ -185,46 +176,46 @@ class Pix2PixHD(pl.LightningModule):
         return [network for network in (self.netG, self.netD, self.netE) if network is not None]
 
     def encode(self, batch: Sample) -> Tensor:
-        """What the discriminator is told of a batch beside the picture, ``[N, C, H, W]``: labels and edges."""
+        """Encodes labels and instance edges of a batch, the condition of both networks, as ``[N, C, H, W]``."""
         return encode_input(
             batch["input"], batch.get("instance"), self.data_options.label_nc, cast(torch.dtype, self.dtype)
         )
 
     def encode_features(self, batch: Sample) -> Tensor | None:
-        """The encoder's features of a batch's real images ``[N, feat_num, H, W]``; None without an encoder."""
+        """Encodes a batch's real images as features ``[N, feat_num, H, W]``; None without an encoder."""
         return None if self.netE is None else self.netE(self._images(batch), feature_region(batch, self.model_options))
 
     def _images(self, batch: Sample) -> Tensor:
-        """The real images in the networks' dtype, which Lightning converts in some hooks only."""
+        """Returns the real images in the networks' dtype; Lightning converts batches only in some hooks."""
         return batch["image"].to(cast(torch.dtype, self.dtype))
 
     def forward(self, condition: Tensor) -> Tensor:
-        """Generates pictures ``[N, C, H, W]`` in [−1, 1] of any size; sizes are padded and cropped back.
+        """Generates images ``[N, C, H, W]`` in [−1, 1] of any size, by padding the input and cropping the output.
 
         Args:
-            condition: What ``encode`` gives; with the features behind it, where there is an encoder.
+            condition: The result of ``encode``, concatenated with the features if there is an encoder.
         """
-        network = self._generating()["netG"]
-        # Under bf16-true the average is float32 and generates in float32, as `pix2pixhd generate` does.
+        network = self._inference_networks()["netG"]
+        # Under bf16-true the average is kept and evaluated in float32, as in `pix2pixhd generate`.
         return generate_padded(network, condition.to(next(network.parameters()).dtype), self.multiple)
 
     def generate(self, batch: Sample) -> Tensor:
-        """Generates the pictures of a batch, with the averaged weights where there are any.
+        """Generates the images of a batch, with averaged weights if there are any.
 
-        Where there is an encoder, features come from the real pictures.
+        If there is an encoder, the features are those of the real images.
         """
         condition = self.encode(batch)
         if self.netE is None:
             return self(condition)  # type: ignore[no-any-return]
-        network = self._generating()["netE"]
+        network = self._inference_networks()["netE"]
         images = batch["image"].to(next(network.parameters()).dtype)
         features = encode_padded(network, images, feature_region(batch, self.model_options), self.multiple)
         return self(torch.cat([condition, features], dim=1))  # type: ignore[no-any-return]
 
     def configure_optimizers(self) -> Any:
-        """Adam for G with E, and for D, with the learning rate's linear decay."""
+        """Creates one Adam optimizer for G and E and one for D, with linear learning-rate decay."""
         options = self.optimizer_options
-        # Fused: one pass over weights, gradients and moments instead of nine.
+        # The fused step reads weights, gradients and moments once instead of nine times.
         optimizers = [
             Adam(networks.parameters(), lr=options.lr, betas=(options.beta1, options.beta2), fused=True)
             for networks in (self.averaged(), self.netD)
@@ -236,14 +227,14 @@ class Pix2PixHD(pl.LightningModule):
         return optimizers, schedulers
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clips the gradients of one optimizer's networks, which have been unscaled and averaged."""
+        """Clips the gradients of one optimizer's networks, after they have been unscaled and averaged."""
         limit = self.optimizer_options.gradient_clip_val
         if limit is not None:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(parameters, limit)
 
     def on_train_epoch_start(self) -> None:
-        """Keeps the global part as it is in the first ``niter_fix_global`` epochs, and trains all of it after."""
+        """Freezes the global part in the first ``niter_fix_global`` epochs; trains the whole generator afterwards."""
         if not self.optimizer_options.niter_fix_global:
             return
         assert isinstance(self.netG, LocalEnhancer)
@@ -254,23 +245,23 @@ class Pix2PixHD(pl.LightningModule):
                 part.requires_grad_(True)
 
     def on_train_start(self) -> None:
-        """Applies the configuration to what a checkpoint restored, within an epoch too."""
+        """Applies the configured optimizer options to restored state, also within an epoch."""
         apply_optimizer_options(self.trainer.optimizers, cast(list[Any], self.lr_schedulers()), self.optimizer_options)
         self.on_train_epoch_start()
 
     @property
     def mid_accumulation(self) -> bool:
-        """Whether gradients of batches wait for others before the next step."""
+        """Whether gradients have been accumulated since the last optimizer step."""
         return self._batches_since_step > 0
 
     def training_step(self, batch: Sample, batch_idx: int) -> None:
-        """One step of the generator and one of the discriminator, both against the same D."""
+        """Runs one step of the generator and one of the discriminator, both computed with the same D."""
         optimizer_G, optimizer_D = cast(list[Any], self.optimizers())
         accumulate = self.optimizer_options.accumulate
         if not self._batches_since_step:
             optimizer_G.zero_grad()
             optimizer_D.zero_grad()
-        # The last batches of an epoch may be fewer.
+        # The last step of an epoch may have fewer batches.
         first = batch_idx - batch_idx % accumulate
         batches = min(accumulate, int(self.trainer.num_training_batches) - first)
         self._batches_since_step += 1
@@ -288,7 +279,7 @@ class Pix2PixHD(pl.LightningModule):
             if self.ema is not None:
                 self.ema.update_parameters(self.averaged())
         if batch_idx + 1 >= self.trainer.num_training_batches:
-            # Here rather than at the epoch's end, so that the checkpoint before validation has the next epoch's rate.
+            # Not in the hook for the epoch's end, so that a checkpoint before validation has the next epoch's rate.
             for scheduler in cast(list[Any], self.lr_schedulers()):
                 scheduler.step()
         self.log_dict(terms, prog_bar=True, batch_size=len(batch["image"]))
@@ -296,14 +287,17 @@ class Pix2PixHD(pl.LightningModule):
     def compute_gradients(
         self, condition: Tensor, real: Tensor, features: Tensor | None = None, batches: int = 1, last: bool = True
     ) -> dict[str, Tensor]:
-        """Adds a batch's share to all networks' gradients; returns this process's loss terms, detached.
+        """Adds one batch's contribution to the gradients of all networks.
 
         Args:
-            condition: What ``encode`` gives.
-            real: The real pictures.
-            features: What ``encode_features`` gives.
-            batches: How many batches share the step.
-            last: Whether this is the last of them; gradients are then averaged between processes.
+            condition: The result of ``encode``.
+            real: The real images.
+            features: The result of ``encode_features``.
+            batches: Number of batches that are accumulated for the step.
+            last: Whether this is the last of these batches; gradients are then averaged between processes.
+
+        Returns:
+            The detached loss terms of this process.
         """
         averager = GradientAverager()
 
@@ -330,18 +324,18 @@ class Pix2PixHD(pl.LightningModule):
         return terms
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds every process's image pool and random state; leaves out the weights of metrics, which are not ours."""
+        """Adds the image pool and random state of every process; removes the pretrained weights of metrics."""
         checkpoint["state_dict"] = _without(checkpoint["state_dict"], "val_metrics.")
         checkpoint["processes"] = gather_states({"pool": self.pool.state_dict(), "rng": torch.get_rng_state()})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes this process's back; with another number of processes the pools begin empty.
+        """Restores the state of this process; if the number of processes has changed, the pools start empty.
 
-        Metrics and the average of the weights may have been turned on or off meanwhile: an average begins with the
-        weights as they are.
+        Metrics and the moving average may have been enabled or disabled since. A new average starts with the current
+        weights.
         """
         if self._trainer is not None:
-            # Lightning converts the module after this; float64 weights would be rounded to float32 on the way.
+            # Lightning converts the module only after this hook, so float64 weights would be rounded to float32.
             self._trainer.precision_plugin.convert_module(self)
         weights = _without(checkpoint["state_dict"], "val_metrics.", *([] if self.ema else ["ema."]))
         own = self.state_dict()
@@ -357,9 +351,9 @@ class Pix2PixHD(pl.LightningModule):
             torch.set_rng_state(state["rng"].cpu())
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
-        """Compares generated with real images, both in [−1, 1].
+        """Updates the metrics with generated and real images, both in [−1, 1].
 
-        Several processes get equally many images, some of them twice, which are counted once.
+        All processes get equally many images, so some images occur twice; these are counted once.
         """
         loader: Any = self.trainer.val_dataloaders
         if batch_idx * world_size() + rank() < len(loader.dataset):

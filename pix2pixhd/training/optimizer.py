@@ -1,4 +1,4 @@
-"""Adam for weights that lie channels last."""
+"""Adam for weights in channels-last memory format."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 __all__ = ["Adam"]
 
 
-def _lies_channels_last(tensor: Tensor) -> bool:
+def _is_channels_last(tensor: Tensor) -> bool:
     return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 class Adam(torch.optim.Adam):
-    """``torch.optim.Adam``, whose fused step goes through channels-last weights as they lie.
+    """``torch.optim.Adam`` with a fused step that processes channels-last weights in memory order.
 
-    On the CPU PyTorch's own copies weight, gradient and both moments to the usual layout and back, which takes ten
-    times as long as the step. Results and ``state_dict`` are the same.
+    On the CPU PyTorch's fused step copies weight, gradient and both moments to the contiguous format and back, which
+    takes ten times as long as the step itself. Results and ``state_dict`` are the same.
 
     Example:
         >>> optimizer = Adam(torch.nn.Conv2d(3, 8, 3).parameters(), lr=1e-3, fused=True)
@@ -34,20 +34,20 @@ class Adam(torch.optim.Adam):
         max_exp_avg_sqs: list[Tensor],
         state_steps: list[Tensor],
     ) -> bool:
-        """Collects what the step needs, each as a contiguous view where it lies channels last."""
+        """Collects the tensors of the step, and replaces channels-last tensors by contiguous views."""
         has_complex: bool = super()._init_group(  # type: ignore[no-untyped-call]
             group, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps
         )
         lists = [params, grads, exp_avgs, exp_avg_sqs, *([max_exp_avg_sqs] if group["amsgrad"] else [])]
-        # A step is elementwise, so any order of elements does that all of them have.
+        # The step is elementwise, so any element order is correct that all tensors of a weight share.
         for k in range(len(params)):
-            if all(_lies_channels_last(tensors[k]) for tensors in lists):
+            if all(_is_channels_last(tensors[k]) for tensors in lists):
                 for tensors in lists:
                     tensors[k] = tensors[k].detach().permute(0, 2, 3, 1)
         return has_complex
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """Loads a state, and lays the moments out as the weights lie."""
+        """Loads a state, and converts the moments to the strides of the weights."""
         super().load_state_dict(state_dict)
         for param, state in self.state.items():
             for name, value in state.items():

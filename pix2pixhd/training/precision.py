@@ -1,4 +1,4 @@
-"""Mixed precision in float16 for two optimizers."""
+"""float16 mixed precision with two optimizers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["SharedScalePrecision"]
 
 
 class SharedScalePrecision(MixedPrecision):
-    """Mixed precision in float16, whose loss scale is updated once per training step.
+    """float16 mixed precision that updates the loss scale once per training step.
 
-    Lightning's plugin updates the scale after the step of every optimizer. The second optimizer's gradients are then
-    divided by another scale than their losses were multiplied by. This one follows PyTorch's recipe for several
-    optimizers: each is unscaled and stepped, or skipped for its own Inf or NaN gradients, and the scale is updated
-    after the last one.
+    Lightning's plugin updates the scale after the step of every optimizer, so the second optimizer's gradients are
+    divided by a different scale than their losses were multiplied by. This plugin follows PyTorch's recipe for several
+    optimizers: the gradients of each optimizer are unscaled; each optimizer steps unless its own gradients contain Inf
+    or NaN; and the scale is updated after the last one.
 
     Args:
-        device: Type of the device, such as ``cuda`` or ``cpu``.
+        device: Device type, such as ``cuda`` or ``cpu``.
 
     Example:
         >>> SharedScalePrecision("cpu").precision
@@ -37,8 +37,8 @@ class SharedScalePrecision(MixedPrecision):
         """Unscales one optimizer's gradients and steps it; updates the scale after the last optimizer."""
         assert self.scaler is not None
         closure()
-        # Explicitly, so that hooks such as gradient clipping get the true gradients. A fused optimizer, which could
-        # unscale during its step, costs the same: the scaler would search its gradients for Inf in a pass of its own.
+        # Unscaled explicitly, so that hooks such as gradient clipping receive the true gradients. Unscaling within the
+        # step of a fused optimizer would not be faster, because the scaler would still scan the gradients for Inf.
         self.scaler.unscale_(optimizer)  # type: ignore[arg-type]
         self._after_closure(model, optimizer)
         output = self.scaler.step(optimizer, **kwargs)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""How many processes train together, and how they end together when one of them fails."""
+"""The number of processes that train together, and their common end if one of them fails."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from pix2pixhd.errors import InputError
 from pix2pixhd.training.distributed import AveragedGradients, rank
 from pix2pixhd.training.first_process import launcher
 
-__all__ = ["ending_together", "process_count", "raise_together", "spread"]
+__all__ = ["distribution_options", "ending_together", "process_count", "raise_together"]
 
 # Set by mpirun and by scripts that start the processes themselves. Lightning sets WORLD_SIZE for its own processes.
 _WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
-# How long the others stay after an error that all have found: launchers end all processes as soon as one ends, and the
-# first has yet to print its message.
-_STAY_SECONDS = 5.0
-# How long the first process lets those that it started print their own messages and end.
+# How long the others wait after an error in all processes. Launchers end all processes as soon as one ends, and the
+# first one must be able to print its message before.
+_EXIT_DELAY_SECONDS = 5.0
+# How long the first process waits for its child processes to print their messages and end.
 _CHILD_SECONDS = 5.0
 
 
 def _started() -> tuple[str, int, int] | None:
-    """The launcher's name, and how many processes per machine and machines it started; None without a launcher.
+    """Returns the launcher's name and its numbers of processes per machine and of machines; None without a launcher.
 
     Raises:
-        InputError: If SLURM's variables contradict each other.
+        InputError: If SLURM's variables are inconsistent.
     """
     cluster = launcher()
     if cluster is None:
@@ -58,7 +58,7 @@ def _started() -> tuple[str, int, int] | None:
 
 
 def _local(devices: int | str | list[int]) -> int:
-    """Number of processes per machine that ``trainer.devices`` asks for."""
+    """Returns the number of processes per machine for a value of ``trainer.devices``."""
     if isinstance(devices, list):
         return len(devices)
     return torch.cuda.device_count() if devices == -1 else int(devices)
@@ -69,11 +69,11 @@ def _count(number: int, what: str) -> str:
 
 
 def _layout(options: TrainerOptions) -> tuple[int | str | list[int], int]:
-    """``devices`` and ``num_nodes``, with those of the launcher where they are left open.
+    """Returns ``devices`` and ``num_nodes``, with unset values taken from the launcher.
 
     Raises:
-        InputError: If they differ from what the launcher started: every process, or every group of them, would train
-            on its own and write into the same folder.
+        InputError: If they differ from what the launcher started. Every process or group of processes would otherwise
+            train independently and write into the same folder.
     """
     devices, nodes, started = options.devices, options.num_nodes, _started()
     if started is None:
@@ -101,13 +101,13 @@ def _check_world_size(total: int) -> None:
         started = os.environ.get(name, "1")
         if started.isdigit() and int(started) not in (1, total):
             raise InputError(
-                f"trainer.devices: {name} says that {started} processes were started, trainer.devices and "
-                f"trainer.num_nodes make {total}; start them with torchrun or srun, or start one"
+                f"trainer.devices: according to {name}, {started} processes were started, but trainer.devices and "
+                f"trainer.num_nodes give {total}; start them with torchrun or srun, or start one"
             )
 
 
 def process_count(options: TrainerOptions) -> int:
-    """How many processes train together.
+    """Returns the number of processes that train together.
 
     Raises:
         InputError: If ``devices`` and ``num_nodes`` differ from what torchrun or SLURM started.
@@ -120,8 +120,12 @@ def process_count(options: TrainerOptions) -> int:
     return _local(devices) * nodes
 
 
-def spread(options: TrainerOptions) -> Mapping[str, Any]:
-    """Lightning's ``devices``, ``num_nodes`` and ``strategy``; raises as ``process_count`` does."""
+def distribution_options(options: TrainerOptions) -> Mapping[str, Any]:
+    """Returns Lightning's ``devices``, ``num_nodes`` and ``strategy``.
+
+    Raises:
+        InputError: As in ``process_count``.
+    """
     devices, nodes = _layout(options)
     several = _local(devices) > 1 or nodes > 1
     return {
@@ -132,25 +136,26 @@ def spread(options: TrainerOptions) -> Mapping[str, Any]:
 
 
 def raise_together(error: InputError | None) -> None:
-    """Raises an error that all processes have found, so that it is printed once.
+    """Raises an error that occurred in all processes, so that it is printed only once.
 
     Raises:
         InputError: In the first process.
-        SystemExit: In the others, with code 2 and without a message.
+        SystemExit: In the other processes, with code 2 and without a message.
     """
     if error is None:
         return
     if rank() == 0:
         raise error
-    time.sleep(_STAY_SECONDS)
+    time.sleep(_EXIT_DELAY_SECONDS)
     raise SystemExit(2)
 
 
 @contextlib.contextmanager
 def ending_together(trainer: pl.Trainer) -> Iterator[None]:
-    """Ends a run of several processes with the message of the one that failed.
+    """Ends all processes of a run when one fails, with the error message of that process.
 
-    The others notice only that a connection was closed; the processes that Lightning started, perhaps nothing at all.
+    The other processes otherwise fail with the error of a closed connection. Those that Lightning started may not
+    notice the failure at all.
 
     Raises:
         InputError: In place of the error of a closed connection.
@@ -161,7 +166,7 @@ def ending_together(trainer: pl.Trainer) -> Iterator[None]:
         _end_children(trainer)
         if trainer.world_size > 1 and _is_closed_connection(error):
             raise InputError(
-                "another process of this run ended, so this one cannot continue; see the message of that one"
+                "another process of this run ended, so this one cannot continue; see the error message of that process"
             ) from error
         raise
 
@@ -174,12 +179,12 @@ def _is_closed_connection(error: Exception) -> bool:
 
 
 def _end_children(trainer: pl.Trainer) -> None:
-    """Waits for the processes that Lightning started from this one, and ends those that do not end by themselves."""
+    """Waits for the processes that Lightning started from this one, and kills those that do not exit in time."""
     launcher = trainer.strategy.launcher
     if not isinstance(launcher, _SubprocessScriptLauncher):
         return
     children = list(launcher.procs)
-    launcher.procs.clear()  # Lightning watches this list, and kills this process when one of them fails
+    launcher.procs.clear()  # Lightning monitors this list and kills this process if one of them fails
     deadline = time.monotonic() + _CHILD_SECONDS
     for child in children:
         try:

@@ -1,4 +1,4 @@
-"""Resuming a run: which options may change, how the changed ones take effect, and the record of all of them."""
+"""Resuming a run: checks of changed options, their effect, and the record of the configuration."""
 
 from __future__ import annotations
 
@@ -16,22 +16,29 @@ from pix2pixhd.config.parser import absolute_paths, config_text
 from pix2pixhd.config.schema import OptimizerOptions, TrainConfig
 from pix2pixhd.errors import InputError
 from pix2pixhd.files import write_text
-from pix2pixhd.training.steps import trial_batches
+from pix2pixhd.training.progress_counters import trial_batches
 
-__all__ = ["ConfigRecord", "apply_optimizer_options", "check_resumable", "division_problem", "go_back"]
+__all__ = [
+    "ConfigRecord",
+    "apply_optimizer_options",
+    "check_resumable",
+    "division_problem",
+    "earlier_checkpoint_remedy",
+]
 
 _ENCODING = ("label_nc", "input_nc", "output_nc", "no_instance")
 _ORDER = ("phase", "batchSize", "serial_batches", "max_dataset_size")
 
-_WEIGHTS = "the saved weights belong to it"
+_WEIGHTS = "the saved weights depend on it"
 _POSITION = "the run stopped within an epoch, whose remaining batches depend on it"
 
 
 def check_resumable(config: TrainConfig, saved: Checkpoint) -> None:
-    """Refuses changes of options that a checkpoint depends on.
+    """Raises an error if an option has changed that the checkpoint depends on.
 
-    The networks and the encoding of the data may not change, because the weights depend on them. What determines the
-    batches of an epoch may change between epochs only. The number of epochs may not fall below those that are finished.
+    The weights depend on the networks and the encoding of the data, so these options must not change. Options that
+    determine the batches of an epoch may change only between epochs. The number of
+    epochs must not be lower than the number of finished epochs.
 
     Raises:
         InputError: For the first such change.
@@ -66,19 +73,22 @@ def _enough_epochs(config: TrainConfig, saved: Checkpoint) -> None:
 def _same(path: pathlib.Path, name: str, before: object, now: object, reason: str) -> None:
     if before != now:
         raise InputError(
-            f"--resume: {path} was trained with {name}={before!r}, the configuration says {now!r}, and {reason}; set "
+            f"--resume: {path} was trained with {name}={before!r}, the configuration has {now!r}, and {reason}; set "
             "it back, or start a new run in another folder"
         )
 
 
 def division_problem(path: pathlib.Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> InputError | None:
-    """Why a run that stopped within an epoch cannot continue it: the remaining batches would be others.
+    """Returns why a run that stopped within an epoch cannot resume it: the remaining batches would differ.
 
     Args:
         path: The checkpoint.
-        before: Number of ``processes``, a hash of the ``images``, and ``max_batches`` of the epoch, as they were. None
-            stands for what an older checkpoint does not hold.
-        now: The same as they are now.
+        before: The saved number of ``processes``, hash of the ``images``, and ``max_batches`` of the epoch. None for
+            values that an older checkpoint does not contain.
+        now: The current values.
+
+    Returns:
+        The error for the first difference; None if there is none.
     """
     changed = [name for name in now if before[name] not in (None, now[name])]
     if not changed:
@@ -98,7 +108,8 @@ def division_problem(path: pathlib.Path, before: Mapping[str, Any], now: Mapping
         ),
     }[changed[0]]
     return InputError(
-        f"--resume: {path} was written within an epoch that {what}; {remedy} until the epoch ends, or {go_back(path)}"
+        f"--resume: {path} was written within an epoch that {what}; {remedy} until the epoch ends, or "
+        f"{earlier_checkpoint_remedy(path)}"
     )
 
 
@@ -106,25 +117,25 @@ def _processes(count: int) -> str:
     return "1 process" if count == 1 else f"{count} processes"
 
 
-def go_back(last: pathlib.Path) -> str:
-    """How to continue from an earlier checkpoint than ``last.ckpt``."""
+def earlier_checkpoint_remedy(last: pathlib.Path) -> str:
+    """Returns how to resume from an earlier checkpoint than ``last.ckpt``, for an error message."""
     kept = sorted(last.parent.glob("epoch_*.ckpt"), key=lambda path: (len(path.name), path.name))
     if not kept:
         return "start a new run in another folder, since no earlier checkpoint was kept (run.save_epoch_freq)"
-    return f"copy {kept[-1]}, the last one that was kept, over {last.name}"
+    return f"copy {kept[-1]}, the latest kept checkpoint, over {last.name}"
 
 
 def apply_optimizer_options(
     optimizers: Sequence[torch.optim.Optimizer], schedulers: Sequence[Any], options: OptimizerOptions
 ) -> None:
-    """Puts the configured rates and momenta in place of those that a checkpoint restored.
+    """Replaces the learning rates and betas that a checkpoint restored by the configured ones.
 
-    The learning-rate schedule continues at its epoch, from the new base rate.
+    The learning-rate schedule continues at its epoch with the new base rate.
 
     Args:
-        optimizers: Adam of each network.
-        schedulers: Their ``LambdaLR``, in the same order.
-        options: The configuration's.
+        optimizers: The Adam optimizers.
+        schedulers: Their ``LambdaLR`` schedulers, in the same order.
+        options: The configured options.
     """
     for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
         rate = options.lr * options.rate(scheduler.last_epoch)
@@ -141,9 +152,9 @@ def _config_path(config: TrainConfig) -> pathlib.Path:
 class ConfigRecord(pl.Callback):
     """Writes all options to ``run.output/config.yaml``, from which ``pix2pixhd train --resume`` reads them.
 
-    It does so when training starts, since options that are refused until then must not reach the next ``--resume``.
-    Paths are written as absolute ones, since a run may be resumed from another folder. A different ``config.yaml`` that
-    is there is kept as ``config_1.yaml``, ``config_2.yaml`` and so on.
+    The file is written when training starts, after all checks, so that invalid options are never read by ``--resume``.
+    Paths are made absolute, because a run may be resumed from another folder. An existing ``config.yaml`` with other
+    contents is kept as ``config_1.yaml``, ``config_2.yaml`` and so on.
 
     Args:
         config: All options of the run.
@@ -156,7 +167,7 @@ class ConfigRecord(pl.Callback):
         self.config = config
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes the file, once for all processes."""
+        """Writes the file in the first process."""
         if trainer.is_global_zero and not trial_batches(trainer):
             _write_config(self.config)
 
@@ -168,4 +179,4 @@ def _write_config(config: TrainConfig) -> None:
         while (kept := path.with_name(f"config_{number}.yaml")).exists():
             number += 1
         shutil.copy2(path, kept)
-    write_text(path, text, force=True)  # what was there has been kept
+    write_text(path, text, force=True)  # the previous file has been copied

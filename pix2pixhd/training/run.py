@@ -1,4 +1,4 @@
-"""One training run, from checked options to the last checkpoint."""
+"""Training runs: checks the options, then trains."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ from pix2pixhd.config.parser import absolute_paths
 from pix2pixhd.config.schema import TrainConfig
 from pix2pixhd.config.schema.trainer import TrainerOptions
 from pix2pixhd.errors import InputError
-from pix2pixhd.training.callbacks.checkpoints import RunCheckpoints
+from pix2pixhd.training.callbacks.checkpoints import CheckpointSchedule
+from pix2pixhd.training.callbacks.progress_bar import LossProgressBar
 from pix2pixhd.training.callbacks.results_page import ResultsPage
-from pix2pixhd.training.callbacks.samples import LossBar, SampleSheets, StopAtNaN
+from pix2pixhd.training.callbacks.sample_sheets import SampleSheets
+from pix2pixhd.training.callbacks.stop_on_non_finite import StopOnNonFinite
 from pix2pixhd.training.callbacks.summary import RunSummary, resume_command, stop_signal
 from pix2pixhd.training.datamodule import PairedData, reporting_dead_workers
 from pix2pixhd.training.first_process import on_first_process
 from pix2pixhd.training.loggers import make_loggers
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.precision import SharedScalePrecision
-from pix2pixhd.training.processes import ending_together, process_count, spread
-from pix2pixhd.training.resume import ConfigRecord, check_resumable, go_back
+from pix2pixhd.training.processes import distribution_options, ending_together, process_count
+from pix2pixhd.training.progress_counters import finished_steps, trial_batches
+from pix2pixhd.training.resume import ConfigRecord, check_resumable, earlier_checkpoint_remedy
 from pix2pixhd.training.run_folder import check_run_folder, check_run_folder_writable, remove_leftovers
-from pix2pixhd.training.steps import finished_steps, trial_batches
-from pix2pixhd.training.stopping import Stopped, StopRequests
+from pix2pixhd.training.shutdown import GracefulShutdown, RunStopped
 
 __all__ = ["TrainConfig", "train"]
 
@@ -44,7 +46,7 @@ def _checkpoint_path(config: TrainConfig) -> pathlib.Path:
 
 
 def _check_run(config: TrainConfig, resume: bool) -> None:
-    """Refuses options that contradict each other, the launcher, or what the run's folder holds."""
+    """Raises an error if options conflict with each other, the launcher, or the contents of the run's folder."""
     process_count(config.check())
     _check_pretrained(config)
     _check_limits(config)
@@ -58,24 +60,25 @@ def _check_run(config: TrainConfig, resume: bool) -> None:
 
 
 def _check_checkpoint(config: TrainConfig, resume: bool) -> None:
-    """Refuses to resume without a fitting checkpoint, and to write over a run without ``--resume``."""
+    """Raises an error if ``--resume`` has no compatible checkpoint, or if a run would be overwritten without it."""
     last = _checkpoint_path(config)
     if not resume and last.exists():
         raise InputError(
-            f"run.output: {config.run.output} holds a run already ({last}); continue it with --resume, or choose "
+            f"run.output: {config.run.output} already contains a run ({last}); continue it with --resume, or choose "
             "another folder"
         )
     if resume and not last.exists():
         raise InputError(f"--resume: there is no {last} to continue from; start without --resume")
     if resume:
-        remedy = go_back(last)
+        remedy = earlier_checkpoint_remedy(last)
         check_resumable(config, read_checkpoint(last, remedy, mapped=True))
 
 
 def _deadline(max_time: Any, began: float) -> float | None:
-    """When a run has to stop, on ``time.monotonic``'s clock.
+    """Returns the time at which a run has to stop, on the clock of ``time.monotonic``.
 
-    Counted anew by every process that trains, so that a cluster's job and the job that resumes it have the same time.
+    The time is counted from the start of each job, so that a job of a cluster and the job that resumes it both get all
+    of ``max_time``.
     """
     remaining = Timer(max_time).time_remaining()
     return None if remaining is None else began + remaining
@@ -83,15 +86,15 @@ def _deadline(max_time: Any, began: float) -> float | None:
 
 def _callbacks(config: TrainConfig, data: PairedData, start: str, began: float) -> list[pl.Callback]:
     run, trainer, output = config.run, config.check(), pathlib.Path(config.run.output)
-    shown, stop_at_nan = data.val or data.train, StopAtNaN()
-    checkpoints = RunCheckpoints(
+    shown, stop_at_nan = data.val or data.train, StopOnNonFinite()
+    checkpoints = CheckpointSchedule(
         output / "checkpoints",
         stop_at_nan.check,
         run.save_epoch_freq,
         run.save_latest_freq,
         max_steps=trainer.max_steps,
         min_steps=trainer.min_steps or 0,
-        requests=StopRequests(_deadline(trainer.max_time, began)),
+        shutdown=GracefulShutdown(_deadline(trainer.max_time, began)),
     )
     return [
         ConfigRecord(config),
@@ -104,7 +107,7 @@ def _callbacks(config: TrainConfig, data: PairedData, start: str, began: float) 
 
 
 def _check_limits(config: TrainConfig) -> None:
-    """Refuses limits that contradict each other."""
+    """Raises an error if limits conflict with each other."""
     options, trainer = config.optimizer, config.check()
     epochs = options.niter + options.niter_decay
     if trainer.max_epochs is not None and trainer.max_epochs > epochs:
@@ -119,21 +122,21 @@ def _check_limits(config: TrainConfig) -> None:
 
 
 def _check_combinations(trainer: TrainerOptions, resume: bool) -> None:
-    """Refuses options that this machine or a resumed run cannot follow."""
+    """Raises an error for options that this machine or a resumed run does not support."""
     if resume and trainer.fast_dev_run:
         raise InputError(
-            "--resume: trainer.fast_dev_run counts its batches from the first one, which a resumed run is past; try "
+            "--resume: trainer.fast_dev_run runs the first batches of a run, which a resumed run has finished; try "
             "the configuration without --resume and with another run.output"
         )
     if trainer.sync_batchnorm and trainer.on_cpu:
         raise InputError(
-            "trainer.sync_batchnorm needs GPUs, PyTorch has no such layer for the CPU; leave it out, or set "
+            "trainer.sync_batchnorm needs GPUs, because PyTorch has no such layer for the CPU; leave it out, or set "
             "model.norm: instance"
         )
 
 
 def _precision_plugins(options: dict[str, Any], on_cpu: bool) -> list[Any]:
-    """The plugin for float16, which takes the place of ``trainer.precision``."""
+    """Returns the plugin for float16, and removes ``precision``, which it replaces."""
     if options["precision"] != "16-mixed":
         return []
     del options["precision"]
@@ -148,7 +151,7 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], resume: bool) ->
     if options["max_epochs"] is None:
         options["max_epochs"] = config.optimizer.niter + config.optimizer.niter_decay
     for limit in ("max_steps", "max_time"):
-        del options[limit]  # RunCheckpoints stops there, since Lightning would take the epoch for finished
+        del options[limit]  # CheckpointSchedule stops there, because Lightning would count the epoch as finished
     # Lightning counts batches, of which several make a step.
     options["log_every_n_steps"] *= config.optimizer.accumulate
     if options["min_steps"]:
@@ -159,8 +162,8 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], resume: bool) ->
     if loggers:
         callbacks = [*callbacks, LearningRateMonitor("epoch")]
     if options["enable_progress_bar"]:
-        callbacks = [*callbacks, LossBar()]
-    options |= spread(trainer_options)
+        callbacks = [*callbacks, LossProgressBar()]
+    options |= distribution_options(trainer_options)
     try:
         trainer = pl.Trainer(
             callbacks=callbacks,
@@ -171,17 +174,17 @@ def _trainer(config: TrainConfig, callbacks: list[pl.Callback], resume: bool) ->
             **options,
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
-        # Options that this machine does not have, such as a GPU.
+        # For example a device that this machine does not have.
         raise InputError(f"trainer: {error}") from error
-    # fast_dev_run limits steps too, as Lightning counts them; its limit of batches is enough.
+    # fast_dev_run also limits Lightning's count of steps; its limit of batches is enough.
     trainer.fit_loop.epoch_loop.max_steps = -1
     return trainer
 
 
 def _quiet() -> None:
-    """Keeps Lightning's advertisements and hints for its own examples off the screen."""
+    """Hides Lightning's advertisements and the hints that do not apply to this package."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # A profiler's report is no hint: it has been asked for.
+    # A profiler's report is not a hint; the user has requested it.
     logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)
     for hint in (
         "does not have many workers",
@@ -194,24 +197,24 @@ def _quiet() -> None:
 
 
 def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Callback] = ()) -> Pix2PixHD:
-    """Checks everything, then trains.
+    """Checks all options, then trains.
 
-    Leaves behind in ``run.output``: ``checkpoints/last.ckpt`` and every ``save_epoch_freq``-th epoch's, ``samples/``
-    with sheets (label | generated | real), ``results/index.html`` with the last ones, and ``logs/`` for TensorBoard,
-    with the same figures in ``metrics.csv``.
+    Writes into ``run.output``: ``checkpoints/`` with ``last.ckpt`` and a checkpoint of every ``save_epoch_freq``-th
+    epoch, ``samples/`` with sheets (label | generated | real), ``results/index.html`` with images of the trained
+    generator, and ``logs/`` for TensorBoard, with the same metrics in ``metrics.csv``.
 
     Args:
         config: All options.
         resume: Whether to continue from ``checkpoints/last.ckpt``.
-        callbacks: More of Lightning's callbacks.
+        callbacks: Additional Lightning callbacks.
 
     Returns:
         The trained module.
 
     Raises:
-        InputError: For anything the user can put right; nothing has been trained then.
-        Stopped: If the process was asked to stop (SIGTERM, Ctrl-C); the run has been saved, except before the first
-            step.
+        InputError: For errors that the user can correct. Most are raised before training.
+        RunStopped: If the run was stopped by SIGTERM or Ctrl-C, after it was saved, unless it had not reached its
+            first step.
 
     Example:
         >>> module = train(TrainConfig(DataOptions(dataroot="datasets/cityscapes")))  # doctest: +SKIP
@@ -224,7 +227,7 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
     checkpoint = _checkpoint_path(config) if resume else None
     data = PairedData(config.data, config.model.multiple, config.run.seed)
     pl.seed_everything(config.run.seed, workers=True, verbose=False)
-    # The checkpoint names the data, for `pix2pixhd features` from any folder.
+    # The checkpoint contains the absolute path of the data, so that `pix2pixhd features` works from any folder.
     data_options = absolute_paths(config).data
     module = Pix2PixHD(config.model, data_options, config.loss, config.optimizer, config.compute, config.run.metrics)
     start = "new weights"
@@ -245,9 +248,9 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
         when = "before the first step" if not steps else f"while compiling, after {steps} steps"
         if trainer.is_global_zero:
             print(f"stopped {when}", file=sys.stderr, flush=True)
-        raise Stopped(128 + number) from error
-    except Stopped:
-        kept = f"the run is saved, continue it with {resume_command(output)}"
+        raise RunStopped(128 + number) from error
+    except RunStopped:
+        kept = f"the run was saved, continue it with {resume_command(output)}"
         if trainer.is_global_zero:
             print(f"stopped; {'nothing was saved' if trial_batches(trainer) else kept}", file=sys.stderr, flush=True)
         raise
@@ -257,6 +260,6 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
 def _check_pretrained(config: TrainConfig) -> None:
     if config.optimizer.niter_fix_global and not config.run.load_pretrain:
         raise InputError(
-            "optimizer.niter_fix_global keeps the global part as it is, which without run.load_pretrain is random; "
-            "name the checkpoint of a run with model.netG: global"
+            "optimizer.niter_fix_global keeps the global part fixed, which is random without run.load_pretrain; "
+            "set it to the checkpoint of a run with model.netG: global"
         )

@@ -1,4 +1,4 @@
-"""What a training run may write into its folder."""
+"""Checks of the folder that a training run writes into."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _REMEDY = "pix2pixhd did not write it; choose another folder, or move it away"
 
 
 def check_run_folder(output: pathlib.Path, data: DataOptions, resume: bool) -> None:
-    """Refuses a folder in which a run would replace files of other origin, or write among the data.
+    """Raises an error if a run would overwrite files that it did not write, or write into the data folders.
 
     Args:
         output: ``run.output``.
         data: The ``data`` section.
-        resume: Whether the run continues, so that the checkpoints are its own.
+        resume: Whether the run is resumed, so that the checkpoints in the folder belong to it.
 
     Raises:
-        InputError: If there are such files; names the first of them.
+        InputError: If there are such files; the message names the first of them.
     """
     phases = [phase for phase in (data.phase, data.val_phase) if phase]
     kinds = (data.input_folder, data.image_folder, "inst")
@@ -37,7 +37,7 @@ def check_run_folder(output: pathlib.Path, data: DataOptions, resume: bool) -> N
         raise InputError(
             f"run.output: {checkpoints[0]} would be replaced; continue its run with --resume, or choose another folder"
         )
-    # An existing config.yaml is kept under another name, and a resumed run continues its loggers' runs.
+    # An existing config.yaml is kept under another name. A resumed run continues the runs of its loggers.
     check_replaceable([output / "config.yaml", output / "loggers.json"], force=True, option=_OPTION)
     results = output / "results"
     images = [*(output / "samples").glob("step_*.png"), *(results / "images").rglob("*.png")]
@@ -46,13 +46,13 @@ def check_run_folder(output: pathlib.Path, data: DataOptions, resume: bool) -> N
 
 
 def check_run_folder_writable(output: pathlib.Path) -> None:
-    """Creates a run's folder, and checks that files can be written into it and into the run's subfolders in it.
+    """Creates a run's folder, and checks that it and its existing subfolders are writable.
 
     Args:
         output: ``run.output``.
 
     Raises:
-        InputError: If that fails, for example because there is a file in the place of a folder.
+        InputError: If it is not, for example because a file has the name of a subfolder.
     """
     check_writable(output, _OPTION)
     for name in ("checkpoints", "logs", "samples", "results"):
@@ -61,7 +61,7 @@ def check_run_folder_writable(output: pathlib.Path) -> None:
 
 
 def remove_leftovers(checkpoints: pathlib.Path) -> None:
-    """Removes the unfinished checkpoints of a run that was killed while it wrote them.
+    """Removes the temporary files of checkpoints whose writing was interrupted.
 
     Args:
         checkpoints: The folder of checkpoints.

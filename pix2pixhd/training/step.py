@@ -1,4 +1,4 @@
-"""The gradients of one training step, without work that nobody needs."""
+"""Gradients of one training step, without redundant work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["compute_gradients"]
 
 @contextlib.contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:
-    """No gradients for the weights of a network in what is computed inside."""
+    """Computes no gradients for the weights of a network within the block."""
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)
@@ -39,28 +39,29 @@ def compute_gradients(
     pool: ImagePool | None = None,
     features: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Adds both networks' gradients of one step to their ``.grad``.
+    """Adds the gradients of both networks for one step to their ``.grad``.
 
-    G runs once, D once on the generated and once on the real picture; both losses are taken against the same D. The
-    generator's backward leaves out the discriminator's weights, the discriminator's stops at the generated picture, and
-    D's pass over the generated picture serves both. Generated and real pictures go through D apart rather than as one
-    batch, because the generator's backward would then run through the real half too.
+    G runs once, and D runs once on the generated and once on the real image. Both losses use the same D. The
+    generator's backward computes no gradients of D's weights, and the discriminator's backward stops at the generated
+    image; both share D's forward on the generated image. Generated and real images are not concatenated into one batch,
+    because the generator's backward would then include the real half.
 
     Args:
         netG: The generator.
         netD: The discriminator.
-        generator_loss: From predictions and pictures to the generator's terms.
-        discriminator_loss: From predictions to the discriminator's terms.
+        generator_loss: Computes the generator's loss terms from predictions and images.
+        discriminator_loss: Computes the discriminator's loss terms from predictions.
         condition: The encoded input ``[N, C, H, W]``.
-        real: Real pictures ``[N, 3, H, W]`` in [−1, 1].
-        backward: What runs a backward; Lightning's, which scales losses under float16.
-        on_gradients: Called with each network as soon as its gradients are complete, D's before G's backward.
-        pool: Of generated pictures for the discriminator's loss. With one, D runs a third time, on what it gives back.
-        features: An encoder's features ``[N, F, H, W]``, which the generator takes behind the condition and D does not
-            see; the generator's backward goes on into the encoder.
+        real: Real images ``[N, 3, H, W]`` in [−1, 1].
+        backward: Runs a backward pass, like ``torch.autograd.backward``; Lightning's scales losses under float16.
+        on_gradients: Called with each network when its gradients are complete; with D before G's backward.
+        pool: Pool of generated images for the discriminator's loss. With a pool, D runs a third time, on the images
+            that the pool returns.
+        features: An encoder's features ``[N, F, H, W]``. They are concatenated to the condition for the generator, not
+            for D. The generator's backward continues into the encoder.
 
     Returns:
-        The loss terms, detached: ``D_real``, ``D_fake``, ``G_GAN``, ``G_GAN_Feat``, ``G_VGG``, ``G_total``.
+        The detached loss terms: ``D_real``, ``D_fake``, ``G_GAN``, ``G_GAN_Feat``, ``G_VGG``, ``G_total``.
 
     Example:
         >>> from pix2pixhd.models import define_D, define_G
@@ -69,15 +70,15 @@ def compute_gradients(
         >>> terms = compute_gradients(netG, netD, GeneratorLoss(lambda_vgg=0.0), DiscriminatorLoss(), x, real)
     """
     generated = netG(condition if features is None else torch.cat([condition, features], dim=1))
-    # Everything after the generator starts at this leaf: its gradient is all that G needs to know of the losses.
+    # The losses are computed from this leaf, whose gradient then starts the backward through G.
     fake = generated.detach().requires_grad_()
-    # What is done with goes before what comes next needs memory: VGG before D's activations are there, D's before G's
-    # gradients are.
+    # Free each stage's memory before the next allocates: VGG's activations before those of D, and those of D before the
+    # gradients of G.
     vgg = generator_loss.perceptual(fake, real)
     if vgg.requires_grad:
         backward(vgg, inputs=[fake])
     pooled = pool is not None and pool.size > 0
-    # With a pool this pass is the generator's alone, and D's weights need no gradient of it.
+    # With a pool, only the generator's loss uses this forward, so it needs no gradient of D's weights.
     with _frozen(netD) if pooled else contextlib.nullcontext():
         pred_fake = netD(torch.cat([condition, fake], dim=1))
     pred_real = netD(torch.cat([condition, real], dim=1))

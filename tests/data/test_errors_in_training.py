@@ -154,7 +154,7 @@ class KillWorker(pl.Callback):
 
 
 def test_a_worker_that_the_system_ends(root, tmp_path):
-    with pytest.raises(InputError, match=r"ended by the system.*lower data.nThreads"):
+    with pytest.raises(InputError, match=r"the system terminated a process.*lower data.nThreads"):
         train(config(root, tmp_path, nThreads=1), callbacks=[KillWorker()])
 
 
@@ -214,7 +214,7 @@ def free_port():
     ],
 )
 def test_the_first_process_checks_for_all(check, codes, messages, free_port, tmp_path, monkeypatch):
-    monkeypatch.setattr(first_process, "_STAY_SECONDS", 0.1)
+    monkeypatch.setattr(first_process, "_EXIT_DELAY_SECONDS", 0.1)
     context = multiprocessing.get_context("fork")
     outputs = [tmp_path / f"{rank}.txt" for rank in range(2)]
     processes = [

@@ -1,4 +1,4 @@
-"""Every option that changes what a run does, combined with every value of every other one.
+"""Pairwise combinations of the values of all options that affect a run.
 
 ``rows()`` covers all pairs of values; ``run_row`` trains, validates, saves, interrupts, resumes and generates with one
 combination. Run as a program under torchrun, this module works through the rows of two processes, so that they share
@@ -32,7 +32,7 @@ from pix2pixhd.config.schema import (
     TrainConfig,
 )
 from pix2pixhd.training.run import train
-from pix2pixhd.training.stopping import Stopped
+from pix2pixhd.training.shutdown import RunStopped
 
 Row = dict[str, Any]
 
@@ -61,7 +61,7 @@ OPTIONS: dict[str, list[Any]] = {
     "nThreads": [0, 1],
 }
 
-# Combinations that are refused before training, and the message that says so.
+# Combinations that are rejected before training, and the error message.
 REFUSED: list[tuple[Row, str]] = [
     ({"norm": "batch", "checkpoint_activations": True}, "compute.checkpoint_activations .* batch norm"),
     ({"features": "instance", "data": "no instances"}, "model.instance_feat .* data.no_instance"),
@@ -71,12 +71,12 @@ REFUSED: list[tuple[Row, str]] = [
 
 
 def is_refused(row: Row) -> bool:
-    """Whether a combination, or the part of one that is there already, is among ``REFUSED``."""
+    """Returns whether a combination, or a partial one, is among ``REFUSED``."""
     return any(all(row.get(name) == value for name, value in part.items()) for part, _ in REFUSED)
 
 
 def rows() -> list[Row]:
-    """Combinations in which every pair of values occurs that is not refused."""
+    """Returns combinations that contain every valid pair of values."""
     differs = [
         {
             "operator": "or",
@@ -84,7 +84,7 @@ def rows() -> list[Row]:
         }
         for part, _ in REFUSED
     ]
-    # The values' positions, since the library orders values by hash and some are None.
+    # Indices of the values, because the library orders values by hash and some are None.
     positions = {name: list(range(len(values))) for name, values in OPTIONS.items()}
     for condition in differs:
         for unequal in condition["conditions"]:
@@ -94,7 +94,7 @@ def rows() -> list[Row]:
 
 
 def make_data(root: pathlib.Path) -> None:
-    """Five images of 41x47 to train on and two to validate on: labels, instances, photographs, and A/B pairs."""
+    """Writes five training and two validation images of 41x47: labels, instances, photographs, and A/B pairs."""
     rng = np.random.default_rng(0)
     for phase, names in (("train", "abcde"), ("test", "xy")):
         for name in names:
@@ -123,7 +123,7 @@ def _losses(kind: str, pool_size: int) -> LossOptions:
 
 
 def make_config(row: Row, root: pathlib.Path, output: pathlib.Path) -> TrainConfig:
-    """The configuration of one combination: two epochs of tiny networks."""
+    """Returns the configuration of one combination, with two epochs and tiny networks."""
     fixed = row["netG"] == "fixed global part"
     size = {"resize_or_crop": "none"} if row["size"] == "whole image" else {"resize_or_crop": "crop", "fineSize": 32}
     trainer: Row = {"accelerator": "cpu", "enable_progress_bar": False, "precision": row["precision"]}
@@ -180,7 +180,7 @@ def make_config(row: Row, root: pathlib.Path, output: pathlib.Path) -> TrainConf
 
 
 class _Interrupt(pl.Callback):
-    """Stops a run in a batch: by a signal to this process, or as a crash."""
+    """Interrupts a run at a batch, with a signal to this process or an exception."""
 
     def __init__(self, kind: str, batch: int) -> None:
         self.kind = kind
@@ -200,7 +200,7 @@ class _Crash(Exception):
 
 
 def _interrupted(config: TrainConfig, kind: str) -> None:
-    """Trains until the interruption; leaves the configuration as the resumed run takes it."""
+    """Trains until the interruption, and leaves the configuration ready for the resumed run."""
     trainer = dict(config.trainer)
     if kind == "epoch":
         config.trainer = trainer | {"max_epochs": 1}
@@ -209,11 +209,11 @@ def _interrupted(config: TrainConfig, kind: str) -> None:
         config.trainer = trainer | {"max_steps": 1}
         train(config)
     else:
-        # A signal saves first; a crash comes after the checkpoint of the first step.
+        # A signal saves before it stops; the crash happens after the checkpoint of the first step.
         config.run.save_latest_freq = 1 if kind == "crash" else 0
         try:
             train(config, callbacks=[_Interrupt(kind, config.optimizer.accumulate + 1)])
-        except (Stopped, _Crash):
+        except (RunStopped, _Crash):
             pass
         else:
             raise AssertionError("the run was not interrupted")
@@ -229,17 +229,17 @@ def _weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _pretrain(row: Row, root: pathlib.Path, output: pathlib.Path) -> str:
-    """A checkpoint of the global generator that ``netG: local`` starts from."""
+    """Trains a global generator, and returns the checkpoint that ``netG: local`` starts from."""
     plain = row | {"netG": "global", "validation": False, "interruption": "epoch", "compile": False}
     config = make_config(plain, root, output)
-    config.model.ngf *= 2  # the enhancers' own width is that of the full resolution
+    config.model.ngf *= 2  # ngf of the enhancers is the width at full resolution
     config.trainer["max_steps"] = 1
     train(config)
     return str(output / "checkpoints" / "last.ckpt")
 
 
 def run_row(row: Row, root: pathlib.Path, folder: pathlib.Path) -> None:
-    """Trains without interruption and with one; both must end with the same weights, which then generate images."""
+    """Trains without and with an interruption, compares the weights, and generates images with them."""
     torch.manual_seed(0)
     configs = [make_config(row, root, folder / name) for name in ("whole", "interrupted")]
     if row["netG"] == "fixed global part":
@@ -290,7 +290,7 @@ _compile_module = torch.nn.Module.compile
 
 
 def compile_eagerly(self: torch.nn.Module, *args: Any, **options: Any) -> None:
-    """``Module.compile`` that traces and differentiates graphs as ever, but generates no C++, which takes minutes."""
+    """Replaces ``Module.compile``: traces and differentiates graphs, but does not generate C++, which takes minutes."""
     _compile_module(self, *args, **{"backend": "aot_eager", **options})
 
 

@@ -1,23 +1,25 @@
-"""The moving average of the weights: right in every precision, on resume, in validation and when it is loaded."""
+"""The moving average of the weights: in every precision, on resume, in validation and when it is loaded."""
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from pix2pixhd.checkpoints.format import load_generator
+from pix2pixhd.checkpoints.generators import load_generator
+from pix2pixhd.cli.main import main
 from pix2pixhd.config.schema import ModelOptions
 from pix2pixhd.training.average import WeightAverage
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.run import train
 
-from .test_limits import states
-from .test_run import assert_identical, weights
+from .helpers import assert_identical, training_state, weights
 
 DECAY = 0.999
 
 
 class Reference(pl.Callback):
-    """The average in float64, from the weights after every step."""
+    """Averages the weights in float64 after every step."""
 
     def __init__(self):
         self.average = None
@@ -44,32 +46,32 @@ def test_the_average_follows_the_weights_and_resumes(make_config, tmp_path, prec
             nef=4,
             n_downsample_E=2,
         )
-        # Steps that are large against bfloat16's spacing, so that the weights themselves move in it.
+        # Steps large enough that the weights themselves change in bfloat16.
         made.optimizer.lr, made.optimizer.ema_decay = 2e-2, DECAY
         made.trainer |= {"precision": precision, **trainer}
         return made
 
     reference = Reference()
-    module = train(config("unbroken"), callbacks=[reference])
+    module = train(config("uninterrupted"), callbacks=[reference])
     average = weights(module.ema.module)
-    wide = torch.float64 if precision == "64-true" else torch.float32
-    assert {value.dtype for value in average.values()} == {wide}
-    expected = {name: value.to(wide) for name, value in reference.average.items()}
+    dtype = torch.float64 if precision == "64-true" else torch.float32
+    assert {value.dtype for value in average.values()} == {dtype}
+    expected = {name: value.to(dtype) for name, value in reference.average.items()}
     torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-7)
-    train(config("broken", max_steps=4))
-    resumed = train(config("broken"), resume=True)
+    train(config("interrupted", max_steps=4))
+    resumed = train(config("interrupted"), resume=True)
     assert_identical(average, weights(resumed.ema.module))
-    assert_identical(states(tmp_path, "unbroken"), states(tmp_path, "broken"))
+    assert_identical(training_state(tmp_path, "uninterrupted"), training_state(tmp_path, "interrupted"))
 
 
 @pytest.mark.parametrize("features", [False, True])
-def test_images_in_bfloat16_are_those_of_the_loaded_generator(make_config, tmp_path, features):
+def test_bfloat16_run_generates_the_same_images_as_the_loaded_generator(make_config, tmp_path, features):
     config = make_config()
     config.model.label_feat, config.model.nef, config.model.n_downsample_E = features, 4, 2
     config.optimizer.ema_decay, config.trainer["precision"] = 0.5, "bf16-true"
     module = train(config)
     loaded = load_generator(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    own = module._generating()["netG"]
+    own = module._inference_networks()["netG"]
     assert_identical(weights(own), weights(loaded.network))
     condition = torch.rand(1, loaded.network.model[1].in_channels, 16, 16)
     with torch.no_grad():
@@ -92,7 +94,7 @@ def test_an_average_is_never_converted_to_half_precision():
     assert next(average.double().parameters()).dtype == torch.float64
 
 
-def test_a_checkpoint_with_a_rounded_average_loads_into_a_wide_one(make_config):
+def test_a_bfloat16_average_in_a_checkpoint_loads_as_float32(make_config):
     config = make_config()
     config.optimizer.ema_decay = DECAY
     module = Pix2PixHD(config.model, config.data, config.loss, config.optimizer).to(torch.bfloat16)
@@ -102,3 +104,61 @@ def test_a_checkpoint_with_a_rounded_average_loads_into_a_wide_one(make_config):
     }
     module.load_state_dict(rounded)
     assert {value.dtype for value in module.ema.module.state_dict().values()} == {torch.float32}
+
+
+def test_ema_equals_the_average_computed_in_float64(make_config, tmp_path, data_root):
+    seen = []
+
+    class Spy(pl.Callback):
+        def on_train_start(self, trainer, module):
+            seen.append(weights(module.netG))
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            seen.append(weights(module.netG))
+
+    config = make_config(epochs=2, val_phase="test")
+    config.optimizer.ema_decay = 0.9
+    module = train(config, callbacks=[Spy()])
+    # The first update copies the weights.
+    expected = {name: value.double() for name, value in seen[1].items()}
+    for state in seen[2:]:
+        expected = {name: 0.9 * expected[name] + 0.1 * state[name].double() for name in expected}
+    found = module.ema.module["netG"].state_dict()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].double(), value, rtol=1e-5, atol=1e-7)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert_identical(dict(load_generator(last).network.state_dict()), dict(found))
+    assert_identical(dict(load_generator(last, averaged=False).network.state_dict()), weights(module.netG))
+    for name, extra in (("ema", []), ("raw", ["--no-ema"])):
+        arguments = ["--checkpoint", f"{last}", "--input", f"{data_root}", "--output", f"{tmp_path / name}", *extra]
+        assert main(["generate", *arguments]) == 0
+    first, second = (np.asarray(Image.open(tmp_path / name / "x.png")).astype(int) for name in ("ema", "raw"))
+    assert np.abs(first - second).max() > 0
+
+
+def test_a_resumed_average_equals_that_of_an_uninterrupted_run(make_config):
+    def config(name):
+        made = make_config(name, epochs=3)
+        made.optimizer.ema_decay = 0.5
+        return made
+
+    interrupted = config("interrupted")
+    interrupted.trainer["max_epochs"] = 1
+    train(interrupted)
+    interrupted.trainer["max_epochs"] = 3
+    assert_identical(weights(train(config("uninterrupted"))), weights(train(interrupted, resume=True)))
+
+
+def test_the_average_can_be_enabled_and_disabled_on_resume(make_config):
+    def train_on(epochs, decay, resume=True):
+        config = make_config(epochs=3)
+        config.trainer["max_epochs"] = epochs
+        config.optimizer.ema_decay = decay
+        return train(config, resume=resume)
+
+    before = weights(train_on(1, 0.0, resume=False).netG)
+    module = train_on(2, 0.9)  # three steps: 0.729 of the initial weights
+    now, average = weights(module.netG), weights(module.ema.module["netG"])
+    name = "model.1.weight"
+    assert (average[name] - before[name]).abs().max() < 0.5 * (now[name] - before[name]).abs().max()
+    assert train_on(3, 0.0).ema is None

@@ -1,4 +1,4 @@
-"""A run that stopped within an epoch resumes with the same batches, or is refused without a trace."""
+"""A run that stopped within an epoch resumes with the same batches, or is rejected without changing any file."""
 
 import os
 import pathlib
@@ -10,15 +10,14 @@ import pytest
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
 
-from .test_limits import Names, states
-from .test_run import assert_identical
+from .helpers import BatchRecorder, assert_identical, training_state
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def stopped(make_config):
-    """A run that stopped after the first of three steps of its second epoch, which kept the first."""
+    """A run that stopped after the first of three steps of its second epoch, with a kept checkpoint of the first."""
     config = make_config(epochs=2)
     config.run.save_epoch_freq = 1
     config.trainer["max_steps"] = 4
@@ -52,39 +51,41 @@ def limit(config):
         ),
     ],
 )
-def test_other_batches_are_refused_within_an_epoch(stopped, data_root, tmp_path, change, message):
+def test_resuming_within_an_epoch_with_other_batches_is_rejected(stopped, data_root, tmp_path, change, message):
     run = tmp_path / "run"
     before = (run / "config.yaml").read_bytes(), (run / "checkpoints" / "last.ckpt").read_bytes()
     change(stopped, data_root)
     stopped.optimizer.lr = 1e-3  # must not reach config.yaml
-    expected = rf"last\.ckpt was written within an epoch that {message} until .*, or copy .*epoch_0000\.ckpt, the last"
+    expected = (
+        rf"last\.ckpt was written within an epoch that {message} until .*, or copy .*epoch_0000\.ckpt, the latest"
+    )
     with pytest.raises(InputError, match=expected):
         train(stopped, resume=True)
     assert before == ((run / "config.yaml").read_bytes(), (run / "checkpoints" / "last.ckpt").read_bytes())
     # The remedy works.
     (run / "checkpoints" / "epoch_0000.ckpt").replace(run / "checkpoints" / "last.ckpt")
-    names = Names()
-    train(stopped, resume=True, callbacks=[names])
-    assert {epoch for epoch, _, _ in names.seen} == {1}
+    batches = BatchRecorder()
+    train(stopped, resume=True, callbacks=[batches])
+    assert {epoch for epoch, _, _ in batches.seen} == {1}
 
 
-def test_the_same_batches_are_accepted(stopped, make_config, tmp_path):
+def test_resuming_within_an_epoch_with_the_same_batches_is_accepted(stopped, make_config, tmp_path):
     stopped.trainer["limit_train_batches"] = 3
     train(stopped, resume=True)
-    train(make_config("unbroken", epochs=2))
-    assert_identical(states(tmp_path, "unbroken"), states(tmp_path, "run"))
+    train(make_config("uninterrupted", epochs=2))
+    assert_identical(training_state(tmp_path, "uninterrupted"), training_state(tmp_path, "run"))
 
 
-def test_the_seed_is_the_checkpoints(stopped, tmp_path):
+def test_resuming_within_an_epoch_with_another_seed_is_rejected(stopped, tmp_path):
     (tmp_path / "run" / "config.yaml").unlink()
     stopped.run.seed = 7
-    with pytest.raises(InputError, match=r"run\.seed=0, the configuration says 7"):
+    with pytest.raises(InputError, match=r"run\.seed=0, the configuration has 7"):
         train(stopped, resume=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "lightning"])
-def test_another_number_of_processes_is_refused_once(stopped, tmp_path, launcher):
+def test_another_number_of_processes_is_rejected_with_one_message(stopped, tmp_path, launcher):
     start, more = {
         "torchrun": (["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "pix2pixhd"], []),
         "lightning": (["-m", "pix2pixhd"], ["--trainer.devices=2"]),

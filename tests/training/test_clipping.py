@@ -1,4 +1,4 @@
-"""optimizer.gradient_clip_val: by norm, per network, of the true gradients of the whole step."""
+"""optimizer.gradient_clip_val clips the unscaled, accumulated gradients of each optimizer by their norm."""
 
 import lightning.pytorch as pl
 import pytest
@@ -10,7 +10,7 @@ from pix2pixhd.training.run import train
 
 
 class Gradients(pl.Callback):
-    """Notes the norms of every step's gradients, as the optimizers get them."""
+    """Records the norms of the gradients that the optimizers receive at every step."""
 
     def __init__(self):
         self.norms = []
@@ -18,7 +18,7 @@ class Gradients(pl.Callback):
     def on_train_start(self, trainer, module):
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:
-            # Maps of so few elements overflow under the default scale, whose steps would be skipped.
+            # Such small feature maps overflow under the default scale, and their steps would be skipped.
             scaler.load_state_dict(scaler.state_dict() | {"scale": 8.0})
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
@@ -65,7 +65,7 @@ def test_each_network_is_clipped_by_the_norm_of_its_true_gradients(make_config, 
     assert norms(make_config, "both", 1e-3, **options) == pytest.approx([1e-3, 1e-3], rel=tolerance)
 
 
-def test_limits_that_cannot_be(make_config):
+def test_invalid_clipping_limits_are_rejected(make_config):
     for value in (0.0, -1.0, float("nan")):
         with pytest.raises(InputError, match=r"optimizer\.gradient_clip_val must be .*got"):
             OptimizerOptions(gradient_clip_val=value)

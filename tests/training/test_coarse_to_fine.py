@@ -1,4 +1,4 @@
-"""The global generator first, then the enhancer around it, then all of it."""
+"""Coarse-to-fine training: the global generator, then the enhancers around it, then the whole generator."""
 
 import dataclasses
 
@@ -11,12 +11,12 @@ from pix2pixhd.errors import InputError
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.run import train
 
-from .test_run import weights
+from .helpers import weights
 
 
 @pytest.fixture
 def make_local(make_config):
-    """An enhancer around what ``make_config`` trains."""
+    """Makes configurations of an enhancer around the generator of ``make_config``."""
 
     def make(output, pretrain=None, epochs=3, fixed=2):
         config = make_config(output, epochs)
@@ -39,8 +39,11 @@ def is_fixed(name):
     return name.startswith("netG.model.")
 
 
-def test_the_whole_schedule(make_local, global_run, capsys):
-    """Fixed for two epochs, trained in the third, and the learning rate decays: the original does neither."""
+def test_global_part_is_fixed_then_trained_with_the_enhancers(make_local, global_run, capsys):
+    """The global part is fixed for two epochs and trained in the third, and the learning rate decays.
+
+    NVIDIA's code does neither.
+    """
     import lightning.pytorch as pl
 
     seen, rates = [], []
@@ -59,8 +62,8 @@ def test_the_whole_schedule(make_local, global_run, capsys):
     config.optimizer.niter, config.optimizer.niter_decay = 1, 2
     train(config, callbacks=[Spy()])
     out = capsys.readouterr().out
-    assert "the generator's global part (its enhancers start anew)" in out
-    assert "the discriminator (its scale2 start anew)" in out
+    assert "the generator's global part (the enhancers from random weights)" in out
+    assert "the discriminator (scale2 from random weights)" in out
     coarse = read_checkpoint(global_run / "checkpoints" / "last.ckpt").weights
     for name in filter(is_fixed, seen[0]):
         for epoch in (0, 1, 2):
@@ -75,7 +78,7 @@ def test_the_whole_schedule(make_local, global_run, capsys):
     assert rates[-1] == pytest.approx([lr * 0.5, lr * 0.5])
 
 
-def test_resumed_within_the_fixed_epochs(make_local, global_run):
+def test_resuming_while_the_global_part_is_fixed_reaches_the_same_weights(make_local, global_run):
     unbroken = train(make_local("unbroken", global_run))
     broken = make_local("broken", global_run)
     broken.trainer["max_epochs"] = 1
@@ -86,9 +89,9 @@ def test_resumed_within_the_fixed_epochs(make_local, global_run):
         assert torch.equal(a, b), name
 
 
-def test_the_trained_part_sees_what_it_was_trained_on(make_local, global_run):
-    """The global part inside the enhancer gives the features that the global generator gave."""
-    from pix2pixhd.checkpoints.format import load_generator
+def test_global_part_computes_the_same_features_inside_the_enhancer(make_local, global_run):
+    """The features inside the enhancer equal those of the global generator."""
+    from pix2pixhd.checkpoints.generators import load_generator
 
     config = make_local("local", global_run)
     module = Pix2PixHD(config.model, config.data, config.loss)
@@ -98,7 +101,7 @@ def test_the_trained_part_sees_what_it_was_trained_on(make_local, global_run):
     assert torch.equal(module.netG.model(x), coarse.model[:-3](x))
 
 
-def test_nvidias_files_are_a_beginning_too(make_config, global_run, tmp_path, capsys):
+def test_nvidias_files_initialize_a_run(make_config, global_run, tmp_path, capsys):
     folder = tmp_path / "nvidia"
     last = global_run / "checkpoints" / "last.ckpt"
     assert main(["export", "--checkpoint", str(last), "--output", str(folder)]) == 0
@@ -106,8 +109,8 @@ def test_nvidias_files_are_a_beginning_too(make_config, global_run, tmp_path, ca
     module = Pix2PixHD(config.model, config.data, config.loss)
     with pytest.raises(InputError, match=r"run\.load_pretrain: .*latest_net_G\.pth is one of .*; name its folder, "):
         module.load_pretrained(folder / "latest_net_G.pth")
-    told = module.load_pretrained(folder)
-    assert told.endswith("the generator, the discriminator")
+    summary = module.load_pretrained(folder)
+    assert summary.endswith("the generator, the discriminator")
     saved = read_checkpoint(last).weights
     for name, value in weights(module).items():
         if name.startswith(("netG", "netD")):
@@ -130,7 +133,7 @@ def test_weights_to_begin_with_that_do_not_exist(make_config, tmp_path):
         Pix2PixHD(config.model, config.data, config.loss).load_pretrained(tmp_path / "none")
 
 
-def test_weights_that_do_not_fit(make_config, make_local, global_run, tmp_path):
+def test_pretrained_weights_that_do_not_fit_are_rejected(make_config, make_local, global_run, tmp_path):
     config = make_config("other")
     config.model.ngf = 8
     with pytest.raises(InputError, match=r"do not fit the network: .*of another shape"):
@@ -139,7 +142,7 @@ def test_weights_that_do_not_fit(make_config, make_local, global_run, tmp_path):
         InputError, match=r"run\.load_pretrain: .* holds neither checkpoints/last\.ckpt nor latest_net_G"
     ):
         Pix2PixHD(config.model, config.data, config.loss).load_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"without run\.load_pretrain is random"):
+    with pytest.raises(InputError, match=r"random without run\.load_pretrain"):
         train(make_local("local"))
     config = make_config("fixed")
     config.optimizer.niter_fix_global = 1
@@ -150,8 +153,8 @@ def test_weights_that_do_not_fit(make_config, make_local, global_run, tmp_path):
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize("num_D", [1, 2])
-def test_a_discriminator_of_nvidias_no_ganFeat_loss(make_config, tmp_path, norm, num_D):
-    """NVIDIA's code names a discriminator's weights otherwise where no feature matching asks for its layers."""
+def test_discriminator_trained_with_no_ganFeat_loss_is_loaded(make_config, tmp_path, norm, num_D):
+    """NVIDIA's code uses other parameter names for discriminators trained without feature matching."""
     from pix2pixhd.models import define_D
 
     config = make_config()
@@ -161,8 +164,8 @@ def test_a_discriminator_of_nvidias_no_ganFeat_loss(make_config, tmp_path, norm,
     flat = define_D(8, 4, 2, norm, num_D=num_D)
     torch.save(module.netG.state_dict(), tmp_path / "latest_net_G.pth")
     torch.save(flat.state_dict(), tmp_path / "latest_net_D.pth")
-    told = module.load_pretrained(tmp_path)
-    assert told.endswith("the discriminator" if num_D == 2 else "the discriminator (its scale1 start anew)")
+    summary = module.load_pretrained(tmp_path)
+    assert summary.endswith("the discriminator" if num_D == 2 else "the discriminator (scale1 from random weights)")
     x = torch.randn(1, 8, 16, 24)
     coarse = x if num_D == 2 else flat.downsample(x)
     for ours, theirs in zip(module.netD(x)[2 - num_D :], flat(coarse if num_D == 1 else x), strict=True):

@@ -1,4 +1,4 @@
-"""Two processes on the CPU: the gradients of the joint batch, the same weights everywhere, one set of files."""
+"""Two processes on the CPU compute the gradients of the joint batch, keep equal weights, and write one set of files."""
 
 import os
 import pathlib
@@ -12,7 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import yaml
 
-from pix2pixhd.checkpoints.format import load_generator, read_checkpoint
+from pix2pixhd.checkpoints.format import read_checkpoint
+from pix2pixhd.checkpoints.generators import load_generator
 from pix2pixhd.config.schema import DataOptions, LossOptions, ModelOptions, OptimizerOptions
 from pix2pixhd.data import PairedDataset, encode_input, find_pairs
 from pix2pixhd.inference.padding import generate_padded
@@ -52,7 +53,7 @@ def gradients(module, own):
 def work(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    module = make_module(seed=rank)  # other weights in every process: the strategy must see to it
+    module = make_module(seed=rank)  # different weights in every process, which the strategy must synchronize
     strategy = AveragedGradients()
     strategy.model = module
     strategy.configure_ddp()
@@ -60,7 +61,7 @@ def work(rank, folder):
     dist.destroy_process_group()
 
 
-def test_gradients_of_two_processes_are_those_of_the_joint_batch(tmp_path):
+def test_gradients_of_two_processes_equal_those_of_the_joint_batch(tmp_path):
     mp.spawn(work, args=(tmp_path,), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
@@ -70,7 +71,7 @@ def test_gradients_of_two_processes_are_those_of_the_joint_batch(tmp_path):
     torch.testing.assert_close(first, joint, rtol=1e-9, atol=1e-15)
 
 
-def test_buckets_hold_every_tensor_once_and_one_type_each():
+def test_buckets_contain_every_tensor_once_and_one_dtype_each():
     tensors = [torch.zeros(2**20), torch.zeros(7 * 2**20), torch.zeros(1, dtype=torch.float64), torch.zeros(3)]
     buckets = _buckets(tensors)
     assert [[x.numel() for x in bucket] for bucket in buckets] == [[2**20, 7 * 2**20], [1], [3]]
@@ -78,7 +79,7 @@ def test_buckets_hold_every_tensor_once_and_one_type_each():
 
 
 def validation_error(checkpoint, data):
-    """Mean absolute difference of the generated from the real images, in one process."""
+    """Computes the mean absolute difference between generated and real images in one process."""
     generator = load_generator(checkpoint)
     samples = PairedDataset(find_pairs(data, "test"), data, 4, augment=False)
     total = 0.0
@@ -93,8 +94,8 @@ def validation_error(checkpoint, data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "lightning"])
-def test_a_run_of_two_processes(make_config, data_root, tmp_path, launcher):
-    for kind in ("label", "inst", "img"):  # three images to validate on, of which one process gets one twice
+def test_a_run_of_two_processes_resumes_and_validates(make_config, data_root, tmp_path, launcher):
+    for kind in ("label", "inst", "img"):  # three validation images, one of which is loaded twice
         shutil.copy(data_root / f"train_{kind}" / "a.png", data_root / f"test_{kind}" / "z.png")
     config = make_config(epochs=2)
     sections = {
@@ -118,7 +119,7 @@ def test_a_run_of_two_processes(make_config, data_root, tmp_path, launcher):
     start = ["-m", "pix2pixhd"] if launcher == "lightning" else ["-m", "torch.distributed.run", "--nproc_per_node=2"]
     command = [sys.executable, *start, *(["-m", "pix2pixhd"] if launcher == "torchrun" else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    # Within the second epoch, by a limit that all processes reach together.
+    # The step limit stops all processes within the second epoch.
     for resume in (["--trainer.max_steps=3"], ["--resume", "--optimizer.niter=3"]):
         arguments = ["train", "--config", str(tmp_path / "config.yaml"), *resume]
         done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment)
@@ -133,7 +134,7 @@ def test_a_run_of_two_processes(make_config, data_root, tmp_path, launcher):
     assert len(pools) == 2
     assert pools[0]["random"] != pools[1]["random"]
     assert all(torch.isfinite(value).all() for value in saved.weights.values())
-    # Three pictures for two processes: two steps an epoch, three epochs.
+    # Three images for two processes: two steps an epoch, three epochs.
     assert sorted(p.name for p in (tmp_path / "run" / "samples").iterdir()) == [
         f"step_{k:06d}.png" for k in range(1, 7)
     ]

@@ -1,4 +1,4 @@
-"""A run of which one process fails, or in which no step succeeds, ends with one message."""
+"""A run ends with a single error message if one process fails, or if every step is skipped."""
 
 import os
 import pathlib
@@ -33,8 +33,8 @@ def run(program, arguments, launcher):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("launcher", "name"), [("lightning", "a"), ("lightning", "b"), ("torchrun", "b")])
-def test_an_image_that_one_process_cannot_read(command_line, data_root, launcher, name):
-    # In the order of names the first process reads a and c, the second one b.
+def test_an_image_that_one_process_cannot_read_is_reported(command_line, data_root, launcher, name):
+    # In order of their names, the first process reads a and c, and the second one b.
     (data_root / "train_img" / f"{name}.png").write_bytes(b"damaged")
     arguments = command_line("--data.check=false", "--run.display_freq=0", "--data.serial_batches=true")
     done = run(["-m", "pix2pixhd"], arguments, launcher)
@@ -42,12 +42,12 @@ def test_an_image_that_one_process_cannot_read(command_line, data_root, launcher
     assert f"{name}.png: cannot be read" in done.stderr, done.stderr
     if launcher == "lightning":
         assert "Traceback" not in done.stderr, done.stderr
-    else:  # torchrun prints one of its own
+    else:  # torchrun prints its own traceback
         assert "RuntimeError" not in done.stderr, done.stderr
 
 
 def poisoned():
-    """The command line, with a loss that is NaN in the second process only."""
+    """Runs the command line with a loss that is NaN only in the second process."""
     from pix2pixhd.cli.main import main as cli
     from pix2pixhd.training.module import Pix2PixHD
 
@@ -75,8 +75,8 @@ class Poison(pl.Callback):
         batch["image"].fill_(float("nan"))
 
 
-def test_float16_that_skips_every_step_is_stopped(make_config, tmp_path):
-    config = make_config(epochs=20)  # 60 steps, of which each one halves the scale
+def test_a_float16_run_that_skips_every_step_is_stopped(make_config, tmp_path):
+    config = make_config(epochs=20)  # 60 steps, each of which halves the loss scale
     config.trainer["precision"] = "16-mixed"
     with pytest.raises(InputError, match=r"not finite in float16 even with a loss scale of .*optimizer\.lr"):
         train(config, callbacks=[Poison()])

@@ -1,87 +1,49 @@
-"""max_steps, max_time, max_epochs: where a run stops, it is saved, and resumes to what an unbroken run reaches."""
+"""A run stopped by max_steps, max_time or max_epochs is saved, and resumes to the result of an uninterrupted run."""
 
 import types
 
 import lightning.pytorch as pl
 import pytest
-import torch
 
 from pix2pixhd.config.schema import OptimizerOptions
 from pix2pixhd.errors import InputError
-from pix2pixhd.training import run, stopping
+from pix2pixhd.training import run, shutdown
 from pix2pixhd.training.run import train
 
-from .test_run import assert_identical, files
-
-
-@pytest.fixture
-def make(make_config):
-    """Three epochs of three batches, with all that a checkpoint has to carry."""
-
-    def make(output, workers=0, accumulate=1, **trainer):
-        config = make_config(output, epochs=2, nThreads=workers, val_phase="test")
-        config.optimizer.niter_decay = 1
-        config.optimizer.ema_decay = 0.9
-        config.optimizer.accumulate = accumulate
-        config.loss.pool_size = 2
-        config.run.results_count = config.run.display_freq = 0
-        config.trainer |= trainer
-        return config
-
-    return make
-
-
-def states(tmp_path, output):
-    saved = torch.load(tmp_path / output / "checkpoints" / "last.ckpt", weights_only=True)
-    moments = {
-        f"{k}.{i}.{name}": value
-        for k, optimizer in enumerate(saved["optimizer_states"])
-        for i, state in optimizer["state"].items()
-        for name, value in state.items()
-    }
-    rates = [group["lr"] for optimizer in saved["optimizer_states"] for group in optimizer["param_groups"]]
-    return (
-        saved["state_dict"] | moments | {"global_step": torch.tensor(saved["global_step"]), "lr": torch.tensor(rates)}
-    )
-
-
-class Names(pl.Callback):
-    """Notes the images that a run trains on."""
-
-    def __init__(self):
-        self.seen = []
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        self.seen.append((trainer.current_epoch, batch_idx, batch["name"][0]))
+from .helpers import BatchRecorder, assert_identical, files, training_state
 
 
 @pytest.mark.parametrize(
     ("workers", "accumulate", "limits"),
     [(1, 1, [1, 5, 6, 8]), (0, 1, [2, 3]), (0, 2, [1, 3])],  # steps; with accumulate 2 an epoch has two
 )
-def test_a_run_ended_by_max_steps_resumes_bit_for_bit(make, tmp_path, workers, accumulate, limits):
-    unbroken, broken = Names(), Names()
-    train(make("unbroken", workers, accumulate), callbacks=[unbroken])
+def test_a_run_stopped_by_max_steps_resumes_bit_for_bit(three_epoch_config, tmp_path, workers, accumulate, limits):
+    uninterrupted, interrupted = BatchRecorder(), BatchRecorder()
+    train(three_epoch_config("uninterrupted", workers, accumulate), callbacks=[uninterrupted])
     for k, limit in enumerate(limits):
-        module = train(make("broken", workers, accumulate, max_steps=limit), resume=k > 0, callbacks=[broken])
+        module = train(
+            three_epoch_config("interrupted", workers, accumulate, max_steps=limit),
+            resume=k > 0,
+            callbacks=[interrupted],
+        )
         assert module.trainer.global_step == 2 * limit
         assert not module.mid_accumulation
-    train(make("broken", workers, accumulate), resume=True, callbacks=[broken])
-    assert broken.seen == unbroken.seen
-    assert_identical(states(tmp_path, "unbroken"), states(tmp_path, "broken"))
+    train(three_epoch_config("interrupted", workers, accumulate), resume=True, callbacks=[interrupted])
+    assert interrupted.seen == uninterrupted.seen
+    assert_identical(training_state(tmp_path, "uninterrupted"), training_state(tmp_path, "interrupted"))
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock of the test's own in place of the machine's."""
+    """A clock that the test advances."""
     clock = types.SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(run, "time", clock)
-    monkeypatch.setattr(stopping, "time", clock)
+    monkeypatch.setattr(shutdown, "time", clock)
     return clock
 
 
 class Tick(pl.Callback):
-    """Lets a minute pass with every step."""
+    """Advances the clock by a minute with every step."""
 
     def __init__(self, clock):
         self.clock = clock
@@ -91,58 +53,60 @@ class Tick(pl.Callback):
 
 
 @pytest.mark.parametrize("max_time", ["00:00:02:00", {"minutes": 4}])
-def test_a_run_ended_by_max_time_resumes_bit_for_bit(make, tmp_path, clock, max_time):
-    """As jobs of a cluster, each of which has the same time, until the run is done."""
-    unbroken, broken = Names(), Names()
-    train(make("unbroken"), callbacks=[unbroken])
+def test_a_run_stopped_by_max_time_resumes_bit_for_bit(three_epoch_config, tmp_path, clock, max_time):
+    """Simulates consecutive jobs of a cluster with the same time limit, until the run is finished."""
+    uninterrupted, interrupted = BatchRecorder(), BatchRecorder()
+    train(three_epoch_config("uninterrupted"), callbacks=[uninterrupted])
     jobs = 0
-    while len(broken.seen) < len(unbroken.seen):
+    while len(interrupted.seen) < len(uninterrupted.seen):
         clock.now += 1000
-        train(make("broken", max_time=max_time), resume=jobs > 0, callbacks=[Tick(clock), broken])
+        train(
+            three_epoch_config("interrupted", max_time=max_time), resume=jobs > 0, callbacks=[Tick(clock), interrupted]
+        )
         jobs += 1
         assert jobs <= 5
     assert jobs > 2
-    assert broken.seen == unbroken.seen
-    assert_identical(states(tmp_path, "unbroken"), states(tmp_path, "broken"))
+    assert interrupted.seen == uninterrupted.seen
+    assert_identical(training_state(tmp_path, "uninterrupted"), training_state(tmp_path, "interrupted"))
 
 
-def test_min_steps_come_before_max_time(make, clock):
-    config = make("run", max_time="00:00:01:00", min_steps=4)
+def test_max_time_does_not_stop_before_min_steps(three_epoch_config, clock):
+    config = three_epoch_config("run", max_time="00:00:01:00", min_steps=4)
     assert train(config, callbacks=[Tick(clock)]).trainer.global_step == 2 * 4
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_stop_that_a_callback_requests_is_saved_within_the_epoch(make, tmp_path, accumulate):
+def test_a_stop_that_a_callback_requests_is_saved_within_the_epoch(three_epoch_config, tmp_path, accumulate):
     class Stop(pl.Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             trainer.should_stop = trainer.fit_loop.total_batch_idx == 3
 
-    unbroken, broken = Names(), Names()
-    train(make("unbroken", accumulate=accumulate), callbacks=[unbroken])
-    train(make("broken", accumulate=accumulate), callbacks=[broken, Stop()])
-    assert len(broken.seen) == 3 + accumulate
-    train(make("broken", accumulate=accumulate), resume=True, callbacks=[broken])
-    assert broken.seen == unbroken.seen
-    assert_identical(states(tmp_path, "unbroken"), states(tmp_path, "broken"))
+    uninterrupted, interrupted = BatchRecorder(), BatchRecorder()
+    train(three_epoch_config("uninterrupted", accumulate=accumulate), callbacks=[uninterrupted])
+    train(three_epoch_config("interrupted", accumulate=accumulate), callbacks=[interrupted, Stop()])
+    assert len(interrupted.seen) == 3 + accumulate
+    train(three_epoch_config("interrupted", accumulate=accumulate), resume=True, callbacks=[interrupted])
+    assert interrupted.seen == uninterrupted.seen
+    assert_identical(training_state(tmp_path, "uninterrupted"), training_state(tmp_path, "interrupted"))
 
 
-def test_max_epochs_raised_twice(make, tmp_path):
-    train(make("unbroken", workers=1))
+def test_raising_max_epochs_twice_reaches_the_same_weights(three_epoch_config, tmp_path):
+    train(three_epoch_config("uninterrupted", workers=1))
     for epochs in (1, 2, 3):
-        train(make("broken", workers=1, max_epochs=epochs), resume=epochs > 1)
-    assert_identical(states(tmp_path, "unbroken"), states(tmp_path, "broken"))
+        train(three_epoch_config("interrupted", workers=1, max_epochs=epochs), resume=epochs > 1)
+    assert_identical(training_state(tmp_path, "uninterrupted"), training_state(tmp_path, "interrupted"))
 
 
-def test_a_run_at_its_limit_trains_no_further(make, tmp_path):
-    train(make("run", max_steps=4))
-    before = states(tmp_path, "run")
-    assert train(make("run", max_steps=4), resume=True).trainer.global_step == 2 * 4
-    assert_identical(before, states(tmp_path, "run"))
+def test_resuming_a_run_at_its_step_limit_does_not_train(three_epoch_config, tmp_path):
+    train(three_epoch_config("run", max_steps=4))
+    before = training_state(tmp_path, "run")
+    assert train(three_epoch_config("run", max_steps=4), resume=True).trainer.global_step == 2 * 4
+    assert_identical(before, training_state(tmp_path, "run"))
 
 
-def test_save_latest_freq_counts_steps(make, tmp_path):
-    """With accumulation, where the batches of a step are not all a multiple of it."""
-    config = make("run", accumulate=2)  # two steps an epoch, after the batches 2, 3, 5, 6, 8, 9
+def test_save_latest_freq_counts_steps(three_epoch_config, tmp_path):
+    """With accumulation, the number of batches at a step is not always a multiple of the option."""
+    config = three_epoch_config("run", accumulate=2)  # two steps an epoch, after the batches 2, 3, 5, 6, 8, 9
     config.run.save_latest_freq = 3
 
     class Gone(Exception):
@@ -155,22 +119,22 @@ def test_save_latest_freq_counts_steps(make, tmp_path):
 
     with pytest.raises(Gone):
         train(config, callbacks=[Crash()])
-    assert states(tmp_path, "run")["global_step"] == 2 * 3
+    assert training_state(tmp_path, "run")["global_step"] == 2 * 3
     train(config, resume=True)
-    train(make("unbroken", accumulate=2))
-    assert_identical(states(tmp_path, "unbroken"), states(tmp_path, "run"))
+    train(three_epoch_config("uninterrupted", accumulate=2))
+    assert_identical(training_state(tmp_path, "uninterrupted"), training_state(tmp_path, "run"))
 
 
-def test_sample_sheets_count_steps(make, tmp_path):
-    config = make("run", accumulate=2, max_steps=3)
+def test_sample_sheets_count_steps(three_epoch_config, tmp_path):
+    config = three_epoch_config("run", accumulate=2, max_steps=3)
     config.run.display_freq = 2
     train(config)
     assert files(tmp_path / "run" / "samples") == ["step_000002.png", "step_000003.png"]
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_kept_checkpoints(make, tmp_path, every):
-    config = make("run")
+def test_save_epoch_freq_determines_the_kept_checkpoints(three_epoch_config, tmp_path, every):
+    config = three_epoch_config("run")
     config.run.save_epoch_freq = every
     train(config)
     kept = {1: ["epoch_0000.ckpt", "epoch_0001.ckpt", "epoch_0002.ckpt"], 2: ["epoch_0001.ckpt"]}[every]
@@ -195,7 +159,7 @@ def test_the_learning_rate_is_never_negative(niter, niter_decay):
         ({"max_steps": 3, "min_steps": 4}, r"trainer\.min_steps must be at most trainer\.max_steps = 3, got 4"),
     ],
 )
-def test_inconsistent_limits_are_refused_before_training(make, tmp_path, trainer, message):
+def test_inconsistent_limits_are_rejected_before_training(three_epoch_config, tmp_path, trainer, message):
     with pytest.raises(InputError, match=message):
-        train(make("run", **trainer))
+        train(three_epoch_config("run", **trainer))
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Loggers: sample images reach all that take them, a resumed run continues its runs, rates have names."""
+"""Loggers receive metrics, learning rates and sample images, and a resumed run continues its logger runs."""
 
 import csv
 import itertools
@@ -15,14 +15,14 @@ from PIL import Image
 
 from pix2pixhd.errors import InputError
 from pix2pixhd.training import loggers
-from pix2pixhd.training.callbacks.samples import SampleSheets
+from pix2pixhd.training.callbacks.sample_sheets import SampleSheets
 from pix2pixhd.training.run import train
 
-from .test_run import files
+from .helpers import files
 
 
 class Service:
-    """What a W&B or MLflow server knows: runs with metrics, images, parameters and a status."""
+    """The records of a W&B or MLflow server: runs with metrics, images, parameters and a status."""
 
     def __init__(self):
         self.runs = {}
@@ -139,14 +139,12 @@ def config_with(make_config, *names):
     return config
 
 
-def test_images_rates_and_metrics_reach_all_loggers_and_a_resumed_run_goes_on_in_them(
-    make_config, tmp_path, wandb, mlflow
-):
+def test_images_rates_and_metrics_reach_all_loggers_also_after_resuming(make_config, tmp_path, wandb, mlflow):
     config = config_with(make_config, "wandb", "mlflow", "csv", "tensorboard")
     config.trainer["max_epochs"] = 1
     train(config)
     config.trainer["max_epochs"] = 2
-    config.optimizer.niter_decay = 5  # MLflow refuses to change a parameter that it has
+    config.optimizer.niter_decay = 5  # MLflow raises an error if a parameter changes
     train(config, resume=True)
     for service in (wandb, mlflow):
         ((key, run),) = service.runs.items()
@@ -165,7 +163,7 @@ def test_images_rates_and_metrics_reach_all_loggers_and_a_resumed_run_goes_on_in
         assert {"lr-G", "lr-D"} <= set(next(csv.reader(file)))
 
 
-def test_a_new_run_begins_new_ones(make_config, wandb, mlflow):
+def test_a_new_run_creates_new_logger_runs(make_config, wandb, mlflow):
     config = config_with(make_config, "wandb", "mlflow")
     config.trainer["max_epochs"] = 1
     train(config)
@@ -174,7 +172,7 @@ def test_a_new_run_begins_new_ones(make_config, wandb, mlflow):
     assert len(wandb.runs) == len(mlflow.runs) == 2
 
 
-def test_another_mlflow_server_begins_a_new_run(make_config, mlflow, monkeypatch):
+def test_another_mlflow_server_gets_a_new_run(make_config, mlflow, monkeypatch):
     config = config_with(make_config, "mlflow")
     config.trainer["max_epochs"] = 1
     train(config)
@@ -184,7 +182,7 @@ def test_another_mlflow_server_begins_a_new_run(make_config, mlflow, monkeypatch
     assert len(mlflow.runs) == 2
 
 
-def test_damaged_ids_are_reported(make_config, tmp_path, wandb):
+def test_a_damaged_loggers_json_is_reported(make_config, tmp_path, wandb):
     config = config_with(make_config, "wandb")
     config.trainer["max_epochs"] = 1
     train(config)
@@ -193,7 +191,7 @@ def test_damaged_ids_are_reported(make_config, tmp_path, wandb):
         train(config, resume=True)
 
 
-def test_no_loggers(make_config, tmp_path):
+def test_a_run_without_loggers(make_config, tmp_path):
     config = config_with(make_config)
     config.trainer["max_epochs"] = 1
     train(config)
@@ -203,7 +201,7 @@ def test_no_loggers(make_config, tmp_path):
     assert "step_000006.png" in files(tmp_path / "run" / "samples")
 
 
-def test_tensorboard_gets_the_sheets(make_config, tmp_path, monkeypatch):
+def test_tensorboard_receives_the_sample_sheets(make_config, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
         torch.utils.tensorboard.SummaryWriter,
@@ -214,7 +212,7 @@ def test_tensorboard_gets_the_sheets(make_config, tmp_path, monkeypatch):
     assert seen[0] == (loggers.SAMPLES, (2 * 26 + 2, 3 * 34 + 2, 3), 2, "HWC")
 
 
-def test_a_logger_that_fails_to_take_images_does_not_end_the_run(make_config, tmp_path, mlflow, monkeypatch):
+def test_a_logger_that_fails_to_accept_images_does_not_stop_the_run(make_config, tmp_path, mlflow, monkeypatch):
     class MlflowException(Exception):
         pass
 
@@ -230,11 +228,11 @@ def test_a_logger_that_fails_to_take_images_does_not_end_the_run(make_config, tm
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(config)
-    assert len([x for x in caught if "did not take the sample images: the server is down" in str(x.message)]) == 1
+    assert len([x for x in caught if "did not accept the sample images: the server is down" in str(x.message)]) == 1
     assert len(list((tmp_path / "run" / "samples").iterdir())) > 2
 
 
-def test_only_the_samples_on_the_sheet_are_read(tmp_path):
+def test_only_the_samples_on_the_sheet_are_loaded(tmp_path):
     read = []
 
     class Dataset(list):
@@ -248,3 +246,40 @@ def test_only_the_samples_on_the_sheet_are_read(tmp_path):
     sheets = SampleSheets(Dataset(range(7)), tmp_path, every=1, count=4)
     assert read == [0, 1, 2, 3]
     assert len(sheets.samples) == 4
+
+
+def test_only_the_configured_loggers_are_used_and_missing_ones_are_reported(make_config, tmp_path, monkeypatch):
+    config = make_config()
+    config.run.loggers = ["csv"]
+    train(config)
+    assert files(tmp_path / "run" / "logs" / "run_0") == ["metrics.csv"] or "hparams.yaml" in files(
+        tmp_path / "run" / "logs" / "run_0"
+    )
+    assert not list((tmp_path / "run" / "logs").glob("**/events.*"))
+    for name, kind in (("mlflow", "MLFlowLogger"), ("wandb", "WandbLogger")):
+
+        def missing(*args, name=name, **kwargs):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+        monkeypatch.setattr(loggers, kind, missing)
+        other = make_config(name)
+        other.run.loggers = [name]
+        with pytest.raises(InputError, match=rf"run\.loggers: {name} is not installed .*pip install {name}"):
+            train(other)
+
+
+def test_an_unreachable_logger_is_reported_before_training(make_config, monkeypatch):
+    class Unreachable:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        @property
+        def experiment(self):
+            raise RuntimeError("the server does not answer\nat all")
+
+    for name, kind in (("mlflow", "MLFlowLogger"), ("wandb", "WandbLogger")):
+        monkeypatch.setattr(loggers, kind, Unreachable)
+        config = make_config(name)
+        config.run.loggers = [name]
+        with pytest.raises(InputError, match=rf"run\.loggers: {name} cannot be used \(the server does not answer\)"):
+            train(config)

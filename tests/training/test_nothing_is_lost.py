@@ -1,4 +1,4 @@
-"""Killed, out of disk, out of numbers: the last good state stays, and a resumed run ends where an unbroken one does."""
+"""After kill -9, a full disk or a non-finite loss the last good checkpoint remains, and the run resumes from it."""
 
 import os
 import pathlib
@@ -17,12 +17,12 @@ from pix2pixhd.checkpoints.format import read_checkpoint
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
 
-from .test_run import assert_identical, weights
+from .helpers import assert_identical, weights
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
     writer = AtomicCheckpointIO()
     writer.save_checkpoint({"value": 1}, path)
@@ -38,7 +38,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     assert os.listdir(tmp_path) == ["last.ckpt"]
 
 
-def test_a_disk_that_is_really_full(tmp_path, full_disk):
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, full_disk):
     path = tmp_path / "last.ckpt"
     path.write_bytes(b"old")
     with full_disk(2000), pytest.raises(InputError, match=r"cannot be written \(File too large\).* --resume"):
@@ -47,11 +47,11 @@ def test_a_disk_that_is_really_full(tmp_path, full_disk):
     assert os.listdir(tmp_path) == ["last.ckpt"]
 
 
-def test_a_full_disk_ends_a_run_with_the_last_epoch_intact(make_config, tmp_path, monkeypatch):
+def test_a_full_disk_stops_a_run_with_the_last_epoch_intact(make_config, tmp_path, monkeypatch):
     config = make_config(epochs=3)
     config.trainer["max_epochs"] = 1
     train(config)
-    unbroken = make_config("unbroken", epochs=3)
+    uninterrupted = make_config("uninterrupted", epochs=3)
     before = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").weights
     config.trainer["max_epochs"] = 3
 
@@ -63,10 +63,10 @@ def test_a_full_disk_ends_a_run_with_the_last_epoch_intact(make_config, tmp_path
         with pytest.raises(InputError, match="cannot be written"):
             train(config, resume=True)
     assert_identical(before, read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").weights)
-    assert_identical(weights(train(unbroken)), weights(train(config, resume=True)))
+    assert_identical(weights(train(uninterrupted)), weights(train(config, resume=True)))
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_its_checkpoint(make_config, tmp_path):
+def test_a_non_finite_loss_stops_the_run_before_its_checkpoint(make_config, tmp_path):
     config = make_config(epochs=2)
     config.trainer["max_epochs"] = 1
     train(config)
@@ -86,10 +86,10 @@ def test_a_loss_that_is_no_number_ends_the_run_before_its_checkpoint(make_config
 
 @pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.3])
-def test_a_killed_run_resumes_to_where_an_unbroken_one_ends(command_line, make_config, tmp_path, delay):
-    """kill -9, some time after the first checkpoint: in the middle of an epoch, or of writing."""
+def test_a_killed_run_resumes_to_the_same_weights(command_line, make_config, tmp_path, delay):
+    """Kills the process some time after the first checkpoint, within an epoch or while it writes a checkpoint."""
     epochs = 40
-    unbroken = weights(train(make_config("unbroken", epochs=epochs)))
+    uninterrupted = weights(train(make_config("uninterrupted", epochs=epochs)))
     arguments = [*command_line(output="killed"), f"--optimizer.niter={epochs}", "--run.display_freq=2"]
     arguments += ["--run.sample_count=2"]
     command = [sys.executable, "-m", "pix2pixhd", *arguments]
@@ -104,10 +104,10 @@ def test_a_killed_run_resumes_to_where_an_unbroken_one_ends(command_line, make_c
         run.send_signal(signal.SIGKILL)
     done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert_identical(unbroken, read_checkpoint(last).weights)
+    assert_identical(uninterrupted, read_checkpoint(last).weights)
 
 
-def test_a_damaged_checkpoint_is_named(make_config, tmp_path):
+def test_a_damaged_checkpoint_is_reported(make_config, tmp_path):
     config = make_config()
     train(config)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"

@@ -1,4 +1,4 @@
-"""Adam for channels-last weights: PyTorch's results, PyTorch's state, in any layout."""
+"""Adam for channels-last weights has the results and the state of PyTorch's Adam in any memory format."""
 
 import copy
 
@@ -31,7 +31,7 @@ def states(optimizer):
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_a_step_is_torchs(channels_last, fused, amsgrad):
+def test_a_step_equals_that_of_torch_adam(channels_last, fused, amsgrad):
     options = {"lr": 1e-2, "betas": (0.5, 0.999), "fused": fused, "amsgrad": amsgrad}
     network, other = make(channels_last), make(channels_last)
     ours, theirs = Adam(network.parameters(), **options), torch.optim.Adam(other.parameters(), **options)
@@ -51,7 +51,7 @@ def test_a_step_is_torchs(channels_last, fused, amsgrad):
 
 
 @pytest.mark.parametrize("first", [False, True])
-def test_a_state_moves_between_layouts(first):
+def test_a_state_loads_into_another_memory_format(first):
     network = make(first)
     optimizer = Adam(network.parameters(), lr=1e-2, fused=True)
     steps(network, optimizer, 2)
@@ -67,7 +67,7 @@ def test_a_state_moves_between_layouts(first):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_that_lie_otherwise_are_right_too():
+def test_gradients_in_another_memory_format_give_the_same_step():
     network, other = make(True), make(True)
     ours, theirs = Adam(network.parameters(), lr=1e-2, fused=True), torch.optim.Adam(other.parameters(), lr=1e-2)
     for a, b in zip(network.parameters(), other.parameters(), strict=True):

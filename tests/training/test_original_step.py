@@ -1,4 +1,4 @@
-"""Training with this package's step follows NVIDIA's step, written out in plain PyTorch, for twenty steps."""
+"""Twenty training steps have the same losses as NVIDIA's step in plain PyTorch."""
 
 import copy
 import importlib.util
@@ -29,7 +29,7 @@ def adam(*nets):
 
 
 @pytest.mark.parametrize("with_vgg", [False, True])
-def test_twenty_steps(original_step, with_vgg):
+def test_losses_follow_those_of_nvidias_step(original_step, with_vgg):
     torch.manual_seed(0)
     netG = define_G(4, 3, 4, "global", 2, 1).double()
     netD = define_D(7, 4, 2, num_D=2, getIntermFeat=True).double()
@@ -53,5 +53,5 @@ def test_twenty_steps(original_step, with_vgg):
         expected = theirs(condition, real)
         for name in ("G_GAN", "G_GAN_Feat", "G_VGG"):
             torch.testing.assert_close(ours[name], expected[name], rtol=1e-6, atol=1e-9, check_dtype=False)
-        for name in ("D_fake", "D_real"):  # ours have NVIDIA's factor of 0.5 in the terms
+        for name in ("D_fake", "D_real"):  # our terms include NVIDIA's factor of 0.5
             torch.testing.assert_close(ours[name], 0.5 * expected[name], rtol=1e-6, atol=1e-9)

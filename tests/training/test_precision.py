@@ -1,4 +1,4 @@
-"""Every precision and memory format trains, validates and resumes, or is refused; one loss scale for two optimizers."""
+"""Every precision and memory format trains, validates and resumes, or is rejected; optimizers share a loss scale."""
 
 import lightning.pytorch as pl
 import pytest
@@ -12,9 +12,8 @@ from pix2pixhd.reporting.metrics import build_metrics, update_metrics
 from pix2pixhd.training.precision import SharedScalePrecision
 from pix2pixhd.training.run import train
 
+from .helpers import assert_identical, training_state, weights
 from .settings_matrix import compile_eagerly
-from .test_limits import states
-from .test_run import assert_identical, weights
 
 ENCODER = ["--model.instance_feat=true", "--model.nef=4", "--model.n_downsample_E=2"]
 LOCAL = ["--model.netG=local", "--model.n_blocks_local=1"]
@@ -34,7 +33,7 @@ LOCAL = ["--model.netG=local", "--model.n_blocks_local=1"]
     ids=lambda options: " ".join(option.split(".")[-1] for option in options),
 )
 def test_a_run_validates_saves_and_resumes(command_line, tmp_path, options):
-    """Through the command line: all images that a run shows, its metrics, its checkpoints, and generation."""
+    """Runs the command line with sample sheets, metrics, checkpoints, results page, and generates images."""
     options = ["--data.val_phase=test", "--optimizer.niter=2", "--run.display_freq=2", *options]
     assert main(command_line(*options, "--trainer.max_epochs=1")) == 0
     assert main(command_line(*options, "--resume")) == 0
@@ -51,7 +50,7 @@ def test_compiled_channels_last_encoder_average_and_validation(command_line, tmp
     assert (tmp_path / "run" / "checkpoints" / "epoch_0000.ckpt").is_file()
 
 
-def test_pure_float16_is_refused_with_the_reason(make_config):
+def test_pure_float16_is_rejected_with_the_reason(make_config):
     config = make_config()
     config.trainer["precision"] = "16-true"
     with pytest.raises(InputError, match=r"one of .*16-mixed, .*got '16-true': Adam's second moments underflow"):
@@ -59,7 +58,7 @@ def test_pure_float16_is_refused_with_the_reason(make_config):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_metrics_take_any_dtype_and_memory_format(dtype):
+def test_metrics_accept_any_dtype_and_memory_format(dtype):
     torch.manual_seed(0)
     generated, real = torch.rand(2, 3, 16, 20) * 2.2 - 1.1, torch.rand(2, 3, 16, 20) * 2 - 1
     generated, real = (x.to(dtype).to(memory_format=torch.channels_last) for x in (generated, real))
@@ -76,7 +75,7 @@ def test_metrics_take_any_dtype_and_memory_format(dtype):
 
 
 class TwoOptimizers(pl.LightningModule):
-    """Two layers with an SGD each, whose first one's gradients overflow in chosen steps."""
+    """Two layers with one SGD optimizer each; the gradients of the first overflow in chosen steps."""
 
     def __init__(self):
         super().__init__()
@@ -102,7 +101,7 @@ class TwoOptimizers(pl.LightningModule):
 
 
 def recipe(batches):
-    """PyTorch's recipe for two optimizers and one scaler; the weights and the scale after every step."""
+    """Trains with PyTorch's recipe for two optimizers and one scaler; returns weights and scale after every step."""
     module, scaler = TwoOptimizers(), torch.amp.GradScaler("cpu", growth_interval=1, init_scale=2.0**16)
     optimizers, history = module.configure_optimizers(), []
     for step, x in enumerate(batches):
@@ -119,7 +118,7 @@ def recipe(batches):
     return history
 
 
-def test_both_optimizers_share_a_scale_that_is_updated_once_per_step(tmp_path):
+def test_both_optimizers_share_a_loss_scale_that_is_updated_once_per_step(tmp_path):
     batches = [torch.randn(4, 3, generator=torch.Generator().manual_seed(k)) for k in range(6)]
     history = []
 
@@ -143,16 +142,16 @@ def test_both_optimizers_share_a_scale_that_is_updated_once_per_step(tmp_path):
     trainer.fit(TwoOptimizers(), torch.utils.data.DataLoader(batches, batch_size=None))
     expected = recipe(batches)
     assert [scale for _, scale in history] == [scale for _, scale in expected]
-    assert len({scale for _, scale in expected}) > 2  # it grew and fell
+    assert len({scale for _, scale in expected}) > 2  # it increased and decreased
     for (found, _), (wanted, _) in zip(history, expected, strict=True):
         assert_identical(wanted, found)
-    # The first optimizer's overflow skipped its own step alone.
+    # The overflow skipped only the step of the first optimizer.
     assert torch.equal(history[0][0]["layers.0.weight"], history[1][0]["layers.0.weight"])
     assert not torch.equal(history[0][0]["layers.1.weight"], history[1][0]["layers.1.weight"])
 
 
 class Scales(pl.Callback):
-    """Makes the scale change at every step, and notes it."""
+    """Makes the scale change at every step, and records it."""
 
     def __init__(self):
         self.seen = []
@@ -164,17 +163,17 @@ class Scales(pl.Callback):
         self.seen.append(trainer.precision_plugin.scaler.get_scale())
 
 
-def test_a_float16_run_resumes_with_its_scale(make_config, tmp_path):
+def test_a_float16_run_resumes_with_its_loss_scale(make_config, tmp_path):
     def config(output, **trainer):
         config = make_config(output, epochs=3)
         config.trainer |= {"precision": "16-mixed", **trainer}
         return config
 
-    unbroken, broken = Scales(), Scales()
-    train(config("unbroken"), callbacks=[unbroken])
-    train(config("broken", max_steps=5), callbacks=[broken])
-    train(config("broken"), resume=True, callbacks=[broken])
-    assert len(unbroken.seen) == 9
-    assert len(set(unbroken.seen)) > 3
-    assert unbroken.seen == broken.seen
-    assert_identical(states(tmp_path, "unbroken"), states(tmp_path, "broken"))
+    uninterrupted, interrupted = Scales(), Scales()
+    train(config("uninterrupted"), callbacks=[uninterrupted])
+    train(config("interrupted", max_steps=5), callbacks=[interrupted])
+    train(config("interrupted"), resume=True, callbacks=[interrupted])
+    assert len(uninterrupted.seen) == 9
+    assert len(set(uninterrupted.seen)) > 3
+    assert uninterrupted.seen == interrupted.seen
+    assert_identical(training_state(tmp_path, "uninterrupted"), training_state(tmp_path, "interrupted"))

@@ -1,4 +1,4 @@
-"""The number of processes: as torchrun or SLURM started them, or refused before anything is trained or written."""
+"""The number of processes must match what torchrun or SLURM started; otherwise the run is rejected before training."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ import pix2pixhd
 from pix2pixhd.config.schema.trainer import TrainerOptions
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.distributed import AveragedGradients
-from pix2pixhd.training.processes import process_count, spread
+from pix2pixhd.training.processes import distribution_options, process_count
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -42,10 +42,10 @@ def started_by(monkeypatch, variables):
 @pytest.mark.parametrize(
     "given", [{}, {"num_nodes": 3}, {"devices": 2, "num_nodes": 3}, {"devices": [0, 1], "num_nodes": 3}]
 )
-def test_processes_are_those_that_the_launcher_started(monkeypatch, variables, given):
+def test_number_of_processes_is_taken_from_the_launcher(monkeypatch, variables, given):
     started_by(monkeypatch, variables)
     options = TrainerOptions(**given)
-    found = spread(options)
+    found = distribution_options(options)
     assert found["devices"] == given.get("devices", 2)
     assert found["num_nodes"] == 3
     assert isinstance(found["strategy"], AveragedGradients)
@@ -62,15 +62,15 @@ def test_processes_are_those_that_the_launcher_started(monkeypatch, variables, g
         ({"num_nodes": 2}, "{} started processes on 3 machines, trainer.num_nodes is 2; set it to 3"),
     ],
 )
-def test_other_numbers_than_the_launchers_are_refused(monkeypatch, name, variables, given, message):
+def test_numbers_that_differ_from_the_launcher_are_rejected(monkeypatch, name, variables, given, message):
     started_by(monkeypatch, variables)
     with pytest.raises(InputError, match=message.format(name)):
         process_count(TrainerOptions(**given))
 
 
-def test_one_process_of_slurm_and_uneven_ones(monkeypatch):
+def test_slurm_with_one_task_and_with_uneven_tasks(monkeypatch):
     started_by(monkeypatch, SLURM | {"SLURM_NTASKS": "1"})
-    assert spread(TrainerOptions()) == {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    assert distribution_options(TrainerOptions()) == {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     with pytest.raises(InputError, match=r"SLURM started 1 process on this machine, trainer\.devices is 2"):
         process_count(TrainerOptions(devices=2))
     started_by(monkeypatch, {"SLURM_NTASKS": "5"})
@@ -79,25 +79,25 @@ def test_one_process_of_slurm_and_uneven_ones(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
-def test_processes_that_another_launcher_started_are_refused(monkeypatch, name):
+def test_processes_started_by_an_unknown_launcher_are_rejected(monkeypatch, name):
     monkeypatch.setenv(name, "2")
     assert process_count(TrainerOptions(devices=2)) == 2
-    with pytest.raises(InputError, match=f"{name} says that 2 processes were started, .* make 1; start them with"):
+    with pytest.raises(InputError, match=f"according to {name}, 2 processes were started, .* give 1; start them with"):
         process_count(TrainerOptions())
 
 
-def test_without_a_launcher():
-    assert spread(TrainerOptions()) == {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+def test_without_a_launcher_one_process_trains():
+    assert distribution_options(TrainerOptions()) == {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     assert process_count(TrainerOptions(devices=2, num_nodes=2)) == 4
 
 
-def test_shipped_configurations_leave_the_number_to_the_launcher():
+def test_shipped_configurations_take_the_number_of_processes_from_the_launcher():
     for path in pathlib.Path(pix2pixhd.__file__).with_name("configs").glob("*.yaml"):
         assert yaml.safe_load(path.read_text()).get("trainer", {}).get("devices", "auto") == "auto", path
 
 
 @pytest.mark.slow
-def test_torchrun_with_another_number_of_devices_trains_nothing(command_line, tmp_path):
+def test_torchrun_with_another_number_of_devices_is_rejected_before_training(command_line, tmp_path):
     command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "pix2pixhd"]
     done = subprocess.run(
         [sys.executable, *command, *command_line("--trainer.devices=1")],

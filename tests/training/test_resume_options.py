@@ -1,4 +1,4 @@
-"""Options on resume: which take effect, which are refused, and the record in run.output/config.yaml."""
+"""Changed options on resume: applied or rejected, and recorded in run.output/config.yaml."""
 
 import dataclasses
 import pathlib
@@ -14,11 +14,11 @@ from pix2pixhd.config.parser import absolute_paths, config_text, parse_train
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
 
-from .test_run import assert_identical, files, weights
+from .helpers import assert_identical, files, weights
 
 
 class Rates(pl.Callback):
-    """Records both optimizers' settings at every step, and may change them at the start of an epoch."""
+    """Records the settings of both optimizers at every step, and can change them at the start of an epoch."""
 
     def __init__(self, change_at=None, lr=None, betas=None):
         self.change_at, self.lr, self.betas, self.seen = change_at, lr, betas, []
@@ -36,7 +36,7 @@ class Rates(pl.Callback):
 
 
 def test_resume_applies_a_new_learning_rate_and_betas(make_config):
-    """The same as an uninterrupted run whose optimizers are changed by hand."""
+    """Compares with an uninterrupted run whose optimizers are changed directly."""
 
     def config(name):
         made = make_config(name, epochs=2)
@@ -73,7 +73,7 @@ def test_resume_reads_the_configuration_of_the_run(command_line, tmp_path, monke
     second = yaml.safe_load((run / "config.yaml").read_text())
     assert (second["optimizer"]["lr"], second["optimizer"]["niter"], second["model"]) == (0.002, 2, first["model"])
     assert yaml.safe_load((run / "config_1.yaml").read_text()) == first
-    # Unchanged options leave no further copies behind.
+    # Unchanged options create no further copies.
     assert main(["train", "--resume", "--run.output", "run"]) == 0
     assert [name for name in files(run) if name.startswith("config")] == ["config.yaml", "config_1.yaml"]
 
@@ -84,7 +84,7 @@ def test_a_run_with_relative_paths_is_resumed_from_another_folder(command_line, 
     assert main(command_line("--data.dataroot=data", "--run.output=before")) == 0
     pretrained = "--run.load_pretrain=before"
     assert main(command_line("--data.dataroot=data", pretrained, "--optimizer.niter=2", "--trainer.max_epochs=1")) == 0
-    monkeypatch.chdir(tmp_path / "before")  # where there is another "data"
+    monkeypatch.chdir(tmp_path / "before")  # contains another folder named "data"
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert saved["data"]["dataroot"] == str(tmp_path / "data")
     assert saved["run"]["load_pretrain"] == str(tmp_path / "before")
@@ -94,7 +94,7 @@ def test_a_run_with_relative_paths_is_resumed_from_another_folder(command_line, 
     assert main(["train", "--resume", f"--run.output={tmp_path / 'run'}", "--trainer.max_epochs=2"]) == 0
 
 
-def test_weights_of_vgg_are_named_by_an_absolute_path(make_config, tmp_path, monkeypatch):
+def test_the_path_of_vgg_weights_is_saved_as_absolute(make_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = make_config()
     for vgg, expected in (("vgg.pth", str(tmp_path / "vgg.pth")), ("random", "random"), ("/vgg.pth", "/vgg.pth")):
@@ -103,7 +103,7 @@ def test_weights_of_vgg_are_named_by_an_absolute_path(make_config, tmp_path, mon
     assert absolute_paths(make_config(dataroot="")).data.dataroot == ""
 
 
-def test_resume_with_a_config_file(make_config, tmp_path):
+def test_resume_with_an_explicit_config_file(make_config, tmp_path):
     config = make_config()
     train(config)
     (tmp_path / "other.yaml").write_text(config_text(config))
@@ -111,7 +111,7 @@ def test_resume_with_a_config_file(make_config, tmp_path):
     assert parsed == make_config(epochs=2)
 
 
-def test_a_file_in_the_output_folder_is_kept(make_config, tmp_path):
+def test_an_existing_config_file_in_the_output_folder_is_kept(make_config, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("# the user's own\n")
     train(make_config())
@@ -121,15 +121,15 @@ def test_a_file_in_the_output_folder_is_kept(make_config, tmp_path):
 @pytest.mark.parametrize(
     ("section", "name", "value", "reason"),
     [
-        ("model", "ngf", 8, "the saved weights belong to it"),
-        ("data", "label_nc", 5, "the saved weights belong to it"),
+        ("model", "ngf", 8, "the saved weights depend on it"),
+        ("data", "label_nc", 5, "the saved weights depend on it"),
         ("data", "batchSize", 3, "the run stopped within an epoch"),
         ("data", "max_dataset_size", 2, "the run stopped within an epoch"),
         ("optimizer", "accumulate", 2, "the run stopped within an epoch"),
         ("run", "seed", 7, "the run stopped within an epoch"),
     ],
 )
-def test_options_that_may_not_change(stopped_run, section, name, value, reason):
+def test_changes_of_options_that_the_checkpoint_depends_on_are_rejected(stopped_run, section, name, value, reason):
     config = stopped_run()
     written = pathlib.Path(config.run.output) / "config.yaml"
     before = written.read_text()
@@ -159,7 +159,7 @@ def stopped_run(make_config):
     return make
 
 
-def test_order_may_change_between_epochs(make_config):
+def test_options_of_the_order_may_change_between_epochs(make_config):
     config = make_config(epochs=1)
     train(config)
     config.optimizer.niter, config.run.seed, config.data.batchSize = 2, 7, 2

@@ -1,44 +1,30 @@
-"""Whole runs on a tiny data set."""
+"""Complete runs on a tiny dataset."""
 
 import csv
-import pathlib
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
-from pix2pixhd.checkpoints.format import load_generator, read_checkpoint
+from pix2pixhd.checkpoints.format import read_checkpoint
+from pix2pixhd.checkpoints.generators import load_generator
 from pix2pixhd.cli.main import main
-from pix2pixhd.config.parser import config_text, parse_train
 from pix2pixhd.data import PairedDataset, find_pairs
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
 
-
-def weights(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
+from .helpers import assert_identical, files, weights
 
 
-def assert_identical(first, second):
-    assert first.keys() == second.keys()
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
-
-
-def files(folder):
-    return sorted(path.name for path in pathlib.Path(folder).iterdir())
-
-
-def test_run_leaves_checkpoint_samples_and_logs(make_config, tmp_path):
+def test_a_run_writes_checkpoint_samples_and_logs(make_config, tmp_path):
     config = make_config(val_phase="test")
     module = train(config)
     run = tmp_path / "run"
     assert files(run / "checkpoints") == ["last.ckpt"]
     assert files(run / "samples") == ["step_000002.png", "step_000003.png"]
     sheet = Image.open(run / "samples" / "step_000002.png")
-    assert sheet.size == (3 * 34 + 2, 2 * 26 + 2)  # label | generated | real of two pictures of 24x32
+    assert sheet.size == (3 * 34 + 2, 2 * 26 + 2)  # label | generated | real of two images of 24x32
     with (run / "logs" / "run_0" / "metrics.csv").open() as file:
         columns = next(csv.reader(file))
     assert {"val_L1", "val_PSNR", "val_SSIM"} <= set(columns)
@@ -65,7 +51,7 @@ def test_every_loss_term_is_logged(make_config, tmp_path):
         assert float(row["D_fake"]) > 0
 
 
-def test_same_seed_same_weights(make_config):
+def test_the_same_seed_gives_the_same_weights(make_config):
     first = weights(train(make_config("one", epochs=2)))
     assert_identical(first, weights(train(make_config("two", epochs=2))))
     other = make_config("three", epochs=2)
@@ -73,25 +59,25 @@ def test_same_seed_same_weights(make_config):
     assert not torch.equal(first["netG.model.1.weight"], weights(train(other))["netG.model.1.weight"])
 
 
-def test_resumed_run_ends_where_an_unbroken_one_does(make_config, tmp_path):
-    unbroken = weights(train(make_config("unbroken", epochs=3)))
-    config = make_config("broken", epochs=3)
+def test_a_resumed_run_reaches_the_same_weights(make_config, tmp_path):
+    uninterrupted = weights(train(make_config("uninterrupted", epochs=3)))
+    config = make_config("interrupted", epochs=3)
     config.trainer["max_epochs"] = 1
     train(config)
     config.trainer["max_epochs"] = 3
-    assert_identical(unbroken, weights(train(config, resume=True)))
-    assert files(tmp_path / "broken" / "logs") == ["run_0", "run_1"]
+    assert_identical(uninterrupted, weights(train(config, resume=True)))
+    assert files(tmp_path / "interrupted" / "logs") == ["run_0", "run_1"]
 
 
-def test_a_run_is_not_overwritten_and_resume_needs_one(make_config):
+def test_a_run_is_not_overwritten_and_resume_needs_a_run(make_config):
     config = make_config()
     with pytest.raises(InputError, match=r"there is no .*last\.ckpt to continue from"):
         train(config, resume=True)
     train(config)
-    with pytest.raises(InputError, match=r"holds a run already .*--resume"):
+    with pytest.raises(InputError, match=r"already contains a run .*--resume"):
         train(config)
     config.model.ngf = 8
-    with pytest.raises(InputError, match=r"was trained with model\.ngf=4, the configuration says 8"):
+    with pytest.raises(InputError, match=r"was trained with model\.ngf=4, the configuration has 8"):
         train(config, resume=True)
 
 
@@ -103,7 +89,7 @@ def test_max_steps_counts_steps(make_config, tmp_path):
     assert files(tmp_path / "run" / "samples")[-1] == "step_000004.png"
 
 
-def test_learning_rate_decays(make_config):
+def test_the_learning_rate_decays_linearly(make_config):
     config = make_config(epochs=1)
     config.optimizer.niter_decay = 4
     rates = []
@@ -119,14 +105,14 @@ def test_learning_rate_decays(make_config):
     np.testing.assert_allclose(rates, [[lr] * 2, [lr] * 2, [0.75 * lr] * 2, [0.5 * lr] * 2, [0.25 * lr] * 2])
 
 
-def test_batches_and_workers(make_config, tmp_path):
+def test_training_with_larger_batches_and_worker_processes(make_config, tmp_path):
     config = make_config(batchSize=2, nThreads=1)
     config.run.display_freq = 1
     train(config)
     assert files(tmp_path / "run" / "samples") == ["step_000001.png"]
 
 
-def test_bfloat16(make_config):
+def test_bfloat16_mixed_precision_keeps_float32_weights(make_config):
     config = make_config()
     config.trainer["precision"] = "bf16-mixed"
     for value in weights(train(config)).values():
@@ -134,7 +120,7 @@ def test_bfloat16(make_config):
         assert torch.isfinite(value).all()
 
 
-def test_trainer_options_that_cannot_work(make_config):
+def test_unsupported_trainer_options_are_rejected(make_config):
     config = make_config()
     config.trainer["accumulate_grad_batches"] = 2
     with pytest.raises(
@@ -143,7 +129,7 @@ def test_trainer_options_that_cannot_work(make_config):
         train(config)
 
 
-def test_strategies_that_cannot_run_the_step_are_named(make_config):
+def test_unsupported_strategies_are_rejected(make_config):
     config = make_config()
     config.trainer |= {"devices": 2, "strategy": "fsdp"}
     with pytest.raises(InputError, match=r"trainer\.strategy must be .*'fsdp': .* cannot run this training step"):
@@ -157,13 +143,13 @@ def test_presets_train(make_config, preset):
     train(config)
 
 
-def test_pictures_without_labels(tmp_path, make_config):
+def test_training_on_image_pairs_without_labels(tmp_path, make_config):
     rng = np.random.default_rng(0)
     for folder in ("train_A", "train_B"):
         (tmp_path / "pairs" / folder).mkdir(parents=True)
         for name in "ab":
-            picture = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-            Image.fromarray(picture).save(tmp_path / "pairs" / folder / f"{name}.png")
+            image = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / "pairs" / folder / f"{name}.png")
     train(make_config(dataroot=str(tmp_path / "pairs"), label_nc=0, no_instance=True))
     out = tmp_path / "out"
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
@@ -191,35 +177,3 @@ def test_generate_reproduces_the_trained_generator(make_config, tmp_path, data_r
     written = np.asarray(Image.open(out / "x.png")).astype(int)
     wanted = ((expected[0].permute(1, 2, 0).numpy() + 1) * 127.5).round()
     assert np.abs(written - wanted).max() <= 1
-
-
-def test_config_file_and_overrides(make_config, tmp_path):
-    config = make_config()
-    path = tmp_path / "config.yaml"
-    path.write_text(config_text(config))
-    parsed, resume = parse_train(["--config", str(path), "--model.num_D", "3", "--resume"])
-    assert resume
-    assert parsed.model.num_D == 3
-    parsed.model.num_D = 2
-    for section in ("data", "model", "loss", "optimizer", "run"):
-        assert getattr(parsed, section) == getattr(config, section)
-    assert parsed.trainer["accelerator"] == "cpu"
-
-
-@pytest.mark.parametrize("path", sorted((pathlib.Path(main.__code__.co_filename).parent / "configs").glob("*.yaml")))
-def test_shipped_configs_parse(path):
-    config, _ = parse_train(["--config", str(path)])
-    text = yaml.safe_load(path.read_text())
-    for section, values in text.items():
-        if section != "trainer":
-            for name, value in values.items():
-                assert getattr(getattr(config, section), name) == value
-
-
-def test_shipped_configs_go_by_name(tmp_path, monkeypatch):
-    for arguments in (["--config", "pairs"], ["--config=pairs.yaml"]):
-        config, _ = parse_train(arguments)
-        assert config.data.label_nc == 0
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "pairs.yaml").write_text("data:\n  label_nc: 7\n")
-    assert parse_train(["--config", "pairs.yaml"])[0].data.label_nc == 7  # a file of that name wins

@@ -1,4 +1,4 @@
-"""What a run refuses before training, what it says when there is nothing to do, and what it cleans up."""
+"""Errors before training, the message of a finished run, and the removal of temporary files."""
 
 import csv
 import shlex
@@ -7,26 +7,25 @@ import pytest
 
 from pix2pixhd.cli.main import main
 from pix2pixhd.errors import InputError
-from pix2pixhd.training import stopping
+from pix2pixhd.training import shutdown
 from pix2pixhd.training.run import train
 
-from .test_run import files
-from .test_stopping import Signal
+from .helpers import SendSignal, files
 
 
-def test_a_trial_of_a_resumed_run_is_refused(command_line, tmp_path, capsys):
+def test_fast_dev_run_with_resume_is_rejected(command_line, tmp_path, capsys):
     assert main(command_line()) == 0
     before = (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes()
     assert main(command_line("--resume", "--trainer.fast_dev_run=true")) == 2
-    assert "--resume: trainer.fast_dev_run counts its batches from the first one" in capsys.readouterr().err
+    assert "--resume: trainer.fast_dev_run runs the first batches of a run" in capsys.readouterr().err
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
-def test_resuming_a_finished_run_says_what_to_raise(command_line, capsys):
+def test_resuming_a_finished_run_names_the_options_to_raise(command_line, capsys):
     assert main(command_line()) == 0
     assert "all 1 epochs" not in capsys.readouterr().out
     assert main(command_line("--resume")) == 0
-    assert "all 1 epochs had been trained already; to train longer, raise optimizer.niter" in capsys.readouterr().out
+    assert "all 1 epochs had already been trained; to train longer, raise optimizer.niter" in capsys.readouterr().out
 
 
 def test_resuming_with_fewer_epochs_than_trained_names_the_option(make_config):
@@ -40,7 +39,7 @@ def test_resuming_with_fewer_epochs_than_trained_names_the_option(make_config):
         train(fewer, resume=True)
 
 
-def test_synchronized_batch_norm_is_refused_on_the_cpu(make_config, tmp_path):
+def test_synchronized_batch_norm_is_rejected_on_the_cpu(make_config, tmp_path):
     config = make_config()
     config.model.norm = "batch"
     config.trainer["sync_batchnorm"] = True
@@ -49,7 +48,7 @@ def test_synchronized_batch_norm_is_refused_on_the_cpu(make_config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_batch_norm_with_activation_checkpoints_is_refused_by_the_configuration(make_config):
+def test_batch_norm_with_activation_checkpointing_is_rejected_with_the_configuration(make_config):
     config = make_config()
     config.model.norm, config.compute.checkpoint_activations = "batch", True
     with pytest.raises(InputError, match=r"compute\.checkpoint_activations .* batch norm"):
@@ -57,7 +56,7 @@ def test_batch_norm_with_activation_checkpoints_is_refused_by_the_configuration(
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_unfinished_checkpoints_of_a_killed_run_are_removed(make_config, tmp_path, resume):
+def test_temporary_checkpoints_of_a_killed_run_are_removed(make_config, tmp_path, resume):
     run = tmp_path / "run"
     if resume:
         train(make_config())
@@ -70,13 +69,13 @@ def test_unfinished_checkpoints_of_a_killed_run_are_removed(make_config, tmp_pat
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_damaged_checkpoint_names_the_kept_one(make_config, tmp_path, kept):
+def test_the_error_for_a_damaged_checkpoint_names_the_kept_one(make_config, tmp_path, kept):
     config = make_config(epochs=2)
     config.run.save_epoch_freq = 1 if kept else 10
     config.trainer["max_epochs"] = 1
     train(config)
     checkpoints = tmp_path / "run" / "checkpoints"
-    remedy = "copy .*epoch_0000.ckpt, the last one that was kept, over last.ckpt" if kept else "start a new run"
+    remedy = "copy .*epoch_0000.ckpt, the latest kept checkpoint, over last.ckpt" if kept else "start a new run"
     whole = (checkpoints / "last.ckpt").read_bytes()
     for damaged in (whole[: len(whole) // 2], b""):
         (checkpoints / "last.ckpt").write_bytes(damaged)
@@ -94,9 +93,9 @@ def test_log_every_n_steps_counts_steps(make_config, tmp_path, accumulate):
         assert len([row for row in csv.DictReader(file) if row.get("G_total")]) == 2
 
 
-def test_the_command_that_continues_a_run_is_quoted(make_config, tmp_path, capsys):
+def test_the_resume_command_is_quoted_for_the_shell(make_config, tmp_path, capsys):
     config = make_config("a run's folder")
-    with pytest.raises(stopping.Stopped):
-        train(config, callbacks=[Signal(1)])
+    with pytest.raises(shutdown.RunStopped):
+        train(config, callbacks=[SendSignal(1)])
     command = capsys.readouterr().err.split("continue it with ")[1].splitlines()[0]
     assert shlex.split(command) == ["--resume", "--run.output", str(tmp_path / "a run's folder")]

@@ -1,4 +1,4 @@
-"""Pairwise combinations of all training options: each run works from start to generated images, or is refused."""
+"""Pairwise combinations of all training options: each run works up to generated images, or is rejected."""
 
 import itertools
 import json
@@ -36,7 +36,7 @@ def data_root(tmp_path_factory):
     return root
 
 
-def test_every_pair_of_values_occurs():
+def test_every_valid_pair_of_values_occurs():
     for first, second in itertools.combinations(OPTIONS, 2):
         for values in itertools.product(OPTIONS[first], OPTIONS[second]):
             pair = dict(zip((first, second), values, strict=True))
@@ -46,7 +46,7 @@ def test_every_pair_of_values_occurs():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("index", "row"), _of_processes(1))
-def test_one_process(index, row, data_root, tmp_path, monkeypatch):
+def test_combination_in_one_process(index, row, data_root, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.nn.Module.compile", settings_matrix.compile_eagerly)
     try:
         run_row(row, data_root, tmp_path)
@@ -56,7 +56,7 @@ def test_one_process(index, row, data_root, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def two_processes(data_root, tmp_path_factory):
-    """Runs all combinations with two processes; gives the outcomes' folder and what the failing ones printed."""
+    """Runs all combinations with two processes; returns the folder of the outcomes and the output of failures."""
     folder = tmp_path_factory.mktemp("two_processes")
     pending = [(index, row) for index, row in ROWS if row["devices"] == 2]
     printed = {}
@@ -73,7 +73,7 @@ def two_processes(data_root, tmp_path_factory):
         )
         if done.returncode == 0:
             break
-        # The first row without two good outcomes is the one that ended the processes; go on behind it.
+        # The first row without two successful outcomes ended the processes; continue with the next row.
         failed = next(i for i, (index, _) in enumerate(pending) if not _succeeded(folder / str(index)))
         printed[pending[failed][0]] = (done.stdout + done.stderr)[-3000:]
         pending = pending[failed + 1 :]
@@ -87,7 +87,7 @@ def _succeeded(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("index", "row"), _of_processes(2))
-def test_two_processes(index, row, two_processes):
+def test_combination_in_two_processes(index, row, two_processes):
     folder, printed = two_processes
     for outcome in sorted((folder / str(index)).glob("outcome_*.txt")):
         assert not outcome.read_text(), f"row {index}: {_title(row)}\n{outcome.read_text()}"
@@ -95,7 +95,7 @@ def test_two_processes(index, row, two_processes):
 
 
 @pytest.mark.parametrize(("part", "message"), [pytest.param(*refused, id=_title(refused[0])) for refused in REFUSED])
-def test_what_does_not_go_together_is_refused_before_training(part, message, data_root, tmp_path):
+def test_invalid_combinations_are_rejected_before_training(part, message, data_root, tmp_path):
     with pytest.raises(InputError, match=f"(?s){message}"):
         train(make_config(DEFAULTS | part, data_root, tmp_path / "run"))
     assert not list(tmp_path.rglob("*.ckpt"))

@@ -1,60 +1,17 @@
-"""The training step against the same step written out plainly."""
+"""The training step equals NVIDIA's step in plain PyTorch, without redundant gradients."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pix2pixhd.config.schema import DataOptions, LossOptions, ModelOptions, OptimizerOptions
+from pix2pixhd.config.schema import OptimizerOptions
 from pix2pixhd.data import one_hot
-from pix2pixhd.training.module import Pix2PixHD
 
-
-def make_module(data=None, **loss):
-    torch.manual_seed(0)
-    module = Pix2PixHD(
-        ModelOptions(ngf=4, n_downsample_global=2, n_blocks_global=1, ndf=4, n_layers_D=2),
-        data or DataOptions(label_nc=4),
-        LossOptions(**{"lambda_vgg": 0.0, **loss}),
-    )
-    module.manual_backward = lambda loss, **options: loss.backward(**options)
-    return module
-
-
-def make_batch(seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "input": torch.randint(0, 4, (2, 16, 24), generator=generator, dtype=torch.int32),
-        "instance": torch.randint(0, 9, (2, 16, 24), generator=generator, dtype=torch.int32),
-        "image": torch.rand(2, 3, 16, 24, generator=generator) * 2 - 1,
-    }
-
-
-def plain_step(module, condition, real, lambda_gan=0.5, lambda_feat=10.0):
-    """NVIDIA's step with the paper's weights: three passes through D, losses layer by layer."""
-    G, D = module.netG, module.netD
-    fake = G(condition)
-    pred_fake_detached = D(torch.cat([condition, fake.detach()], 1))
-    pred_real = D(torch.cat([condition, real], 1))
-    pred_fake = D(torch.cat([condition, fake], 1))
-    d_fake = sum(0.5 * F.mse_loss(s[-1], torch.zeros_like(s[-1])) for s in pred_fake_detached)
-    d_real = sum(0.5 * F.mse_loss(s[-1], torch.ones_like(s[-1])) for s in pred_real)
-    gan = sum(lambda_gan * F.mse_loss(s[-1], torch.ones_like(s[-1])) for s in pred_fake)
-    feat = 0.0
-    for scale_fake, scale_real in zip(pred_fake, pred_real, strict=True):
-        for a, b in zip(scale_fake[:-1], scale_real[:-1], strict=True):
-            feat = feat + 4.0 / (len(scale_fake) - 1) / len(pred_fake) * F.l1_loss(a, b.detach()) * lambda_feat
-    gradients_G = torch.autograd.grad(gan + feat, list(G.parameters()), retain_graph=True)
-    gradients_D = torch.autograd.grad(d_fake + d_real, list(D.parameters()))
-    return {"D_real": d_real, "D_fake": d_fake, "G_GAN": gan, "G_GAN_Feat": feat}, gradients_G, gradients_D
-
-
-def relative(a, b):
-    return ((a - b).norm() / b.norm().clamp_min(1e-12)).item()
+from .helpers import make_batch, make_module, plain_step, relative
 
 
 @pytest.mark.parametrize("weights", [{}, {"lambda_gan": 1.0, "lambda_feat": 3.0}])
-def test_step_equals_plain_step(weights):
+def test_the_step_equals_nvidias_step(weights):
     module, batch = make_module(**weights), make_batch()
     condition = module.encode(batch)
     terms, expected_G, expected_D = plain_step(module, condition, batch["image"], **weights)
@@ -62,13 +19,13 @@ def test_step_equals_plain_step(weights):
     for name, value in terms.items():
         assert got[name].item() == pytest.approx(value.item(), rel=1e-6)
     assert got["G_total"].item() == pytest.approx((terms["G_GAN"] + terms["G_GAN_Feat"]).item(), rel=1e-6)
-    # Biases in front of an instance norm have no gradient but rounding, hence the whole network at once.
+    # Gradients of biases before an instance norm are only rounding errors, so whole networks are compared.
     for network, expected in ((module.netG, expected_G), (module.netD, expected_D)):
         flat = torch.cat([p.grad.flatten() for p in network.parameters()])
         assert relative(flat, torch.cat([g.flatten() for g in expected])) < 1e-6
 
 
-def test_step_in_double_precision_is_exact():
+def test_gradients_equal_those_of_nvidias_step_in_float64():
     module, batch = make_module().double(), make_batch()
     condition, real = module.encode(batch).double(), batch["image"].double()
     _, expected_G, expected_D = plain_step(module, condition, real)
@@ -91,7 +48,7 @@ def test_generator_backward_computes_no_gradient_of_D():
     assert seen == [True, False]
 
 
-def test_passes_through_the_networks():
+def test_G_runs_once_and_D_twice_per_step():
     module, batch = make_module(), make_batch()
     calls = []
     module.netG.register_forward_hook(lambda *_: calls.append("G"))
@@ -100,7 +57,7 @@ def test_passes_through_the_networks():
     assert calls == ["G", "D", "D"]
 
 
-def test_a_single_loss_term_is_enough():
+def test_training_with_a_single_loss_term():
     for weights in ({"lambda_feat": 0.0}, {"lambda_gan": 0.0}):
         module, batch = make_module(**weights), make_batch()
         module.compute_gradients(module.encode(batch), batch["image"])
@@ -134,27 +91,27 @@ def test_vgg_is_not_in_the_state_dict():
         module.load_state_dict(state)
 
 
-def test_encoding():
+def test_encode_returns_one_hot_labels_and_edges():
     module, batch = make_module(), make_batch()
     condition = module.encode(batch)
     assert condition.shape == (2, 5, 16, 24)
     torch.testing.assert_close(condition[:, :4], one_hot(batch["input"], 4))
 
 
-def test_any_size_generates():
+def test_images_of_any_size_are_generated():
     module = make_module()
     assert module(torch.zeros(1, 5, 13, 30)).shape == (1, 3, 13, 30)
     assert module(torch.zeros(1, 5, 3, 5)).shape == (1, 3, 3, 5)
 
 
-def test_learning_rate():
+def test_the_learning_rate_is_constant_then_decays():
     options = OptimizerOptions(lr=1.0, niter=3, niter_decay=4)
     assert [options.rate(epoch) for epoch in range(7)] == [1, 1, 1, 1, 0.75, 0.5, 0.25]
     assert OptimizerOptions(niter=2, niter_decay=0).rate(1) == 1
 
 
 class ConvolutionBackwards(TorchDispatchMode):
-    """Records which gradients each convolution's backward computes: of input, weight and bias."""
+    """Records which gradients (input, weight, bias) each convolution's backward computes."""
 
     def __init__(self):
         super().__init__()
@@ -166,19 +123,19 @@ class ConvolutionBackwards(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_no_gradient_is_computed_to_be_thrown_away():
+def test_no_redundant_gradient_is_computed():
     module, batch = make_module(), make_batch()
     condition = module.encode(batch)
     with ConvolutionBackwards() as recorded:
         module.compute_gradients(condition, batch["image"])
     masks = recorded.masks
     in_D = 2 * 4  # convolutions of both scales
-    # Through D to the generated picture: no weights.
+    # Backward through D to the generated image: no gradients of weights.
     assert masks[:in_D] == [(True, False, False)] * in_D
-    # Through D for its own weights, generated and real: no gradient of the pictures, once per scale.
+    # Backward of D's loss: no gradients of the generated and real images, once per scale each.
     own = masks[in_D : 3 * in_D]
     assert own.count((False, True, True)) == 4
     assert own.count((True, True, True)) == 2 * in_D - 4
-    # Then G: no gradient of the label map.
+    # Backward through G: no gradient of the label map.
     in_G = len(masks) - 3 * in_D
     assert masks[3 * in_D :] == [(True, True, True)] * (in_G - 1) + [(False, True, True)]

@@ -1,4 +1,4 @@
-"""What a run prints: a summary before training, a profiler's report, and what it left behind."""
+"""The output of a run: the summary before training, the report of a profiler, and the final message."""
 
 import io
 import logging
@@ -7,10 +7,9 @@ import pytest
 
 from pix2pixhd.cli.main import main
 from pix2pixhd.training.run import train
-from pix2pixhd.training.stopping import Stopped
+from pix2pixhd.training.shutdown import RunStopped
 
-from .test_run import files
-from .test_stopping import Signal
+from .helpers import SendSignal, files
 
 
 def summary(text):
@@ -18,14 +17,14 @@ def summary(text):
                 for line in text.splitlines() if " " in line)  # fmt: skip
 
 
-def test_a_run_says_what_it_trains_on_what(command_line, capsys, tmp_path):
+def test_the_summary_reports_device_data_and_networks(command_line, capsys, tmp_path):
     options = ["--data.val_phase=test", "--optimizer.accumulate=2", "--trainer.precision=bf16-mixed"]
     options += ["--optimizer.niter=2", "--model.instance_feat=true", "--model.nef=4", "--model.n_downsample_E=2"]
     assert main(command_line(*options, "--trainer.max_steps=1")) == 0
     out = capsys.readouterr().out
     found = summary(out)
     assert found["device"] == "cpu"
-    assert found["precision"] == "bf16-mixed, channels last"
+    assert found["precision"] == "bf16-mixed, channels-last"
     assert found["images"] == "3 for training, 2 for validation"
     assert found["image size"].startswith("16x16")
     assert found["batch"] == "2 = batchSize 1 x accumulate 2"
@@ -42,15 +41,15 @@ def test_a_run_says_what_it_trains_on_what(command_line, capsys, tmp_path):
     assert f"done: checkpoints, samples and logs are in {tmp_path / 'run'}" in out
 
 
-def test_parameters_are_those_of_the_networks(make_config, capsys):
+def test_the_summary_reports_the_number_of_parameters(make_config, capsys):
     module = train(make_config())
     count = {name: sum(p.numel() for p in net.parameters()) for name, net in (("G", module.netG), ("D", module.netD))}
     line = summary(capsys.readouterr().out)["parameters"]
     assert line == ", ".join(f"{name} {number / 1e3:.1f} K" for name, number in count.items())
 
 
-def test_the_profiler_reports(command_line):
-    """Lightning writes the report to a logger; the command line showed none of it."""
+def test_the_report_of_the_profiler_is_printed(command_line):
+    """Lightning writes the report to a logger, which the command line must not hide."""
     report = io.StringIO()
     handler = logging.StreamHandler(report)
     logger = logging.getLogger("lightning.pytorch.profilers.profiler")
@@ -63,7 +62,7 @@ def test_the_profiler_reports(command_line):
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3])
-def test_a_trial_leaves_nothing_behind_and_says_so(command_line, capsys, tmp_path, batches):
+def test_fast_dev_run_writes_no_files(command_line, capsys, tmp_path, batches):
     options = ["--data.val_phase=test", "--run.save_latest_freq=1", "--run.display_freq=1", "--optimizer.niter=3"]
     assert main(command_line(f"--trainer.fast_dev_run={batches}", *options)) == 0
     out = capsys.readouterr().out
@@ -72,11 +71,11 @@ def test_a_trial_leaves_nothing_behind_and_says_so(command_line, capsys, tmp_pat
     assert not {"checkpoints", "samples", "results", "logs"} & set(files(tmp_path / "run"))
 
 
-def test_a_trial_runs_as_many_batches_as_asked(make_config, capsys):
+def test_fast_dev_run_runs_the_given_number_of_batches(make_config, capsys):
     config = make_config(epochs=3)
     config.trainer["fast_dev_run"] = 3
     assert train(config).trainer.global_step == 2 * 3
     config.trainer["fast_dev_run"] = 3
-    with pytest.raises(Stopped):
-        train(config, callbacks=[Signal(2)])
+    with pytest.raises(RunStopped):
+        train(config, callbacks=[SendSignal(2)])
     assert "stopped; nothing was saved" in capsys.readouterr().err

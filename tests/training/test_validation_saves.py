@@ -1,13 +1,12 @@
-"""The checkpoints of an epoch: before its validation, and the kept one before last.ckpt."""
+"""The checkpoints of an epoch are written before its validation, the kept one before last.ckpt."""
 
 import lightning.pytorch as pl
 import pytest
 
-from pix2pixhd.training.callbacks.checkpoints import RunCheckpoints
+from pix2pixhd.training.callbacks.checkpoints import CheckpointSchedule
 from pix2pixhd.training.run import train
 
-from .test_limits import Names, make, states  # noqa: F401
-from .test_run import assert_identical, files
+from .helpers import BatchRecorder, assert_identical, files, training_state
 
 
 class Gone(Exception):
@@ -15,7 +14,7 @@ class Gone(Exception):
 
 
 class InValidation(pl.Callback):
-    """Ends a run in the validation of an epoch."""
+    """Interrupts a run in the validation of an epoch."""
 
     def __init__(self, epoch):
         self.epoch = epoch
@@ -26,34 +25,34 @@ class InValidation(pl.Callback):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_that_ends_in_validation_has_saved_the_epoch(make, tmp_path, workers):  # noqa: F811
-    unbroken, broken = Names(), Names()
-    train(make("unbroken", workers), callbacks=[unbroken])
+def test_a_run_killed_during_validation_has_saved_the_epoch(three_epoch_config, tmp_path, workers):
+    uninterrupted, interrupted = BatchRecorder(), BatchRecorder()
+    train(three_epoch_config("uninterrupted", workers), callbacks=[uninterrupted])
     for epoch in range(3):
-        config = make("broken", workers)
+        config = three_epoch_config("interrupted", workers)
         config.run.save_epoch_freq = 1
         with pytest.raises(Gone):
-            train(config, resume=epoch > 0, callbacks=[broken, InValidation(epoch)])
-        assert files(tmp_path / "broken" / "checkpoints") == [
+            train(config, resume=epoch > 0, callbacks=[interrupted, InValidation(epoch)])
+        assert files(tmp_path / "interrupted" / "checkpoints") == [
             *(f"epoch_000{k}.ckpt" for k in range(epoch + 1)),
             "last.ckpt",
         ]
-    module = train(config, resume=True, callbacks=[broken])
+    module = train(config, resume=True, callbacks=[interrupted])
     assert module.trainer.current_epoch == 3
-    assert broken.seen == unbroken.seen
-    assert_identical(states(tmp_path, "unbroken"), states(tmp_path, "broken"))
+    assert interrupted.seen == uninterrupted.seen
+    assert_identical(training_state(tmp_path, "uninterrupted"), training_state(tmp_path, "interrupted"))
 
 
-def test_a_run_that_is_killed_before_last_ckpt_has_the_kept_one(make, tmp_path, monkeypatch):  # noqa: F811
-    save = RunCheckpoints._save
+def test_the_kept_checkpoint_is_written_before_last_ckpt(three_epoch_config, tmp_path, monkeypatch):
+    save = CheckpointSchedule._save
 
     def killed(self, trainer, name):
         if name == "last":
             raise Gone
         save(self, trainer, name)
 
-    monkeypatch.setattr(RunCheckpoints, "_save", killed)
-    config = make("run")
+    monkeypatch.setattr(CheckpointSchedule, "_save", killed)
+    config = three_epoch_config("run")
     config.run.save_epoch_freq, config.data.val_phase = 1, None
     with pytest.raises(Gone):
         train(config)

@@ -13,18 +13,18 @@ from pix2pixhd.data import PairedDataset
 from pix2pixhd.errors import InputError
 from pix2pixhd.reporting.metrics import image_metrics
 from pix2pixhd.reporting.results_page import sample_images, write_page
-from pix2pixhd.training.steps import trial_batches
+from pix2pixhd.training.progress_counters import trial_batches
 
 __all__ = ["ResultsPage"]
 
 
 class ResultsPage(pl.Callback):
-    """Writes the results page when training has ended.
+    """Writes the results page when training ends.
 
     Args:
-        dataset: Where the samples come from.
-        folder: Where the page goes.
-        count: Most pictures on it; 0 for no page.
+        dataset: The source of the samples.
+        folder: The folder of the page.
+        count: Maximum number of images on the page; 0 for no page.
 
     Example:
         >>> page = ResultsPage(data.val or data.train, pathlib.Path("runs/a/results"), count=50)  # doctest: +SKIP
@@ -36,17 +36,17 @@ class ResultsPage(pl.Callback):
         self.count = count
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes it, once for all processes."""
+        """Writes the page in the first process."""
         if self.count and trainer.is_global_zero and not trial_batches(trainer):
             try:
                 write_page(
                     self.folder,
-                    f"{self.folder.parent.name}: pictures of {self.dataset.options.dataroot}",
+                    f"{self.folder.parent.name}: images of {self.dataset.options.dataroot}",
                     self._rows(pl_module),
                 )
             except InputError as error:
-                # A full disk must not take the trained run with it.
-                pl.utilities.rank_zero_warn(f"no results page: {error}")
+                # A full disk must not make a finished training fail.
+                pl.utilities.rank_zero_warn(f"the results page was not written: {error}")
 
     def _rows(self, module: Any) -> Iterable[tuple[str, dict[str, Tensor], dict[str, float]]]:
         for i in range(min(self.count, len(self.dataset))):

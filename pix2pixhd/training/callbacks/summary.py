@@ -1,4 +1,4 @@
-"""What a run prints about itself: a summary at its start, and what it has left behind at its end."""
+"""Prints a summary at the start of a run, and at its end the files that it wrote."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from pix2pixhd.config.schema import TrainConfig
-from pix2pixhd.training.callbacks.checkpoints import RunCheckpoints
+from pix2pixhd.training.callbacks.checkpoints import CheckpointSchedule
 from pix2pixhd.training.datamodule import PairedData
 from pix2pixhd.training.module import Pix2PixHD
-from pix2pixhd.training.steps import finished_batches, finished_steps, trial_batches
+from pix2pixhd.training.progress_counters import finished_batches, finished_steps, trial_batches
 
 __all__ = ["RunSummary", "closing_message", "limit_reached", "resume_command", "stop_signal"]
 
@@ -35,12 +35,12 @@ def _count(number: int, what: str, several: str) -> str:
 
 
 class RunSummary(pl.Callback):
-    """Prints what is going to be trained, on what, and from where.
+    """Prints the device, data, networks and initial weights of a run when training starts.
 
     Args:
         config: All options of the run.
-        data: Its images.
-        start: Where the weights come from, for a run that is not resumed.
+        data: The images of the run.
+        start: The source of the initial weights, for a run that is not resumed.
 
     Example:
         >>> summary = RunSummary(config, data, "new weights")  # doctest: +SKIP
@@ -52,14 +52,14 @@ class RunSummary(pl.Callback):
         self.start = start
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Prints the summary, once for all processes."""
+        """Prints the summary in the first process."""
         assert isinstance(pl_module, Pix2PixHD)
         if trainer.is_global_zero:
             lines = self.lines(trainer, pl_module)
             print("\n".join(f"{name:<11} {value}" for name, value in lines.items()), flush=True)
 
     def lines(self, trainer: pl.Trainer, module: Pix2PixHD) -> dict[str, str]:
-        """The summary as values by name."""
+        """Returns the summary as values by name."""
         options = self.config.optimizer
         batch = self.config.data.batchSize
         effective = batch * options.accumulate * trainer.world_size
@@ -73,7 +73,7 @@ class RunSummary(pl.Callback):
         networks = {"G": module.netG, "D": module.netD, "E": module.netE}
         return {
             "device": _device(trainer),
-            "precision": f"{trainer.precision}{', channels last' if module.channels_last else ''}",
+            "precision": f"{trainer.precision}{', channels-last' if module.channels_last else ''}",
             "images": f"{len(self.data.train)} for training, {validation} for validation",
             "image size": f"{width}x{height} (first image, as trained on)",
             "parameters": ", ".join(f"{name} {_parameters(net)}" for name, net in networks.items() if net is not None),
@@ -94,23 +94,23 @@ class RunSummary(pl.Callback):
         )
 
 
-def _checkpoints(trainer: pl.Trainer) -> RunCheckpoints:
+def _checkpoints(trainer: pl.Trainer) -> CheckpointSchedule:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next(callback for callback in callbacks if isinstance(callback, RunCheckpoints))
+    return next(callback for callback in callbacks if isinstance(callback, CheckpointSchedule))
 
 
 def limit_reached(trainer: pl.Trainer) -> str | None:
-    """What ended a run before its last epoch, as ``RunCheckpoints.stopped_by``."""
+    """Returns what ended a run before its last epoch, see ``CheckpointSchedule.stopped_by``."""
     return _checkpoints(trainer).stopped_by
 
 
 def stop_signal(trainer: pl.Trainer) -> int:
-    """The signal by which this process was asked to stop; 0 for none."""
-    return _checkpoints(trainer).requests.received
+    """Returns the signal that asked this process to stop; 0 for none."""
+    return _checkpoints(trainer).shutdown.received
 
 
 def closing_message(trainer: pl.Trainer, output: pathlib.Path) -> str:
-    """What a run that has ended left behind.
+    """Returns the final message of a run: how it ended and where its files are.
 
     Args:
         trainer: The run's trainer.
@@ -123,19 +123,19 @@ def closing_message(trainer: pl.Trainer, output: pathlib.Path) -> str:
     limit = checkpoints.stopped_by
     if limit is None and not checkpoints.started:
         return (
-            f"done: all {trainer.max_epochs} epochs had been trained already; to train longer, raise "
+            f"done: all {trainer.max_epochs} epochs had already been trained; to train longer, raise "
             f"optimizer.niter or optimizer.niter_decay, and trainer.max_epochs where it is set; {saved}"
         )
     if limit is None:
         return f"done: {saved}"
     steps = _count(finished_steps(trainer), "step", "steps")
-    # The run's configuration, which --resume reads, still holds the limit.
+    # --resume reads the run's configuration, which still contains the limit.
     further = " and a larger --trainer.max_steps" if limit == "max_steps" else ""
     return f"stopped by {limit} after {steps}: {saved}; continue with {resume_command(output)}{further}"
 
 
 def resume_command(output: pathlib.Path) -> str:
-    """The options that continue a run, for a shell.
+    """Returns the options that resume a run, quoted for a shell.
 
     Example:
         >>> resume_command(pathlib.Path("my runs/a"))

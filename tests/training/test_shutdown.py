@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C save first; a run goes on in the middle of an epoch, bit for bit."""
+"""SIGTERM and Ctrl-C save a run before it stops, and it resumes within the epoch bit for bit."""
 
 import os
 import pathlib
@@ -17,33 +17,22 @@ from pix2pixhd.cli.main import main
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.run import train
-from pix2pixhd.training.stopping import Stopped
+from pix2pixhd.training.shutdown import RunStopped
 
-from .test_run import assert_identical, weights
+from .helpers import SendSignal, assert_identical, weights
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-class Signal(pl.Callback):
-    """Sends this process a signal in some step."""
-
-    def __init__(self, step, number=signal.SIGTERM):
-        self.step, self.number = step, number
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.fit_loop.total_batch_idx + 1 == self.step:
-            os.kill(os.getpid(), self.number)
-
-
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("step", [1, 2, 3, 5, 6])  # three steps an epoch: first, middle and last ones
-def test_a_stopped_run_goes_on_where_it_was(make_config, step, workers, capsys):
-    config = make_config("broken", epochs=3, nThreads=workers)
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 6])  # three steps per epoch: the first, a middle and the last one
+def test_a_run_stopped_by_a_signal_resumes_bit_for_bit(make_config, step, workers, capsys):
+    config = make_config("interrupted", epochs=3, nThreads=workers)
     config.loss.pool_size = 2
-    with pytest.raises(Stopped) as stopped:
-        train(config, callbacks=[Signal(step)])
+    with pytest.raises(RunStopped) as stopped:
+        train(config, callbacks=[SendSignal(step)])
     assert stopped.value.code == 128 + signal.SIGTERM
-    assert "stopped; the run is saved, continue it with --resume" in capsys.readouterr().err
+    assert "stopped; the run was saved, continue it with --resume" in capsys.readouterr().err
     steps = []
 
     class Count(pl.Callback):
@@ -52,25 +41,24 @@ def test_a_stopped_run_goes_on_where_it_was(make_config, step, workers, capsys):
 
     resumed = weights(train(config, resume=True, callbacks=[Count()]))
     assert len(steps) == 9 - step
-    unbroken = make_config("unbroken", epochs=3, nThreads=workers)
-    unbroken.loss.pool_size = 2
+    uninterrupted = make_config("uninterrupted", epochs=3, nThreads=workers)
+    uninterrupted.loss.pool_size = 2
     rest, steps[:] = list(steps), []
-    expected = weights(train(unbroken, callbacks=[Count()]))
+    expected = weights(train(uninterrupted, callbacks=[Count()]))
     assert rest == steps[step:]
     assert_identical(expected, resumed)
 
 
-def test_handlers_are_given_back(make_config):
+def test_signal_handlers_are_restored(make_config):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with pytest.raises(Stopped) as stopped:
-        train(make_config(), callbacks=[Signal(1, signal.SIGINT)])
+    with pytest.raises(RunStopped) as stopped:
+        train(make_config(), callbacks=[SendSignal(1, signal.SIGINT)])
     assert stopped.value.code == 128 + signal.SIGINT
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_save_latest_freq_and_kill(make_config):
-    """What was saved within an epoch is where the run goes on after the process is gone."""
-    config = make_config("broken", epochs=2)
+def test_a_crashed_run_resumes_from_the_checkpoint_within_the_epoch(make_config):
+    config = make_config("interrupted", epochs=2)
     config.run.save_latest_freq = 2
 
     class Gone(Exception):
@@ -83,11 +71,11 @@ def test_save_latest_freq_and_kill(make_config):
 
     with pytest.raises(Gone):
         train(config, callbacks=[Crash()])
-    unbroken = weights(train(make_config("unbroken", epochs=2)))
-    assert_identical(unbroken, weights(train(config, resume=True)))
+    uninterrupted = weights(train(make_config("uninterrupted", epochs=2)))
+    assert_identical(uninterrupted, weights(train(config, resume=True)))
 
 
-def test_weights_that_are_no_numbers_are_not_saved_within_an_epoch(make_config, tmp_path):
+def test_non_finite_weights_are_not_saved_within_an_epoch(make_config, tmp_path):
     config = make_config(epochs=2)
     config.trainer["max_epochs"] = 1
     train(config)
@@ -101,21 +89,21 @@ def test_weights_that_are_no_numbers_are_not_saved_within_an_epoch(make_config, 
                 next(module.netG.parameters())[0] = float("nan")
 
     with pytest.raises(InputError, match="no longer finite"):
-        train(config, resume=True, callbacks=[Poison(), Signal(4)])
+        train(config, resume=True, callbacks=[Poison(), SendSignal(4)])
     assert last.read_bytes() == good
 
 
-def test_accumulated_gradients_are_never_cut_in_two(make_config):
+def test_a_signal_during_accumulation_stops_after_the_step(make_config):
     def config(name):
         made = make_config(name, epochs=3)
         made.optimizer.accumulate = 2
         return made
 
-    broken = config("broken")
-    with pytest.raises(Stopped):
-        train(broken, callbacks=[Signal(1)])  # saved after the second, with the step
-    unbroken = weights(train(config("unbroken")))
-    assert_identical(unbroken, weights(train(broken, resume=True)))
+    interrupted = config("interrupted")
+    with pytest.raises(RunStopped):
+        train(interrupted, callbacks=[SendSignal(1)])  # saved after the second batch, which completes the step
+    uninterrupted = weights(train(config("uninterrupted")))
+    assert_identical(uninterrupted, weights(train(interrupted, resume=True)))
 
 
 def test_a_compiler_that_the_signal_ended_is_not_reported_as_missing(command_line, capsys, monkeypatch):
@@ -124,7 +112,7 @@ def test_a_compiler_that_the_signal_ended_is_not_reported_as_missing(command_lin
         raise TorchDynamoException("CppCompileError: g++ was terminated")
 
     monkeypatch.setattr(Pix2PixHD, "training_step", compile_and_fail)
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(RunStopped) as stopped:
         main(command_line())
     assert stopped.value.code == 128 + signal.SIGTERM
     error = capsys.readouterr().err
@@ -134,8 +122,8 @@ def test_a_compiler_that_the_signal_ended_is_not_reported_as_missing(command_lin
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_of_a_real_process(command_line, tmp_path, processes):
-    """As a cluster's scheduler does it: to every process; the exit code is the shell's for SIGTERM."""
+def test_sigterm_stops_and_saves_a_real_process(command_line, tmp_path, processes):
+    """Sends SIGTERM like the scheduler of a cluster; the exit code is the one that shells report for it."""
     arguments = [*command_line(output="stopped"), "--optimizer.niter=2000"]
     start = ["-m", "pix2pixhd"]
     if processes == 2:
@@ -154,7 +142,7 @@ def test_sigterm_of_a_real_process(command_line, tmp_path, processes):
         run.send_signal(signal.SIGTERM)
         code = run.wait(60)
     text = log.read_text()
-    assert text.count("stopped; the run is saved") == 1, text[-3000:]
-    # torchrun's agent, which passes the signal on, ends with an error of its own.
+    assert text.count("stopped; the run was saved") == 1, text[-3000:]
+    # torchrun's agent forwards the signal and exits with its own error code.
     assert code == (128 + signal.SIGTERM if processes == 1 else 1)
     assert all(torch.isfinite(value).all() for value in read_checkpoint(last).weights.values())

@@ -1,4 +1,4 @@
-"""Stopping a run: by a signal, or at the end of its time."""
+"""Graceful shutdown: stops a run on a signal or at its time limit, after the current step."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ import torch.distributed as dist
 
 from pix2pixhd.training.distributed import world_size
 
-__all__ = ["StopRequest", "StopRequests", "Stopped"]
+__all__ = ["GracefulShutdown", "RunStopped", "StopRequest"]
 
 
-class Stopped(SystemExit):
-    """The run was asked to stop by a signal; the exit code is the shell's for that signal."""
+class RunStopped(SystemExit):
+    """Raised when a signal has stopped the run. The exit code is the one that shells report for that signal."""
 
 
 class StopRequest(NamedTuple):
-    """What asks all processes of a run to stop.
+    """A request to all processes of a run to stop.
 
     Attributes:
-        signal: The signal that any of them received; 0 for none.
-        time_is_up: Whether the time of any of them is up.
+        signal: The signal that any process received; 0 for none.
+        time_is_up: Whether any process has reached the time limit.
     """
 
     signal: int
     time_is_up: bool
 
 
-class StopRequests:
-    """Receives SIGTERM and Ctrl-C, and watches the time.
+class GracefulShutdown:
+    """Handles SIGTERM and Ctrl-C, and watches the time limit.
 
-    Ctrl-C a second time stops at once. With several processes each of them may get the signal; all stop after the same
-    step.
+    A second Ctrl-C stops at once. If several processes train together, each of them may receive the signal; all stop
+    after the same step.
 
     Args:
-        deadline: Time on ``time.monotonic``'s clock at which the run is to stop; None for no limit.
+        deadline: Time on the clock of ``time.monotonic`` at which the run has to stop; None for no limit.
 
     Attributes:
         received: The latest signal that this process received; 0 for none.
 
     Example:
-        >>> StopRequests().current()
+        >>> GracefulShutdown().request()
         StopRequest(signal=0, time_is_up=False)
     """
 
@@ -54,20 +54,20 @@ class StopRequests:
         self.deadline = deadline
         self.received = 0
         self._group: Any = None
-        self._before: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
 
-    def begin(self) -> None:
-        """Takes over the two signals from Lightning, whose handlers stop without a checkpoint."""
+    def install(self) -> None:
+        """Installs the signal handlers in place of Lightning's, which stop without a checkpoint."""
         if world_size() > 1:
-            # Between CPUs, so that the exchange at every step does not wait for a GPU.
+            # On the CPU, so that the exchange at every step does not wait for a GPU.
             self._group = dist.new_group(backend="gloo")
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._receive)
+                self._previous_handlers[number] = signal.signal(number, self._receive)
 
-    def end(self) -> None:
-        """Restores the signal handlers, as Lightning does after an exception."""
-        for number, handler in self._before.items():
+    def restore(self) -> None:
+        """Restores the previous signal handlers, as Lightning does after an exception."""
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -75,11 +75,11 @@ class StopRequests:
             # The second Ctrl-C interrupts the program as usual.
             signal.signal(signal.SIGINT, signal.default_int_handler)
         self.received = number
-        again = "; Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+        again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
         print(f"\n{signal.Signals(number).name}: stopping after this step{again}", file=sys.stderr, flush=True)
 
-    def current(self) -> StopRequest:
-        """The requests so far, the same in all processes."""
+    def request(self) -> StopRequest:
+        """Returns the requests so far, which are the same in all processes."""
         late = self.deadline is not None and time.monotonic() >= self.deadline
         flags = torch.tensor([self.received, int(late)])
         if self._group is not None:

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from pix2pixhd.checkpoints.format import load_generator, read_checkpoint
+from pix2pixhd.checkpoints.format import read_checkpoint
+from pix2pixhd.checkpoints.generators import load_generator
 from pix2pixhd.config.schema import DataOptions, ModelOptions
 from pix2pixhd.errors import InputError
 from pix2pixhd.models import define_G
@@ -13,21 +14,21 @@ DATA = DataOptions(label_nc=4)
 
 @pytest.fixture
 def nvidia(tmp_path):
-    """A file as the original writes it: a bare state dict in the old, unzipped format."""
+    """A file as NVIDIA's code writes it: a bare state dict in the legacy format without zip."""
     path = tmp_path / "latest_net_G.pth"
     network = build_generator(MODEL, DATA)
     torch.save(network.state_dict(), path, _use_new_zipfile_serialization=False)
     return path, network.eval()
 
 
-def test_nvidia_file_loads_with_options(nvidia):
+def test_an_nvidia_file_loads_with_options(nvidia):
     path, network = nvidia
     generator = load_generator(path, MODEL, DATA)
     x = torch.randn(1, 5, 16, 16)
     assert torch.equal(generator.network(x), network(x))
 
 
-def test_statistics_of_old_instance_norms_are_dropped(nvidia):
+def test_unused_instance_norm_statistics_are_dropped(nvidia):
     path, network = nvidia
     state = dict(network.state_dict())
     state["model.2.running_mean"] = torch.zeros(8)
@@ -37,7 +38,7 @@ def test_statistics_of_old_instance_norms_are_dropped(nvidia):
     assert torch.equal(load_generator(path, MODEL, DATA).network(x), network(x))
 
 
-def test_other_options_than_in_training_are_an_error(nvidia):
+def test_options_that_differ_from_training_are_rejected(nvidia):
     path, _ = nvidia
     other = ModelOptions(ngf=4, n_downsample_global=1, n_blocks_global=1)
     with pytest.raises(InputError, match=r"do not fit the network: .*model1_1.*options it was trained with"):
@@ -49,7 +50,7 @@ def test_other_options_than_in_training_are_an_error(nvidia):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_code_is_not_run(tmp_path, zipped):
+def test_pickled_code_is_not_executed(tmp_path, zipped):
     path = tmp_path / "latest_net_G.pth"
     # A pickled module.
     torch.save(define_G(3, 3, 4, "global", 1, 1), path, _use_new_zipfile_serialization=zipped)
@@ -66,7 +67,7 @@ def assert_no_unsafe_advice(caught):
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"PK\x03\x04 nothing", b"\x80\x02"])
 @pytest.mark.parametrize("name", ["latest_net_G.pth", "last.ckpt"])
-def test_damaged_files(tmp_path, name, content):
+def test_damaged_files_are_reported(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"the checkpoint cannot be read: .*; choose another file") as caught:
@@ -74,7 +75,7 @@ def test_damaged_files(tmp_path, name, content):
     assert_no_unsafe_advice(caught)
 
 
-def test_vgg_weights_without_unsafe_advice(tmp_path):
+def test_errors_of_vgg_weights_do_not_recommend_unsafe_loading(tmp_path):
     from pix2pixhd.models.vgg import load_vgg
 
     path = tmp_path / "vgg.pth"
@@ -88,7 +89,7 @@ REMOVED = object()
 
 
 def position(loader):
-    """The part of a checkpoint with the position within an epoch."""
+    """Makes the part of a checkpoint that contains the position within an epoch."""
     return {"fit_loop": {"state_dict": {"combined_loader": loader}}}
 
 
@@ -119,7 +120,7 @@ def position(loader):
         *(("loops", position([{"batches": value}]), "'loops'.* was altered") for value in (None, "2", 1.5, -1, True)),
     ],
 )
-def test_altered_parts_are_named(make_checkpoint, place, value, message):
+def test_altered_parts_of_a_checkpoint_are_named(make_checkpoint, place, value, message):
     path = make_checkpoint()
     content = torch.load(path)
     *outer, last = place.split(".")
@@ -139,7 +140,7 @@ def test_altered_parts_are_named(make_checkpoint, place, value, message):
 @pytest.mark.parametrize(
     ("loops", "batches"), [(position([{"epoch": 1, "batches": 3}]), 3), (position([{}]), 0), (position([]), 0), ({}, 0)]
 )
-def test_the_position_within_an_epoch(make_checkpoint, loops, batches):
+def test_the_position_within_an_epoch_is_read(make_checkpoint, loops, batches):
     path = make_checkpoint()
     torch.save(torch.load(path) | {"loops": loops}, path)
     assert read_checkpoint(path).batches == batches

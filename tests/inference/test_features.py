@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pix2pixhd.checkpoints.format import load_generator
+from pix2pixhd.checkpoints.generators import load_generator
 from pix2pixhd.cli.main import main
 from pix2pixhd.config.schema import ModelOptions
 from pix2pixhd.data import PairedDataset, find_pairs
@@ -17,8 +17,7 @@ from pix2pixhd.inference.generate import generate_image
 from pix2pixhd.inference.instance_features import FeatureClusters, cluster_features, encode_image
 from pix2pixhd.inference.padding import encode_padded
 from pix2pixhd.training.run import train
-
-from .test_run import assert_identical, weights
+from tests.training.helpers import assert_identical, weights
 
 
 @pytest.fixture

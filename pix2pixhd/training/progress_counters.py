@@ -1,4 +1,4 @@
-"""How far a run has come, in terms of Lightning's counters."""
+"""The progress of a run, derived from Lightning's counters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["epoch_finished", "finished_batches", "finished_epoch", "finished_ste
 
 
 def finished_steps(trainer: pl.Trainer) -> int:
-    """Number of training steps so far, over all epochs; each updates every network.
+    """Returns the number of training steps so far, over all epochs; each step updates every network.
 
     Under manual optimization Lightning's ``global_step`` counts the step of every optimizer.
     """
@@ -20,24 +20,24 @@ def finished_steps(trainer: pl.Trainer) -> int:
 
 
 def finished_batches(trainer: pl.Trainer) -> int:
-    """Number of batches of an unfinished epoch that a run has trained on; 0 between two epochs."""
+    """Returns the number of batches of the current epoch that a run has trained on; 0 between two epochs."""
     done: int = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
     return done if done < trainer.num_training_batches else 0
 
 
 def epoch_finished(trainer: pl.Trainer) -> bool:
-    """Whether the latest batch was the last of its epoch.
+    """Returns whether the latest batch was the last of its epoch.
 
-    A run that stops within an epoch also passes through Lightning's hooks for an epoch's end.
+    Lightning also calls the hooks for the end of an epoch when a run stops within it.
     """
     return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
 
 @contextlib.contextmanager
 def finished_epoch(trainer: pl.Trainer) -> Iterator[None]:
-    """Lightning's counters as at an epoch's end, for a checkpoint after its last batch and before validation.
+    """Advances Lightning's counters to the end of the epoch, for a checkpoint written before the validation.
 
-    A run that resumes from it begins with the next epoch and does not repeat the validation.
+    A run that resumes from this checkpoint starts with the next epoch and does not repeat the validation.
     """
     loop: Any = trainer.fit_loop
     batch, epoch = loop.epoch_loop.batch_progress, loop.epoch_progress
@@ -56,5 +56,5 @@ def finished_epoch(trainer: pl.Trainer) -> Iterator[None]:
 
 
 def trial_batches(trainer: pl.Trainer) -> int:
-    """Number of batches of a trial (``trainer.fast_dev_run``), which leaves nothing behind; 0 for a run."""
+    """Returns the number of batches of a trial (``trainer.fast_dev_run``), which writes no files; 0 for a real run."""
     return int(trainer.fast_dev_run)  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 
-from pix2pixhd.checkpoints.format import load_generator
+from pix2pixhd.checkpoints.generators import load_generator
 from pix2pixhd.cli.main import main
 from pix2pixhd.data import encode_input
 

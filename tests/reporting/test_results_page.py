@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from pix2pixhd.cli.main import main
+from pix2pixhd.errors import InputError
 from pix2pixhd.reporting.metrics import image_metrics
 from pix2pixhd.reporting.results_page import write_page
+from pix2pixhd.training.callbacks import results_page
 from pix2pixhd.training.run import train
 
 
@@ -93,9 +95,11 @@ def test_names_that_look_like_markup(tmp_path):
     assert "<script>alert" not in path.read_text()
 
 
-def test_a_page_that_cannot_be_written_does_not_cost_the_run(make_config, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "results").write_text("in the way")
-    with pytest.warns(UserWarning, match="no results page"):
+def test_a_results_page_that_cannot_be_written_does_not_fail_the_run(make_config, tmp_path, monkeypatch):
+    def full_disk(*args):
+        raise InputError("cannot be written (No space left on device)")
+
+    monkeypatch.setattr(results_page, "write_page", full_disk)
+    with pytest.warns(UserWarning, match="the results page was not written: .*No space left"):
         train(make_config())
     assert pathlib.Path(tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()

@@ -1,0 +1,43 @@
+"""Configuration files: options override them, and the shipped ones parse and are found by name."""
+
+import pathlib
+
+import pytest
+import yaml
+
+from pix2pixhd import config
+from pix2pixhd.config.parser import config_text, parse_train
+
+SHIPPED = pathlib.Path(config.__file__).parent / "shipped"
+
+
+def test_config_file_and_overrides(make_config, tmp_path):
+    config = make_config()
+    path = tmp_path / "config.yaml"
+    path.write_text(config_text(config))
+    parsed, resume = parse_train(["--config", str(path), "--model.num_D", "3", "--resume"])
+    assert resume
+    assert parsed.model.num_D == 3
+    parsed.model.num_D = 2
+    for section in ("data", "model", "loss", "optimizer", "run"):
+        assert getattr(parsed, section) == getattr(config, section)
+    assert parsed.trainer["accelerator"] == "cpu"
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")))
+def test_shipped_configs_parse(path):
+    parsed, _ = parse_train(["--config", str(path)])
+    text = yaml.safe_load(path.read_text())
+    for section, values in text.items():
+        if section != "trainer":
+            for name, value in values.items():
+                assert getattr(getattr(parsed, section), name) == value
+
+
+def test_shipped_configs_go_by_name(tmp_path, monkeypatch):
+    for arguments in (["--config", "pairs"], ["--config=pairs.yaml"]):
+        parsed, _ = parse_train(arguments)
+        assert parsed.data.label_nc == 0
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.yaml").write_text("data:\n  label_nc: 7\n")
+    assert parse_train(["--config", "pairs.yaml"])[0].data.label_nc == 7  # a file of that name wins
