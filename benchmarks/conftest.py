@@ -1,4 +1,4 @@
-"""Prints, after pytest-benchmark's own tables, the ratios measured in turns in this same run."""
+"""Print the ratios of the interleaved measurements after pytest-benchmark's tables."""
 
 import pytest
 
@@ -9,16 +9,16 @@ _lines: list[str] = []
 
 @pytest.fixture
 def report():
-    """Takes the timings of a finished case."""
+    """Record the timings of a finished case."""
 
-    def take(name, timings):
+    def record(name, timings):
         _lines.append(describe(name, timings))
 
-    return take
+    return record
 
 
 def pytest_terminal_summary(terminalreporter):
     if _lines:
-        terminalreporter.section("ratios of medians, rivals timed in turns")
+        terminalreporter.section("ratios of medians, interleaved timing")
         for line in _lines:
             terminalreporter.write_line(line)

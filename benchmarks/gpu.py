@@ -1,14 +1,13 @@
-"""Builds the package, tests it and measures it on the GPU at hand; one command, at most eight minutes.
+"""Build, test and measure the package on this machine's GPU with one command, in at most eight minutes.
 
-    python benchmarks/gpu.py                   on a GPU: builds in place, runs tests/gpu, measures, writes the results
-    python benchmarks/gpu.py --device cpu      a dry run of the same code with small sizes, on a machine without a GPU
+    python benchmarks/gpu.py                   on a GPU: build in place, run tests/gpu, measure, write the results
+    python benchmarks/gpu.py --device cpu      a dry run of the same code with small sizes, without a GPU
 
-Needs the checkout, torch with torchvision, nvcc and a C++ compiler (and pybind11 and ninja to build, pytest to test,
-where they are not there yet: pip fetches them). The table stands last; the same and more goes to a JSON beside it,
-``--out`` (benchmarks/results).
+Requires a checkout, torch with torchvision, nvcc and a C++ compiler. Missing build and test packages are installed with
+pip. The results are printed as a table, and written as text and JSON to ``--out`` (default: benchmarks/results).
 
-Time is measured with CUDA events, rivals in turns, over several sets of inputs that together exceed the L2 cache;
-bandwidth as a share of a device copy measured in the same run; kernels are counted by PyTorch's profiler.
+Times are measured with CUDA events, implementations interleaved, over several sets of inputs that together exceed the
+L2 cache. Bandwidth is relative to a device copy measured in the same run. Kernels are counted by PyTorch's profiler.
 """
 
 import argparse
@@ -41,35 +40,35 @@ def call(command, **options):
 
 
 def build(report):
-    """Builds in place for the GPU at hand."""
+    """Build in place for this machine's GPU."""
     missing = [name for name in ("setuptools", "pybind11", "ninja") if importlib.util.find_spec(name) is None]
     if missing:
         call([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     done, seconds = call(command)
     if done.returncode != 0:
-        raise SystemExit("the build failed; its messages stand above")
+        raise SystemExit("the build failed; see the messages above")
     report.data["build_seconds"] = seconds
-    report.at_most("the build, CPU and CUDA", seconds, 60, "s")
+    report.at_most("build time, CPU and CUDA", seconds, 60, "s")
 
 
 def run_tests(report, limit):
-    """Runs tests/gpu; its last lines go into the report."""
+    """Run tests/gpu and add the end of the output to the report."""
     if importlib.util.find_spec("pytest") is None:
         call([sys.executable, "-m", "pip", "install", "--quiet", "pytest", "hypothesis", "expecttest"], check=False)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "tests/gpu"]
     try:
         done, seconds = call(command, timeout=limit, capture_output=True)
-        output, ended = done.stdout + done.stderr, done.returncode == 0
+        output, succeeded = done.stdout + done.stderr, done.returncode == 0
     except subprocess.TimeoutExpired as error:
-        output, seconds, ended = str(error.stdout or b"", "utf-8", "replace"), limit, False
+        output, seconds, succeeded = str(error.stdout or b"", "utf-8", "replace"), limit, False
     print(output[-4000:], flush=True)
     passed = re.search(r"(\d+) passed", output)
     report.data["tests"] = {"output": output[-2000:], "seconds": seconds, "passed": int(passed[1]) if passed else 0}
-    report.at_least("tests/gpu: all passed", float(ended and passed is not None), 1, "(1 = yes)")
+    report.at_least("tests/gpu: all passed", float(succeeded and passed is not None), 1, "(1 = yes)")
 
 
-def facts(device):
+def machine(device):
     import torch
 
     import pix2pixhd
@@ -95,7 +94,7 @@ def facts(device):
 
 
 def copy_bandwidth(device):
-    """Bytes read and written per second by a large copy on the device."""
+    """Bytes that a large copy on the device reads and writes per second."""
     import torch
 
     from pix2pixhd.bench.timing import compare
@@ -107,7 +106,7 @@ def copy_bandwidth(device):
 
 
 def count_kernels(run, device):
-    """Kernels that one call launches, copies and fills included; None on the CPU."""
+    """The number of kernels that one call launches, including copies and fills. None on the CPU."""
     if device != "cuda":
         return None
     import torch
@@ -122,7 +121,7 @@ def count_kernels(run, device):
 
 
 def l1_cases(device):
-    """Shapes and weights of the two multi-tensor L1 losses at the paper's 512p size; small ones for a dry run."""
+    """Shapes and weights of the two multi-tensor L1 losses, at the paper's 512p size or small for a dry run."""
     from pix2pixhd.bench.cases import discriminator_shapes, vgg_shapes
 
     height, width = (512, 1024) if device == "cuda" else (32, 64)
@@ -136,30 +135,30 @@ def l1_cases(device):
 def measure_l1(report, device, dtype, bandwidth, rounds, with_compile):
     import torch
 
-    from pix2pixhd.bench.cases import l1_rivals
+    from pix2pixhd.bench.cases import l1_implementations
     from pix2pixhd.bench.timing import compare
 
     for case, (shapes, weights) in l1_cases(device).items():
-        rivals = l1_rivals(shapes, weights, dtype, device, with_compile, sets=3)
-        medians = {name: timing.median for name, timing in compare(rivals, rounds=rounds).items()}
-        kernels = {name: count_kernels(run, device) for name, run in rivals.items()}
+        implementations = l1_implementations(shapes, weights, dtype, device, with_compile, sets=3)
+        medians = {name: timing.median for name, timing in compare(implementations, rounds=rounds).items()}
+        kernels = {name: count_kernels(run, device) for name, run in implementations.items()}
         name = f"{case}, {str(dtype).removeprefix('torch.')}"
         moved = 3 * sum(math.prod(shape) for shape in shapes) * dtype.itemsize  # two reads, one write
         share = moved / medians["fused"] / bandwidth
         report.data[name] = {"seconds": medians, "kernels": kernels, "share of copy bandwidth": share}
-        report.at_least(f"{name}: of plain PyTorch's speed", medians["plain"] / medians["fused"], 10)
+        report.at_least(f"{name}: speed-up over plain PyTorch", medians["plain"] / medians["fused"], 10)
         if with_compile:
-            report.at_least(f"{name}: of torch.compile's speed", medians["compiled"] / medians["fused"], 2)
+            report.at_least(f"{name}: speed-up over torch.compile", medians["compiled"] / medians["fused"], 2)
         report.at_least(f"{name}: share of a device copy's bandwidth", share, 0.85, "of copy")
         if kernels["fused"] is not None:
             report.at_most(f"{name}: kernel launches", kernels["fused"], 3, "launches")
-        del rivals
+        del implementations
         if device == "cuda":
             torch.cuda.empty_cache()
 
 
 def captured(run):
-    """The same work replayed from a CUDA graph: what it costs without Python and launches."""
+    """The same work as a CUDA graph, without the overhead of Python and of launches."""
     import torch
 
     side = torch.cuda.Stream()
@@ -179,21 +178,21 @@ def measure_lsgan(report, device, rounds, with_compile):
     from pix2pixhd.bench.timing import compare
 
     for case in ("LSGAN, generator", "LSGAN, discriminator"):
-        rivals = CASES[case](device=device, with_compile=with_compile)
-        kernels = {name: count_kernels(run, device) for name, run in rivals.items()}
+        implementations = CASES[case](device=device, with_compile=with_compile)
+        kernels = {name: count_kernels(run, device) for name, run in implementations.items()}
         if device == "cuda":
-            rivals |= {f"{name}, graph": captured(rivals[name]) for name in ("fused", "plain")}
-        medians = {name: timing.median for name, timing in compare(rivals, rounds=rounds).items()}
+            implementations |= {f"{name}, graph": captured(implementations[name]) for name in ("fused", "plain")}
+        medians = {name: timing.median for name, timing in compare(implementations, rounds=rounds).items()}
         report.data[case] = {"seconds": medians, "kernels": kernels}
-        report.at_least(f"{case}: of plain PyTorch's speed", medians["plain"] / medians["fused"], 3)
+        report.at_least(f"{case}: speed-up over plain PyTorch", medians["plain"] / medians["fused"], 3)
         if kernels["fused"] is not None:
             report.at_most(f"{case}: kernel launches", kernels["fused"], 3, "launches")
             speed = medians["plain, graph"] / medians["fused, graph"]
-            report.at_least(f"{case}: of plain's speed, both as CUDA graphs", speed, 3)
+            report.at_least(f"{case}: speed-up over plain, both as CUDA graphs", speed, 3)
 
 
 class Memory:
-    """Bytes allocated on the GPU above what was there; zeros on the CPU, where benchmarks/vgg_loss.py weighs."""
+    """GPU memory allocated since ``begin``, in bytes. Zero on the CPU; see benchmarks/vgg_loss.py for that."""
 
     def __init__(self, device):
         self.cuda = device == "cuda"
@@ -218,15 +217,15 @@ class Memory:
 
 
 def precision(name, device):
-    """TF32 on or off, and autocast."""
+    """Set TF32 on or off and return the autocast context."""
     import torch
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
     return torch.autocast(device, dtype=torch.bfloat16, enabled=name == "bfloat16")
 
 
-def vgg_rivals(size, device, name, with_compile):
-    """Forward + backward of VGGLoss, by rival; each returns what it retained and its peak."""
+def vgg_implementations(size, device, name, with_compile):
+    """Forward + backward of VGGLoss by implementation. Each returns the retained and the peak memory."""
     import torch
     import vgg_loss
 
@@ -234,7 +233,7 @@ def vgg_rivals(size, device, name, with_compile):
     from pix2pixhd.losses import VGGLoss
 
     width, height = size
-    fake, real = vgg_loss.pictures(width, height)
+    fake, real = vgg_loss.images(width, height)
     fake, real = fake.detach().to(device).requires_grad_(), real.to(device)
     criterion = VGGLoss(vgg="random").to(device)
     losses = {"ours": ("fused", criterion), "plain": ("reference", criterion)}
@@ -252,7 +251,7 @@ def vgg_rivals(size, device, name, with_compile):
             torch.autograd.grad(value, fake)
         return retained, memory.peak()
 
-    return {rival: functools.partial(run, *found) for rival, found in losses.items()}
+    return {implementation: functools.partial(run, *found) for implementation, found in losses.items()}
 
 
 def measure_vgg(report, device, size, rounds, warmup, with_compile):
@@ -261,19 +260,22 @@ def measure_vgg(report, device, size, rounds, warmup, with_compile):
     title = f"VGGLoss {size[0]}x{size[1]}"
     base = None
     for name in ("float32", "tf32", "bfloat16") if device == "cuda" else ("float32", "bfloat16"):
-        rivals = vgg_rivals(size, device, name, with_compile and name != "float32")
-        medians = {rival: t.median for rival, t in compare(rivals, rounds=rounds, warmup=warmup).items()}
-        memory = {rival: run() for rival, run in rivals.items()}
+        implementations = vgg_implementations(size, device, name, with_compile and name != "float32")
+        medians = {
+            implementation: t.median
+            for implementation, t in compare(implementations, rounds=rounds, warmup=warmup).items()
+        }
+        memory = {implementation: run() for implementation, run in implementations.items()}
         report.data[f"{title}, {name}"] = {"seconds": medians, "retained, peak": memory}
         base = base or medians["plain"]
         report.at_most(f"{title}, {name}: time", medians["ours"] / medians["plain"], 0.75)
         if name == "bfloat16":
             report.at_most(
-                f"{title}, bfloat16: time, of plain float32's", medians["ours"] / base, 0.36, "of plain fp32"
+                f"{title}, bfloat16: time, relative to plain float32", medians["ours"] / base, 0.36, "of plain fp32"
             )
         if device == "cuda":
-            picture = 3 * 4 * size[0] * size[1]
-            retained = (memory["ours"][0] - picture) / memory["plain"][0]
+            gradient = 3 * 4 * size[0] * size[1]
+            retained = (memory["ours"][0] - gradient) / memory["plain"][0]
             report.at_most(f"{title}, {name}: retained beyond the gradient", retained, 0.01)
             report.at_most(f"{title}, {name}: peak", memory["ours"][1] / memory["plain"][1], 0.35)
 
@@ -283,16 +285,16 @@ def measure_cost_per_pixel(report, device, sizes, rounds, warmup):
 
     costs = {}
     for width, height in sizes:
-        rivals = vgg_rivals((width, height), device, "bfloat16", with_compile=False)
-        seconds = compare({"ours": rivals["ours"]}, rounds=rounds, warmup=warmup)["ours"].median
+        implementations = vgg_implementations((width, height), device, "bfloat16", with_compile=False)
+        seconds = compare({"ours": implementations["ours"]}, rounds=rounds, warmup=warmup)["ours"].median
         costs[f"{width}x{height}"] = seconds / (width * height)
     report.data["VGGLoss, bfloat16, seconds per pixel"] = costs
     spread = max(costs.values()) / min(costs.values()) - 1
-    report.at_most(f"VGGLoss: cost per pixel from {next(iter(costs))} up, spread", spread, 0.10, "")
+    report.at_most(f"VGGLoss: spread of the cost per pixel, from {next(iter(costs))} up", spread, 0.10, "")
 
 
 def measure_step(report, device, options, rounds, warmup):
-    """The whole training step against NVIDIA's, with the same weights."""
+    """The whole training step against NVIDIA's step, with the same weights."""
     import torch
     import training_step
 
@@ -302,10 +304,10 @@ def measure_step(report, device, options, rounds, warmup):
     base = None
     for name in ("tf32", "bfloat16") if device == "cuda" else ("float32", "bfloat16"):
         seconds, peaks = {}, {}
-        for rival, backend in (("original", "reference"), ("ours", "fused")):
+        for implementation, backend in (("original", "reference"), ("ours", "fused")):
             memory, found = Memory(device), []
             with pix2pixhd.backend(backend):
-                step = training_step.make_step(rival, options, device, channels_last=name == "bfloat16")
+                step = training_step.make_step(implementation, options, device, channels_last=name == "bfloat16")
                 for _ in range(warmup + rounds):
                     memory.begin()
                     begin = time.perf_counter()
@@ -314,16 +316,16 @@ def measure_step(report, device, options, rounds, warmup):
                     if device == "cuda":
                         torch.cuda.synchronize()
                     found.append(time.perf_counter() - begin)
-            seconds[rival], peaks[rival] = statistics.median(found[warmup:]), memory.peak()
+            seconds[implementation], peaks[implementation] = statistics.median(found[warmup:]), memory.peak()
             del step
             if device == "cuda":
                 torch.cuda.empty_cache()
         title = f"training step {options.size}, {name}"
         report.data[title] = {"seconds": seconds, "peak": peaks}
         base = base or seconds["original"]
-        report.at_least(f"{title}: of NVIDIA's speed", seconds["original"] / seconds["ours"], 1.25)
+        report.at_least(f"{title}: speed-up over NVIDIA's step", seconds["original"] / seconds["ours"], 1.25)
         if name == "bfloat16":
-            report.at_least(f"{title}: of its speed before bfloat16", base / seconds["ours"], 2.2)
+            report.at_least(f"{title}: speed-up over NVIDIA's float32 step", base / seconds["ours"], 2.2)
         if device == "cuda":
             report.at_most(f"{title}: peak memory", peaks["ours"] / peaks["original"], 0.5, "of NVIDIA's")
 
@@ -335,7 +337,7 @@ def measure(report, device, with_compile):
     small = device == "cpu"
     torch.manual_seed(0)
     bandwidth = report.data["copy bandwidth, bytes per second"] = copy_bandwidth(device)
-    print(f"a device copy moves {bandwidth / 1e9:.0f} GB/s", flush=True)
+    print(f"device copy bandwidth: {bandwidth / 1e9:.0f} GB/s", flush=True)
     rounds = 2 if small else 21
     measure_lsgan(report, device, rounds, with_compile)
     for dtype in (torch.float32,) if small else (torch.float32, torch.bfloat16):
@@ -351,13 +353,13 @@ def measure(report, device, with_compile):
 
 
 def write(report, folder, device):
-    """The table and the JSON, under the GPU's name."""
+    """Write the table and the JSON to files named after the GPU."""
     found = report.data["machine"]
     stem = re.sub(r"[^a-z0-9]+", "-", found.get("gpu", "cpu-dry-run").lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
     text = ", ".join(f"{key} {value}" for key, value in found.items()) + "\n\n" + report.table() + "\n"
     if device == "cpu":
-        text = "A DRY RUN ON THE CPU, at small sizes: the goals are those of a GPU, the figures mean nothing.\n" + text
+        text = "A DRY RUN ON THE CPU at small sizes: the goals are for a GPU, and the values are meaningless.\n" + text
     (folder / f"{stem}.txt").write_text(text)
     rows = [dataclasses.asdict(row) for row in report.rows]
     (folder / f"{stem}.json").write_text(json.dumps({**report.data, "table": rows}, indent=2) + "\n")
@@ -370,18 +372,18 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--skip-build", action="store_true")
     parser.add_argument("--skip-tests", action="store_true")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-compile", action="store_true", help="skip torch.compile")
     options = parser.parse_args()
     import torch
 
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("no GPU is visible to PyTorch; for a dry run of this script: --device cpu")
+        raise SystemExit("no GPU is visible to PyTorch; use --device cpu for a dry run")
     report = Report()
     if not options.skip_build:
         build(report)
     if not options.skip_tests:
         run_tests(report, limit=180)
-    report.data["machine"] = facts(options.device)
+    report.data["machine"] = machine(options.device)
     measure(report, options.device, not options.no_compile)
     write(report, options.out, options.device)
 

@@ -1,7 +1,7 @@
-"""The training step of NVIDIA's pix2pixHD (train.py and models/pix2pixHD_model.py), written out in plain PyTorch.
+"""The training step of NVIDIA's pix2pixHD (train.py and models/pix2pixHD_model.py) in plain PyTorch.
 
-The rival of this package's step: three passes through the discriminator, one criterion call per layer and scale, a
-discriminator whose weights get gradients of the generator's loss that nobody uses.
+The baseline of this package's step: three passes through the discriminator, one criterion call per layer and scale, and
+unused gradients of the generator's loss with respect to the discriminator's weights.
 """
 
 import torch
@@ -11,14 +11,14 @@ VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 
 
 class OriginalStep:
-    """One optimisation step of G and of D.
+    """One optimisation step of G and D.
 
     Args:
         netG: The generator.
-        netD: The discriminator, which returns the features of its layers.
-        vgg: From pictures to five maps, frozen; None leaves the perceptual loss out.
-        optimizers: Adam for G and for D.
-        lambda_feat: Weight of feature matching and of the perceptual loss, as there.
+        netD: The discriminator, which returns the features of all layers.
+        vgg: The frozen network, from images to five feature maps. None disables the perceptual loss.
+        optimizers: The optimizers of G and of D.
+        lambda_feat: Weight of feature matching and of the perceptual loss, as in NVIDIA's code.
     """
 
     def __init__(self, netG, netD, vgg, optimizers, lambda_feat=10.0):
@@ -69,5 +69,5 @@ class OriginalStep:
 
 
 def gan_loss(predictions, label):
-    """LSGAN summed over the scales, against labels expanded to the predictions' size."""
+    """LSGAN summed over the scales, with labels expanded to the size of the predictions."""
     return sum(F.mse_loss(scale[-1], torch.full_like(scale[-1], label)) for scale in predictions)

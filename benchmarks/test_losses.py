@@ -2,9 +2,9 @@
 
     pytest benchmarks
 
-For each loss all rivals are timed in turns (``pix2pixhd.bench.compare``; the ratios stand at the end of the output and
-in the JSON's ``extra_info``), then pytest-benchmark times each rival by itself for its own tables and
-``--benchmark-compare``.
+All implementations of a loss are first timed interleaved (``pix2pixhd.bench.timing.compare``). The ratios are printed
+at the end of the output and stored in the ``extra_info`` of the JSON. Then pytest-benchmark times each implementation
+alone for its tables and for ``--benchmark-compare``.
 """
 
 import dataclasses
@@ -19,21 +19,21 @@ from pix2pixhd.bench.timing import compare
 ROUNDS = 21
 
 
-@functools.lru_cache(maxsize=1)  # the inputs of one case at a time: up to 1 GB
+@functools.lru_cache(maxsize=1)  # keep the inputs of one case only: up to 1 GB
 def measured(case: str):
-    rivals = CASES[case]()
-    return rivals, compare(rivals, rounds=ROUNDS)
+    implementations = CASES[case]()
+    return implementations, compare(implementations, rounds=ROUNDS)
 
 
-@pytest.mark.parametrize("rival", ["fused", "plain", "compiled", "limit"])
+@pytest.mark.parametrize("implementation", ["fused", "plain", "compiled", "limit"])
 @pytest.mark.parametrize("case", CASES)
-def test_loss(benchmark, report, case, rival):
-    rivals, timings = measured(case)
-    if rival not in rivals:
-        pytest.skip("predictions are too small for a bandwidth limit to mean anything")
-    if rival == "fused":
+def test_loss(benchmark, report, case, implementation):
+    implementations, timings = measured(case)
+    if implementation not in implementations:
+        pytest.skip("the case has no such implementation: predictions are too small for a bandwidth limit")
+    if implementation == "fused":
         report(case, timings)
     benchmark.group = case
-    benchmark.extra_info["in_turns"] = dataclasses.asdict(timings[rival])
+    benchmark.extra_info["interleaved"] = dataclasses.asdict(timings[implementation])
     benchmark.extra_info["threads"] = torch.get_num_threads()
-    benchmark.pedantic(rivals[rival], rounds=7, iterations=3, warmup_rounds=1)
+    benchmark.pedantic(implementations[implementation], rounds=7, iterations=3, warmup_rounds=1)

@@ -1,11 +1,11 @@
-"""A whole training step: this package's against NVIDIA's pix2pixHD written out in plain PyTorch, with the same weights.
+"""Time and memory of a whole training step: this package against NVIDIA's pix2pixHD, with the same weights.
 
     python benchmarks/training_step.py [--size 1024x512] [--rounds 3] [--json FILE]
 
-Rivals: ``original`` (benchmarks/original_step.py) and ``ours`` (pix2pixhd.training), in float32 and under bfloat16
-autocast, each in fresh processes. Global generator, two discriminator scales, LSGAN + feature matching + VGG loss with
-random VGG weights (they change neither time nor memory). Memory is the most resident memory during a step above what
-stood before it, when weights and the optimisers' state were there already.
+Implementations: ``original`` (benchmarks/original_step.py, plain PyTorch) and ``ours`` (pix2pixhd.training), in float32
+and under bfloat16 autocast, each in fresh processes. Global generator, two discriminator scales, LSGAN + feature
+matching + VGG loss. The VGG weights are random, which changes neither time nor memory. Memory is the peak resident
+memory during a step minus that before the step, when the weights and the optimizer state exist already.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import warnings
 
 from processes import reset_peak, resident, run_script
 
-RIVALS = ["original", "ours"]
+IMPLEMENTATIONS = ["original", "ours"]
 
 
 def networks(options, device="cpu"):
@@ -27,14 +27,14 @@ def networks(options, device="cpu"):
     from pix2pixhd.models import define_D, define_G
 
     torch.manual_seed(0)
-    channels = options.label_nc + 1  # one-hot labels and the instance map's edges
+    channels = options.label_nc + 1  # one-hot labels and instance edges
     netG = define_G(channels, 3, options.ngf, "global", 4, options.n_blocks)
     netD = define_D(channels + 3, options.ndf, 3, num_D=2, getIntermFeat=True)
     return netG.to(device), netD.to(device)
 
 
 def batch(options, device="cpu"):
-    """An encoded label map of coarse regions, and a picture."""
+    """An encoded label map of 16×16 regions, and an image."""
     import torch
     import torch.nn.functional as F
 
@@ -57,8 +57,8 @@ def adam(netG, netD, fused=False):
     return [kind(net.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=fused) for net in (netG, netD)]
 
 
-def make_step(rival, options, device="cpu", channels_last=False):
-    """From the encoded input and the picture to the loss terms; weights are updated."""
+def make_step(implementation, options, device="cpu", channels_last=False):
+    """A function from the encoded input and the image to the loss terms, which updates the weights."""
     import torch
     from original_step import OriginalStep
 
@@ -68,8 +68,8 @@ def make_step(rival, options, device="cpu", channels_last=False):
 
     netG, netD = networks(options, device)
     vgg = load_vgg("random").to(device)
-    optimizers = adam(netG, netD, fused=rival == "ours")  # as the training package does
-    if rival == "original":
+    optimizers = adam(netG, netD, fused=implementation == "ours")  # as in the training package
+    if implementation == "original":
         vgg.to(memory_format=torch.contiguous_format)
         return OriginalStep(netG, netD, vgg, optimizers)
     if channels_last:
@@ -88,7 +88,7 @@ def make_step(rival, options, device="cpu", channels_last=False):
     return step
 
 
-def measure(rival, dtype, options):
+def measure(implementation, dtype, options):
     warnings.simplefilter("ignore")
     import torch
 
@@ -97,23 +97,31 @@ def measure(rival, dtype, options):
     condition, real = batch(options)
     half = torch.autocast("cpu", dtype=torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
     seconds, peaks = [], []
-    with pix2pixhd.backend("reference" if rival == "original" else "fused"):
-        step = make_step(rival, options, channels_last=dtype == "bfloat16")  # as the training package does
-        for turn in range(options.rounds + 1):
+    with pix2pixhd.backend("reference" if implementation == "original" else "fused"):
+        step = make_step(implementation, options, channels_last=dtype == "bfloat16")  # as in the training package
+        for step_index in range(options.rounds + 1):
             reset_peak()
             before, begin = resident(), time.perf_counter()
             with half:
                 step(condition, real)
-            if turn > 0:  # the first one makes the optimisers' state
+            if step_index > 0:  # the first step creates the optimizer state
                 seconds.append(time.perf_counter() - begin)
                 peaks.append(resident("VmHWM") - before)
     return {"seconds": statistics.median(seconds), "peak": statistics.median(peaks)}
 
 
-def run_child(options, rival, dtype):
-    """One process for the time, one for the memory."""
+def run_child(options, implementation, dtype):
+    """Measure the time in one process and the memory in another."""
     command = ["--size", options.size, "--ngf", str(options.ngf), "--ndf", str(options.ndf)]
-    command += ["--n-blocks", str(options.n_blocks), "--label-nc", str(options.label_nc), "--child", rival, dtype]
+    command += [
+        "--n-blocks",
+        str(options.n_blocks),
+        "--label-nc",
+        str(options.label_nc),
+        "--child",
+        implementation,
+        dtype,
+    ]
     timed = run_script(__file__, [*command, "--rounds", str(options.rounds)])
     return {**timed, "peak": run_script(__file__, [*command, "--rounds", "1"], exact_memory=True)["peak"]}
 
@@ -126,7 +134,7 @@ def main():
     parser.add_argument("--n-blocks", type=int, default=9)
     parser.add_argument("--label-nc", type=int, default=35)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rivals", nargs="+", default=RIVALS, choices=RIVALS)
+    parser.add_argument("--implementations", nargs="+", default=IMPLEMENTATIONS, choices=IMPLEMENTATIONS)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
@@ -134,15 +142,15 @@ def main():
     if options.child:
         print(json.dumps(measure(*options.child, options)))
         return
-    print(f"a training step at {options.size}, medians of {options.rounds}")
-    print(f"{'rival':<20}{'time':>10}{'speed-up':>10}{'peak':>12}{'of original':>13}")
+    print(f"training step at {options.size}, medians of {options.rounds} rounds")
+    print(f"{'implementation':<20}{'time':>10}{'speed-up':>10}{'peak':>12}{'of original':>13}")
     rows = {}
     for dtype in options.dtypes:
-        for rival in options.rivals:
-            row = rows[f"{rival} {dtype}"] = run_child(options, rival, dtype)
+        for implementation in options.implementations:
+            row = rows[f"{implementation} {dtype}"] = run_child(options, implementation, dtype)
             base = next(iter(rows.values()))
             print(
-                f"{rival + ' ' + dtype:<20}{row['seconds']:>8.2f} s{base['seconds'] / row['seconds']:>10.2f}"
+                f"{implementation + ' ' + dtype:<20}{row['seconds']:>8.2f} s{base['seconds'] / row['seconds']:>10.2f}"
                 f"{row['peak'] / 1e6:>9.0f} MB{row['peak'] / base['peak']:>13.2f}",
                 flush=True,
             )

@@ -1,14 +1,20 @@
-"""Time and memory of VGGLoss from small to large pictures, each rival in fresh processes.
+"""Time and memory of VGGLoss from small to large images, each implementation in fresh processes.
 
-    python benchmarks/vgg_loss.py [--sizes 1024x512 …] [--rounds 3] [--turns 1] [--json FILE] [--plot FILE]
-    python benchmarks/vgg_loss.py --l1-part        what the loss itself adds to running the VGG
+    python benchmarks/vgg_loss.py [--sizes 1024x512 …] [--rounds 3] [--processes 1] [--json FILE] [--plot FILE]
+    python benchmarks/vgg_loss.py --l1-part        the cost of the L1 terms on top of running the VGG
 
-Rivals: ``ours``; ``features`` (ours, with the real pictures' features kept from before); ``bounded`` (ours within
-``--memory-limit`` MiB); ``plain`` (the same loss in plain PyTorch), ``checkpoint`` (plain, with torch.utils.checkpoint
-over the VGG's blocks), ``compiled`` (plain under torch.compile); each in float32 and under bfloat16 autocast. Times are
-medians of forward + backward. Memory is resident memory above what stood before the loss was called: *retained* between
-forward and backward, and the *peak* of each, in processes of their own in which freed memory goes back to the system at
-once. VGG weights are random: they change neither.
+Implementations, each in float32 and under bfloat16 autocast:
+
+* ``ours``: VGGLoss with the fused operators;
+* ``features``: ours, with the features of the real image computed in advance;
+* ``bounded``: ours, with ``memory_limit`` set to ``--memory-limit`` MiB;
+* ``plain``: the same loss in plain PyTorch;
+* ``checkpoint``: plain, with torch.utils.checkpoint over the blocks of the VGG;
+* ``compiled``: plain, under torch.compile.
+
+Times are medians of forward + backward. Memory is resident memory above that before the loss was called: *retained*
+between forward and backward, and the *peak* of each. It is measured in separate processes, in which freed memory is
+returned to the system at once. The VGG weights are random, which changes neither time nor memory.
 """
 
 import argparse
@@ -22,7 +28,7 @@ import warnings
 
 from processes import reset_peak, resident, run_script
 
-RIVALS = ["ours", "features", "bounded", "plain", "checkpoint", "compiled"]
+IMPLEMENTATIONS = ["ours", "features", "bounded", "plain", "checkpoint", "compiled"]
 SIZES = ["256x128", "512x256", "1024x512", "2048x1024"]
 OURS = ("ours", "features", "bounded")
 
@@ -33,7 +39,7 @@ def checkpointed(vgg, weights):
     from torch.utils.checkpoint import checkpoint
 
     ends = [0, *(index + 1 for index, layer in enumerate(vgg.features) if isinstance(layer, torch.nn.ReLU))]
-    taps = (1, 3, 5, 9, 13)  # the ReLUs of relu1_1, relu2_1, relu3_1, relu4_1, relu5_1, counted from 1
+    taps = (1, 3, 5, 9, 13)  # relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1 are these ReLUs, counted from 1
     blocks = [vgg.features[ends[a] : ends[b]] for a, b in itertools.pairwise((0, *taps))]
 
     def loss(fake, real):
@@ -48,7 +54,7 @@ def checkpointed(vgg, weights):
     return loss
 
 
-def pictures(width, height):
+def images(width, height):
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -56,20 +62,20 @@ def pictures(width, height):
     return fake.requires_grad_(), real
 
 
-def make_loss(rival, real, dtype, memory_limit):
-    """From the generated picture to the loss."""
+def make_loss(implementation, real, dtype, memory_limit):
+    """A function from the generated image to the loss."""
     import torch
 
     from pix2pixhd.losses import VGGLoss
 
-    criterion = VGGLoss(vgg="random", memory_limit=memory_limit * 2**20 if rival == "bounded" else None)
+    criterion = VGGLoss(vgg="random", memory_limit=memory_limit * 2**20 if implementation == "bounded" else None)
     half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16")
     loss = criterion
-    if rival == "checkpoint":
+    if implementation == "checkpoint":
         loss = checkpointed(criterion.vgg, criterion.weights)
-    elif rival == "compiled":
+    elif implementation == "compiled":
         loss = torch.compile(criterion)
-    elif rival == "features":
+    elif implementation == "features":
         with half:
             real = criterion.features(real)
 
@@ -80,18 +86,18 @@ def make_loss(rival, real, dtype, memory_limit):
     return forward
 
 
-def measure(rival, dtype, size, rounds, memory_limit):
-    """Medians of the rounds after the first, which compiles, lays weights out and touches memory for the first time."""
+def measure(implementation, dtype, size, rounds, memory_limit):
+    """Medians over the rounds after the first, which includes compilation, weight conversion and first allocations."""
     warnings.simplefilter("ignore")
     import pix2pixhd
 
     width, height = size
-    fake, real = pictures(width, height)
+    fake, real = images(width, height)
     found = {"seconds": [], "retained": [], "peak_forward": [], "peak_backward": []}
     warm = False
-    with pix2pixhd.backend("fused" if rival in OURS else "reference"):
-        forward = make_loss(rival, real, dtype, memory_limit)
-        # Small pictures take more rounds than asked for: a few milliseconds are at the mercy of whatever else runs.
+    with pix2pixhd.backend("fused" if implementation in OURS else "reference"):
+        forward = make_loss(implementation, real, dtype, memory_limit)
+        # At least 3 seconds of rounds, because timings of a few milliseconds are noisy.
         while len(found["seconds"]) < rounds or (rounds > 1 and sum(found["seconds"]) < 3.0):
             fake.grad = None
             gc.collect()
@@ -112,22 +118,22 @@ def measure(rival, dtype, size, rounds, memory_limit):
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def run_child(options, size, rival, dtype, exact_memory):
-    """One process: for the time, or for the memory."""
-    command = ["--sizes", size, "--memory-limit", str(options.memory_limit), "--child", rival, dtype]
+def run_child(options, size, implementation, dtype, exact_memory):
+    """Measure the time or the memory in a child process."""
+    command = ["--sizes", size, "--memory-limit", str(options.memory_limit), "--child", implementation, dtype]
     rounds = 1 if exact_memory else options.rounds
     return run_script(__file__, [*command, "--rounds", str(rounds)], exact_memory)
 
 
 def run_size(options, size):
-    """All rivals at one size, by name; prints a table."""
-    print(f"VGGLoss, forward + backward at {size}, medians of {options.rounds} rounds in {options.turns} processes")
+    """Measure all implementations at one size, print a table and return its rows by name."""
+    print(f"VGGLoss, forward + backward at {size}, medians of {options.rounds} rounds in {options.processes} processes")
     columns = ("time", "of plain", "retained", "of plain", "peak forw.", "peak backw.", "of plain")
-    print(f"{'rival':<20}" + "".join(f"{column:>12}" for column in columns))
-    names = [(rival, dtype) for dtype in options.dtypes for rival in options.rivals]
-    names.sort(key=lambda name: name != ("plain", "float32"))  # what all are compared with comes first
+    print(f"{'implementation':<20}" + "".join(f"{column:>12}" for column in columns))
+    names = [(implementation, dtype) for dtype in options.dtypes for implementation in options.implementations]
+    names.sort(key=lambda name: name != ("plain", "float32"))  # the baseline comes first
     seconds = {name: [] for name in names}
-    for _ in range(options.turns):
+    for _ in range(options.processes):
         for name in names:
             seconds[name].append(run_child(options, size, *name, exact_memory=False)["seconds"])
     rows = {}
@@ -147,7 +153,7 @@ def run_size(options, size):
 
 
 def l1_part(size, rounds):
-    """What comparing adds to running the VGG: the operators that compare against those that do ReLU alone."""
+    """The cost of the L1 terms: time of the operators with the distance minus time of the operators with ReLU only."""
     warnings.simplefilter("ignore")
     import torch
 
@@ -156,19 +162,19 @@ def l1_part(size, rounds):
 
     width, height = size
     criterion = VGGLoss(vgg="random")
-    fake, real = pictures(width, height)
+    fake, real = images(width, height)
     ops = torch.ops.pix2pixhd
     maps = [(x.detach(), torch.rand_like(x)) for x in criterion.vgg(fake.detach())]
-    kept = [ops.relu_distance_(x, y, None, None, False, False, True)[1:] for x, y in maps]
+    saved = [ops.relu_distance_(x, y, None, None, False, False, True)[1:] for x, y in maps]
     gradients = [torch.rand_like(x) for x, _ in maps]
 
-    def comparing():
-        for (x, y), (mask, signs), g in zip(maps, kept, gradients, strict=True):
+    def with_distance():
+        for (x, y), (mask, signs), g in zip(maps, saved, gradients, strict=True):
             ops.relu_distance_(x, y, None, None, False, False, True)
             ops.relu_distance_backward_(g, mask, signs, None, False, 1e-9)
 
-    def relu_alone():
-        for (x, y), (mask, _), g in zip(maps, kept, gradients, strict=True):
+    def relu_only():
+        for (x, y), (mask, _), g in zip(maps, saved, gradients, strict=True):
             ops.relu_mask_(x, None, True)
             ops.relu_mask_(y, None, False)
             ops.relu_backward_(g, mask)
@@ -176,17 +182,17 @@ def l1_part(size, rounds):
     def whole():
         criterion(fake, real).backward()
 
-    times = {name: t.median for name, t in compare({"c": comparing, "r": relu_alone, "w": whole}, rounds).items()}
+    times = {name: t.median for name, t in compare({"c": with_distance, "r": relu_only, "w": whole}, rounds).items()}
     added = times["c"] - times["r"]
     print(
-        f"VGGLoss at {width}x{height}, float32: {times['w']:.3f} s, of which the operators of the five compared maps "
-        f"take {times['c'] * 1e3:.1f} ms, with ReLU alone {times['r'] * 1e3:.1f} ms: L1 adds "
+        f"VGGLoss at {width}x{height}, float32: {times['w']:.3f} s, of which the operators at the five tapped "
+        f"layers take {times['c'] * 1e3:.1f} ms with L1 and {times['r'] * 1e3:.1f} ms with ReLU only: L1 adds "
         f"{added / (times['w'] - added):.2%}"
     )
 
 
 def plot(results, path):
-    """Time and peak of every rival against plain float32, over the size of the picture."""
+    """Plot time and peak memory of every implementation relative to plain float32, over the image size."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -195,11 +201,11 @@ def plot(results, path):
     figure, axes = plt.subplots(1, 2, figsize=(12, 5))
     sizes = list(results)
     for axis, key, title in zip(axes, ("seconds", "peak"), ("time", "peak memory"), strict=True):
-        for rival in results[sizes[0]]:
-            name, dtype = rival.split()
-            ys = [results[size][rival][key] / results[size]["plain float32"][key] for size in sizes]
+        for implementation in results[sizes[0]]:
+            name, dtype = implementation.split()
+            ys = [results[size][implementation][key] / results[size]["plain float32"][key] for size in sizes]
             style = "-" if dtype == "float32" else "--"
-            axis.plot(sizes, ys, style, marker="o", color=f"C{RIVALS.index(name)}", label=rival)
+            axis.plot(sizes, ys, style, marker="o", color=f"C{IMPLEMENTATIONS.index(name)}", label=implementation)
         axis.set(title=f"VGGLoss, forward + backward: {title}", ylabel="of plain PyTorch in float32", ylim=(0, None))
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize="small", ncols=2)
@@ -211,10 +217,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["1024x512"], help=f"width x height; 'all' is {' '.join(SIZES)}")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--turns", type=int, default=1, help="processes per rival, taken in turns")
-    parser.add_argument("--rivals", nargs="+", default=RIVALS, choices=RIVALS)
+    parser.add_argument("--processes", type=int, default=1, help="timed processes per implementation, interleaved")
+    parser.add_argument("--implementations", nargs="+", default=IMPLEMENTATIONS, choices=IMPLEMENTATIONS)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--memory-limit", type=int, default=768, help="MiB, of the rival 'bounded'")
+    parser.add_argument("--memory-limit", type=int, default=768, help="MiB, for the implementation 'bounded'")
     parser.add_argument("--l1-part", action="store_true")
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--plot", type=pathlib.Path)
@@ -230,8 +236,8 @@ def main():
     else:
         results = {name: run_size(options, name) for name in names}
         if options.json:
-            facts = {"memory_limit": options.memory_limit, "rounds": options.rounds, "turns": options.turns}
-            options.json.write_text(json.dumps({**facts, "results": results}, indent=2) + "\n")
+            settings = {"memory_limit": options.memory_limit, "rounds": options.rounds, "processes": options.processes}
+            options.json.write_text(json.dumps({**settings, "results": results}, indent=2) + "\n")
         if options.plot:
             plot(results, options.plot)
 

@@ -1,5 +1,5 @@
-// What the CPU and the CUDA kernels share: element types, the sign layout's size and the work split.
-// No framework header is included here or in any kernel.
+// Definitions that the CPU and the CUDA kernels share: element types, kinds of losses, and the size of the packed
+// signs. Neither this file nor any kernel includes a framework header.
 #pragma once
 
 #include <cstddef>
@@ -9,22 +9,22 @@ namespace pix2pixhd {
 
 enum class DType : int32_t { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
 
-// Losses of one tensor against a constant: f(x; c), summed over x.
+// Losses of a tensor against a constant c: the sum of f(x; c) over its elements x.
 enum class Pointwise : int32_t {
-  kSquaredError = 0,  // (x - c)^2, LSGAN (arXiv 1611.04076) with c the label
-  kHinge = 1,         // max(0, 1 - c*x), the discriminator's hinge with c = +1 (real) or -1 (fake)
-  kLinear = 2,        // c*x, the generator's hinge and the Wasserstein loss with c = -1 or +1
-  kLogistic = 3,      // (1 - c)*x - log(sigmoid(x)), binary cross entropy of the logit x with the label c
+  kSquaredError = 0,  // (x - c)^2, LSGAN (arXiv 1611.04076), c is the label
+  kHinge = 1,         // max(0, 1 - c*x), the discriminator's hinge loss, c = +1 (real) or -1 (fake)
+  kLinear = 2,        // c*x, the generator's hinge loss and the Wasserstein loss, c = -1 or +1
+  kLogistic = 3,      // (1 - c)*x - log(sigmoid(x)), binary cross entropy of the logit x, c is the label
 };
 constexpr int32_t kPointwiseKinds = 4;
 
-// How the perceptual loss compares two maps of VGG.
+// The distance between two feature maps in the perceptual loss.
 enum class Distance : int32_t {
-  kAbsolute = 0,  // |x - y|; its backward needs the sign of x - y, 2 bits an element
-  kSquared = 1,   // (x - y)^2; its backward needs x - y itself
+  kAbsolute = 0,  // |x - y|; its backward needs the sign of x - y, 2 bits per element
+  kSquared = 1,   // (x - y)^2; its backward needs x - y
 };
 
-// Two types meet in the wider of the two: float, unless one is double.
+// The type of the arithmetic on two element types: double if either is double, otherwise float.
 template <typename A, typename B>
 struct Wider {
   using type = float;
@@ -42,9 +42,9 @@ struct Wider<double, double> {
   using type = double;
 };
 
-// Signs are kept as two bit planes, 2 bits an element: positive and negative; neither set means zero (a tie or NaN).
-// Every tensor's signs are padded to whole tiles so that one size formula serves every kernel's own order inside a
-// tile.
+// Signs are packed as two bit planes, positive and negative: 2 bits per element. Neither bit is set for a difference of
+// zero or NaN. Each tensor's signs are padded to whole tiles, so that the size does not depend on the order that a
+// kernel uses inside a tile.
 constexpr int64_t kSignTile = 256;                     // elements
 constexpr int64_t kSignWordsPerTile = kSignTile / 16;  // 32-bit words: 16 elements of 2 bits each
 

@@ -1,4 +1,4 @@
-"""The benchmarks' scripts run, at sizes at which their figures mean nothing."""
+"""The benchmark scripts run, at sizes too small for meaningful measurements."""
 
 import json
 import pathlib
@@ -18,29 +18,29 @@ def run(script, *arguments):
 
 
 @pytest.mark.slow
-def test_the_gpu_benchmarks_dry_run(tmp_path):
+def test_gpu_benchmark_runs_on_the_cpu_as_a_dry_run(tmp_path):
     out = run("gpu.py", "--device", "cpu", "--skip-build", "--skip-tests", "--no-compile", "--out", tmp_path)
     assert "A DRY RUN ON THE CPU" in out
     found = json.loads((tmp_path / "cpu-dry-run.json").read_text())
     names = " ".join(row["what"] for row in found["table"])
     for name in ("LSGAN, generator", "feature matching", "VGG maps", "VGGLoss", "cost per pixel", "training step"):
         assert name in names
-    assert all(row["figure"] > 0 for row in found["table"] if "spread" not in row["what"])
+    assert all(row["value"] > 0 for row in found["table"] if "spread" not in row["what"])
 
 
 @pytest.mark.slow
-def test_vgg_loss_in_fresh_processes(tmp_path):
-    rivals = ["plain", "features", "bounded"]
-    options = ["--rounds", 1, "--dtypes", "float32", "--rivals", *rivals]
+def test_vgg_loss_benchmark_measures_every_implementation_and_plots(tmp_path):
+    implementations = ["plain", "features", "bounded"]
+    options = ["--rounds", 1, "--dtypes", "float32", "--implementations", *implementations]
     run("vgg_loss.py", "--sizes", "64x32", *options, "--json", tmp_path / "f.json", "--plot", tmp_path / "f.png")
     rows = json.loads((tmp_path / "f.json").read_text())["results"]["64x32"]
-    assert [name.split()[0] for name in rows] == rivals
+    assert [name.split()[0] for name in rows] == implementations
     assert rows["bounded float32"]["retained"] < rows["plain float32"]["retained"]
     assert (tmp_path / "f.png").stat().st_size > 1000
 
 
 @pytest.mark.slow
-def test_a_training_step_in_fresh_processes(tmp_path):
+def test_training_step_benchmark_measures_both_implementations(tmp_path):
     small = ["--size", "64x64", "--ngf", 4, "--ndf", 4, "--n-blocks", 1, "--label-nc", 3, "--rounds", 1]
     run("training_step.py", *small, "--dtypes", "float32", "--json", tmp_path / "step.json")
     rows = json.loads((tmp_path / "step.json").read_text())["results"]

@@ -1,4 +1,4 @@
-// Choice of the instruction set at run time.
+// Selection of the instruction set at run time.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -17,7 +17,7 @@ Candidates candidates() {
   Candidates found{{&kBaseline, nullptr, nullptr}, 1};
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  // These tests include the operating system's support for the wider registers.
+  // These checks include the operating system's support for the wider registers.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     found.table[found.count++] = &kAvx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&

@@ -1,4 +1,4 @@
-// CPU kernels on one chunk of one tensor: raw pointers and sizes in, no framework types.
+// CPU kernels, each on one chunk of one tensor. They take raw pointers and sizes, no framework types.
 #pragma once
 
 #include <cstdint>
@@ -7,32 +7,33 @@
 
 namespace pix2pixhd::cpu {
 
-// A chunk is the unit of work and of summation. Its size is fixed, so that partial sums, and with them every bit of the
-// result, do not depend on the number of threads. A multiple of kSignTile; 128 KiB of float32 keeps the fixed cost of a
-// chunk under 1 % and lets a discriminator's smallest feature map still be shared between threads.
+// Elements of a chunk, the unit of work and of summation; a multiple of kSignTile. The size is fixed, so that the
+// partial sums, and therefore the result, are bitwise independent of the number of threads. With 128 KiB of float32 the
+// fixed cost per chunk stays below 1 %, and a discriminator's smallest feature map still has chunks for several
+// threads.
 constexpr int64_t kChunk = int64_t{1} << 15;
 
-// Part of a map of VGG, [pixels, channels]: size elements, the first of them at `channel` of its pixel. All three are
-// multiples of 32.
+// A chunk of a feature map [pixels, channels]: `size` elements, of which the first has channel index `channel`. size,
+// channels and channel are multiples of 32.
 struct MapChunk {
   int64_t size;
   int64_t channels;
   int64_t channel;
-  const void* bias;    // [channels] in the map's type, or null
-  const void* weight;  // [pixels from the first element's on], float, or double for double; or null
+  const void* bias;    // [channels] in the map's dtype, or null
+  const void* weight;  // [pixels], from the first element's pixel on; double for a double map, otherwise float; or null
 };
 
 struct Kernels {
   const char* name;
 
   // Returns the sum over i of |input[i] - target[i]|, accumulated in double.
-  // signs: [2 * ceil(n / 32)] words, (positive, negative) planes of 32 elements each; null when nobody wants a
-  // gradient.
+  // signs: [2 * ceil(n / 32)] words, alternating (positive, negative), 32 elements per word; null when no gradient is
+  // required.
   double (*l1_forward)(const void* input, DType input_type, const void* target, DType target_type, int64_t n,
                        uint32_t* signs);
 
-  // grad[i] = coefficient * sign[i]; a zero sign gives 0 * coefficient, so a NaN or Inf upstream shows as in PyTorch.
-  // stream: write around the caches, for gradients that do not fit them.
+  // grad[i] = coefficient * sign[i]. A zero sign gives 0 * coefficient: a NaN or Inf upstream gradient propagates, as
+  // in PyTorch. stream: use non-temporal stores, for gradients that do not fit the caches.
   void (*l1_backward)(void* grad, DType type, int64_t n, const uint32_t* signs, double coefficient, bool stream);
 
   // Returns the sum over i of f(input[i]; constant), accumulated in double.
@@ -42,29 +43,31 @@ struct Kernels {
   void (*pointwise_backward)(void* grad, const void* input, DType type, int64_t n, Pointwise kind, double constant,
                              double coefficient);
 
-  // The elementwise parts of VGG, see perceptual_impl.h.
-  // x = max(0, x + bias); mask: a word per 32 elements of what was let through, or null.
+  // The elementwise stages of the perceptual loss, see perceptual_impl.h.
+
+  // x = max(0, x + bias) in place. mask: one word per 32 elements, a bit is set where ReLU passes the element; or null.
   void (*relu)(void* x, DType type, const MapChunk& chunk, uint32_t* mask);
 
-  // The same of both in place, of target only unless it is activated, then the sum of weight * distance.
-  // kept: signs as in l1_forward, or the differences in the map's type; mask: that of input; both may be null.
+  // Applies bias and ReLU to input, and to target unless it is activated already, in place. Returns the sum of
+  // weight * distance. kept: signs as in l1_forward, or differences in the map's dtype; mask: of input; both may be
+  // null.
   double (*relu_distance)(void* input, void* target, bool target_is_activated, DType type, const MapChunk& chunk,
                           Distance distance, void* kept, uint32_t* mask);
 
-  // grad = mask * grad, in place; n a multiple of 32.
+  // grad = mask * grad in place; n is a multiple of 32.
   void (*relu_backward)(void* grad, DType type, int64_t n, const uint32_t* mask);
 
-  // grad = mask * (grad + coefficient * weight * derivative of the distance), in place.
+  // grad = mask * (grad + coefficient * weight * derivative of the distance) in place.
   void (*relu_distance_backward)(void* grad, DType type, const MapChunk& chunk, Distance distance, const uint32_t* mask,
                                  const void* kept, double coefficient);
 
-  // One row of max-pooling 2x2 of max(0, x + bias), channels last, channels a multiple of 32: out [width, channels]
-  // from the rows upper and lower [2 * width, channels]. bias: [channels] or null. codes: 3 words per 32 elements of
-  // out (column, row, let through), or null.
+  // One row of the 2x2 max-pooling of max(0, x + bias): out [width, channels] from upper and lower [2 * width,
+  // channels], two rows of a channels-last map. channels is a multiple of 32. bias: [channels] or null. codes: 3 words
+  // per 32 elements of out (column of the maximum, row of the maximum, passed by ReLU), or null.
   void (*relu_pool)(const void* upper, const void* lower, void* out, DType type, int64_t width, int64_t channels,
                     const void* bias, uint32_t* codes);
 
-  // Its gradient: upper and lower from grad.
+  // The backward of relu_pool: writes the gradients upper and lower [2 * width, channels] from grad [width, channels].
   void (*relu_pool_backward)(const void* grad, void* upper, void* lower, DType type, int64_t width, int64_t channels,
                              const uint32_t* codes);
 };
@@ -75,14 +78,15 @@ extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 #endif
 
-// The best table that this processor runs, or the one named by PIX2PIXHD_CPU_ISA (baseline, avx2, avx512) when the
-// processor has it. Decided once, at the first call.
+// The table of the best instruction set that this processor supports, or of PIX2PIXHD_CPU_ISA (baseline, avx2, avx512)
+// if it supports that one. Selected once, at the first call.
 const Kernels& kernels();
 
-// Comma-separated names of the tables that this processor can run, the best last.
+// Comma-separated names of the supported instruction sets, the best one last.
 const char* supported_instruction_sets();
 
-// Uses the named table from now on ("auto" for the best one). False when this processor cannot run it or it is unknown.
+// Selects the named instruction set ("auto" for the best one). Returns false if it is unknown or not supported by this
+// processor.
 bool select_kernels(const char* name);
 
 }  // namespace pix2pixhd::cpu

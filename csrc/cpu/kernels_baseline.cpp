@@ -1,5 +1,5 @@
 #include "vec_baseline.h"
-// The vectors come first: the kernels are written over them.
+// After the vector types, which the kernels use.
 #include "kernels_impl.h"
 
 namespace pix2pixhd::cpu {

@@ -1,7 +1,7 @@
-// The kernels, written once over a vector type `Vec` and compiled once per instruction set. A translation unit includes
-// the instruction set's vectors (vec_*.h) first, then this file. Everything lives in an unnamed namespace and uses no
-// inline function of the standard library: a function shared between translation units could be merged by the linker
-// into the variant that an older processor cannot run.
+// The kernels, written once for a vector type `Vec` and compiled once per instruction set. A translation unit includes
+// the vector types of its instruction set (vec_*.h) first, then this file. Everything is in an unnamed namespace, and
+// no inline function of the standard library is called: the linker keeps only one copy of a function that several
+// translation units define, possibly one with instructions that an older processor does not support.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 namespace pix2pixhd::cpu {
 namespace {
 
-// The processor's own prefetchers stop at the end of a 4 KiB page. Read once, so kept out of the way of the caches.
+// Hardware prefetchers stop at the end of a 4 KiB page. The data is read once, so the prefetch is non-temporal.
 template <typename T>
 inline void prefetch(const T* x) {
   const char* ahead = reinterpret_cast<const char*>(x) + 4096;
@@ -82,8 +82,8 @@ void l1_backward_typed(T* grad, int64_t n, const uint32_t* signs, double coeffic
 template <Pointwise kKind, typename T>
 double pointwise_forward_typed(const T* input, int64_t n, double constant) {
   using C = typename Wider<T, T>::type;
-  const C c = widen(narrow<T>(constant));  // a label in the tensor's dtype, as torch.full_like gives it
-  constexpr int kSums = 16;                // independent sums, added in a fixed order: what lets the compiler vectorise
+  const C c = widen(narrow<T>(constant));  // the label rounded to the tensor's dtype, as torch.full_like does
+  constexpr int kSums = 16;  // independent sums, so that the compiler can vectorise; added in a fixed order
   double sums[kSums] = {};
   auto value = [c](T x) -> double {
     if constexpr (kKind == Pointwise::kSquaredError) {
@@ -91,7 +91,7 @@ double pointwise_forward_typed(const T* input, int64_t n, double constant) {
       return difference * difference;
     } else if constexpr (kKind == Pointwise::kHinge) {
       const C margin = C(1) - c * C(widen(x));
-      return margin <= 0 ? 0.0 : double(margin);  // NaN stays
+      return margin <= 0 ? 0.0 : double(margin);  // NaN propagates
     } else {
       return double(c) * double(widen(x));
     }
@@ -110,7 +110,7 @@ double pointwise_forward_typed(const T* input, int64_t n, double constant) {
 template <Pointwise kKind, typename T>
 void pointwise_backward_typed(T* grad, const T* input, int64_t n, double constant, double coefficient) {
   using C = typename Wider<T, T>::type;
-  const C c = widen(narrow<T>(constant));  // a label in the tensor's dtype, as torch.full_like gives it
+  const C c = widen(narrow<T>(constant));  // the label rounded to the tensor's dtype, as torch.full_like does
   const C factor = static_cast<C>(coefficient);
   for (int64_t i = 0; i < n; ++i) {
     const C x = widen(input[i]);
@@ -124,7 +124,7 @@ void pointwise_backward_typed(T* grad, const T* input, int64_t n, double constan
   }
 }
 
-// From run-time types to the functions above.
+// Dispatch from run-time dtypes to the templates above.
 
 template <typename F>
 auto with_type(DType type, F&& f) {
@@ -217,4 +217,4 @@ void pointwise_backward(void* grad, const void* input, DType type, int64_t n, Po
 }  // namespace
 }  // namespace pix2pixhd::cpu
 
-#include "perceptual_impl.h"  // written over the definitions above
+#include "perceptual_impl.h"  // uses the definitions above

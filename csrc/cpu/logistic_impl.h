@@ -1,10 +1,10 @@
-// The logistic loss: binary cross entropy of a logit x with a label t, as torch's binary_cross_entropy_with_logits.
+// The logistic loss: binary cross entropy of a logit x and a label t, as in binary_cross_entropy_with_logits.
 //
 //   f(x; t) = (1 - t) * x - min(x, 0) + log1p(exp(-|x|)),   f'(x; t) = sigmoid(x) - t
 //
-// Included by kernels_impl.h. In float32, exp and log1p are branch-free polynomials in plain loops over blocks of
-// elements. The compiler vectorises them for every instruction set, and all sets give the same bits. In float64 the C
-// library's functions are called.
+// Included by kernels_impl.h. In float32, exp and log1p are branch-free polynomials, evaluated in plain loops over
+// blocks of elements. The compiler vectorises these loops for every instruction set, and all instruction sets give
+// bitwise equal results. In float64 the functions of the C library are called.
 #pragma once
 
 #include <math.h>
@@ -16,14 +16,14 @@
 namespace pix2pixhd::cpu {
 namespace {
 
-constexpr int kLogisticBlock = 256;  // elements: a buffer of float32 takes 1 KiB and stays in the first-level cache
-constexpr int kLogisticSums = 16;    // independent sums, added in a fixed order: what lets the compiler vectorise
+constexpr int kLogisticBlock = 256;  // elements: 1 KiB of float32, which stays in the L1 cache
+constexpr int kLogisticSums = 16;    // independent sums, so that the compiler can vectorise; added in a fixed order
 static_assert(kLogisticBlock % kLogisticSums == 0 && kLogisticBlock % 32 == 0, "a block consists of whole vectors");
 
-// exp(-a) for a >= 0 as exp(r) * 2^n with |r| <= ln(2) / 2. The error is below 1 ulp, subnormal results included. NaN
-// gives NaN.
+// exp(-a) for a >= 0, computed as exp(r) * 2^n with |r| <= ln(2) / 2. The error is below 1 ulp, also for subnormal
+// results. NaN gives NaN.
 inline float exp_of_negative(float a) {
-  constexpr float kRound = 0x1.8p23f;       // x + kRound - kRound rounds x; the low bits of x + kRound hold the integer
+  constexpr float kRound = 0x1.8p23f;       // x + kRound - kRound rounds x to an integer, the low bits of x + kRound
   constexpr float kLn2High = 0x1.62e4p-1f;  // 14 bits, so that n * kLn2High is exact
   constexpr float kLn2Low = 0x1.7f7d1cp-20f;
   const float x = a > 104.0f ? -104.0f : -a;  // exp(-104) rounds to 0
@@ -36,7 +36,7 @@ inline float exp_of_negative(float a) {
   p = p * r + 0x1.555492p-3f;
   p = p * r + 0x1.fffffcp-2f;
   p = (p * (r * r) + r) + 1.0f;
-  // 2^n in two factors: it is subnormal itself below 2^-126.
+  // 2^n as two factors, because it is subnormal for n < -126.
   const int32_t exponent = static_cast<int32_t>(FloatBits{.f = shifted}.u - 0x4b400000u);
   const int32_t half = exponent >> 1;
   const FloatBits first{static_cast<uint32_t>(half + 127) << 23};
@@ -45,11 +45,11 @@ inline float exp_of_negative(float a) {
 }
 inline double exp_of_negative(double a) { return ::exp(-a); }
 
-// log(1 + e) for 0 <= e <= 1 as r - r^2 / 2 + r^3 * p(r) with r in [-1/4, 1/2]: above 1/2 it is
+// log(1 + e) for 0 <= e <= 1, computed as r - r^2 / 2 + r^3 * p(r) with r in [-1/4, 1/2]; for e > 1/2 as
 // log(2) + log(1 + (e - 1) / 2). The error is below 1 ulp. NaN gives NaN.
 inline float log1p_of_fraction(float e) {
   const bool upper = e > 0.5f;
-  const float reduced = 0.5f * e - 0.5f;  // exact above 1/2
+  const float reduced = 0.5f * e - 0.5f;  // exact for e > 1/2
   const float r = upper ? reduced : e;
   float p = 0x1.349dd2p-5f;
   p = p * r - 0x1.75662ep-4f;
@@ -66,7 +66,8 @@ inline float log1p_of_fraction(float e) {
 }
 inline double log1p_of_fraction(double e) { return ::log1p(e); }
 
-// Widens or narrows a block; only the last one of a chunk is shorter than kLogisticBlock.
+// Convert a block to and from the type of the arithmetic. Only the last block of a chunk is shorter than
+// kLogisticBlock.
 template <typename C, typename T>
 inline void widen_block(C* out, const T* in, int count) {
   int i = 0;
@@ -83,7 +84,7 @@ inline void narrow_block(T* out, const C* in, int count) {
 template <typename T>
 double logistic_forward_typed(const T* input, int64_t n, double constant) {
   using C = typename Wider<T, T>::type;
-  const double rest = 1.0 - double(widen(narrow<T>(constant)));  // the label in the tensor's dtype, as by full_like
+  const double rest = 1.0 - double(widen(narrow<T>(constant)));  // label rounded to the tensor's dtype
   double sums[kLogisticSums] = {};
   C x[kLogisticBlock];
   C logarithm[kLogisticBlock];
@@ -91,7 +92,7 @@ double logistic_forward_typed(const T* input, int64_t n, double constant) {
     const int count = n - begin < kLogisticBlock ? static_cast<int>(n - begin) : kLogisticBlock;
     widen_block(x, input + begin, count);
     for (int i = 0; i < count; ++i) logarithm[i] = log1p_of_fraction(exp_of_negative(x[i] < 0 ? -x[i] : x[i]));
-    // In double, in which the difference of the first two terms loses nothing.
+    // In double, where the difference of the first two terms is accurate.
     auto value = [&](int i) { return (rest * double(x[i]) - double(x[i] < 0 ? x[i] : C(0))) + double(logarithm[i]); };
     int i = 0;
     for (; i + kLogisticSums <= count; i += kLogisticSums) {
@@ -119,7 +120,7 @@ void logistic_backward_typed(T* grad, const T* input, int64_t n, double constant
       const C x = block[i];
       const C e = exp_of_negative(x < 0 ? -x : x);
       const C tail = e / (C(1) + e);  // sigmoid(-|x|)
-      // sigmoid(x) - 1 for x >= 0 is -sigmoid(-x): no digits cancel at the labels 0 and 1.
+      // For x >= 0, sigmoid(x) - 1 is computed as -sigmoid(-x), which avoids cancellation at the labels 0 and 1.
       block[i] = (x < 0 ? tail - label : rest - tail) * factor;
     }
     narrow_block(grad + begin, block, count);

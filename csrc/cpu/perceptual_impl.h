@@ -1,9 +1,9 @@
-// The elementwise parts of VGG for the perceptual loss, forward and backward, on one row of work. Included by
-// kernels_impl.h: same rules.
+// The elementwise stages of the perceptual loss, forward and backward, on one chunk or one row. Included by
+// kernels_impl.h, whose rules apply.
 //
-// Kept for the backward are bits: which elements a ReLU let through (1 bit), the sign of the L1 term (2 bits, as
-// multi_l1 keeps them), and for a pooled element which of the four it came from and whether ReLU let it through (3
-// bits). The squared error alone needs the differences themselves.
+// Only bits are saved for backward: whether ReLU passes an element (1 bit), the sign of an L1 term (2 bits, as in
+// multi_l1), and for a pooled element the position of the maximum and whether ReLU passes it (3 bits). The squared
+// error is the exception: it needs the differences.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ namespace {
 template <typename T>
 using Compute = typename Wider<T, T>::type;
 
-// Runs f(element, channel) on the chunk's words of 32 elements.
+// Calls f(element, channel) for every word of 32 elements of the chunk.
 template <typename F>
 void for_each_word(const MapChunk& chunk, F&& f) {
   int64_t channel = chunk.channel;
@@ -33,7 +33,7 @@ const T* bias_at(const void* bias, int64_t channel) {
   return bias == nullptr ? nullptr : static_cast<const T*>(bias) + channel;
 }
 
-// x + bias, rounded to the map's type as PyTorch's own addition is.
+// x + bias, rounded to the map's dtype as in PyTorch.
 template <typename T>
 void add_bias(T* out, const T* x, const T* bias) {
   using V = Vec<Compute<T>>;
@@ -43,18 +43,18 @@ void add_bias(T* out, const T* x, const T* bias) {
 }
 
 template <typename T>
-uint32_t alive_bits(const T* x) {
+uint32_t relu_bits(const T* x) {
   using V = Vec<Compute<T>>;
   uint32_t bits = 0;
-  for (int lane = 0; lane < 32; lane += V::kLanes) bits |= V::bits(V::alive(V::load(x + lane))) << lane;
+  for (int lane = 0; lane < 32; lane += V::kLanes) bits |= V::bits(V::passes_relu(V::load(x + lane))) << lane;
   return bits;
 }
 
-// ReLU of one word in place; returns the bits of what it lets through.
+// Adds the bias, if any, and applies ReLU to 32 elements in place. Returns the bits of the elements that ReLU passes.
 template <typename T>
 uint32_t relu_word(T* x, const T* bias) {
   if (bias != nullptr) add_bias(x, x, bias);
-  const uint32_t bits = alive_bits(x);
+  const uint32_t bits = relu_bits(x);
   keep(x, x, bits);
   return bits;
 }
@@ -78,7 +78,7 @@ double relu_distance_typed(T* input, T* target, bool target_is_activated, const 
     T* x = input + i;
     T* y = target + i;
     const T* bias = bias_at<T>(chunk.bias, channel);
-    const uint32_t alive = relu_word(x, bias);
+    const uint32_t passed = relu_word(x, bias);
     if (!target_is_activated) relu_word(y, bias);
     uint32_t positive = 0;
     uint32_t negative = 0;
@@ -93,7 +93,7 @@ double relu_distance_typed(T* input, T* target, bool target_is_activated, const 
         if (kept != nullptr) V::store(static_cast<T*>(kept) + i + lane, difference);
       }
     }
-    if (mask != nullptr) mask[i / 32] = alive;
+    if (mask != nullptr) mask[i / 32] = passed;
     if constexpr (kDistance == Distance::kAbsolute) {
       if (kept != nullptr) {
         static_cast<uint32_t*>(kept)[i / 16] = positive;
@@ -113,7 +113,7 @@ void relu_backward_typed(T* grad, int64_t n, const uint32_t* mask) {
   for (int64_t i = 0; i < n; i += 32) keep(grad + i, grad + i, mask[i / 32]);
 }
 
-// Runs f(element, coefficient) on the chunk's words: the coefficient times the weight of the word's pixel.
+// Calls f(element, coefficient * weight of the pixel) for every word of 32 elements of the chunk.
 template <typename C, typename F>
 void for_each_weighted_word(const MapChunk& chunk, C coefficient, F&& f) {
   const auto* weight = static_cast<const C*>(chunk.weight);
@@ -155,7 +155,7 @@ void relu_mse_backward_typed(T* grad, const MapChunk& chunk, const uint32_t* mas
   });
 }
 
-// One row of 2x2 windows, channels last: out [width, channels] from two rows of x [width or more, channels] pairs.
+// One row of 2x2 windows: out [width, channels] from upper and lower [at least 2 * width, channels].
 template <typename T>
 void relu_pool_typed(const T* upper, const T* lower, T* out, int64_t width, int64_t channels, const T* bias,
                      uint32_t* codes) {
@@ -172,39 +172,39 @@ void relu_pool_typed(const T* upper, const T* lower, T* out, int64_t width, int6
           window[k] = biased[k];
         }
       }
-      uint32_t low = 0;   // bit 0 of the position: right column
+      uint32_t low = 0;   // bit 0 of the maximum's position: right column
       uint32_t high = 0;  // bit 1: lower row
-      uint32_t alive = 0;
+      uint32_t passed = 0;
       for (int lane = 0; lane < 32; lane += V::kLanes) {
         auto best = V::load(window[0] + lane);
         uint32_t bit0 = 0;
         uint32_t bit1 = 0;
         for (int position = 1; position < 4; ++position) {
           const auto value = V::load(window[position] + lane);
-          const auto beats = V::beats(value, best);  // the first of equals stays, a NaN wins: as in PyTorch
-          const uint32_t bits = V::bits(beats);
-          best = V::select(beats, value, best);
+          const auto exceeds = V::exceeds(value, best);  // ties keep the first, NaN is the maximum: as in PyTorch
+          const uint32_t bits = V::bits(exceeds);
+          best = V::select(exceeds, value, best);
           bit0 = position & 1 ? bit0 | bits : bit0 & ~bits;
           bit1 = position & 2 ? bit1 | bits : bit1 & ~bits;
         }
         V::store(out + column * channels + c + lane, best);
         low |= bit0 << lane;
         high |= bit1 << lane;
-        alive |= V::bits(V::alive(best)) << lane;
+        passed |= V::bits(V::passes_relu(best)) << lane;
       }
       T* result = out + column * channels + c;
-      keep(result, result, alive);
+      keep(result, result, passed);
       if (codes != nullptr) {
         uint32_t* word = codes + (column * channels + c) / 32 * 3;
         word[0] = low;
         word[1] = high;
-        word[2] = alive;
+        word[2] = passed;
       }
     }
   }
 }
 
-// The transpose: upper and lower [2 * width, channels] from grad [width, channels].
+// The gradients upper and lower [2 * width, channels] from grad [width, channels].
 template <typename T>
 void relu_pool_backward_typed(const T* grad, T* upper, T* lower, int64_t width, int64_t channels,
                               const uint32_t* codes) {

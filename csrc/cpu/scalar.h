@@ -1,4 +1,4 @@
-// One element at a time: the four element types, widened exactly and narrowed to nearest-even.
+// Scalar conversions of the four element types: widening is exact, narrowing rounds to nearest, ties to even.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ inline float widen(Half x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = x.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) return FloatBits{sign | 0x7f800000u | (magnitude & 0x3ffu) << 13}.f;  // Inf, NaN
-  // Scaling by 2^112 moves the exponent's bias from 15 to 127 and makes normal numbers of subnormal ones.
+  // Scaling by 2^112 changes the exponent bias from 15 to 127 and normalises subnormal numbers.
   FloatBits value{magnitude << 13};
   value.f *= 0x1p112f;
   value.u |= sign;
@@ -55,7 +55,7 @@ inline Half narrow<Half>(double x) {
   const uint32_t magnitude = value.u & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};   // NaN
   if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // rounds to 65536 or more: Inf
-  if (magnitude < 0x38800000u) {  // subnormal in half: adding 0.5 rounds at the right bit, 2^-24
+  if (magnitude < 0x38800000u) {  // subnormal in half: adding 0.5 rounds to a multiple of 2^-24
     const FloatBits rounded{.f = FloatBits{magnitude}.f + 0.5f};
     return {static_cast<uint16_t>(sign | (rounded.u - 0x3f000000u))};
   }

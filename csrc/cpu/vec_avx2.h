@@ -59,8 +59,8 @@ struct Vec<float> {
   }
   using Mask = __m256;
   static uint32_t bits(Mask m) { return _mm256_movemask_ps(m); }
-  static Mask alive(__m256 x) { return _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NLE_UQ); }
-  static Mask beats(__m256 x, __m256 best) {
+  static Mask passes_relu(__m256 x) { return _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NLE_UQ); }
+  static Mask exceeds(__m256 x, __m256 best) {
     return _mm256_or_ps(_mm256_cmp_ps(x, best, _CMP_GT_OQ), _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
   }
   static __m256 select(Mask m, __m256 x, __m256 otherwise) { return _mm256_blendv_ps(otherwise, x, m); }
@@ -101,8 +101,8 @@ struct Vec<double> {
   static void store(double* out, __m256d x) { _mm256_storeu_pd(out, x); }
   using Mask = __m256d;
   static uint32_t bits(Mask m) { return _mm256_movemask_pd(m); }
-  static Mask alive(__m256d x) { return _mm256_cmp_pd(x, _mm256_setzero_pd(), _CMP_NLE_UQ); }
-  static Mask beats(__m256d x, __m256d best) {
+  static Mask passes_relu(__m256d x) { return _mm256_cmp_pd(x, _mm256_setzero_pd(), _CMP_NLE_UQ); }
+  static Mask exceeds(__m256d x, __m256d best) {
     return _mm256_or_pd(_mm256_cmp_pd(x, best, _CMP_GT_OQ), _mm256_cmp_pd(x, x, _CMP_UNORD_Q));
   }
   static __m256d select(Mask m, __m256d x, __m256d otherwise) { return _mm256_blendv_pd(otherwise, x, m); }
@@ -111,7 +111,7 @@ struct Vec<double> {
   static double total(const Sum& sum) { return Vec<float>::total(sum); }
 };
 
-// Bit i of a word becomes a mask over lane i: broadcast, keep the lane's own bit, compare with it.
+// Expands bits to lanes: lane i is all ones if bit i is set, otherwise zero.
 inline __m256i lane_mask32(uint32_t bits) {
   const __m256i own = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), own), own);
@@ -126,7 +126,7 @@ inline __m256i lane_mask16(uint32_t bits) {
   return _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_set1_epi16(static_cast<short>(bits)), own), own);
 }
 
-// out[i] = bit i ? in[i] : 0 for 32 elements; in and out may be the same.
+// out[i] = bit i ? in[i] : 0 for 32 elements; in-place operation is allowed.
 template <typename T>
 inline void keep(T* out, const T* in, uint32_t bits) {
   constexpr int kLanes = 32 / sizeof(T);
@@ -155,8 +155,8 @@ inline void put(void* out, __m256i value) {
 
 inline void finish_stream() { _mm_sfence(); }
 
-// Writes 32 gradients from 32 signs. kStream writes around the caches: without it a store first reads the line that it
-// is about to overwrite. Needs 32-byte alignment.
+// Writes 32 gradients from 32 signs. kStream uses non-temporal stores, which do not first read the cache line that they
+// overwrite; out must then be 32-byte aligned.
 template <typename T, bool kStream>
 struct SignExpander {
   static_assert(sizeof(T) == 2);

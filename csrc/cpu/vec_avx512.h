@@ -1,4 +1,4 @@
-// 512-bit vectors: AVX-512 F, BW, DQ, VL. Comparisons give the sign planes directly.
+// 512-bit vectors: AVX-512 F, BW, DQ and VL. Comparisons return the bits of the sign planes directly.
 #pragma once
 
 #include <immintrin.h>
@@ -58,8 +58,8 @@ struct Vec<float> {
   }
   using Mask = __mmask16;
   static uint32_t bits(Mask m) { return m; }
-  static Mask alive(__m512 x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NLE_UQ); }
-  static Mask beats(__m512 x, __m512 best) {
+  static Mask passes_relu(__m512 x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NLE_UQ); }
+  static Mask exceeds(__m512 x, __m512 best) {
     return _mm512_cmp_ps_mask(x, best, _CMP_GT_OQ) | _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
   }
   static __m512 select(Mask m, __m512 x, __m512 otherwise) { return _mm512_mask_mov_ps(otherwise, m, x); }
@@ -98,8 +98,8 @@ struct Vec<double> {
   static void store(double* out, __m512d x) { _mm512_storeu_pd(out, x); }
   using Mask = __mmask8;
   static uint32_t bits(Mask m) { return m; }
-  static Mask alive(__m512d x) { return _mm512_cmp_pd_mask(x, _mm512_setzero_pd(), _CMP_NLE_UQ); }
-  static Mask beats(__m512d x, __m512d best) {
+  static Mask passes_relu(__m512d x) { return _mm512_cmp_pd_mask(x, _mm512_setzero_pd(), _CMP_NLE_UQ); }
+  static Mask exceeds(__m512d x, __m512d best) {
     return _mm512_cmp_pd_mask(x, best, _CMP_GT_OQ) | _mm512_cmp_pd_mask(x, x, _CMP_UNORD_Q);
   }
   static __m512d select(Mask m, __m512d x, __m512d otherwise) { return _mm512_mask_mov_pd(otherwise, m, x); }
@@ -108,7 +108,7 @@ struct Vec<double> {
   static double total(const Sum& sum) { return Vec<float>::total(sum); }
 };
 
-// out[i] = bit i ? in[i] : 0 for 32 elements; in and out may be the same.
+// out[i] = bit i ? in[i] : 0 for 32 elements; in-place operation is allowed.
 template <typename T>
 inline void keep(T* out, const T* in, uint32_t bits) {
   constexpr int kLanes = 64 / sizeof(T);
@@ -136,8 +136,8 @@ inline void put(void* out, __m512i value) {
 
 inline void finish_stream() { _mm_sfence(); }
 
-// Writes 32 gradients from 32 signs. kStream writes around the caches: without it a store first reads the line that it
-// is about to overwrite. Needs 64-byte alignment.
+// Writes 32 gradients from 32 signs. kStream uses non-temporal stores, which do not first read the cache line that they
+// overwrite; out must then be 64-byte aligned.
 template <typename T, bool kStream>
 struct SignExpander {
   static_assert(sizeof(T) == 2);

@@ -1,4 +1,4 @@
-// Vectors of one: for processors without AVX2 and for other architectures.
+// Vectors of one element: for processors without AVX2 and for other architectures.
 #pragma once
 
 #include "scalar.h"
@@ -29,8 +29,8 @@ struct Vec {
   }
   using Mask = bool;
   static uint32_t bits(Mask m) { return m; }
-  static Mask alive(C x) { return !(x <= 0); }  // what ReLU lets through: NaN too
-  static Mask beats(C x, C best) { return x > best || x != x; }
+  static Mask passes_relu(C x) { return !(x <= 0); }  // NaN passes, as in PyTorch
+  static Mask exceeds(C x, C best) { return x > best || x != x; }
   static C select(Mask m, C x, C otherwise) { return m ? x : otherwise; }
   static uint32_t positive(C x) { return x > 0; }
   static uint32_t negative(C x) { return x < 0; }
@@ -39,16 +39,16 @@ struct Vec {
 
 inline void finish_stream() {}
 
-// out[i] = bit i ? in[i] : 0 for 32 elements; in and out may be the same.
+// out[i] = bit i ? in[i] : 0 for 32 elements; in-place operation is allowed.
 template <typename T>
 inline void keep(T* out, const T* in, uint32_t bits) {
   for (int lane = 0; lane < 32; ++lane) out[lane] = (bits >> lane) & 1u ? in[lane] : T{};
 }
 
-// Writes 32 gradients from 32 signs. There is nothing to write around the caches with: kStream changes nothing.
+// Writes 32 gradients from 32 signs. kStream has no effect: there are no portable non-temporal stores.
 template <typename T, bool kStream>
 struct SignExpander {
-  T value[4];  // by (negative, positive)
+  T value[4];  // indexed by the bits (negative, positive)
   SignExpander(T plus, T minus, T zero) : value{zero, plus, minus, zero} {}
   void operator()(T* out, uint32_t positive, uint32_t negative) const {
     for (int lane = 0; lane < 32; ++lane) {

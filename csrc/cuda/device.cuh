@@ -1,4 +1,4 @@
-// Device helpers of all kernels: element types, vector accesses, ordered reductions.
+// Device helpers for all kernels: element types, vector accesses, reductions in a fixed order.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -38,7 +38,7 @@ __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(double x) {
   return __float2bfloat16_rn(static_cast<float>(x));
 }
 
-// Elements that one thread handles at a time where the layout is free: 16 bytes of the type, 32 of double.
+// Elements of one vector access per thread: 16 bytes, or 32 bytes for double.
 template <typename T>
 constexpr int kVector = sizeof(T) == 2 ? 8 : 4;
 
@@ -47,8 +47,9 @@ struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
   T value[N];
 };
 
-// N elements from x[at] on, zeros from x[count] on. kWhole: all are there and aligned, so that the vector access stands
-// alone; beside elementwise ones the compiler may take it apart.
+// Loads N elements from x[at] on; elements from x[count] on are zero. kWhole: all N elements exist and are aligned. It
+// is a template argument because the compiler may split the vector access if elementwise accesses are in the same
+// function.
 template <bool kWhole, int N, typename T>
 __device__ inline Pack<T, N> load(const T* x, int at, int count, bool aligned) {
   if constexpr (kWhole) {
@@ -75,7 +76,7 @@ __device__ inline void store(T* x, int at, int count, bool aligned, const Pack<T
   }
 }
 
-// The tensor whose blocks hold this one; the same for the whole block.
+// The index of the tensor that this block works on.
 __device__ inline int find_tensor(const LaunchArgs& args, int block) {
   int low = 0;
   int high = args.count;
@@ -90,13 +91,13 @@ __device__ inline int find_tensor(const LaunchArgs& args, int block) {
   return low;
 }
 
-// What one block works on: count elements of a tensor from begin on. Only begin needs 64 bits.
+// The work of one block: `count` elements of a tensor from `begin` on. Only `begin` needs 64 bits.
 struct Chunk {
   int tensor;
   int64_t begin;
   int count;
   bool aligned;
-  bool whole;  // kBlockChunk elements with 16-byte accesses
+  bool whole;  // kBlockChunk elements and 16-byte aligned
 };
 
 __device__ inline Chunk find_chunk(const LaunchArgs& args, int block) {
@@ -111,7 +112,7 @@ __device__ inline Chunk find_chunk(const LaunchArgs& args, int block) {
   return chunk;
 }
 
-// Sum over the block in a fixed order; valid in thread 0.
+// Sum over the block in a fixed order. Only thread 0 returns it.
 __device__ inline double block_sum(double value) {
   __shared__ double warp_sum[kWarps];
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(kFullWarp, value, offset);
@@ -125,7 +126,7 @@ __device__ inline double block_sum(double value) {
 }
 
 __device__ inline double read(DeviceScalar scalar) {
-  return scalar.wide ? *static_cast<const double*>(scalar.data) : *static_cast<const float*>(scalar.data);
+  return scalar.is_float64 ? *static_cast<const double*>(scalar.data) : *static_cast<const float*>(scalar.data);
 }
 
 template <typename F>
@@ -142,8 +143,9 @@ int with_type(DType type, F&& f) {
   }
 }
 
-// Launches a kernel on blocks of kThreads and returns this launch's own error, which stays behind for nobody else to
-// find. An API call, not <<<>>>: so the sources are C++ that any compiler reads, and tests run them without a GPU.
+// Launches a kernel with blocks of kThreads threads. Returns the error of this launch and clears it, so that later CUDA
+// calls do not report it. Uses an API call instead of <<<>>>, so that the tests can compile the sources with any C++
+// compiler and run them without a GPU.
 template <typename... Parameters, typename... Arguments>
 int launch_kernel(void (*kernel)(Parameters...), int blocks, Stream stream, Arguments&&... arguments) {
   cudaLaunchConfig_t config{};

@@ -1,4 +1,4 @@
-// Launchers of the CUDA kernels: plain types and a stream in, a CUDA error code out (0 is success).
+// Launchers of the CUDA kernels. They take plain types and a stream, and return a CUDA error code (0 is success).
 #pragma once
 
 #include <cstdint>
@@ -9,13 +9,14 @@ namespace pix2pixhd::cuda {
 
 using Stream = void*;  // cudaStream_t
 
-// A scalar on the device that a kernel reads or writes: float32 or float64.
+// A float32 or float64 scalar in device memory.
 struct DeviceScalar {
   void* data;
-  bool wide;
+  bool is_float64;
 };
 
-// partial[first_partial + block] = factor * sum over the block's chunk of |data[0] - data[1]|; packs signs where asked.
+// partial[first_partial + block] = factor * sum over the block's chunk of |data[0] - data[1]|. Packs the signs of
+// tensors with `signs`.
 int l1_forward(const Launch& launch, double* partial, Stream stream);
 
 // data[0][i] = upstream * factor * sign[i].
@@ -27,8 +28,7 @@ int pointwise_forward(const Launch& launch, Pointwise kind, double* partial, Str
 // data[1][i] = upstream * factor * f'(data[0][i]; constant).
 int pointwise_backward(const Launch& launch, Pointwise kind, DeviceScalar upstream, Stream stream);
 
-// loss = initial + partial[0] + ... + partial[count - 1], in a fixed order; for several rows of partial sums as many
-// losses one after another.
+// loss[r] = initial + partial[r, 0] + ... + partial[r, count - 1] in a fixed order. partial: [rows, count].
 int finish_sum(const double* partial, int64_t count, double initial, DeviceScalar loss, Stream stream, int rows = 1);
 
 const char* error_text(int error);

@@ -8,7 +8,7 @@ namespace {
 
 constexpr int64_t kMaxBlocks = 0x7fffffff;  // limit of gridDim.x
 
-// One kernel serves a launch: its template arguments are the types and whether signs are packed.
+// The template arguments of a kernel are the dtypes and whether signs are packed. A launch uses one kernel.
 bool same_kernel(const PlanEntry& a, const PlanEntry& b) {
   const bool both_signs = (a.tensor.signs != nullptr) == (b.tensor.signs != nullptr);
   return a.type[0] == b.type[0] && a.type[1] == b.type[1] && both_signs;
@@ -21,7 +21,7 @@ Plan make_plan(const std::vector<PlanEntry>& entries) {
   std::vector<bool> placed(entries.size(), false);
   for (size_t first = 0; first < entries.size(); ++first) {
     if (placed[first]) continue;
-    // One group: every later entry of the same kernel.
+    // One group: this entry and all later entries with the same kernel.
     Launch* open = nullptr;
     for (size_t k = first; k < entries.size(); ++k) {
       if (placed[k] || !same_kernel(entries[k], entries[first])) continue;
@@ -30,8 +30,8 @@ Plan make_plan(const std::vector<PlanEntry>& entries) {
       if (blocks == 0) continue;
       if (blocks > kMaxBlocks) {
         throw std::length_error("pix2pixhd: a tensor of " + std::to_string(entries[k].tensor.numel) +
-                                " elements is more than one launch takes (" + std::to_string(kMaxBlocks * kBlockChunk) +
-                                "); split it");
+                                " elements exceeds the limit of one launch (" +
+                                std::to_string(kMaxBlocks * kBlockChunk) + "); split the tensor");
       }
       if (open == nullptr || open->args.count == kMaxTensors ||
           open->args.block_begin[open->args.count] + blocks > kMaxBlocks) {

@@ -1,11 +1,11 @@
 // Multi-tensor weighted L1: one launch for all layers and scales, forward and backward.
 //
-// Limit: the forward reads both sides once and writes 2 bits an element, the backward reads 2 bits and writes one
-// element.
+// Memory traffic: the forward reads both sides once and writes 2 bits per element. The backward reads 2 bits and writes
+// one gradient element.
 //
-// Signs: a warp handles a tile of 32 * V consecutive elements, V to a thread. Ballot c collects component c of all
-// lanes, so a tile's 2 * V words are (positive, negative) for c = 0 .. V - 1. V is the same for all types: under
-// autocast input and target differ in type, and the gradient of either is read from the same signs.
+// Signs: a warp handles a tile of 32 * V consecutive elements, V per thread. Ballot c collects component c of all
+// lanes, so the 2 * V words of a tile are (positive, negative) for c = 0 .. V - 1. V is the same for all dtypes: under
+// autocast input and target may have different dtypes, and both gradients are computed from the same signs.
 #include "device.cuh"
 
 namespace pix2pixhd::cuda {
@@ -14,21 +14,21 @@ namespace {
 constexpr int V = 4;
 constexpr int kTile = 32 * V;
 constexpr int kTileWords = kTile / 16;
-constexpr int kRow = kWarps * kTile;  // one tile for every warp
-// Tiles in flight per warp: enough independent loads to cover the latency of memory.
+constexpr int kRow = kWarps * kTile;  // one tile per warp
+// Tiles in flight per warp: enough independent loads to hide the memory latency.
 constexpr int kUnroll = 4;
-static_assert(kSignTile % kTile == 0 && kBlockChunk % kSignTile == 0, "a sign tile belongs to one block");
-static_assert(kBlockChunk % (kUnroll * kRow) == 0, "a whole chunk has whole rows of tiles");
+static_assert(kSignTile % kTile == 0 && kBlockChunk % kSignTile == 0, "a sign tile must not cross blocks");
+static_assert(kBlockChunk % (kUnroll * kRow) == 0, "a whole chunk must consist of whole rows of tiles");
 
-// This thread's part of the sum over x[0 .. count) and y[0 .. count).
+// This thread's contribution to the sum of |x - y| over x[0 .. count) and y[0 .. count).
 template <bool kWhole, bool kSigns, typename A, typename B>
 __device__ inline double l1_chunk(const A* x, const B* y, uint32_t* signs, int count, bool aligned) {
   using C = typename Wider<A, B>::type;
   const int lane = threadIdx.x % 32;
-  // Whole sign tiles: beyond the end both sides load as zero, and the signs' padding becomes zero, not garbage.
+  // With signs, whole sign tiles: both sides load zeros beyond the end, so the padding of the signs is written as zero.
   const int stop = kSigns ? static_cast<int>((count + kSignTile - 1) / kSignTile * kSignTile) : count;
   double sum = 0.0;
-  // The bounds are the same for all lanes of a warp, so that every ballot has all of them.
+  // The loop bounds are the same for all lanes of a warp, so that all lanes take part in every ballot.
   for (int tile = static_cast<int>(threadIdx.x / 32) * kTile; kWhole ? tile < kBlockChunk : tile < stop;
        tile += kUnroll * kRow) {
     Pack<A, V> a[kUnroll];
@@ -42,7 +42,7 @@ __device__ inline double l1_chunk(const A* x, const B* y, uint32_t* signs, int c
     for (int u = 0; u < kUnroll; ++u) {
       const int start = tile + u * kRow;
       if (!kWhole && start >= stop) break;
-      C part = 0;  // four terms before double
+      C part = 0;  // V terms are added before the conversion to double
       unsigned word = 0;
 #pragma unroll
       for (int c = 0; c < V; ++c) {
@@ -61,8 +61,8 @@ __device__ inline double l1_chunk(const A* x, const B* y, uint32_t* signs, int c
   return sum;
 }
 
-// Blocks that a multiprocessor is to hold, by which the compiler shares out the registers; what is in flight in one
-// thread with float64 takes more of them.
+// Resident blocks per multiprocessor, from which the compiler derives the register limit. float64 needs more registers
+// for the loads in flight.
 template <typename A, typename B>
 constexpr int kResidentBlocks = sizeof(A) == 8 || sizeof(B) == 8 ? 2 : 4;
 
@@ -80,13 +80,13 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<A, B>)
   if (threadIdx.x == 0) partial[args.first_partial + blockIdx.x] = total * tensor.factor;
 }
 
-// gradient[0 .. count) of a coefficient times the signs.
+// gradient[i] = coefficient * sign[i] for i in [0, count).
 template <bool kWhole, typename T>
 __device__ inline void expand_chunk(T* gradient, const uint32_t* signs, double coefficient, int count, bool aligned) {
   const int lane = threadIdx.x % 32;
   const T plus = narrow<T>(coefficient);
   const T minus = narrow<T>(-coefficient);
-  const T zero = narrow<T>(0.0 * coefficient);  // NaN or Inf upstream shows at ties, as in PyTorch
+  const T zero = narrow<T>(0.0 * coefficient);  // a NaN or Inf upstream gradient propagates to ties, as in PyTorch
   for (int tile = static_cast<int>(threadIdx.x / 32) * kTile; kWhole ? tile < kBlockChunk : tile < count;
        tile += kUnroll * kRow) {
     Pack<uint32_t, 4> words[kUnroll][kTileWords / 4];
@@ -130,8 +130,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Block b sums the partial sums of row b: thread t takes t, t + kThreads, ..., then the block adds the threads' sums in
-// order.
+// Block b adds the partial sums of row b. Thread t adds the elements t, t + kThreads, ...; then the block adds the sums
+// of its threads in a fixed order.
 __global__ void __launch_bounds__(kThreads)
     finish_sum_kernel(const double* __restrict__ partial, int64_t count, double initial, DeviceScalar loss) {
   double sum = 0.0;
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += row[i];
   const double total = block_sum(sum) + initial;
   if (threadIdx.x == 0) {
-    if (loss.wide) {
+    if (loss.is_float64) {
       static_cast<double*>(loss.data)[blockIdx.x] = total;
     } else {
       static_cast<float*>(loss.data)[blockIdx.x] = static_cast<float>(total);

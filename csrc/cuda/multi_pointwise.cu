@@ -1,5 +1,5 @@
-// Losses of many tensors against a constant: LSGAN, hinge, mean, logistic. Predictions are small; one launch serves all
-// scales.
+// Losses of many tensors against constants: LSGAN, hinge, mean, logistic. Predictions are small, so one launch handles
+// all scales.
 #include "device.cuh"
 
 namespace pix2pixhd::cuda {
@@ -10,15 +10,16 @@ __device__ inline double exp_of(double x) { return exp(x); }
 __device__ inline float log1p_of(float x) { return log1pf(x); }
 __device__ inline double log1p_of(double x) { return log1p(x); }
 
-// (1 - label) * x - min(x, 0) + log1p(exp(-|x|)): binary cross entropy of the logit x, as PyTorch computes it. The
-// first two terms are in double, in which their difference loses nothing.
+// (1 - label) * x - min(x, 0) + log1p(exp(-|x|)): binary cross entropy of the logit x, as in PyTorch. The first two
+// terms are computed in double, where their difference is accurate.
 template <typename C>
 __device__ inline double logistic(C x, C label) {
   const double linear = (1.0 - double(label)) * double(x) - (x < 0 ? double(x) : 0.0);
   return linear + double(log1p_of(exp_of(x < 0 ? x : -x)));
 }
 
-// Its derivative, sigmoid(x) - label. No digits cancel at the labels 0 and 1: for x >= 0, sigmoid(x) = 1 - sigmoid(-x).
+// Its derivative, sigmoid(x) - label. For x >= 0, sigmoid(x) is computed as 1 - sigmoid(-x), which avoids cancellation
+// at the labels 0 and 1.
 template <typename C>
 __device__ inline C logistic_slope(C x, C label) {
   const C e = exp_of(x < 0 ? x : -x);
@@ -26,7 +27,7 @@ __device__ inline C logistic_slope(C x, C label) {
   return x < 0 ? tail - label : static_cast<C>(1.0 - double(label)) - tail;
 }
 
-// This thread's part of the sum over x[0 .. count).
+// This thread's contribution to the sum over x[0 .. count).
 template <bool kWhole, Pointwise kKind, typename T, typename C>
 __device__ inline double sum_chunk(const T* x, C constant, int count, bool aligned) {
   constexpr int V = kVector<T>;
@@ -42,7 +43,7 @@ __device__ inline double sum_chunk(const T* x, C constant, int count, bool align
         sum += difference * difference;
       } else if constexpr (kKind == Pointwise::kHinge) {
         const C margin = C(1) - constant * value;
-        sum += margin <= 0 ? 0.0 : double(margin);  // NaN stays
+        sum += margin <= 0 ? 0.0 : double(margin);  // NaN propagates
       } else if constexpr (kKind == Pointwise::kLogistic) {
         sum += logistic(value, constant);
       } else {
@@ -60,14 +61,15 @@ __global__ void __launch_bounds__(kThreads)
   const Chunk chunk = find_chunk(args, blockIdx.x);
   const TensorArgs& tensor = args.tensor[chunk.tensor];
   const T* x = static_cast<const T*>(tensor.data[0]) + chunk.begin;
-  const C constant = widen(narrow<T>(tensor.constant));  // a label in the tensor's dtype, as torch.full_like gives it
+  const C constant =
+      widen(narrow<T>(tensor.constant));  // the label rounded to the tensor's dtype, as torch.full_like does
   const double sum = chunk.whole ? sum_chunk<true, kKind>(x, constant, chunk.count, true)
                                  : sum_chunk<false, kKind>(x, constant, chunk.count, chunk.aligned);
   const double total = block_sum(sum);
   if (threadIdx.x == 0) partial[args.first_partial + blockIdx.x] = total * tensor.factor;
 }
 
-// gradient[0 .. count) of factor * f'(x[0 .. count); constant).
+// gradient[i] = factor * f'(x[i]; constant) for i in [0, count).
 template <bool kWhole, Pointwise kKind, typename T, typename C>
 __device__ inline void slope_chunk(const T* x, T* gradient, C constant, C factor, int count, bool aligned) {
   constexpr int V = kVector<T>;
@@ -100,7 +102,8 @@ __global__ void __launch_bounds__(kThreads)
   const TensorArgs& tensor = args.tensor[chunk.tensor];
   const T* x = static_cast<const T*>(tensor.data[0]) + chunk.begin;
   T* gradient = static_cast<T*>(tensor.data[1]) + chunk.begin;
-  const C constant = widen(narrow<T>(tensor.constant));  // a label in the tensor's dtype, as torch.full_like gives it
+  const C constant =
+      widen(narrow<T>(tensor.constant));  // the label rounded to the tensor's dtype, as torch.full_like does
   const C factor = static_cast<C>(read(upstream) * tensor.factor);
   if (chunk.whole) {
     slope_chunk<true, kKind>(x, gradient, constant, factor, chunk.count, true);

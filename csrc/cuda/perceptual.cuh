@@ -1,7 +1,7 @@
-// Device helpers of VGG's kernels: bits, bias and ReLU of one vector.
+// Device helpers for the perceptual kernels: packed bits, bias and ReLU of one vector.
 //
-// A thread holds 8 elements of a half type, 4 of another, so 8 bits or 4, and two neighbours make a byte. Bytes in
-// order are words in order, as both the GPU and the host are little-endian.
+// A thread holds 8 elements of a 16-bit type or 4 of another, hence 8 or 4 bits; with 4, two neighbouring threads form
+// a byte. Consecutive bytes form words because both the GPU and the host are little-endian.
 #pragma once
 
 #include <cstring>
@@ -16,18 +16,18 @@ constexpr int64_t kMaxBlocks = 0x7fffffff;  // limit of gridDim.x
 template <typename T>
 using Compute = typename Wider<T, T>::type;
 
-// Consecutive elements that a block's threads take at a time, one vector each.
+// Consecutive elements that a block processes at a time, one vector per thread.
 template <typename T>
 constexpr int kRow = kThreads * kVector<T>;
 
-// What ReLU lets through: NaN too.
+// Whether ReLU passes x. NaN passes, as in PyTorch.
 template <typename C>
-__device__ inline bool is_alive(C x) {
+__device__ inline bool passes_relu(C x) {
   return !(x <= 0);
 }
 
-// One whole vector. An intrinsic, as the compiler takes apart the plain stores of what it has chosen element by
-// element.
+// Stores one whole vector. Uses an intrinsic because the compiler splits a plain store of a vector whose elements were
+// selected one by one.
 template <bool kAligned, typename T, int V>
 __device__ inline void store_vector(T* x, const Pack<T, V>& pack) {
   if constexpr (kAligned) {
@@ -42,16 +42,16 @@ __device__ inline void store_vector(T* x, const Pack<T, V>& pack) {
   }
 }
 
-// Completes the bytes of planes, which begin at bits 0, 8, 16: valid where a byte of elements begins. All lanes take
-// part.
+// Completes the bytes of the planes, which begin at bits 0, 8 and 16. The result is valid in threads whose first
+// element begins a byte. All lanes must call it.
 template <int V>
 __device__ inline unsigned gather_bits(unsigned bits) {
-  static_assert(V == 4 || V == 8, "a byte is two threads' or one's");
+  static_assert(V == 4 || V == 8, "a byte must belong to one thread or two");
   if constexpr (V == 4) bits |= __shfl_down_sync(kFullWarp, bits, 1) << 4;
   return bits;
 }
 
-// Where the byte of element `at` is in the first of several planes; the others follow at steps of 4 bytes.
+// Index of the byte of element `at` in the first plane. The bytes of the other planes follow at intervals of 4.
 template <int kPlanes>
 __device__ inline int64_t byte_index(int64_t at) {
   return at / 32 * (4 * kPlanes) + at / 8 % 4;
@@ -65,36 +65,36 @@ __device__ inline void put_bits(uint32_t* words, int64_t at, unsigned bits) {
   for (int plane = 0; plane < kPlanes; ++plane) bytes[4 * plane] = static_cast<uint8_t>(bits >> 8 * plane);
 }
 
-// The bit of element `at` in bit 0, those of its thread's next ones above it.
+// The bit of element `at` in bit 0, followed by the bits of the thread's next elements.
 template <int kPlanes>
 __device__ inline unsigned get_bits(const uint32_t* words, int64_t at, int plane) {
   return reinterpret_cast<const uint8_t*>(words)[byte_index<kPlanes>(at) + 4 * plane] >> at % 8;
 }
 
-// x + bias of one vector, rounded to the map's type as PyTorch's own addition is.
+// x + bias of one vector, rounded to the map's dtype as in PyTorch.
 template <typename T, int V>
 __device__ inline void add_bias(Pack<T, V>& pack, const T* bias) {
 #pragma unroll
   for (int c = 0; c < V; ++c) pack.value[c] = narrow<T>(widen(pack.value[c]) + widen(bias[c]));
 }
 
-// ReLU of one vector in place, after the bias where there is one; returns the bits of what it lets through.
+// Adds the bias, if any, and applies ReLU to one vector in place. Returns the bits of the elements that ReLU passes.
 template <typename T, int V>
 __device__ inline unsigned relu_vector(Pack<T, V>& pack, const T* bias) {
   if (bias != nullptr) add_bias(pack, bias);
   unsigned bits = 0;
 #pragma unroll
   for (int c = 0; c < V; ++c) {
-    const bool alive = is_alive(widen(pack.value[c]));
-    pack.value[c] = alive ? pack.value[c] : narrow<T>(0.0);
-    bits |= alive ? 1u << c : 0u;
+    const bool passed = passes_relu(widen(pack.value[c]));
+    pack.value[c] = passed ? pack.value[c] : narrow<T>(0.0);
+    bits |= passed ? 1u << c : 0u;
   }
   return bits;
 }
 
 inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
-// launch_kernel for a number of blocks that may be none, or more than a grid takes.
+// launch_kernel for any number of blocks: launches nothing for 0, and returns an error above the limit of a grid.
 template <typename... Parameters, typename... Arguments>
 int launch_blocks(void (*kernel)(Parameters...), int64_t blocks, Stream stream, Arguments... arguments) {
   if (blocks == 0) return cudaSuccess;

@@ -1,9 +1,9 @@
-// Launchers of the elementwise parts of VGG for the perceptual loss: as kernels.h, plain types and a stream in, a CUDA
-// error code out. Nothing is launched for a tensor without elements.
+// Launchers of the elementwise stages of the perceptual loss. As in kernels.h, they take plain types and a stream, and
+// return a CUDA error code. Nothing is launched for an empty tensor.
 //
-// Bits are kept as on the CPU: word w of a plane holds the elements 32 * w to 32 * w + 31, the first in bit 0, for
-// every type. Words of several planes alternate: (positive, negative) for signs, (column, row, alive) for pooling.
-// Alive is what ReLU lets through, !(x <= 0): NaN too.
+// Bits are packed as on the CPU: word w of a plane holds the elements 32 * w to 32 * w + 31, the first in bit 0, for
+// every dtype. Words of several planes alternate: (positive, negative) for signs, (column, row, passed) for pooling.
+// `passed` marks the elements that ReLU passes, !(x <= 0), which include NaN.
 #pragma once
 
 #include <cstdint>
@@ -12,30 +12,32 @@
 
 namespace pix2pixhd::cuda {
 
-// Elements of a map per block, fixed as kBlockChunk is. VGG's last maps have a million elements, which are to fill a
-// GPU too.
+// Elements of a feature map per block, fixed for the same reason as kBlockChunk. It is smaller, so that VGG's last
+// feature maps, of a million elements, still fill a GPU.
 constexpr int64_t kMapChunk = 4096;
 
 constexpr int64_t map_blocks(int64_t n) { return (n + kMapChunk - 1) / kMapChunk; }
 
-// A map as the elementwise kernels see it, channels last: elements of one picture and channels, multiples of 32.
+// A batch of channels-last feature maps for the elementwise kernels. elements (per image) and channels are multiples
+// of 32.
 struct MapView {
-  int64_t pictures;
+  int64_t batch;
   int64_t elements;
   int64_t channels;
-  const void* bias;    // [channels] in the map's type, or null: added before ReLU
-  const void* weight;  // [pictures, pixels] float, or double for double; or null: of each pixel's distance
+  const void* bias;    // [channels] in the map's dtype, added before ReLU; or null
+  const void* weight;  // [batch, pixels], weights of the distance; double for a double map, otherwise float; or null
 };
 
-// x = max(0, x + bias) in place. mask: a word per 32 elements, or null.
+// x = max(0, x + bias) in place. mask: one word per 32 elements, or null.
 int relu(void* x, DType type, const MapView& map, uint32_t* mask, Stream stream);
 
 // grad = mask * grad in place.
 int relu_backward(void* grad, DType type, const MapView& map, const uint32_t* mask, Stream stream);
 
-// ReLU of both in place, of target only unless it is activated. partial: [pictures, map_blocks(elements)], a block's
-// sum of weight * distance, divided by elements. mask: that of input; kept: 2 words of signs per 32 elements, or the
-// differences in the map's type, aligned as an allocation is; both or neither.
+// Applies bias and ReLU to input, and to target unless it is activated already, in place. partial:
+// [batch, map_blocks(elements)], a block's sum of weight * distance, divided by elements. mask: of input; kept: 2 words
+// of signs per 32 elements, or differences in the map's dtype, 16-byte aligned. mask and kept are both given or both
+// null.
 int relu_distance(void* input, void* target, bool target_is_activated, DType type, const MapView& map,
                   Distance distance, void* kept, uint32_t* mask, double* partial, Stream stream);
 
@@ -43,7 +45,8 @@ int relu_distance(void* input, void* target, bool target_is_activated, DType typ
 int relu_distance_backward(void* grad, DType type, const MapView& map, Distance distance, const uint32_t* mask,
                            const void* kept, double coefficient, Stream stream);
 
-// Of a map before pooling, in memory [batch, height, width, channels]; channels a multiple of 32.
+// The shape of a feature map before pooling. Memory order: [batch, height, width, channels]; channels is a multiple
+// of 32.
 struct MapShape {
   int64_t batch;
   int64_t channels;
@@ -51,12 +54,14 @@ struct MapShape {
   int64_t width;
 };
 
-// Max-pooling 2x2 of max(0, x + bias), which leaves an odd last row or column out. The first of equals wins, and so
-// does every NaN. out: [batch, height / 2, width / 2, channels]; codes: 3 words per 32 elements of out, or null.
+// 2x2 max-pooling of max(0, x + bias), which drops an odd last row or column. Of equal elements the first is the
+// maximum; NaN is always the maximum. out: [batch, height / 2, width / 2, channels]; codes: 3 words per 32 elements of
+// out, or null.
 int relu_pool(const void* x, void* out, DType type, const MapShape& shape, const void* bias, uint32_t* codes,
               Stream stream);
 
-// Its gradient, every element of it: out [batch, height, width, channels] of grad, which has the pooled shape.
+// The backward of relu_pool: writes every element of out [batch, height, width, channels] from grad, which has the
+// pooled shape.
 int relu_pool_backward(const void* grad, void* out, DType type, const MapShape& shape, const uint32_t* codes,
                        Stream stream);
 

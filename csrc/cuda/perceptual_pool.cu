@@ -1,6 +1,7 @@
-// Max-pooling of VGG's maps, through bias and ReLU, forward and backward.
+// Bias, ReLU and max-pooling of feature maps, forward and backward.
 //
-// Limit: the map is read once and a quarter of it written, or the other way round; beside it 3 bits a pooled element.
+// Memory traffic: the forward reads the map once and writes a quarter of its size; the backward does the reverse. Both
+// also access 3 bits per pooled element.
 #include <type_traits>
 
 #include "perceptual.cuh"
@@ -8,23 +9,23 @@
 namespace pix2pixhd::cuda {
 namespace {
 
-// How pooling's windows are shared out: kRow elements of one row of windows to a block, a vector to a thread. A vector
-// never crosses from one window to the next, as channels are a multiple of it; consecutive threads are on consecutive
-// channels.
+// The assignment of pooling windows to blocks: a block handles kRow elements of one row of windows, a thread one
+// vector. A vector never crosses two windows, because channels is a multiple of its size. Consecutive threads handle
+// consecutive channels.
 struct Windows {
   MapShape map;
-  int64_t rows;    // of windows in one map
+  int64_t rows;    // rows of windows per image
   int64_t length;  // elements of one row of windows: columns * channels
   int64_t blocks_per_row;
 };
 
-// One thread's vector of windows.
+// The vector of one thread.
 struct Window {
   int64_t batch;
   int64_t row;
-  int64_t at;      // in the row of windows
-  int64_t corner;  // upper left, in the map
-  int64_t column;  // times channels
+  int64_t at;      // first element, within the row of windows
+  int64_t corner;  // upper left element of the window, within the map
+  int64_t column;  // column of windows * channels
 
   template <typename T>
   static __device__ Window of(const Windows& windows, const T*) {
@@ -41,8 +42,8 @@ struct Window {
   }
 };
 
-// The maximum of four vectors, through ReLU. Returns the planes' bits: column from bit 0, row from bit 8, alive from
-// bit 16.
+// Writes ReLU of the maximum of four vectors. Returns the bits of the planes: column from bit 0, row from bit 8, passed
+// from bit 16.
 template <bool kAligned, typename T>
 __device__ inline unsigned pool_vector(const T* upper, int64_t to_right, int64_t to_lower, const T* bias, T* out) {
   constexpr int V = kVector<T>;
@@ -62,7 +63,7 @@ __device__ inline unsigned pool_vector(const T* upper, int64_t to_right, int64_t
 #pragma unroll
     for (int k = 1; k < 4; ++k) {
       const Compute<T> value = widen(corner[k].value[c]);
-      if (value > widen(best.value[c]) || value != value) {  // the first of equals stays, a NaN wins: as in PyTorch
+      if (value > widen(best.value[c]) || value != value) {  // ties keep the first, NaN is the maximum: as in PyTorch
         best.value[c] = corner[k].value[c];
         position = k;
       }
@@ -70,9 +71,9 @@ __device__ inline unsigned pool_vector(const T* upper, int64_t to_right, int64_t
     column |= (position & 1u) << c;
     row |= (position >> 1 & 1u) << c;
   }
-  const unsigned alive = relu_vector(best, static_cast<const T*>(nullptr));
+  const unsigned passed = relu_vector(best, static_cast<const T*>(nullptr));
   store_vector<kAligned>(out, best);
-  return column | row << 8 | alive << 16;
+  return column | row << 8 | passed << 16;
 }
 
 template <typename T, bool kAligned, bool kCodes>
@@ -103,7 +104,7 @@ __device__ inline void store_where(T* out, const Pack<T, V>& pack, unsigned bits
   store_vector<kAligned>(out, kept);
 }
 
-// A window's gradient: its four corners, or those of them that the map has.
+// Writes the gradient of a window's four corners, except those outside the map.
 template <bool kAligned, typename T>
 __device__ inline void spread_vector(const T* grad, const uint32_t* codes, T* out, const Windows& windows,
                                      const Window& window) {
@@ -116,22 +117,22 @@ __device__ inline void spread_vector(const T* grad, const uint32_t* codes, T* ou
   for (int c = 0; c < V; ++c) g.value[c] = narrow<T>(0.0);
   unsigned column = 0;
   unsigned row = 0;
-  unsigned alive = 0;
-  if (window.row < pooled_rows && window.at < pooled_length) {  // others had no part in pooling
+  unsigned passed = 0;
+  if (window.row < pooled_rows && window.at < pooled_length) {  // other windows are incomplete and were not pooled
     const int64_t from = (window.batch * pooled_rows + window.row) * pooled_length + window.at;
     g = load<kAligned, V>(grad + from, 0, V, false);
     column = get_bits<3>(codes, from, 0);
     row = get_bits<3>(codes, from, 1);
-    alive = get_bits<3>(codes, from, 2);
+    passed = get_bits<3>(codes, from, 2);
   }
   const bool has_right = 2 * window.column + map.channels < map.width * map.channels;
   const bool has_lower = 2 * window.row + 1 < map.height;
   T* upper = out + window.corner;
   T* lower = upper + map.width * map.channels;
-  store_where<kAligned>(upper, g, alive & ~column & ~row);
-  if (has_right) store_where<kAligned>(upper + map.channels, g, alive & column & ~row);
-  if (has_lower) store_where<kAligned>(lower, g, alive & ~column & row);
-  if (has_right && has_lower) store_where<kAligned>(lower + map.channels, g, alive & column & row);
+  store_where<kAligned>(upper, g, passed & ~column & ~row);
+  if (has_right) store_where<kAligned>(upper + map.channels, g, passed & column & ~row);
+  if (has_lower) store_where<kAligned>(lower, g, passed & ~column & row);
+  if (has_right && has_lower) store_where<kAligned>(lower + map.channels, g, passed & column & row);
 }
 
 template <typename T, bool kAligned>
@@ -148,8 +149,8 @@ int with_flag(bool flag, F&& f) {
   return flag ? f(std::true_type{}) : f(std::false_type{});
 }
 
-// Windows of `rows` by `columns`, shared out to blocks of row_elements each.
-Windows share_out(const MapShape& map, int64_t rows, int64_t columns, int row_elements) {
+// A grid of `rows` by `columns` windows, with row_elements per block.
+Windows make_windows(const MapShape& map, int64_t rows, int64_t columns, int row_elements) {
   const int64_t length = columns * map.channels;
   return {map, rows, length, (length + row_elements - 1) / row_elements};
 }
@@ -165,7 +166,7 @@ int relu_pool(const void* x, void* out, DType type, const MapShape& shape, const
       using T = decltype(t);
       constexpr bool kAligned = decltype(aligned)::value;
       const auto kernel = codes != nullptr ? relu_pool_kernel<T, kAligned, true> : relu_pool_kernel<T, kAligned, false>;
-      const Windows windows = share_out(shape, shape.height / 2, shape.width / 2, kRow<T>);
+      const Windows windows = make_windows(shape, shape.height / 2, shape.width / 2, kRow<T>);
       return launch_blocks(kernel, block_count(windows), stream, static_cast<const T*>(x), static_cast<T*>(out), codes,
                            static_cast<const T*>(bias), windows);
     });
@@ -177,8 +178,8 @@ int relu_pool_backward(const void* grad, void* out, DType type, const MapShape& 
   return with_type(type, [&](auto t) {
     return with_flag(is_aligned(grad) && is_aligned(out), [&](auto aligned) {
       using T = decltype(t);
-      // Windows that the map's edge cuts off too: their elements' gradient is zero.
-      const Windows windows = share_out(shape, (shape.height + 1) / 2, (shape.width + 1) / 2, kRow<T>);
+      // Includes the incomplete windows at the edge of the map, whose gradient is zero.
+      const Windows windows = make_windows(shape, (shape.height + 1) / 2, (shape.width + 1) / 2, kRow<T>);
       return launch_blocks(relu_pool_backward_kernel<T, decltype(aligned)::value>, block_count(windows), stream,
                            static_cast<const T*>(grad), codes, static_cast<T*>(out), windows);
     });

@@ -1,56 +1,56 @@
-// ReLU of VGG's maps, after the bias, with the distance of two maps at a tapped layer, forward and backward.
+// Bias and ReLU of feature maps, and the distance between two maps at a tapped layer, forward and backward.
 //
-// Limit: every map is read once and written once, in place; beside it 1 to 3 bits an element, or the differences.
+// Memory traffic: every map is read once and written once, in place. In addition 1 to 3 bits per element, or the
+// differences.
 #include "perceptual.cuh"
 
 namespace pix2pixhd::cuda {
 namespace {
 
-static_assert(kMapChunk % 32 == 0, "a word belongs to one block");
+static_assert(kMapChunk % 32 == 0, "a word must not cross blocks");
 
-// What one block works on: count elements from begin on, a multiple of 32, within one picture.
-struct MapPart {
+// The work of one block: `count` elements of one image from `begin` on. count is a multiple of 32.
+struct MapChunk {
   int64_t begin;
   int count;
   int channel;  // of the first element
-  bool whole;   // kMapChunk elements with 16-byte accesses
+  bool whole;   // kMapChunk elements and 16-byte aligned
 };
 
-__device__ inline MapPart find_part(const MapView& map, bool aligned) {
-  const auto per_picture = static_cast<uint64_t>((map.elements + kMapChunk - 1) / kMapChunk);
-  const int64_t picture = blockIdx.x / per_picture;
-  const int64_t within = static_cast<int64_t>(blockIdx.x % per_picture) * kMapChunk;
+__device__ inline MapChunk find_map_chunk(const MapView& map, bool aligned) {
+  const auto per_image = static_cast<uint64_t>((map.elements + kMapChunk - 1) / kMapChunk);
+  const int64_t image = blockIdx.x / per_image;
+  const int64_t within = static_cast<int64_t>(blockIdx.x % per_image) * kMapChunk;
   const int count = static_cast<int>(map.elements - within < kMapChunk ? map.elements - within : kMapChunk);
-  return {picture * map.elements + within, count, static_cast<int>(within % map.channels),
-          aligned && count == kMapChunk};
+  return {image * map.elements + within, count, static_cast<int>(within % map.channels), aligned && count == kMapChunk};
 }
 
-// The bias of the channels of this part's element `at` and of the next ones, or null.
+// Pointer to the bias of the channel of this chunk's element `at`, or null.
 template <typename T>
-__device__ inline const T* bias_at(const MapView& map, const MapPart& part, int at) {
+__device__ inline const T* bias_at(const MapView& map, const MapChunk& chunk, int at) {
   if (map.bias == nullptr) return nullptr;
-  return static_cast<const T*>(map.bias) + (part.channel + at) % static_cast<unsigned>(map.channels);
+  return static_cast<const T*>(map.bias) + (chunk.channel + at) % static_cast<unsigned>(map.channels);
 }
 
-// The weight of the pixel that this part's element `at` belongs to.
+// The weight of the pixel of this chunk's element `at`.
 template <typename C>
-__device__ inline C weight_at(const MapView& map, const MapPart& part, int at) {
-  return static_cast<const C*>(map.weight)[(part.begin + at) / map.channels];
+__device__ inline C weight_at(const MapView& map, const MapChunk& chunk, int at) {
+  return static_cast<const C*>(map.weight)[(chunk.begin + at) / map.channels];
 }
 
 template <bool kWhole, bool kMask, typename T>
-__device__ inline void relu_part(T* x, uint32_t* mask, const MapView& map, const MapPart& part, bool aligned) {
+__device__ inline void relu_chunk(T* x, uint32_t* mask, const MapView& map, const MapChunk& chunk, bool aligned) {
   constexpr int V = kVector<T>;
   constexpr int kRows = kMapChunk / kRow<T>;
   const int first = static_cast<int>(threadIdx.x) * V;
-  const int count = part.count;
+  const int count = chunk.count;
   Pack<T, V> pack[kRows];
 #pragma unroll
   for (int u = 0; u < kRows; ++u) pack[u] = load<kWhole, V>(x, first + u * kRow<T>, count, aligned);
 #pragma unroll
   for (int u = 0; u < kRows; ++u) {
     const int at = first + u * kRow<T>;
-    const unsigned bits = relu_vector(pack[u], bias_at<T>(map, part, at));
+    const unsigned bits = relu_vector(pack[u], bias_at<T>(map, chunk, at));
     store<kWhole, V>(x, at, count, aligned, pack[u]);
     if constexpr (kMask) {
       const unsigned bytes = gather_bits<V>(bits);
@@ -61,17 +61,17 @@ __device__ inline void relu_part(T* x, uint32_t* mask, const MapView& map, const
 
 template <typename T, bool kMask>
 __global__ void __launch_bounds__(kThreads) relu_kernel(T* x, uint32_t* mask, MapView map, bool aligned) {
-  const MapPart part = find_part(map, aligned);
-  uint32_t* words = kMask ? mask + part.begin / 32 : nullptr;
-  if (part.whole) {
-    relu_part<true, kMask>(x + part.begin, words, map, part, true);
+  const MapChunk chunk = find_map_chunk(map, aligned);
+  uint32_t* words = kMask ? mask + chunk.begin / 32 : nullptr;
+  if (chunk.whole) {
+    relu_chunk<true, kMask>(x + chunk.begin, words, map, chunk, true);
   } else {
-    relu_part<false, kMask>(x + part.begin, words, map, part, aligned);
+    relu_chunk<false, kMask>(x + chunk.begin, words, map, chunk, aligned);
   }
 }
 
-// What the distance reads and leaves. kept: sign words, or differences of the map's type; null like mask where nobody
-// wants a gradient.
+// Pointers of the distance kernel. kept: sign words, or differences in the map's dtype. kept and mask are null when no
+// gradient is required.
 template <typename T>
 struct Sides {
   T* __restrict__ x;
@@ -95,13 +95,14 @@ __device__ inline Sides<T> move_to(const Sides<T>& sides, int64_t begin) {
   return moved;
 }
 
-// ReLU of both sides; returns this thread's part of the sum.
+// Applies bias and ReLU to both sides. Returns this thread's contribution to the sum of weight * distance.
 template <Distance kDistance, bool kWhole, bool kKeep, typename T>
-__device__ inline double distance_part(const Sides<T>& sides, const MapView& map, const MapPart& part, bool aligned) {
+__device__ inline double distance_chunk(const Sides<T>& sides, const MapView& map, const MapChunk& chunk,
+                                        bool aligned) {
   constexpr int V = kVector<T>;
   constexpr int kRows = kMapChunk / kRow<T>;
   const int first = static_cast<int>(threadIdx.x) * V;
-  const int count = part.count;
+  const int count = chunk.count;
   Pack<T, V> a[kRows];
   Pack<T, V> b[kRows];
 #pragma unroll
@@ -113,15 +114,15 @@ __device__ inline double distance_part(const Sides<T>& sides, const MapView& map
 #pragma unroll
   for (int u = 0; u < kRows; ++u) {
     const int at = first + u * kRow<T>;
-    const T* bias = bias_at<T>(map, part, at);
+    const T* bias = bias_at<T>(map, chunk, at);
     unsigned bits = relu_vector(a[u], bias);
     store<kWhole, V>(sides.x, at, count, aligned, a[u]);
     if (!sides.target_is_activated) {
       relu_vector(b[u], bias);
       store<kWhole, V>(sides.y, at, count, aligned, b[u]);
     }
-    if (!kWhole && at >= count) a[u] = b[u];  // padding: no distance, no signs
-    Compute<T> terms = 0;                     // one vector's before double
+    if (!kWhole && at >= count) a[u] = b[u];  // padding: contributes no distance and no signs
+    Compute<T> terms = 0;                     // of one vector, added before the conversion to double
     Pack<T, V> differences;
 #pragma unroll
     for (int c = 0; c < V; ++c) {
@@ -135,7 +136,7 @@ __device__ inline double distance_part(const Sides<T>& sides, const MapView& map
       }
     }
     if (kWhole || at < count) {
-      const double weight = map.weight != nullptr ? weight_at<Compute<T>>(map, part, at) : Compute<T>(1);
+      const double weight = map.weight != nullptr ? weight_at<Compute<T>>(map, chunk, at) : Compute<T>(1);
       sum += weight * static_cast<double>(terms);
     }
     if constexpr (kKeep) {
@@ -157,15 +158,15 @@ __device__ inline double distance_part(const Sides<T>& sides, const MapView& map
 template <typename T, Distance kDistance, bool kKeep>
 __global__ void __launch_bounds__(kThreads)
     relu_distance_kernel(Sides<T> sides, double* __restrict__ partial, MapView map, bool aligned) {
-  const MapPart part = find_part(map, aligned);
-  const Sides<T> here = move_to<kDistance, kKeep>(sides, part.begin);
-  const double sum = part.whole ? distance_part<kDistance, true, kKeep>(here, map, part, true)
-                                : distance_part<kDistance, false, kKeep>(here, map, part, aligned);
+  const MapChunk chunk = find_map_chunk(map, aligned);
+  const Sides<T> here = move_to<kDistance, kKeep>(sides, chunk.begin);
+  const double sum = chunk.whole ? distance_chunk<kDistance, true, kKeep>(here, map, chunk, true)
+                                 : distance_chunk<kDistance, false, kKeep>(here, map, chunk, aligned);
   const double total = block_sum(sum);
   if (threadIdx.x == 0) partial[blockIdx.x] = total / static_cast<double>(map.elements);
 }
 
-// What the backward adds before the mask: nothing, or the derivative of a distance.
+// The term that the backward adds before it applies the mask: none, or the derivative of a distance.
 enum class Term { kNone, kSigns, kDifferences };
 
 template <typename T, Term kTerm>
@@ -177,17 +178,17 @@ struct BackwardArgs {
 };
 
 template <Term kTerm, bool kWhole, typename T>
-__device__ inline void relu_backward_part(const BackwardArgs<T, kTerm>& args, const MapView& map, const MapPart& part,
-                                          bool aligned) {
+__device__ inline void relu_backward_chunk(const BackwardArgs<T, kTerm>& args, const MapView& map,
+                                           const MapChunk& chunk, bool aligned) {
   constexpr int V = kVector<T>;
   constexpr int kRows = kMapChunk / kRow<T>;
   const int first = static_cast<int>(threadIdx.x) * V;
-  const int count = part.count;
-  T* grad = args.grad + part.begin;
-  const uint32_t* mask = args.mask + part.begin / 32;
+  const int count = chunk.count;
+  T* grad = args.grad + chunk.begin;
+  const uint32_t* mask = args.mask + chunk.begin / 32;
   Pack<T, V> pack[kRows];
   Pack<T, V> difference[kTerm == Term::kDifferences ? kRows : 1];
-  unsigned alive[kRows] = {};
+  unsigned passed[kRows] = {};
   unsigned positive[kRows] = {};
   unsigned negative[kRows] = {};
 #pragma unroll
@@ -195,12 +196,12 @@ __device__ inline void relu_backward_part(const BackwardArgs<T, kTerm>& args, co
     const int at = first + u * kRow<T>;
     pack[u] = load<kWhole, V>(grad, at, count, aligned);
     if constexpr (kTerm == Term::kDifferences) {
-      difference[u] = load<kWhole, V>(static_cast<const T*>(args.kept) + part.begin, at, count, aligned);
+      difference[u] = load<kWhole, V>(static_cast<const T*>(args.kept) + chunk.begin, at, count, aligned);
     }
     if (!kWhole && at >= count) continue;
-    alive[u] = get_bits<1>(mask, at, 0);
+    passed[u] = get_bits<1>(mask, at, 0);
     if constexpr (kTerm == Term::kSigns) {
-      const uint32_t* signs = static_cast<const uint32_t*>(args.kept) + part.begin / 16;
+      const uint32_t* signs = static_cast<const uint32_t*>(args.kept) + chunk.begin / 16;
       positive[u] = get_bits<2>(signs, at, 0);
       negative[u] = get_bits<2>(signs, at, 1);
     }
@@ -210,7 +211,7 @@ __device__ inline void relu_backward_part(const BackwardArgs<T, kTerm>& args, co
     const int at = first + u * kRow<T>;
     Compute<T> coefficient = args.coefficient;
     if constexpr (kTerm != Term::kNone) {
-      if (map.weight != nullptr && (kWhole || at < count)) coefficient *= weight_at<Compute<T>>(map, part, at);
+      if (map.weight != nullptr && (kWhole || at < count)) coefficient *= weight_at<Compute<T>>(map, chunk, at);
     }
 #pragma unroll
     for (int c = 0; c < V; ++c) {
@@ -223,7 +224,7 @@ __device__ inline void relu_backward_part(const BackwardArgs<T, kTerm>& args, co
       } else if constexpr (kTerm == Term::kDifferences) {
         value = narrow<T>(widen(value) + coefficient * widen(difference[u].value[c]));
       }
-      pack[u].value[c] = alive[u] >> c & 1u ? value : narrow<T>(0.0);
+      pack[u].value[c] = passed[u] >> c & 1u ? value : narrow<T>(0.0);
     }
     store<kWhole, V>(grad, at, count, aligned, pack[u]);
   }
@@ -232,15 +233,15 @@ __device__ inline void relu_backward_part(const BackwardArgs<T, kTerm>& args, co
 template <typename T, Term kTerm>
 __global__ void __launch_bounds__(kThreads)
     relu_backward_kernel(BackwardArgs<T, kTerm> args, MapView map, bool aligned) {
-  const MapPart part = find_part(map, aligned);
-  if (part.whole) {
-    relu_backward_part<kTerm, true>(args, map, part, true);
+  const MapChunk chunk = find_map_chunk(map, aligned);
+  if (chunk.whole) {
+    relu_backward_chunk<kTerm, true>(args, map, chunk, true);
   } else {
-    relu_backward_part<kTerm, false>(args, map, part, aligned);
+    relu_backward_chunk<kTerm, false>(args, map, chunk, aligned);
   }
 }
 
-int64_t block_count(const MapView& map) { return map.pictures * map_blocks(map.elements); }
+int64_t block_count(const MapView& map) { return map.batch * map_blocks(map.elements); }
 
 template <typename T, Term kTerm>
 int launch_backward(T* grad, const MapView& map, const uint32_t* mask, const void* kept, double coefficient,

@@ -1,4 +1,4 @@
-// The operators' schemas and their CPU side: allocation, the split over threads, the ordered sums.
+// Schemas and CPU side of the multi-tensor operators: allocation, the split into chunks, sums in a fixed order.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -13,7 +13,7 @@
 namespace pix2pixhd {
 namespace {
 
-// A chunk of one tensor. Chunks of all tensors form one list, which the threads share.
+// A chunk of one tensor. The chunks of all tensors form one list, which is processed in parallel.
 struct Chunk {
   int32_t tensor;
   int64_t begin;
@@ -30,10 +30,11 @@ std::vector<Chunk> split(const std::vector<int64_t>& numels) {
   return chunks;
 }
 
-// Up to here one thread is done sooner than a second one wakes: predictions of a discriminator, for example.
+// Up to this size one thread is faster than waking a second one. Discriminator predictions, for example, are smaller.
 constexpr int64_t kSerialElements = int64_t{1} << 17;
 
-// Gradients larger than this leave the caches before anyone reads them, whatever the last level's size.
+// Gradients larger than this are evicted from every cache before they are read, so they are written with streaming
+// stores.
 constexpr int64_t kCacheBytes = int64_t{16} << 20;
 
 template <typename F>
@@ -60,10 +61,10 @@ double weighted_means(const std::vector<Chunk>& chunks, const std::vector<double
   return total;
 }
 
-// The loss is float32, or float64 when any tensor is.
-Tensor scalar_loss(double value, bool wide, Device device) {
-  Tensor loss = empty_scalar(scalar_type_of(wide ? DType::kFloat64 : DType::kFloat32), device);
-  if (wide) {
+// The loss is float64 if any tensor is float64, otherwise float32.
+Tensor scalar_loss(double value, bool use_float64, Device device) {
+  Tensor loss = empty_scalar(scalar_type_of(use_float64 ? DType::kFloat64 : DType::kFloat32), device);
+  if (use_float64) {
     *static_cast<double*>(loss.mutable_data_ptr()) = value;
   } else {
     *static_cast<float*>(loss.mutable_data_ptr()) = static_cast<float>(value);
@@ -79,8 +80,8 @@ double upstream(const Tensor& grad) {
                    *static_cast<const float*>(torch::stable::to(grad, ScalarType::Float).const_data_ptr()));
 }
 
-// wanted: the pairs whose signs are packed, because a gradient is required of one of the two.
-// Without `signs_out` the tensor that takes them is allocated.
+// wanted: indices of the pairs whose signs are packed, those in which a tensor requires a gradient.
+// signs_out: the tensor for the signs; null to allocate one.
 std::tuple<Tensor, Tensor> l1_forward(const std::vector<Tensor>& input, const std::vector<Tensor>& target,
                                       const std::vector<double>& weight, const std::vector<int64_t>& wanted,
                                       const Tensor* signs_out) {
@@ -89,12 +90,12 @@ std::tuple<Tensor, Tensor> l1_forward(const std::vector<Tensor>& input, const st
   std::vector<int64_t> numels;
   std::vector<const char*> inputs;
   std::vector<const char*> targets;
-  bool wide = false;
+  bool use_float64 = false;
   for (const DensePair& pair : pairs) {
     numels.push_back(pair.numel);
     inputs.push_back(static_cast<const char*>(pair.input.const_data_ptr()));
     targets.push_back(static_cast<const char*>(pair.target.const_data_ptr()));
-    wide = wide || pair.input_type == DType::kFloat64 || pair.target_type == DType::kFloat64;
+    use_float64 = use_float64 || pair.input_type == DType::kFloat64 || pair.target_type == DType::kFloat64;
   }
   const SignOffsets offsets = sign_offsets(numels, wanted);
   if (signs_out != nullptr) check_signs(*signs_out, offsets.words, device);
@@ -113,11 +114,11 @@ std::tuple<Tensor, Tensor> l1_forward(const std::vector<Tensor>& input, const st
     partial[i] = kernels.l1_forward(inputs[chunk.tensor] + chunk.begin * element_size(pair.input_type), pair.input_type,
                                     targets[chunk.tensor] + chunk.begin * element_size(pair.target_type),
                                     pair.target_type, chunk.size, own_signs);
-    if (own_signs != nullptr && chunk.begin + chunk.size == pair.numel) {  // the padding of the last tile
+    if (own_signs != nullptr && chunk.begin + chunk.size == pair.numel) {  // padding of the last tile
       std::fill(own_signs + (chunk.size + 31) / 32 * 2, words + first_word + sign_words(pair.numel), 0u);
     }
   });
-  return {scalar_loss(weighted_means(chunks, partial, numels, weight), wide, device), signs};
+  return {scalar_loss(weighted_means(chunks, partial, numels, weight), use_float64, device), signs};
 }
 
 std::tuple<Tensor, Tensor> multi_l1(std::vector<Tensor> input, std::vector<Tensor> target, std::vector<double> weight,
@@ -173,11 +174,11 @@ Tensor multi_pointwise(std::vector<Tensor> input, std::vector<double> constant, 
   const std::vector<Tensor> dense = dense_list(input, constant, weight);
   std::vector<int64_t> numels;
   std::vector<DType> types;
-  bool wide = false;
+  bool use_float64 = false;
   for (const Tensor& tensor : dense) {
     numels.push_back(tensor.numel());
     types.push_back(dtype_of(tensor, "input", numels.size() - 1));
-    wide = wide || types.back() == DType::kFloat64;
+    use_float64 = use_float64 || types.back() == DType::kFloat64;
   }
   const std::vector<Chunk> chunks = split(numels);
   std::vector<double> partial(chunks.size());
@@ -188,7 +189,7 @@ Tensor multi_pointwise(std::vector<Tensor> input, std::vector<double> constant, 
     const auto* data = static_cast<const char*>(dense[k].const_data_ptr()) + chunk.begin * element_size(types[k]);
     partial[i] = kernels.pointwise_forward(data, types[k], chunk.size, loss_kind, constant[k]);
   });
-  return scalar_loss(weighted_means(chunks, partial, numels, weight), wide, Device(input[0]));
+  return scalar_loss(weighted_means(chunks, partial, numels, weight), use_float64, Device(input[0]));
 }
 
 std::vector<Tensor> pointwise_backward(const Tensor& grad, const std::vector<Tensor>& input,
@@ -232,7 +233,8 @@ std::string cpu_instruction_sets() {
 }
 
 void select_cpu_instruction_set(std::string name) {
-  STD_TORCH_CHECK(cpu::select_kernels(name.c_str()), "pix2pixhd: this processor runs ",
+  STD_TORCH_CHECK(cpu::select_kernels(name.c_str()),
+                  "pix2pixhd: the instruction set must be one that this processor supports: ",
                   cpu::supported_instruction_sets(), " (or auto), got '", name, "'");
 }
 
@@ -244,7 +246,7 @@ STABLE_TORCH_LIBRARY(pix2pixhd, m) {
   m.def(
       "multi_l1_backward(Tensor grad, Tensor signs, float[] weight, SymInt[] sizes, SymInt[] strides, int[] ndims, "
       "int[] dtypes, int[] wanted) -> Tensor[]");
-  // The `_out` operators write into tensors that Python allocated: pix2pixhd/ops/recycling.py says why.
+  // The `_out` operators write into tensors allocated in Python; pix2pixhd/ops/recycling.py explains why.
   m.def("multi_l1_out(Tensor[] input, Tensor[] target, float[] weight, int[] wanted, Tensor(a!) signs) -> Tensor");
   m.def(
       "multi_l1_backward_out(Tensor grad, Tensor signs, float[] weight, SymInt[] sizes, SymInt[] strides, int[] ndims, "

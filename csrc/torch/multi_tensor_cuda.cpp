@@ -1,4 +1,5 @@
-// The operators' CUDA side: allocation, the launch plan, the current stream. The schemas stand in torch/multi_tensor_cpu.cpp.
+// CUDA side of the multi-tensor operators: allocation, the launch plan, launches on the current stream. The schemas are
+// in torch/multi_tensor_cpu.cpp.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -19,7 +20,7 @@ cuda::DeviceScalar device_scalar(const Tensor& tensor) {
   return {tensor.mutable_data_ptr(), dtype_of(tensor, "grad", 0) == DType::kFloat64};
 }
 
-// A scalar that the kernels read where it is: on the device, float32 or float64.
+// The upstream gradient on the device, as float32 or float64. The kernels read it there: no copy to the host.
 Tensor upstream(const Tensor& grad, Device device) {
   STD_TORCH_CHECK(grad.numel() == 1, "pix2pixhd: grad must have one element, got ", grad.numel());
   const Device own(grad);
@@ -29,19 +30,19 @@ Tensor upstream(const Tensor& grad, Device device) {
   return type == DType::kFloat32 || type == DType::kFloat64 ? grad : torch::stable::to(grad, ScalarType::Float);
 }
 
-// sum_k weight_k / numel_k * (sum over tensor k): the blocks' partial sums, then one ordered sum of them.
+// sum_k weight_k / numel_k * (sum over tensor k): first the blocks' partial sums, then their sum in a fixed order.
 template <typename LaunchOne>
-Tensor weighted_means(const cuda::Plan& plan, double initial, bool wide, Device device, LaunchOne&& launch_one) {
+Tensor weighted_means(const cuda::Plan& plan, double initial, bool use_float64, Device device, LaunchOne&& launch_one) {
   const cuda::Stream stream = current_stream(device);
   Tensor partial = empty_1d(plan.partials, scalar_type_of(DType::kFloat64), device);
-  Tensor loss = empty_scalar(scalar_type_of(wide ? DType::kFloat64 : DType::kFloat32), device);
+  Tensor loss = empty_scalar(scalar_type_of(use_float64 ? DType::kFloat64 : DType::kFloat32), device);
   auto* sums = static_cast<double*>(partial.mutable_data_ptr());
   for (const cuda::Launch& launch : plan.launches) check_launch(launch_one(launch, sums, stream));
   check_launch(cuda::finish_sum(sums, plan.partials, initial, device_scalar(loss), stream));
   return loss;
 }
 
-// An empty tensor's mean is 0/0 = NaN, as in PyTorch, whatever its weight.
+// The mean of an empty tensor is 0/0 = NaN, as in PyTorch, for every weight.
 double mean_of_empty(const std::vector<int64_t>& numels) {
   for (const int64_t numel : numels) {
     if (numel == 0) return std::numeric_limits<double>::quiet_NaN();
@@ -49,7 +50,7 @@ double mean_of_empty(const std::vector<int64_t>& numels) {
   return 0.0;
 }
 
-// Without `signs_out` the tensor that takes them is allocated.
+// signs_out: the tensor for the signs; null to allocate one.
 std::tuple<Tensor, Tensor> l1_forward(const std::vector<Tensor>& input, const std::vector<Tensor>& target,
                                       const std::vector<double>& weight, const std::vector<int64_t>& wanted,
                                       const Tensor* signs_out) {
@@ -57,10 +58,10 @@ std::tuple<Tensor, Tensor> l1_forward(const std::vector<Tensor>& input, const st
   const Device device(input[0]);
   const DeviceGuard guard(device.index);
   std::vector<int64_t> numels;
-  bool wide = false;
+  bool use_float64 = false;
   for (const DensePair& pair : pairs) {
     numels.push_back(pair.numel);
-    wide = wide || pair.input_type == DType::kFloat64 || pair.target_type == DType::kFloat64;
+    use_float64 = use_float64 || pair.input_type == DType::kFloat64 || pair.target_type == DType::kFloat64;
   }
   const SignOffsets offsets = sign_offsets(numels, wanted);
   if (signs_out != nullptr) check_signs(*signs_out, offsets.words, device);
@@ -76,7 +77,7 @@ std::tuple<Tensor, Tensor> l1_forward(const std::vector<Tensor>& input, const st
         {{{x, y}, words, numels[k], weight[k] / static_cast<double>(numels[k]), 0.0, is_aligned(x) && is_aligned(y)},
          {pairs[k].input_type, pairs[k].target_type}});
   }
-  Tensor loss = weighted_means(cuda::make_plan(entries), mean_of_empty(numels), wide, device, cuda::l1_forward);
+  Tensor loss = weighted_means(cuda::make_plan(entries), mean_of_empty(numels), use_float64, device, cuda::l1_forward);
   return {loss, signs};
 }
 
@@ -146,13 +147,14 @@ Tensor multi_pointwise(std::vector<Tensor> input, std::vector<double> constant, 
   const Device device(input[0]);
   const DeviceGuard guard(device.index);
   std::vector<int64_t> numels;
-  bool wide = false;
+  bool use_float64 = false;
   for (const Tensor& tensor : dense) {
     numels.push_back(tensor.numel());
-    wide = wide || tensor.scalar_type() == ScalarType::Double;
+    use_float64 = use_float64 || tensor.scalar_type() == ScalarType::Double;
   }
   return weighted_means(cuda::make_plan(pointwise_entries(dense, nullptr, constant, weight)), mean_of_empty(numels),
-                        wide, device, [loss_kind](const cuda::Launch& launch, double* partial, cuda::Stream stream) {
+                        use_float64, device,
+                        [loss_kind](const cuda::Launch& launch, double* partial, cuda::Stream stream) {
                           return cuda::pointwise_forward(launch, loss_kind, partial, stream);
                         });
 }

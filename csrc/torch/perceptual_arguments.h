@@ -1,4 +1,4 @@
-// What the CPU and the CUDA side of the perceptual loss's operators check alike.
+// Arguments of the perceptual loss's operators: the checks and the buffers that the CPU and the CUDA side share.
 #pragma once
 
 #include <cstdint>
@@ -11,13 +11,19 @@ namespace pix2pixhd {
 
 constexpr int32_t kInt = static_cast<int32_t>(ScalarType::Int);
 
+using OptionalTensor = std::optional<Tensor>;
+
+// The data pointer, or null for an empty tensor.
 inline uint32_t* words_of(const Tensor& tensor) {
   return tensor.numel() > 0 ? static_cast<uint32_t*>(tensor.mutable_data_ptr()) : nullptr;
 }
 
-using OptionalTensor = std::optional<Tensor>;
+// The data pointer, or null for None.
+inline const void* data_of(const OptionalTensor& tensor) {
+  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
+}
 
-// A call with tensors on two devices is dispatched to one of them.
+// The dispatcher chooses one device even when the tensors are on several.
 inline void check_same_device(const Tensor& tensor, const char* name, const Tensor& other, const char* other_name) {
   const Device a(tensor);
   const Device b(other);
@@ -32,14 +38,22 @@ inline void check_words(const Tensor& words, int64_t expected, const char* name,
   check_same_device(words, name, grad, "grad");
 }
 
-// [N, C, H, W], channels last.
-struct Picture {
+inline void check_contiguous(const Tensor& tensor, const char* name, int64_t numel, DType type, const Tensor& map) {
+  constexpr const char* kNames[] = {"float32", "float64", "float16", "bfloat16"};
+  STD_TORCH_CHECK(tensor.is_contiguous() && tensor.numel() == numel && dtype_of(tensor, name, 0) == type,
+                  "pix2pixhd: ", name, " must be a contiguous ", kNames[static_cast<int32_t>(type)], " tensor of ",
+                  numel, " elements, got shape ", Shape(tensor).str());
+  check_same_device(tensor, name, map, "the feature map");
+}
+
+// A feature map [N, C, H, W] in channels-last memory format. C is a multiple of 32.
+struct FeatureMap {
   int64_t batch;
   int64_t channels;
   int64_t height;
   int64_t width;
 
-  explicit Picture(const Tensor& tensor, const char* name) {
+  explicit FeatureMap(const Tensor& tensor, const char* name) {
     const Shape shape(tensor);
     STD_TORCH_CHECK(shape.ndim == 4 && shape.sizes[1] % 32 == 0, "pix2pixhd: ", name,
                     " must be [N, C, H, W] with C a multiple of 32, got ", shape.str());
@@ -51,14 +65,16 @@ struct Picture {
     STD_TORCH_CHECK(shape.same_layout(Shape(shape.sizes, strides.data(), 4)), "pix2pixhd: ", name,
                     " must be in channels_last memory format");
   }
-  Picture(int64_t n, int64_t c, int64_t h, int64_t w) : batch(n), channels(c), height(h), width(w) {}
-  int64_t pixels() const { return height * width; }
-  int64_t elements() const { return pixels() * channels; }  // of one of the batch
-  int64_t numel() const { return batch * elements(); }
+  FeatureMap(int64_t n, int64_t c, int64_t h, int64_t w) : batch(n), channels(c), height(h), width(w) {}
+
+  int64_t pixels() const { return height * width; }         // per image
+  int64_t elements() const { return pixels() * channels; }  // per image
+  int64_t numel() const { return batch * elements(); }      // of the whole batch
   int64_t mask_words() const { return numel() / 32; }
-  Picture pooled() const { return {batch, channels, height / 2, width / 2}; }
-  // The picture before pooling to this one.
-  Picture unpooled(int64_t full_height, int64_t full_width) const {
+  int64_t code_words() const { return 3 * mask_words(); }  // of the pooled map
+  FeatureMap pooled() const { return {batch, channels, height / 2, width / 2}; }
+  // The map whose pooling gives this one. Height and width are arguments because pooling drops an odd row or column.
+  FeatureMap unpooled(int64_t full_height, int64_t full_width) const {
     STD_TORCH_CHECK(full_height / 2 == height && full_width / 2 == width,
                     "pix2pixhd: height and width must be those before pooling to ", height, "x", width, ", got ",
                     full_height, "x", full_width);
@@ -73,53 +89,95 @@ struct Picture {
   }
 };
 
-// Returns the type of both.
-inline DType check_pair(const Tensor& input, const Tensor& target) {
-  check_same_device(target, "target", input, "input");
-  const Shape x(input);
-  const Shape y(target);
-  const DType type = dtype_of(input, "input", 0);
-  STD_TORCH_CHECK(x.same_sizes(y) && x.same_layout(y) && type == dtype_of(target, "target", 0),
-                  "pix2pixhd: input and target must have the same shape, strides and type, got ", x.str(), " and ",
-                  y.str());
-  return type;
-}
+// The dtype of the arithmetic on a map.
+inline DType compute_type(DType type) { return type == DType::kFloat64 ? type : DType::kFloat32; }
 
-// The numbers, or null where there are none.
-inline const void* data_of(const OptionalTensor& tensor) {
-  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
-}
+// The checked arguments of one operator call. Each static function checks the arguments of the operator that it is
+// named after.
+struct PerceptualArguments {
+  FeatureMap map;  // of the tensor that the operator reads or overwrites
+  DType type;
+  Device device;
+  const void* bias = nullptr;    // [C] in the map's dtype, or null
+  const void* weight = nullptr;  // [N, H, W], float64 for a float64 map, otherwise float32; or null
+  Distance distance = Distance::kAbsolute;
 
-inline void check_contiguous(const Tensor& tensor, const char* name, int64_t numel, DType type, const Tensor& map) {
-  constexpr const char* kNames[] = {"float32", "float64", "float16", "bfloat16"};
-  STD_TORCH_CHECK(tensor.is_contiguous() && tensor.numel() == numel && dtype_of(tensor, name, 0) == type,
-                  "pix2pixhd: ", name, " must be contiguous, of ", numel, " numbers and ",
-                  kNames[static_cast<int32_t>(type)], ", got ", Shape(tensor).str());
-  check_same_device(tensor, name, map, "the map");
-}
+  static PerceptualArguments relu(const Tensor& x, const OptionalTensor& bias) {
+    PerceptualArguments arguments(x, "x");
+    arguments.set_bias(bias, x);
+    return arguments;
+  }
 
-// One number per channel, in the map's type.
-inline void check_bias(const OptionalTensor& bias, const Picture& picture, DType type, const Tensor& map) {
-  if (bias.has_value()) check_contiguous(*bias, "bias", picture.channels, type, map);
-}
+  static PerceptualArguments relu_backward(const Tensor& grad, const Tensor& mask) {
+    PerceptualArguments arguments(grad, "grad");
+    check_words(mask, arguments.map.mask_words(), "mask", grad);
+    return arguments;
+  }
 
-// One number per pixel, in the type of the arithmetic.
-inline void check_weight(const OptionalTensor& weight, const Picture& picture, DType type, const Tensor& map) {
-  const DType wide = type == DType::kFloat64 ? type : DType::kFloat32;
-  if (weight.has_value()) check_contiguous(*weight, "weight", picture.batch * picture.pixels(), wide, map);
-}
+  static PerceptualArguments relu_distance(const Tensor& input, const Tensor& target, const OptionalTensor& bias,
+                                           const OptionalTensor& weight, bool squared) {
+    check_same_device(target, "target", input, "input");
+    const Shape x(input);
+    const Shape y(target);
+    STD_TORCH_CHECK(x.same_sizes(y) && x.same_layout(y) && dtype_of(input, "input", 0) == dtype_of(target, "target", 0),
+                    "pix2pixhd: input and target must have the same shape, strides and dtype, got ", x.str(), " and ",
+                    y.str());
+    PerceptualArguments arguments(input, "input");
+    arguments.set_bias(bias, input);
+    arguments.set_distance(squared, weight, input);
+    return arguments;
+  }
 
-// What the distance keeps for its backward: 2 bits an element, or the differences.
-inline Tensor empty_kept(const Picture& picture, Distance distance, bool pack, DType type, Device device) {
-  if (distance == Distance::kAbsolute) return empty_1d(pack ? 2 * picture.mask_words() : 0, kInt, device);
-  return empty_1d(pack ? picture.numel() : 0, scalar_type_of(type), device);
-}
+  static PerceptualArguments relu_distance_backward(const Tensor& grad, const Tensor& mask, const Tensor& kept,
+                                                    const OptionalTensor& weight, bool squared) {
+    PerceptualArguments arguments = relu_backward(grad, mask);
+    arguments.set_distance(squared, weight, grad);
+    arguments.check_kept(kept, grad);
+    return arguments;
+  }
 
-inline void check_kept(const Tensor& kept, const Picture& picture, Distance distance, DType type, const Tensor& grad) {
-  if (distance == Distance::kAbsolute) return check_words(kept, 2 * picture.mask_words(), "kept", grad);
-  STD_TORCH_CHECK(kept.is_contiguous() && kept.numel() == picture.numel() && dtype_of(kept, "kept", 0) == type,
-                  "pix2pixhd: kept must be the differences that the forward returned");
-  check_same_device(kept, "kept", grad, "grad");
-}
+  static PerceptualArguments relu_pool(const Tensor& x, const OptionalTensor& bias) { return relu(x, bias); }
+
+  static PerceptualArguments relu_pool_backward(const Tensor& grad, const Tensor& codes) {
+    PerceptualArguments arguments(grad, "grad");
+    check_words(codes, arguments.map.code_words(), "codes", grad);
+    return arguments;
+  }
+
+  // Tensors that the forward saves for backward. They are empty without `pack`, when no gradient is required.
+  // The elements that ReLU passes: 1 bit per element.
+  Tensor empty_mask(bool pack) const { return empty_1d(pack ? map.mask_words() : 0, kInt, device); }
+  // The signs of the differences, 2 bits per element, or the differences themselves.
+  Tensor empty_kept(bool pack) const {
+    if (distance == Distance::kAbsolute) return empty_1d(pack ? 2 * map.mask_words() : 0, kInt, device);
+    return empty_1d(pack ? map.numel() : 0, scalar_type_of(type), device);
+  }
+  // The position of each maximum, and whether ReLU passes it: 3 bits per pooled element.
+  Tensor empty_codes(bool pack) const { return empty_1d(pack ? map.pooled().code_words() : 0, kInt, device); }
+
+ private:
+  PerceptualArguments(const Tensor& tensor, const char* name)
+      : map(tensor, name), type(dtype_of(tensor, name, 0)), device(tensor) {}
+
+  void set_bias(const OptionalTensor& tensor, const Tensor& data) {
+    if (tensor.has_value()) check_contiguous(*tensor, "bias", map.channels, type, data);
+    bias = data_of(tensor);
+  }
+
+  void set_distance(bool squared, const OptionalTensor& weight_tensor, const Tensor& data) {
+    distance = squared ? Distance::kSquared : Distance::kAbsolute;
+    if (weight_tensor.has_value()) {
+      check_contiguous(*weight_tensor, "weight", map.batch * map.pixels(), compute_type(type), data);
+    }
+    weight = data_of(weight_tensor);
+  }
+
+  void check_kept(const Tensor& kept, const Tensor& grad) const {
+    if (distance == Distance::kAbsolute) return check_words(kept, 2 * map.mask_words(), "kept", grad);
+    STD_TORCH_CHECK(kept.is_contiguous() && kept.numel() == map.numel() && dtype_of(kept, "kept", 0) == type,
+                    "pix2pixhd: kept must be the differences that the forward returned");
+    check_same_device(kept, "kept", grad, "grad");
+  }
+};
 
 }  // namespace pix2pixhd

@@ -1,4 +1,5 @@
-// The CPU side of the perceptual loss's operators: the elementwise parts of VGG, in place where there is a place.
+// CPU side of the perceptual loss's operators: the elementwise stages between the convolutions, in place where
+// possible.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -8,29 +9,29 @@
 #include <vector>
 
 #include "../cpu/kernels.h"
-#include "stable_tensor.h"
 #include "perceptual_arguments.h"
+#include "stable_tensor.h"
 
 namespace pix2pixhd {
 namespace {
 
-int64_t chunks_of(const Picture& map) { return (map.elements() + cpu::kChunk - 1) / cpu::kChunk; }
+int64_t chunks_of(const FeatureMap& map) { return (map.elements() + cpu::kChunk - 1) / cpu::kChunk; }
 
-// Calls f(first element, chunk, number of the chunk) for the chunks of all pictures, shared between threads.
+// Calls f(first element, chunk, index of the chunk) for the chunks of all images, in parallel.
 template <typename F>
-void for_each_chunk(const Picture& map, DType type, const OptionalTensor& bias, const OptionalTensor& weight,
-                    const F& f) {
+void for_each_chunk(const PerceptualArguments& arguments, const F& f) {
+  const FeatureMap& map = arguments.map;
   const int64_t chunks = chunks_of(map);
-  const int64_t weight_size = element_size(type == DType::kFloat64 ? type : DType::kFloat32);
-  const auto* weights = static_cast<const char*>(data_of(weight));
+  const int64_t weight_size = element_size(compute_type(arguments.type));
+  const auto* weight = static_cast<const char*>(arguments.weight);
   torch::stable::parallel_for(0, map.batch * chunks, 4, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const int64_t within = i % chunks * cpu::kChunk;
       const int64_t begin = i / chunks * map.elements() + within;
       const int64_t pixel = begin / map.channels;
       f(begin,
-        cpu::MapChunk{std::min(cpu::kChunk, map.elements() - within), map.channels, begin % map.channels, data_of(bias),
-                      weights == nullptr ? nullptr : weights + pixel * weight_size},
+        cpu::MapChunk{std::min(cpu::kChunk, map.elements() - within), map.channels, begin % map.channels,
+                      arguments.bias, weight == nullptr ? nullptr : weight + pixel * weight_size},
         i);
     }
   });
@@ -41,28 +42,26 @@ char* at(const Tensor& tensor, int64_t element, DType type) {
 }
 
 Tensor relu_mask_(Tensor x, OptionalTensor bias, bool pack) {
-  const Picture map(x, "x");
-  const DType type = dtype_of(x, "x", 0);
-  check_bias(bias, map, type, x);
-  Tensor mask = empty_1d(pack ? map.mask_words() : 0, kInt, Device(x));
+  const auto arguments = PerceptualArguments::relu(x, bias);
+  const DType type = arguments.type;
+  Tensor mask = arguments.empty_mask(pack);
   uint32_t* words = words_of(mask);
-  for_each_chunk(map, type, bias, std::nullopt, [&](int64_t begin, const cpu::MapChunk& chunk, int64_t) {
+  for_each_chunk(arguments, [&](int64_t begin, const cpu::MapChunk& chunk, int64_t) {
     cpu::kernels().relu(at(x, begin, type), type, chunk, words == nullptr ? nullptr : words + begin / 32);
   });
   return mask;
 }
 
 void relu_backward_(Tensor grad, Tensor mask) {
-  const Picture map(grad, "grad");
-  const DType type = dtype_of(grad, "grad", 0);
-  check_words(mask, map.mask_words(), "mask", grad);
+  const auto arguments = PerceptualArguments::relu_backward(grad, mask);
+  const DType type = arguments.type;
   const uint32_t* words = words_of(mask);
-  for_each_chunk(map, type, std::nullopt, std::nullopt, [&](int64_t begin, const cpu::MapChunk& chunk, int64_t) {
+  for_each_chunk(arguments, [&](int64_t begin, const cpu::MapChunk& chunk, int64_t) {
     cpu::kernels().relu_backward(at(grad, begin, type), type, chunk.size, words + begin / 32);
   });
 }
 
-// Where what the distance keeps of this element lies.
+// The saved signs or difference of this element, or null without any.
 char* kept_at(const Tensor& kept, int64_t element, Distance distance, DType type) {
   if (kept.numel() == 0) return nullptr;
   return distance == Distance::kAbsolute ? reinterpret_cast<char*>(words_of(kept) + element / 16)
@@ -72,22 +71,20 @@ char* kept_at(const Tensor& kept, int64_t element, Distance distance, DType type
 std::tuple<Tensor, Tensor, Tensor> relu_distance_(Tensor input, Tensor target, OptionalTensor bias,
                                                   OptionalTensor weight, bool squared, bool target_is_activated,
                                                   bool pack) {
-  const DType type = check_pair(input, target);
-  const Picture map(input, "input");
-  check_bias(bias, map, type, input);
-  check_weight(weight, map, type, input);
-  const Distance distance = squared ? Distance::kSquared : Distance::kAbsolute;
-  const Device device(input);
-  Tensor mask = empty_1d(pack ? map.mask_words() : 0, kInt, device);
-  Tensor kept = empty_kept(map, distance, pack, type, device);
+  const auto arguments = PerceptualArguments::relu_distance(input, target, bias, weight, squared);
+  const FeatureMap& map = arguments.map;
+  const DType type = arguments.type;
+  const Distance distance = arguments.distance;
+  Tensor mask = arguments.empty_mask(pack);
+  Tensor kept = arguments.empty_kept(pack);
   uint32_t* words = words_of(mask);
   std::vector<double> partial(map.batch * chunks_of(map));
-  for_each_chunk(map, type, bias, weight, [&](int64_t begin, const cpu::MapChunk& chunk, int64_t i) {
+  for_each_chunk(arguments, [&](int64_t begin, const cpu::MapChunk& chunk, int64_t i) {
     partial[i] = cpu::kernels().relu_distance(at(input, begin, type), at(target, begin, type), target_is_activated,
                                               type, chunk, distance, kept_at(kept, begin, distance, type),
                                               words == nullptr ? nullptr : words + begin / 32);
   });
-  Tensor loss = empty_1d(map.batch, scalar_type_of(DType::kFloat64), device);
+  Tensor loss = empty_1d(map.batch, scalar_type_of(DType::kFloat64), arguments.device);
   auto* means = static_cast<double*>(loss.mutable_data_ptr());
   for (int64_t n = 0; n < map.batch; ++n) {
     double sum = 0.0;
@@ -99,51 +96,48 @@ std::tuple<Tensor, Tensor, Tensor> relu_distance_(Tensor input, Tensor target, O
 
 void relu_distance_backward_(Tensor grad, Tensor mask, Tensor kept, OptionalTensor weight, bool squared,
                              double coefficient) {
-  const Picture map(grad, "grad");
-  const DType type = dtype_of(grad, "grad", 0);
-  const Distance distance = squared ? Distance::kSquared : Distance::kAbsolute;
-  check_words(mask, map.mask_words(), "mask", grad);
-  check_kept(kept, map, distance, type, grad);
-  check_weight(weight, map, type, grad);
+  const auto arguments = PerceptualArguments::relu_distance_backward(grad, mask, kept, weight, squared);
+  const DType type = arguments.type;
+  const Distance distance = arguments.distance;
   const uint32_t* words = words_of(mask);
-  for_each_chunk(map, type, std::nullopt, weight, [&](int64_t begin, const cpu::MapChunk& chunk, int64_t) {
+  for_each_chunk(arguments, [&](int64_t begin, const cpu::MapChunk& chunk, int64_t) {
     cpu::kernels().relu_distance_backward(at(grad, begin, type), type, chunk, distance, words + begin / 32,
                                           kept_at(kept, begin, distance, type), coefficient);
   });
 }
 
-// Calls f(picture in the batch, pooled row) for all pooled rows, shared between threads.
+// Calls f(image in the batch, pooled row) for all pooled rows, in parallel.
 template <typename F>
-void for_each_row(const Picture& pooled, const F& f) {
+void for_each_row(const FeatureMap& pooled, const F& f) {
   torch::stable::parallel_for(0, pooled.batch * pooled.height, 8, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) f(row / pooled.height, row % pooled.height);
   });
 }
 
 std::tuple<Tensor, Tensor> relu_pool(Tensor x, OptionalTensor bias, bool pack) {
-  const Picture from(x, "x");
-  const DType type = dtype_of(x, "x", 0);
-  check_bias(bias, from, type, x);
-  const Picture to = from.pooled();
-  Tensor out = to.empty(type, Device(x));
-  Tensor codes = empty_1d(pack ? out.numel() / 32 * 3 : 0, kInt, Device(x));
+  const auto arguments = PerceptualArguments::relu_pool(x, bias);
+  const FeatureMap& from = arguments.map;
+  const FeatureMap to = from.pooled();
+  const DType type = arguments.type;
+  Tensor out = to.empty(type, arguments.device);
+  Tensor codes = arguments.empty_codes(pack);
   uint32_t* words = words_of(codes);
   for_each_row(to, [&](int64_t n, int64_t row) {
     const int64_t upper = (n * from.height + 2 * row) * from.width * from.channels;
     const int64_t result = (n * to.height + row) * to.width * to.channels;
     cpu::kernels().relu_pool(at(x, upper, type), at(x, upper + from.width * from.channels, type), at(out, result, type),
-                             type, to.width, to.channels, data_of(bias),
+                             type, to.width, to.channels, arguments.bias,
                              words == nullptr ? nullptr : words + result / 32 * 3);
   });
   return {out, codes};
 }
 
 Tensor relu_pool_backward(Tensor grad, Tensor codes, int64_t height, int64_t width) {
-  const Picture from(grad, "grad");
-  const DType type = dtype_of(grad, "grad", 0);
-  const Picture to = from.unpooled(height, width);
-  check_words(codes, grad.numel() / 32 * 3, "codes", grad);
-  Tensor out = to.empty(type, Device(grad));
+  const auto arguments = PerceptualArguments::relu_pool_backward(grad, codes);
+  const FeatureMap& from = arguments.map;
+  const FeatureMap to = from.unpooled(height, width);
+  const DType type = arguments.type;
+  Tensor out = to.empty(type, arguments.device);
   const uint32_t* words = words_of(codes);
   const int64_t row_bytes = to.width * to.channels * element_size(type);
   for_each_row(from, [&](int64_t n, int64_t row) {
@@ -152,13 +146,13 @@ Tensor relu_pool_backward(Tensor grad, Tensor codes, int64_t height, int64_t wid
     char* lower = upper + row_bytes;
     cpu::kernels().relu_pool_backward(at(grad, source, type), upper, lower, type, from.width, from.channels,
                                       words + source / 32 * 3);
-    // Pooling leaves an odd last column, and an odd last row, out.
+    // Pooling drops an odd last column and an odd last row: their gradient is zero.
     const int64_t pooled_bytes = 2 * from.width * to.channels * element_size(type);
     std::fill(upper + pooled_bytes, upper + row_bytes, char{0});
     std::fill(lower + pooled_bytes, lower + row_bytes, char{0});
     if (row == from.height - 1 && to.height % 2 != 0) std::fill(lower + row_bytes, lower + 2 * row_bytes, char{0});
   });
-  if (to.height == 1) std::fill(at(out, 0, type), at(out, out.numel(), type), char{0});  // there was no row to pool
+  if (to.height == 1) std::fill(at(out, 0, type), at(out, out.numel(), type), char{0});  // no row was pooled
   return out;
 }
 

@@ -1,4 +1,4 @@
-// The few things that both CUDA op files need of torch, over the stable ABI.
+// CUDA streams, devices and launch errors for the CUDA operators, through the stable ABI.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -11,8 +11,8 @@ namespace pix2pixhd {
 using torch::stable::accelerator::DeviceGuard;
 
 inline void check_launch(int error) {
-  STD_TORCH_CHECK(error == 0, "pix2pixhd: a CUDA kernel could not be launched: ", cuda::error_text(error),
-                  "; `pix2pixhd doctor` tells which GPUs it was built for");
+  STD_TORCH_CHECK(error == 0, "pix2pixhd: cannot launch a CUDA kernel: ", cuda::error_text(error),
+                  "; run `pix2pixhd doctor` to see which GPUs this build supports");
 }
 
 inline cuda::Stream current_stream(Device device) {

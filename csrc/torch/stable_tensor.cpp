@@ -36,7 +36,7 @@ void check_output_count(const std::vector<Tensor>* out, size_t count) {
                   out == nullptr ? 0 : out->size());
 }
 
-// out[index], which must have this layout, or a new tensor without `out`.
+// out[index], checked to have this layout, or a new tensor without `out`.
 Tensor output(const std::vector<Tensor>* out, size_t index, const std::vector<int64_t>& sizes,
               const std::vector<int64_t>& strides, int32_t scalar_type, Device device) {
   if (out == nullptr) return empty_strided(sizes, strides, scalar_type, device);
@@ -247,8 +247,8 @@ std::vector<L1Gradient> l1_gradients(const Tensor& signs, const std::vector<doub
   const int64_t total = std::accumulate(ndims.begin(), ndims.end(), int64_t{0});
   STD_TORCH_CHECK(ndims.size() == dtypes.size() && ndims.size() == weight.size() &&
                       static_cast<int64_t>(sizes.size()) == total && sizes.size() == strides.size(),
-                  "pix2pixhd: sizes and strides must hold ", total, " numbers, as ndims says, and ndims, dtypes and ",
-                  "weight one per tensor");
+                  "pix2pixhd: sizes and strides must hold ", total, " integers, the sum of ndims; ndims, dtypes and ",
+                  "weight must hold one element per tensor");
   check_wanted(wanted, ndims.size());
   check_output_count(out, wanted.size());
   const Device device(signs);

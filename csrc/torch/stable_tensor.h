@@ -1,4 +1,4 @@
-// The few things that both op files need of a tensor, over the stable ABI.
+// Shapes, dtypes, devices and checks of tensors for all operators, through the stable ABI.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -28,9 +28,9 @@ struct Shape {
   Shape(const int64_t* sizes_, const int64_t* strides_, int64_t ndim_)
       : sizes(sizes_), strides(strides_), ndim(ndim_) {}
   int64_t numel() const;
-  // One block of memory, every element once, in any order of dimensions.
+  // Whether the elements fill one block of memory without gaps or overlaps, in any order of dimensions.
   bool is_dense() const;
-  // The same element at the same place: strides compared where they matter, in dimensions longer than 1.
+  // Whether the strides are equal in all dimensions longer than 1; the others do not matter. The sizes must be equal.
   bool same_layout(const Shape& other) const;
   bool same_sizes(const Shape& other) const;
   std::string str() const;
@@ -54,7 +54,8 @@ inline Tensor empty_1d(int64_t size, int32_t scalar_type, Device device) {
 }
 inline Tensor empty_scalar(int32_t scalar_type, Device device) { return empty_strided({}, {}, scalar_type, device); }
 
-// A pair as the kernels read it: two dense tensors of one layout. Copies are made only of what cannot be read in place.
+// A pair as the kernels read it: two dense tensors of the same layout. Only tensors that cannot be read in place are
+// copied.
 struct DensePair {
   Tensor input;
   Tensor target;
@@ -63,42 +64,42 @@ struct DensePair {
   DType target_type;
 };
 
-// Checks lists of equal length, tensors of equal shape, supported types, one device.
+// Checks that the lists have the same length, and the tensors the same shapes, supported dtypes and one device.
 std::vector<DensePair> dense_pairs(const std::vector<Tensor>& input, const std::vector<Tensor>& target,
                                    const std::vector<double>& weight);
-// The same for one list; a tensor that is not dense is made contiguous.
+// The same for a single list. A tensor that is not dense is made contiguous.
 std::vector<Tensor> dense_list(const std::vector<Tensor>& input, const std::vector<double>& constant,
                                const std::vector<double>& weight);
 
-// One output per tensor, of its sizes, strides and dtype: those of `out`, which are checked, or new ones without it.
+// One output per tensor, with its sizes, strides and dtype: the checked tensors of `out`, or new tensors without `out`.
 std::vector<Tensor> outputs_like(const std::vector<Tensor>& dense, const std::vector<Tensor>* out);
 
 Pointwise pointwise_kind(int64_t kind);
 
-// Where the packed signs of each pair begin, in 32-bit words.
+// Offsets of the pairs' packed signs, in 32-bit words.
 struct SignOffsets {
   std::vector<int64_t> begin;  // one per pair; kNotPacked for a pair without signs
-  int64_t words = 0;           // of the whole buffer
+  int64_t words = 0;           // size of the whole buffer
 };
 constexpr int64_t kNotPacked = -1;
 
-// Only the pairs in `wanted` (ascending indices) have signs, one after another.
+// Only the pairs in `wanted` (ascending indices) have signs, stored consecutively.
 SignOffsets sign_offsets(const std::vector<int64_t>& numels, const std::vector<int64_t>& wanted);
 
 void check_signs(const Tensor& signs, int64_t words, Device device);
 
-// A gradient that multi_l1_backward writes, and what it is computed from.
+// A gradient that multi_l1_backward writes, and the inputs of its computation.
 struct L1Gradient {
   Tensor tensor;
   int64_t numel;
   DType type;
-  int64_t signs;  // where its signs begin, in 32-bit words
+  int64_t signs;  // offset of its signs, in 32-bit words
   double factor;  // weight / numel
 };
 
-// The gradients of the tensors in `wanted`, ascending indices into the pairs whose signs are packed: the tensors in
-// `out`, which are checked, or new ones without it. Sizes, strides and dtypes of all these pairs are given flattened.
-// Dense strides are kept, others become contiguous, as the forward reads them.
+// The gradients of the tensors in `wanted` (ascending indices into the pairs whose signs are packed): the checked
+// tensors of `out`, or new tensors without `out`. sizes, strides and dtypes of all these pairs are concatenated. A
+// gradient keeps dense strides; otherwise it is contiguous, in the layout that the forward reads.
 std::vector<L1Gradient> l1_gradients(const Tensor& signs, const std::vector<double>& weight,
                                      const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
                                      const std::vector<int64_t>& ndims, const std::vector<int64_t>& dtypes,

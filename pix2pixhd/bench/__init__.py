@@ -1,1 +1,1 @@
-"""What ``pix2pixhd bench``, ``pix2pixhd doctor`` and the suites in ``benchmarks/`` share."""
+"""Benchmark cases and timing for ``pix2pixhd bench``, ``pix2pixhd doctor`` and the suites in ``benchmarks/``."""

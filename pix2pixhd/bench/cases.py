@@ -1,12 +1,12 @@
-"""The benchmark cases: losses at the sizes of the paper's settings, each against its rivals.
+"""The benchmark cases: losses at the sizes of the paper's settings, each in several implementations.
 
-Rivals of one case do the same work, forward and backward:
+All implementations of a case do the same work, forward and backward:
 
-* ``fused``: this package's operators;
+* ``fused``: the operators of this package;
 * ``plain``: the same loss in plain PyTorch (the reference backend);
-* ``compiled``: the plain one under ``torch.compile``;
-* ``limit``: the bytes that any implementation must move, read both sides and write one gradient, as one
-  ``torch.add(a, b, out=c)`` per tensor into memory that is already there.
+* ``compiled``: the plain loss under ``torch.compile``;
+* ``limit``: the memory traffic that no implementation can avoid, which is to read both sides and to write one gradient.
+  It is measured as one ``torch.add(a, b, out=c)`` per tensor into allocated memory.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ import pix2pixhd
 from pix2pixhd.ops import logistic_loss, lsgan_loss, multi_l1_loss
 
 Shape = tuple[int, int, int, int]
-Rival = Callable[[], object]
+Implementation = Callable[[], object]
 
 
 def discriminator_shapes(
     height: int = 512, width: int = 1024, batch: int = 1, ndf: int = 64, n_layers: int = 3, num_D: int = 2
 ) -> tuple[list[Shape], list[Shape]]:
-    """Shapes of pix2pixHD's multi-scale discriminator: features of all scales and layers; predictions of all scales."""
+    """Shapes of the features and of the predictions of pix2pixHD's multi-scale discriminator, over all scales."""
     features: list[Shape] = []
     predictions: list[Shape] = []
     for scale in range(num_D):
         h, w, channels = height, width, ndf
         for _ in range(scale):  # AvgPool2d(3, stride=2, padding=1)
             h, w = (h - 1) // 2 + 1, (w - 1) // 2 + 1
-        for _ in range(n_layers):  # 4x4 convolutions of stride 2, padding 2
+        for _ in range(n_layers):  # 4x4 convolutions with stride 2 and padding 2
             h, w = h // 2 + 1, w // 2 + 1
             features.append((batch, channels, h, w))
             channels = min(2 * channels, 512)
@@ -45,11 +45,11 @@ def discriminator_shapes(
 
 
 def vgg_shapes(height: int = 512, width: int = 1024, batch: int = 1) -> list[Shape]:
-    """Shapes of VGG19's relu1_1, relu2_1, relu3_1, relu4_1, relu5_1."""
+    """Shapes of the feature maps relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1 of VGG19."""
     return [(batch, min(64 << k, 512), height >> k, width >> k) for k in range(5)]
 
 
-# Lists of tensors of the generated and of the real side.
+# Tensors of the generated and of the real images.
 Inputs = tuple[list[Tensor], list[Tensor]]
 Loss = Callable[[list[Tensor], list[Tensor]], Tensor]
 
@@ -57,7 +57,7 @@ Loss = Callable[[list[Tensor], list[Tensor]], Tensor]
 def _inputs(
     shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device, sets: int, both: bool = False
 ) -> list[Inputs]:
-    """Random inputs, as many sets as asked for; ``both`` when the real side gets a gradient too."""
+    """Independent sets of random inputs. With ``both`` the real side requires a gradient too."""
     generator = torch.Generator(device).manual_seed(0)
 
     def make(requires_grad: bool) -> list[Tensor]:
@@ -67,29 +67,29 @@ def _inputs(
     return [(make(True), make(both)) for _ in range(sets)]
 
 
-def _in_backend(name: str, loss: Loss, inputs: Sequence[Inputs]) -> Rival:
-    """Forward and backward; the gradients are dropped at once, as a training step's next node would consume them."""
+def _in_backend(name: str, loss: Loss, inputs: Sequence[Inputs]) -> Implementation:
+    """Forward and backward. The gradients are freed at once, as in a training step where the next node consumes them."""
     wrt = [[x for x in (*fake, *real) if x.requires_grad] for fake, real in inputs]
-    turns = itertools.cycle(list(zip(inputs, wrt, strict=True)))
+    sets = itertools.cycle(list(zip(inputs, wrt, strict=True)))
 
     def run() -> None:
-        (fake, real), leaves = next(turns)
+        (fake, real), leaves = next(sets)
         with pix2pixhd.backend(name):
             torch.autograd.grad(loss(fake, real), leaves)
 
     return run
 
 
-def _rivals(loss: Loss, inputs: Sequence[Inputs], with_compile: bool) -> dict[str, Rival]:
-    rivals = {"fused": _in_backend("fused", loss, inputs), "plain": _in_backend("reference", loss, inputs)}
+def _implementations(loss: Loss, inputs: Sequence[Inputs], with_compile: bool) -> dict[str, Implementation]:
+    implementations = {"fused": _in_backend("fused", loss, inputs), "plain": _in_backend("reference", loss, inputs)}
     if with_compile:
-        # Compiled under the reference backend, and called under it: the choice is a guard of the compiled code.
+        # Compiled and called under the reference backend: the selected backend is a guard of the compiled code.
         compiled = torch.compile(loss, fullgraph=True, dynamic=False)
-        rivals["compiled"] = _in_backend("reference", compiled, inputs)
-    return rivals
+        implementations["compiled"] = _in_backend("reference", compiled, inputs)
+    return implementations
 
 
-def l1_rivals(
+def l1_implementations(
     shapes: Sequence[Shape],
     weights: Sequence[float],
     dtype: torch.dtype = torch.float32,
@@ -97,36 +97,38 @@ def l1_rivals(
     with_compile: bool = True,
     with_limit: bool = True,
     sets: int = 1,
-) -> dict[str, Rival]:
-    """Rivals of the multi-tensor weighted L1 over these shapes; with several sets of inputs they take turns."""
+) -> dict[str, Implementation]:
+    """Implementations of the multi-tensor weighted L1 over these shapes; several sets of inputs are used alternately."""
     inputs = _inputs(shapes, dtype, torch.device(device), sets)
-    rivals = _rivals(lambda fake, real: multi_l1_loss(fake, real, list(weights)), inputs, with_compile)
+    implementations = _implementations(
+        lambda fake, real: multi_l1_loss(fake, real, list(weights)), inputs, with_compile
+    )
     if with_limit:
-        plain = [([x.detach() for x in fake], real) for fake, real in inputs]
-        turns = itertools.cycle([(fake, real, [torch.zeros_like(x) for x in fake]) for fake, real in plain])
+        detached = [([x.detach() for x in fake], real) for fake, real in inputs]
+        buffers = itertools.cycle([(fake, real, [torch.zeros_like(x) for x in fake]) for fake, real in detached])
 
         def limit() -> None:
-            for x, y, z in zip(*next(turns), strict=True):
+            for x, y, z in zip(*next(buffers), strict=True):
                 torch.add(x, y, out=z)
 
-        rivals["limit"] = limit
-    return rivals
+        implementations["limit"] = limit
+    return implementations
 
 
 def feature_matching(
     dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", with_compile: bool = True, sets: int = 1
-) -> dict[str, Rival]:
-    """Feature matching over the 512p discriminator's features: 24.1 M elements in 8 tensors."""
+) -> dict[str, Implementation]:
+    """Feature matching of the 512p discriminator: 24.1 M elements in 8 tensors."""
     features, predictions = discriminator_shapes()
     weight = 1.0 / len(predictions)  # 4 / (n_layers_D + 1) is 1 at n_layers_D = 3
-    return l1_rivals(features, [weight] * len(features), dtype, device, with_compile, sets=sets)
+    return l1_implementations(features, [weight] * len(features), dtype, device, with_compile, sets=sets)
 
 
-def vgg_maps(
+def vgg_feature_maps(
     dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", with_compile: bool = True, sets: int = 1
-) -> dict[str, Rival]:
-    """The weighted L1 over the five VGG19 maps at 1024×512: 64.0 M elements."""
-    return l1_rivals(vgg_shapes(), [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0], dtype, device, with_compile, sets=sets)
+) -> dict[str, Implementation]:
+    """Weighted L1 of the five VGG19 feature maps at 1024×512: 64.0 M elements."""
+    return l1_implementations(vgg_shapes(), [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0], dtype, device, with_compile, sets=sets)
 
 
 def adversarial(
@@ -136,23 +138,23 @@ def adversarial(
     device: str | torch.device = "cpu",
     with_compile: bool = True,
     sets: int = 1,
-) -> dict[str, Rival]:
+) -> dict[str, Implementation]:
     """A loss against constant labels over the scales of the 512p discriminator.
 
-    Either the generator's side or the discriminator's, real and fake predictions together.
+    The generator's loss reads the predictions of the generated images, the discriminator's loss those of both.
     """
     _, predictions = discriminator_shapes()
     inputs = _inputs(predictions, dtype, torch.device(device), sets, both=for_discriminator)
     count = len(predictions)
     if for_discriminator:
         labels, weights = [0.0] * count + [1.0] * count, [0.5] * 2 * count
-        return _rivals(lambda fake, real: gan_loss(fake + real, labels, weights), inputs, with_compile)
-    return _rivals(lambda fake, _: gan_loss(fake, 1.0, [0.5] * count), inputs, with_compile)
+        return _implementations(lambda fake, real: gan_loss(fake + real, labels, weights), inputs, with_compile)
+    return _implementations(lambda fake, _: gan_loss(fake, 1.0, [0.5] * count), inputs, with_compile)
 
 
-CASES: dict[str, Callable[..., dict[str, Rival]]] = {
+CASES: dict[str, Callable[..., dict[str, Implementation]]] = {
     "feature matching": feature_matching,
-    "VGG maps": vgg_maps,
+    "VGG maps": vgg_feature_maps,
     "LSGAN, generator": functools.partial(adversarial, lsgan_loss, False),
     "LSGAN, discriminator": functools.partial(adversarial, lsgan_loss, True),
     "vanilla GAN, generator": functools.partial(adversarial, logistic_loss, False),

@@ -1,4 +1,4 @@
-"""Timing of rivals side by side: in turns, in one process, medians and ratios of medians."""
+"""Interleaved timing of several implementations in one process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds per call of one rival over all rounds: 20th percentile, median, 80th percentile."""
+    """Seconds per call of one implementation over all rounds: 20th percentile, median, 80th percentile."""
 
     low: float
     median: float
@@ -20,14 +20,14 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: list[float]) -> Timing:
-        """Summarises one rival's rounds."""
+        """Summarise the rounds of one implementation."""
         ordered = sorted(seconds)
         last = len(ordered) - 1
         return cls(ordered[round(0.2 * last)], statistics.median(ordered), ordered[round(0.8 * last)])
 
 
 def _seconds(call: Callable[[], object], repeats: int) -> float:
-    """Seconds per call: by events on the current stream where there is a GPU, else by the clock."""
+    """Seconds per call, measured by CUDA events on the current stream or, without a GPU, by the clock."""
     if torch.cuda.is_available():
         begin, end = (torch.Event("cuda", enable_timing=True) for _ in range(2))
         begin.record()
@@ -43,27 +43,27 @@ def _seconds(call: Callable[[], object], repeats: int) -> float:
 
 
 def compare(
-    rivals: Mapping[str, Callable[[], object]], rounds: int = 15, warmup: int = 3, min_seconds: float = 3e-2
+    implementations: Mapping[str, Callable[[], object]], rounds: int = 15, warmup: int = 3, min_seconds: float = 3e-2
 ) -> dict[str, Timing]:
-    """Times the rivals in turns, A B C A B C …, so that a drift of the machine's speed touches all of them alike.
+    """Time the implementations interleaved (A B C A B C …), so that changes of the machine's speed affect all alike.
 
     Args:
-        rivals: What to call, by name. All should do the same work.
-        rounds: How often each is timed.
-        warmup: Calls before the first timed one (compilation, first touch of memory).
-        min_seconds: A round calls a quick rival as often as it needs to last this long, so that what the rival before
-            it left in the caches does not count.
+        implementations: Callables by name. All should do the same work.
+        rounds: Timed rounds per implementation.
+        warmup: Untimed calls before the first round (compilation, first touch of memory).
+        min_seconds: Minimum duration of a round. A fast implementation is called repeatedly within a round, so that
+            the cache contents left by the previous implementation do not matter.
 
     Returns:
-        One ``Timing`` per rival.
+        One ``Timing`` per implementation.
     """
     repeats = {}
-    for name, call in rivals.items():
+    for name, call in implementations.items():
         for _ in range(warmup):
             call()
         repeats[name] = max(1, round(min_seconds / max(_seconds(call, 1), 1e-7)))
-    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    seconds: dict[str, list[float]] = {name: [] for name in implementations}
     for _ in range(rounds):
-        for name, call in rivals.items():
+        for name, call in implementations.items():
             seconds[name].append(_seconds(call, repeats[name]))
     return {name: Timing.of(values) for name, values in seconds.items()}

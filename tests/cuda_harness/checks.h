@@ -79,7 +79,7 @@ void test_plan();
 void test_l1();
 void test_pointwise();
 void test_finish_sum();
-void test_vgg();
+void test_perceptual();
 void test_huge_tensors();
 
 // Runs a kernel that breaks a rule; the simulator must not let it pass. False where there is none of the name.

@@ -23,7 +23,7 @@ constexpr Test kTests[] = {
     {"l1", harness::test_l1},
     {"pointwise", harness::test_pointwise},
     {"finish_sum", harness::test_finish_sum},
-    {"vgg", harness::test_vgg},
+    {"perceptual", harness::test_perceptual},
     {"huge_tensors", harness::test_huge_tensors},
 };
 

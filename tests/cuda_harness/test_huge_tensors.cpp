@@ -121,7 +121,7 @@ void test_huge_map() {
   set_first_block(0);
 }
 
-// One picture of 2^32 elements and some, of which the last chunks are compared.
+// One image of 2^32 elements and some, of which the last chunks are compared.
 void test_huge_view(const Reserved& input, const Reserved& target, const Reserved& gradient, const Reserved& slope,
                     const Reserved& signs) {
   constexpr int64_t kMapNumel = kNumel / 32 * 32;

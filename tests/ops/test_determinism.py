@@ -115,5 +115,5 @@ def test_instruction_set_from_the_environment_and_unknown_names():
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     ).stdout
     assert out.strip().endswith(";baseline")
-    with pytest.raises(RuntimeError, match=r"this processor runs .*\(or auto\), got 'sse9'"):
+    with pytest.raises(RuntimeError, match=r"this processor supports: .*\(or auto\), got 'sse9'"):
         torch.ops.pix2pixhd.select_cpu_instruction_set("sse9")

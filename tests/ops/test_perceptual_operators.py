@@ -178,22 +178,22 @@ def test_wrong_arguments_are_named():
     mask = ops.relu_mask_(last.clone(), None, True)
     cases = [
         (lambda: ops.relu_mask_(x, None, True), "x must be in channels_last memory format"),
-        (lambda: ops.relu_mask_(last, torch.ones(31), True), "bias must be contiguous, of 32 numbers"),
+        (lambda: ops.relu_mask_(last, torch.ones(31), True), "bias must be a contiguous float32 tensor of 32 elements"),
         (
             lambda: ops.relu_mask_(last, torch.ones(32).half(), True),
-            "bias must be contiguous, of 32 numbers and float32",
+            "bias must be a contiguous float32 tensor of 32 elements",
         ),
         (
             lambda: ops.relu_distance_(x, last, None, None, False, False, True),
-            "must have the same shape, strides and type",
+            "must have the same shape, strides and dtype",
         ),
         (
             lambda: ops.relu_distance_(last, last.clone(), None, torch.ones(15), False, False, True),
-            "weight must be contiguous, of 16 numbers and float32",
+            "weight must be a contiguous float32 tensor of 16 elements",
         ),
         (
             lambda: ops.relu_distance_(last, last.clone(), None, torch.ones(16).double(), False, False, True),
-            "weight must be contiguous, of 16 numbers and float32",
+            "weight must be a contiguous float32 tensor of 16 elements",
         ),
         (lambda: ops.relu_pool(x, None, True), "x must be in channels_last memory format"),
         (lambda: ops.relu_pool(last[:, :31], None, True), "C a multiple of 32"),

@@ -50,8 +50,8 @@ class Planes {
 };
 
 DType arithmetic(DType type) { return type == DType::kFloat64 ? type : DType::kFloat32; }
-bool alive(double x) { return !(x <= 0.0); }
-double relu_of(double x) { return alive(x) ? x : 0.0; }
+bool passes_relu(double x) { return !(x <= 0.0); }
+double relu_of(double x) { return passes_relu(x) ? x : 0.0; }
 double sign_of(double x) { return x > 0 ? 1.0 : x < 0 ? -1.0 : 0.0; }
 
 Buffer filled(DType type, int64_t n, int64_t offset, Values values, uint64_t seed, const Buffer* ties = nullptr) {
@@ -82,19 +82,19 @@ void check_same(const Buffer& got, const Buffer& wanted, DType type, const char*
 
 // A map as the elementwise kernels see it.
 struct View {
-  int64_t pictures;
+  int64_t batch;
   int64_t pixels;
   int64_t channels;
 
   int64_t elements() const { return pixels * channels; }
-  int64_t numel() const { return pictures * elements(); }
-  int64_t blocks() const { return pictures * map_blocks(elements()); }
+  int64_t numel() const { return batch * elements(); }
+  int64_t blocks() const { return batch * map_blocks(elements()); }
   cuda::MapView with(const Buffer* bias, const Buffer* weight) const {
-    return {pictures, elements(), channels, bias != nullptr ? bias->data() : nullptr,
+    return {batch, elements(), channels, bias != nullptr ? bias->data() : nullptr,
             weight != nullptr ? weight->data() : nullptr};
   }
   std::string str() const {
-    return std::to_string(pictures) + "x" + std::to_string(pixels) + "x" + std::to_string(channels);
+    return std::to_string(batch) + "x" + std::to_string(pixels) + "x" + std::to_string(channels);
   }
 };
 
@@ -119,9 +119,9 @@ Buffer relu_of(const Buffer& x, DType type) {
   return wanted;
 }
 
-Planes alive_bits(const Buffer& x, DType type) {
+Planes relu_bits(const Buffer& x, DType type) {
   Planes bits(x.numel(), 1);
-  for (int64_t i = 0; i < x.numel(); ++i) bits.set(i, 0, alive(x.get(type, i)));
+  for (int64_t i = 0; i < x.numel(); ++i) bits.set(i, 0, passes_relu(x.get(type, i)));
   return bits;
 }
 
@@ -132,10 +132,10 @@ void run_relu(DType type, const View& view, int64_t offset, Values values, bool 
   const Buffer bias = filled(type, view.channels, offset, values, 7);
   const Buffer before = biased(x, type, view, with_bias ? &bias : nullptr);
   const Buffer wanted = relu_of(before, type);
-  const Planes bits = alive_bits(before, type);
+  const Planes bits = relu_bits(before, type);
   const Buffer grad = filled(type, n, offset, values, 11);
   Buffer wanted_grad(type, n);
-  for (int64_t i = 0; i < n; ++i) wanted_grad.set(type, i, alive(before.get(type, i)) ? grad.get(type, i) : 0.0);
+  for (int64_t i = 0; i < n; ++i) wanted_grad.set(type, i, passes_relu(before.get(type, i)) ? grad.get(type, i) : 0.0);
   for (const Order order : {Order::kForward, Order::kReversed}) {
     set_order(order);
     for (const bool pack : {true, false}) {
@@ -194,7 +194,7 @@ struct DistanceCase {
         x(filled(type, n, offset_x, values, static_cast<uint64_t>(n) + 1)),
         y(filled(type, n, offset_y, values, static_cast<uint64_t>(n) + 2, &x)),
         bias(filled(type, view.channels, 0, values, 7)),
-        weight(filled(arithmetic(type), view.pictures * view.pixels, 0, Values::kEighths, 8)),
+        weight(filled(arithmetic(type), view.batch * view.pixels, 0, Values::kEighths, 8)),
         before(biased(x, type, view, own_bias())),
         relu_x(relu_of(before, type)),
         relu_y(options.activated ? copy_of(y, type, 0) : relu_of(biased(y, type, view, own_bias()), type)) {}
@@ -216,12 +216,12 @@ struct DistanceCase {
   }
 
   void check_partial(const Buffer& partial) const {
-    const int64_t per_picture = map_blocks(view.elements());
+    const int64_t per_image = map_blocks(view.elements());
     for (int64_t block = 0; block < view.blocks(); ++block) {
       double sum = 0.0;
       double size = 0.0;
-      const int64_t within = block % per_picture * kMapChunk;
-      const int64_t begin = block / per_picture * view.elements();
+      const int64_t within = block % per_image * kMapChunk;
+      const int64_t begin = block / per_image * view.elements();
       for (int64_t i = within; i < std::min(within + kMapChunk, view.elements()); ++i) {
         sum += weight_at(begin + i) * distance(begin + i);
         size += std::fabs(weight_at(begin + i)) * distance(begin + i);
@@ -260,7 +260,7 @@ struct DistanceCase {
     check_same(b, relu_y, type, "max(0, target)");
     check_partial(partial);
     if (mask != nullptr) {
-      mask->check_are(alive_bits(before, type).words, "mask");
+      mask->check_are(relu_bits(before, type).words, "mask");
       check_kept(*differences, *sign_words);
     }
     return bits_of(partial);
@@ -277,7 +277,7 @@ struct DistanceCase {
       double term = sign == 0.0 ? 0.0 : sign * factor;
       if (squared()) term = rounded(wide, factor * rounded(type, difference(i)));
       const double g = rounded(type, rounded(wide, grad.get(type, i) + term));
-      wanted.set(type, i, alive(before.get(type, i)) ? g : 0.0);
+      wanted.set(type, i, passes_relu(before.get(type, i)) ? g : 0.0);
     }
     Buffer in_place = copy_of(grad, type, grad_offset);
     const int error = cuda::relu_distance_backward(
@@ -285,7 +285,7 @@ struct DistanceCase {
         squared() ? static_cast<const void*>(differences.data()) : sign_words.data(), coefficient, nullptr);
     check(error == 0, "relu_distance_backward returns %d", error);
     check_same(in_place, wanted, type, "gradient of a distance");
-    mask.check_are(alive_bits(before, type).words, "mask");
+    mask.check_are(relu_bits(before, type).words, "mask");
     check_kept(differences, sign_words);
   }
 };
@@ -314,7 +314,7 @@ void run_distance(DType type, const View& view, Options options, int64_t offset_
   if (values == Values::kSpecial) one.backward(differences, signs, mask, NAN, offset_x);
 }
 
-// The means that the operator returns: what relu_distance leaves goes into finish_sum, a row per picture.
+// The means that the operator returns: what relu_distance leaves goes into finish_sum, a row per image.
 void run_means(DType type, const View& view) {
   set_case(describe("means of relu_distance", type, view.str(), 0, Values::kEighths));
   const DistanceCase one(type, view, {Distance::kAbsolute, false, false, false}, 0, 0, Values::kEighths);
@@ -325,17 +325,17 @@ void run_means(DType type, const View& view) {
   check(cuda::relu_distance(a.data(), b.data(), false, type, view.with(nullptr, nullptr), Distance::kAbsolute, nullptr,
                             nullptr, sums, nullptr) == 0,
         "relu_distance");
-  Buffer means(DType::kFloat64, view.pictures);
+  Buffer means(DType::kFloat64, view.batch);
   check(cuda::finish_sum(sums, map_blocks(view.elements()), 0.0, {means.data(), true}, nullptr,
-                         static_cast<int>(view.pictures)) == 0,
+                         static_cast<int>(view.batch)) == 0,
         "finish_sum");
-  for (int64_t picture = 0; picture < view.pictures; ++picture) {
+  for (int64_t image = 0; image < view.batch; ++image) {
     double wanted = 0.0;
     for (int64_t i = 0; i < view.elements(); ++i) {
-      wanted += one.distance(picture * view.elements() + i) / static_cast<double>(view.elements());
+      wanted += one.distance(image * view.elements() + i) / static_cast<double>(view.elements());
     }
-    const double got = means.get(DType::kFloat64, picture);
-    check(close(got, wanted, 1e-12 * wanted), "mean %ld is %.17g, not %.17g", static_cast<long>(picture), got, wanted);
+    const double got = means.get(DType::kFloat64, image);
+    check(close(got, wanted, 1e-12 * wanted), "mean %ld is %.17g, not %.17g", static_cast<long>(image), got, wanted);
   }
   means.check_guards("means");
 }
@@ -403,8 +403,8 @@ struct PoolCase {
       wanted.set(type, i, relu_of(best));
       codes.set(i, 0, position % 2 == 1);
       codes.set(i, 1, position >= 2);
-      codes.set(i, 2, alive(best));
-      const double g = alive(best) ? grad.get(type, i) : 0.0;
+      codes.set(i, 2, passes_relu(best));
+      const double g = passes_relu(best) ? grad.get(type, i) : 0.0;
       wanted_grad.set(type, map.index(n, 2 * row + position / 2, 2 * column + position % 2, c), g);
     });
   }
@@ -444,13 +444,13 @@ void run_pool(DType type, const cuda::MapShape& shape, int64_t offset, Values va
 
 }  // namespace
 
-void test_vgg() {
+void test_perceptual() {
   // Rows of a few elements, of more than a block's, and ones that end within a warp; maps that pooling leaves nothing
   // of.
   const std::vector<cuda::MapShape> shapes = {{1, 32, 2, 2},  {2, 32, 5, 7},   {1, 64, 4, 6},  {2, 96, 3, 11},
                                               {2, 64, 2, 50}, {1, 160, 7, 17}, {3, 32, 1, 5},  {2, 64, 5, 1},
                                               {2, 32, 1, 1},  {0, 32, 4, 4},   {1, 2080, 3, 2}};
-  // Chunks that end with a picture, before one or within one; pixels across the border of two; nothing at all.
+  // Chunks that end with a image, before one or within one; pixels across the border of two; nothing at all.
   const std::vector<View> views = {{1, 1, 32},  {2, 3, 96},  {3, 1, 160},  {1, 127, 32},    {1, 128, 32}, {2, 129, 32},
                                    {1, 64, 64}, {2, 43, 96}, {1, 2, 2080}, {1, 3 * 43, 96}, {0, 4, 32},   {2, 0, 32}};
   for (const DType type : kTypes) {
