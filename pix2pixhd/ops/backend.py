@@ -83,8 +83,8 @@ def use_fused(tensor: Tensor) -> bool:
     if reason not in _warned:
         _warned.add(reason)
         warnings.warn(
-            f"pix2pixhd: the losses on {tensor.device.type} run in plain PyTorch, which is slower and takes more memory: "
-            f"{reason}",
+            f"pix2pixhd: the losses on {tensor.device.type} run in plain PyTorch, which is slower and takes more "
+            f"memory: {reason}",
             RuntimeWarning,
             stacklevel=4,
         )
