@@ -68,8 +68,8 @@ class Encoder(nn.Module):
         multiple: Height and width of the image must be multiples of this, and at least twice as large.
 
     Raises:
-        ValueError: If a count is too small; in ``forward``, if the number of channels differs or the size is not a
-            multiple of ``multiple``.
+        ValueError: If a count is too small; in ``forward``, if the number of channels differs or the size
+            violates ``multiple``.
 
     Example:
         >>> encoder = Encoder(input_nc=3, output_nc=3, ngf=4, n_downsampling=2)

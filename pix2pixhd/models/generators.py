@@ -100,7 +100,7 @@ class GlobalGenerator(nn.Module):
 
     Raises:
         ValueError: If a count is too small or ``padding_type`` is unknown; in ``forward``, if the number of channels
-            differs or the size is not a multiple of ``multiple``.
+            differs or the size violates ``multiple``.
 
     Example:
         >>> import torch
