@@ -81,9 +81,9 @@ def _run(layers: nn.Sequential, x: Tensor, checkpoints: bool) -> Tensor:
 class GlobalGenerator(nn.Module):
     """The global generator G1: downsampling, residual blocks, upsampling. Its output is in [−1, 1].
 
-    Parameters are named ``model.N…`` as in NVIDIA's ``latest_net_G.pth`` of a ``--netG global`` run. Weights are initialised
-    from N(0, 0.02). The normalisation layer defaults to instance norm, as NVIDIA's option ``--norm`` does (the default
-    of NVIDIA's class itself is batch norm).
+    Parameters are named ``model.N…`` as in NVIDIA's ``latest_net_G.pth`` of a ``--netG global`` run. Weights are
+    initialised from N(0, 0.02). The normalisation layer defaults to instance norm, as NVIDIA's option ``--norm`` does
+    (the default of NVIDIA's class itself is batch norm).
 
     Args:
         input_nc: Channels of the input: one-hot labels and the edge map, or image channels.
@@ -138,7 +138,8 @@ class LocalEnhancer(nn.Module):
     """The coarse-to-fine generator: a global generator at low resolution, enclosed by enhancers G2, G3, ….
 
     Parameters are named as in NVIDIA's ``latest_net_G.pth`` of a ``--netG local`` run: ``model.N…`` for the global part
-    without its output layers, ``model{n}_1.N…`` and ``model{n}_2.N…`` for the n-th enhancer's downsampling and upsampling layers.
+    without its output layers, ``model{n}_1.N…`` and ``model{n}_2.N…`` for the downsampling and upsampling layers of the
+    n-th enhancer.
 
     Args:
         input_nc: Channels of the input: one-hot labels and the edge map, or image channels.
@@ -226,5 +227,5 @@ class LocalEnhancer(nn.Module):
         return layers
 
     def finest_enhancer(self) -> tuple[nn.Sequential, nn.Sequential]:
-        """Return the last enhancer's downsampling and upsampling layers, which are trained first around a trained G1."""
+        """Return the last enhancer's downsampling and upsampling layers, trained first around a trained G1."""
         return self._enhancer(self.n_local_enhancers, 1), self._enhancer(self.n_local_enhancers, 2)

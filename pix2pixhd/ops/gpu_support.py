@@ -20,7 +20,7 @@ def covers(archs: str, capability: tuple[int, int]) -> bool:
     for a specific architecture, X.Ya, runs on X.Y only, even as PTX. Plain PTX runs on X.Y and every newer GPU.
 
     Args:
-        archs: Architectures as in TORCH_CUDA_ARCH_LIST: numbers with ``a``, ``f`` and ``+PTX``, separated by semicolons.
+        archs: As in TORCH_CUDA_ARCH_LIST: versions with ``a``, ``f`` and ``+PTX``, separated by semicolons.
         capability: Major and minor version, as ``torch.cuda.get_device_capability`` returns them.
 
     Example:
