@@ -13,7 +13,7 @@ __all__ = ["__version__", "backend"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what needs PyTorch on first use, so that the command line's help does not wait for it."""
+    """Import PyTorch only on first use, so that the command line's help does not wait for it."""
     if name in ("backend", "ops"):
         import importlib
 

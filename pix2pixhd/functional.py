@@ -1,4 +1,4 @@
-"""The losses as functions, without modules: on flat lists of tensors, and on a discriminator's output."""
+"""Losses as functions, on flat lists of tensors and on discriminator outputs."""
 
 from pix2pixhd.losses.feature_matching import feature_matching_loss
 from pix2pixhd.losses.l1 import l1_loss

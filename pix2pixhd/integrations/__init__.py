@@ -1,1 +1,1 @@
-"""The losses inside other people's training code."""
+"""Integrations of the losses into third-party training code."""

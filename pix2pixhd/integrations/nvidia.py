@@ -1,4 +1,4 @@
-"""The losses inside NVIDIA's pix2pixHD and SPADE repositories, without editing them."""
+"""Use of the fused losses in NVIDIA's pix2pixHD and SPADE repositories without editing them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pix2pixhd.losses import GANLoss, L1Loss, VGGLoss
 
 __all__ = ["Patch", "patch"]
 
-# Module beside `networks`, class, and the method that sets self.criterionFeat: pix2pixHD's, SPADE's.
+# Module in the package of `networks`, class, and the method that sets self.criterionFeat: pix2pixHD, SPADE.
 _MODELS = (
     ("pix2pixHD_model", "Pix2PixHDModel", "initialize"),
     ("pix2pix_model", "Pix2PixModel", "__init__"),
@@ -27,10 +27,10 @@ _MODELS = (
 
 
 class Patch:
-    """What ``patch`` replaced, and the way back: ``undo()``, or the end of a ``with`` block.
+    """A record of what ``patch`` replaced. ``undo()``, or the end of a ``with`` block, restores the originals.
 
     Attributes:
-        replaced: Names of what was replaced, for example ``models.networks.GANLoss``.
+        replaced: Qualified names of the replaced attributes, for example ``models.networks.GANLoss``.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Patch:
         self.replaced.append(f"{where}.{name}")
 
     def undo(self) -> None:
-        """Puts the originals back. Models that were built meanwhile keep the fused losses."""
+        """Restore the originals. Models that were built in the meantime keep the fused losses."""
         self._originals.close()
 
     def __enter__(self) -> Patch:
@@ -60,10 +60,10 @@ def _import_networks(repository: pathlib.Path) -> ModuleType:
     models = repository / "models"
     if not ((models / "networks.py").is_file() or (models / "networks" / "__init__.py").is_file()):
         raise FileNotFoundError(
-            f"networks: there is no models/networks in {repository}; pass the folder of a pix2pixHD or SPADE checkout, "
+            f"networks: {repository} has no models/networks; pass the folder of a pix2pixHD or SPADE checkout, "
             "the one with train.py, or its module models.networks"
         )
-    if str(repository) not in sys.path:  # stays there: the repository imports its own modules later on, too
+    if str(repository) not in sys.path:  # permanently, because the repository imports its modules later too
         sys.path.insert(0, str(repository))
     networks = importlib.import_module("models.networks")
     found = getattr(networks, "__file__", None) or "elsewhere"
@@ -76,7 +76,7 @@ def _import_networks(repository: pathlib.Path) -> ModuleType:
 
 
 def _with_logits(define_D: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Builds the discriminator without a sigmoid, because ``GANLoss`` takes logits. The sigmoid has no parameters."""
+    """Build the discriminator without a sigmoid, because ``GANLoss`` takes logits. A sigmoid has no parameters."""
     signature = inspect.signature(define_D)
 
     @functools.wraps(define_D)
@@ -108,35 +108,35 @@ def _patch_model(patched: Patch, package: str) -> None:
 
 
 def patch(networks: ModuleType | str | pathlib.Path, *, vgg: str | pathlib.Path | nn.Module = "imagenet") -> Patch:
-    """Swaps the fused losses into NVIDIA's pix2pixHD, or into SPADE, for all models built from now on.
+    """Replace the losses of NVIDIA's pix2pixHD or SPADE by the fused ones, for all models built afterwards.
 
-    Replaced are
+    This function replaces
 
     * ``networks.GANLoss`` and ``networks.VGGLoss``, by the classes of ``pix2pixhd.losses``;
-    * ``criterionFeat``, the ``torch.nn.L1Loss`` that the model's feature matching loop calls, by the fused ``L1Loss``.
-      The loop itself, written into the model's ``forward``, stays: one call per layer. To have one call in all, replace
-      the loop by ``lambda_feat * FeatureMatchingLoss()(pred_fake, pred_real)``;
-    * pix2pixHD's ``networks.define_D``, by itself without ``use_sigmoid``: with ``--no_lsgan`` the vanilla loss takes
-      logits, see ``GANLoss``.
+    * ``criterionFeat``, the ``torch.nn.L1Loss`` of the model's feature matching loop, by the fused ``L1Loss``. The loop
+      itself is part of the model's ``forward`` and stays, with one call per layer. For a single call, replace the loop
+      by ``lambda_feat * FeatureMatchingLoss()(pred_fake, pred_real)``;
+    * pix2pixHD's ``networks.define_D``, by a wrapper that disables ``use_sigmoid``, because with ``--no_lsgan`` the vanilla
+      loss takes logits, see ``GANLoss``.
 
-    Networks, optimisers, options, checkpoints and ``torch.nn.L1Loss`` elsewhere are left alone. Names that somebody
-    imported before (``from models.networks import VGGLoss``) still mean the originals.
+    Networks, optimisers, options, checkpoints and ``torch.nn.L1Loss`` elsewhere are unchanged. Names that were
+    imported before (``from models.networks import VGGLoss``) still refer to the originals.
 
     Args:
         networks: The repository's module ``models.networks``, or the path of a checkout, which is put on ``sys.path``.
-        vgg: Where the VGG's weights come from, see ``VGGLoss``.
+        vgg: Source of the VGG's weights, see ``VGGLoss``.
 
     Returns:
-        A handle that says what was replaced and undoes it; also a context manager.
+        A handle that lists the replaced attributes and restores them; also a context manager.
 
     Raises:
-        FileNotFoundError: If the path is no checkout.
-        ImportError: If the checkout cannot be imported, or another ``models.networks`` has been.
+        FileNotFoundError: If the path is not a checkout.
+        ImportError: If the checkout cannot be imported, or another ``models.networks`` is already imported.
         AttributeError: If the module has no ``GANLoss`` or no ``VGGLoss``.
-        TypeError: If ``networks`` is neither module nor path.
+        TypeError: If ``networks`` is neither a module nor a path.
 
     Example:
-        To train with an unchanged checkout, run this in its folder, with the options of ``train.py`` behind it:
+        To train with an unchanged checkout, run this in its folder, followed by the options of ``train.py``:
 
         >>> import runpy
         >>> from pix2pixhd.integrations import nvidia

@@ -1,4 +1,4 @@
-"""Generators, encoder and discriminators of pix2pixHD under the parameter names of NVIDIA's checkpoints."""
+"""Generators, encoder and discriminators of pix2pixHD with the parameter names of NVIDIA's checkpoints."""
 
 from pix2pixhd.models.discriminators import MultiscaleDiscriminator, NLayerDiscriminator
 from pix2pixhd.models.encoder import Encoder, instance_mean

@@ -1,4 +1,4 @@
-"""New networks from the options of a configuration."""
+"""Functions that build networks from a configuration."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["build_discriminator", "build_encoder", "build_generator"]
 
 
 def build_generator(model: ModelOptions, data: DataOptions) -> nn.Module:
-    """A generator with new weights.
+    """Build a generator with newly initialised weights.
 
     Args:
-        model: The networks' options.
-        data: The data's encoding, which determines the number of input and output channels.
+        model: Options of the networks.
+        data: Options of the data's encoding, which determines the number of input and output channels.
 
     Raises:
-        InputError: If the generator takes features that the data cannot provide.
+        InputError: If the generator requires features that the data cannot provide.
 
     Example:
         >>> network = build_generator(ModelOptions(ngf=8), DataOptions(label_nc=4))
@@ -42,11 +42,11 @@ def build_generator(model: ModelOptions, data: DataOptions) -> nn.Module:
 
 
 def build_encoder(model: ModelOptions, data: DataOptions) -> Encoder | None:
-    """A feature encoder with new weights; None if the generator takes no features.
+    """Build a feature encoder with newly initialised weights; None if the generator takes no features.
 
     Args:
-        model: The networks' options.
-        data: The data's encoding.
+        model: Options of the networks.
+        data: Options of the data's encoding.
 
     Example:
         >>> build_encoder(ModelOptions(), DataOptions()) is None
@@ -58,11 +58,11 @@ def build_encoder(model: ModelOptions, data: DataOptions) -> Encoder | None:
 
 
 def build_discriminator(model: ModelOptions, data: DataOptions) -> MultiscaleDiscriminator:
-    """A multi-scale discriminator with new weights.
+    """Build a multi-scale discriminator with newly initialised weights.
 
     Args:
-        model: The networks' options.
-        data: The data's encoding; the discriminator takes the encoded input and an image, concatenated.
+        model: Options of the networks.
+        data: Options of the data's encoding; the discriminator takes the encoded input and an image, concatenated.
 
     Example:
         >>> discriminator = build_discriminator(ModelOptions(ndf=8, num_D=2), DataOptions(label_nc=4))

@@ -1,4 +1,4 @@
-"""The multi-scale PatchGAN discriminator of pix2pixHD (arXiv 1711.11585, section 3.2), named as in NVIDIA's files."""
+"""The multi-scale PatchGAN discriminator of pix2pixHD (arXiv 1711.11585, section 3.2) with NVIDIA's parameter names."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _MAX_CHANNELS = 512
 
 
 def _stages(input_nc: int, ndf: int, n_layers: int, norm_layer: NormLayer, use_sigmoid: bool) -> list[nn.Sequential]:
-    """The ``n_layers + 2`` stages of one PatchGAN; the last gives the predictions, the others the features."""
+    """Build the ``n_layers + 2`` stages of one PatchGAN; the last returns predictions, the others features."""
 
     def conv(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
         return nn.Conv2d(inputs, outputs, kernel_size=4, stride=stride, padding=2)
 
-    # The activations are in place. That is safe with the features handed out: what comes after reads them and no more.
+    # In-place activations are safe although the features are returned: the next stage only reads them.
     stages = [nn.Sequential(conv(input_nc, ndf, 2), nn.LeakyReLU(0.2, inplace=True))]
     channels = ndf
     for stage in range(1, n_layers + 1):
@@ -26,7 +26,7 @@ def _stages(input_nc: int, ndf: int, n_layers: int, norm_layer: NormLayer, use_s
         stages.append(
             nn.Sequential(conv(previous, channels, stride), norm_layer(channels), nn.LeakyReLU(0.2, inplace=True))
         )
-    # The original adds the sigmoid as a stage of its own and then never calls it when features are asked for.
+    # NVIDIA's code adds the sigmoid as a separate stage, which it never calls when features are requested.
     stages.append(nn.Sequential(conv(channels, 1, 1), *([nn.Sigmoid()] if use_sigmoid else [])))
     return stages
 
@@ -38,18 +38,18 @@ def _check(input_nc: int, ndf: int, n_layers: int, num_D: int = 1) -> None:
 
 
 class NLayerDiscriminator(nn.Module):
-    """A PatchGAN: every output pixel judges one patch of the input.
+    """A PatchGAN: every output pixel classifies one patch of the input as real or fake.
 
     Args:
-        input_nc: Channels of the input, condition and image together.
-        ndf: Channels of the first convolution; doubled per layer up to 512.
-        n_layers: Number of layers between the first and the prediction.
-        norm_layer: From the number of channels to a normalisation layer.
-        use_sigmoid: Whether predictions are probabilities; for the vanilla GAN loss on probabilities.
+        input_nc: Channels of the input: condition and image, concatenated.
+        ndf: Channels of the first convolution; doubled by each layer, up to 512.
+        n_layers: Number of layers between the first layer and the prediction.
+        norm_layer: Function from the number of channels to a normalisation layer.
+        use_sigmoid: Whether predictions are probabilities, for a vanilla GAN loss that takes probabilities.
         getIntermFeat: Whether the features of all layers are returned, for feature matching.
 
     Raises:
-        ValueError: For counts below 1.
+        ValueError: If a count is below 1.
 
     Example:
         >>> import torch
@@ -80,7 +80,7 @@ class NLayerDiscriminator(nn.Module):
         init_weights(self)
 
     def forward(self, input: Tensor) -> list[Tensor]:
-        """Judges ``[N, input_nc, H, W]``; a list whose last element is the prediction ``[N, 1, h, w]``."""
+        """Evaluate ``[N, input_nc, H, W]``; return a list whose last element is the prediction ``[N, 1, h, w]``."""
         if not self.getIntermFeat:
             return [self.model(input)]
         return _run_stages([self.get_submodule(f"model{j}") for j in range(self.n_layers + 2)], input)
@@ -95,23 +95,23 @@ def _run_stages(stages: list[nn.Module], x: Tensor) -> list[Tensor]:
 
 
 class MultiscaleDiscriminator(nn.Module):
-    """``num_D`` PatchGANs on the image and its halvings.
+    """``num_D`` PatchGANs on the image at full resolution and repeatedly halved.
 
     Parameters are named as in NVIDIA's ``latest_net_D.pth``: ``scale{i}_layer{j}.0.weight`` with ``getIntermFeat``,
     else ``layer{i}.N.weight``. Scale ``num_D − 1`` is the **full** resolution; scale 0 is the coarsest.
 
     Args:
-        input_nc: Channels of the input, condition and image together.
-        ndf: Channels of the first convolution; doubled per layer up to 512.
-        n_layers: Number of layers between the first and the prediction, ``n_layers_D`` in NVIDIA's options.
-        norm_layer: From the number of channels to a normalisation layer.
+        input_nc: Channels of the input: condition and image, concatenated.
+        ndf: Channels of the first convolution; doubled by each layer, up to 512.
+        n_layers: Number of layers between the first layer and the prediction, ``n_layers_D`` in NVIDIA's options.
+        norm_layer: Function from the number of channels to a normalisation layer.
         use_sigmoid: Whether predictions are probabilities.
         num_D: Number of scales.
-        getIntermFeat: Whether the features of all layers are returned, for feature matching. The default is the
-            original's.
+        getIntermFeat: Whether the features of all layers are returned, for feature matching. The default is
+            that of NVIDIA's code.
 
     Raises:
-        ValueError: For counts below 1.
+        ValueError: If a count is below 1.
 
     Example:
         >>> import torch
@@ -146,11 +146,11 @@ class MultiscaleDiscriminator(nn.Module):
         init_weights(self)
 
     def forward(self, input: Tensor) -> list[list[Tensor]]:
-        """Judges ``[N, input_nc, H, W]`` at every scale.
+        """Evaluate ``[N, input_nc, H, W]`` at every scale.
 
         Returns:
             A list over scales, full resolution first, of lists over layers, whose last element is the prediction.
-            Without ``getIntermFeat`` each inner list holds the prediction alone.
+            Without ``getIntermFeat``, each inner list contains only the prediction.
         """
         results = []
         for scale in reversed(range(self.num_D)):

@@ -12,21 +12,21 @@ __all__ = ["Encoder", "instance_mean"]
 
 
 def instance_mean(features: Tensor, instance: Tensor) -> Tensor:
-    """Replaces every pixel's features by the mean over its instance: the paper's instance-wise average pooling.
+    """Replace the features of every pixel by the mean over its instance, the paper's instance-wise average pooling.
 
-    One sort and two scatters for the whole batch, however many instances there are, and no copy to the host; the
-    original loops over instances and channels in Python. Sums are taken in at least float32.
+    The computation takes one sort and two scatters for the whole batch, for any number of instances, without a copy to
+    the host; NVIDIA's code loops over instances and channels in Python. Sums are accumulated at least in float32.
 
     Args:
-        features: ``[N, C, H, W]``, of any floating type.
-        instance: Integer ids ``[N, H, W]`` or ``[N, 1, H, W]``; equal ids in one image are one instance, whatever
-            their values are.
+        features: ``[N, C, H, W]``, of any floating-point dtype.
+        instance: Integer ids ``[N, H, W]`` or ``[N, 1, H, W]``; equal ids in one image are one instance. The values
+            are arbitrary.
 
     Returns:
         ``[N, C, H, W]``; gradients flow to ``features``.
 
     Raises:
-        ValueError: If the shapes do not agree.
+        ValueError: If the shapes differ.
 
     Example:
         >>> instance_mean(torch.tensor([[[[1.0, 3.0, 8.0]]]]), torch.tensor([[[7, 7, 9]]]))
@@ -39,36 +39,37 @@ def instance_mean(features: Tensor, instance: Tensor) -> Tensor:
     ordered, order = ids.sort(dim=1)
     starts = torch.zeros_like(ids, dtype=torch.int64)
     starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    # Numbers the instances of each image 0, 1, …; there are at most as many as pixels, so no size depends on data.
+    # Numbers the instances of each image 0, 1, …. There are at most as many as pixels, so no shape depends on data.
     number = torch.empty_like(starts).scatter_(1, order, starts.cumsum(1))
-    wide = features.reshape(n, channels, -1)
-    wide = wide if wide.dtype == torch.float64 else wide.float()
+    values = features.reshape(n, channels, -1)
+    values = values if values.dtype == torch.float64 else values.float()
     where = number[:, None].expand(-1, channels, -1)
-    sums = torch.zeros_like(wide).scatter_add(2, where, wide)
-    counts = torch.zeros_like(wide[:, :1]).scatter_add_(2, number[:, None], torch.ones_like(wide[:, :1]))
+    sums = torch.zeros_like(values).scatter_add(2, where, values)
+    counts = torch.zeros_like(values[:, :1]).scatter_add_(2, number[:, None], torch.ones_like(values[:, :1]))
     means = (sums / counts.clamp(min=1)).gather(2, where)
     return means.to(features.dtype).view_as(features)
 
 
 class Encoder(nn.Module):
-    """From a real image to a few features per pixel, equal all over each instance.
+    """Encode a real image as a few features per pixel, which are constant within each instance.
 
-    Parameters are named ``model.N…`` as in NVIDIA's ``latest_net_E.pth``. Trained together with the generator, which
-    takes the features beside the labels; at generation other features give the instance another look.
+    Parameters are named ``model.N…`` as in NVIDIA's ``latest_net_E.pth``. The encoder is trained
+    together with the generator, which takes the features in addition to the labels. At inference, other features give
+    an instance another appearance.
 
     Args:
         input_nc: Channels of the image.
         output_nc: Number of features.
         ngf: Channels of the first convolution; each downsampling doubles them.
-        n_downsampling: How often the image is halved.
-        norm_layer: From the number of channels to a normalisation layer.
+        n_downsampling: Number of downsamplings, each by a factor of 2.
+        norm_layer: Function from the number of channels to a normalisation layer.
 
     Attributes:
         multiple: Height and width of the image must be multiples of this, and at least twice as large.
 
     Raises:
-        ValueError: For counts that are too small; in ``forward`` for an image of another number of channels or a size
-            that cannot be halved often enough.
+        ValueError: If a count is too small; in ``forward``, if the number of channels differs or the size
+            violates ``multiple``.
 
     Example:
         >>> encoder = Encoder(input_nc=3, output_nc=3, ngf=4, n_downsampling=2)
@@ -95,6 +96,6 @@ class Encoder(nn.Module):
         init_weights(self)
 
     def forward(self, input: Tensor, inst: Tensor) -> Tensor:
-        """Features ``[N, output_nc, H, W]`` in [−1, 1] of images ``[N, input_nc, H, W]`` with ids ``inst``."""
+        """Return features ``[N, output_nc, H, W]`` in [−1, 1] of images ``[N, input_nc, H, W]`` with ids ``inst``."""
         _check_input(input, self.input_nc, self.multiple)
         return instance_mean(self.model(input), inst)

@@ -1,4 +1,4 @@
-"""Networks by the names of NVIDIA's options, as its ``networks.py`` makes them."""
+"""Functions that build networks from NVIDIA's options, with the signatures of its ``networks.py``."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def define_G(
     norm: str = "instance",
     gpu_ids: Sequence[int] = (),
 ) -> GlobalGenerator | LocalEnhancer | Encoder:
-    """A generator by the names of NVIDIA's options.
+    """Build a generator from NVIDIA's options.
 
     Args:
         input_nc: Channels of the input.
         output_nc: Channels of the generated image.
         ngf: Channels of the first convolution.
         netG: ``"global"``, ``"local"`` or ``"encoder"``.
-        n_downsample_global: How often the global part, or the encoder, halves its input.
-        n_blocks_global: Residual blocks of the global part.
+        n_downsample_global: Number of downsamplings of the global generator or the encoder.
+        n_blocks_global: Number of residual blocks of the global generator.
         n_local_enhancers: Number of enhancers (``"local"``).
-        n_blocks_local: Residual blocks of each enhancer (``"local"``).
+        n_blocks_local: Number of residual blocks of each enhancer (``"local"``).
         norm: ``"instance"`` or ``"batch"``.
-        gpu_ids: The first one is where the network goes; the CPU when empty.
+        gpu_ids: The network is moved to the first GPU in the list; it stays on the CPU if the list is empty.
 
     Raises:
-        ValueError: For an unknown ``netG`` or ``norm`` and for counts that are too small.
+        ValueError: If ``netG`` or ``norm`` is unknown, or a count is too small.
 
     Example:
         >>> generator = define_G(36, 3, 8, "global", n_downsample_global=2, n_blocks_global=1)
@@ -68,7 +68,7 @@ def define_G(
         generator = Encoder(input_nc, output_nc, ngf, n_downsample_global, norm_layer)
     else:
         raise ValueError(f"netG must be 'global', 'local' or 'encoder', got {netG!r}")
-    return _placed(generator, gpu_ids)
+    return _to_device(generator, gpu_ids)
 
 
 def define_E(
@@ -79,23 +79,23 @@ def define_E(
     norm: str = "instance",
     gpu_ids: Sequence[int] = (),
 ) -> Encoder:
-    """An instance feature encoder by the names of NVIDIA's options.
+    """Build an instance feature encoder from NVIDIA's options.
 
     Args:
         input_nc: Channels of the image.
         output_nc: Number of features, ``feat_num`` in NVIDIA's options.
         nef: Channels of the first convolution.
-        n_downsample_E: How often the encoder halves its input.
+        n_downsample_E: Number of downsamplings of the encoder.
         norm: ``"instance"`` or ``"batch"``.
-        gpu_ids: The first one is where the network goes; the CPU when empty.
+        gpu_ids: The network is moved to the first GPU in the list; it stays on the CPU if the list is empty.
 
     Raises:
-        ValueError: For an unknown ``norm`` and for counts that are too small.
+        ValueError: If ``norm`` is unknown, or a count is too small.
 
     Example:
         >>> encoder = define_E(3, 3, nef=8, n_downsample_E=2)
     """
-    return _placed(Encoder(input_nc, output_nc, nef, n_downsample_E, get_norm_layer(norm)), gpu_ids)
+    return _to_device(Encoder(input_nc, output_nc, nef, n_downsample_E, get_norm_layer(norm)), gpu_ids)
 
 
 def define_D(
@@ -108,20 +108,20 @@ def define_D(
     getIntermFeat: bool = False,
     gpu_ids: Sequence[int] = (),
 ) -> MultiscaleDiscriminator:
-    """A multi-scale discriminator by the names of NVIDIA's options.
+    """Build a multi-scale discriminator from NVIDIA's options.
 
     Args:
-        input_nc: Channels of condition and image together.
+        input_nc: Channels of condition and image, concatenated.
         ndf: Channels of the first convolution.
-        n_layers_D: Number of layers between the first and the prediction.
+        n_layers_D: Number of layers between the first layer and the prediction.
         norm: ``"instance"`` or ``"batch"``.
         use_sigmoid: Whether predictions are probabilities.
         num_D: Number of scales.
-        getIntermFeat: Whether features are returned, for feature matching.
-        gpu_ids: The first one is where the network goes; the CPU when empty.
+        getIntermFeat: Whether intermediate features are returned, for feature matching.
+        gpu_ids: The network is moved to the first GPU in the list; it stays on the CPU if the list is empty.
 
     Raises:
-        ValueError: For an unknown ``norm`` and for counts below 1.
+        ValueError: If ``norm`` is unknown, or a count is below 1.
 
     Example:
         >>> discriminator = define_D(39, 8, 3, num_D=2, getIntermFeat=True)
@@ -129,8 +129,8 @@ def define_D(
     discriminator = MultiscaleDiscriminator(
         input_nc, ndf, n_layers_D, get_norm_layer(norm), use_sigmoid, num_D, getIntermFeat
     )
-    return _placed(discriminator, gpu_ids)
+    return _to_device(discriminator, gpu_ids)
 
 
-def _placed(network: _Network, gpu_ids: Sequence[int]) -> _Network:
+def _to_device(network: _Network, gpu_ids: Sequence[int]) -> _Network:
     return network.to(f"cuda:{gpu_ids[0]}") if gpu_ids else network

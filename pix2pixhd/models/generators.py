@@ -1,4 +1,4 @@
-"""The generators of pix2pixHD (arXiv 1711.11585, section 3.1) under the parameter names of NVIDIA's checkpoints."""
+"""The generators of pix2pixHD (arXiv 1711.11585, section 3.1) with the parameter names of NVIDIA's checkpoints."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ __all__ = ["GlobalGenerator", "LocalEnhancer"]
 
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
-        least = 0 if name.startswith("n_") else 1
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+        minimum = 0 if name.startswith("n_") else 1
+        if value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
 def _check_input(x: Tensor, channels: int, multiple: int) -> None:
-    """Other sizes would come back changed (every halving rounds up), so they are refused."""
+    """Reject sizes that the generator would not reproduce, because every downsampling rounds up."""
     if x.dim() != 4 or x.shape[1] != channels:
         raise ValueError(f"input must be [N, {channels}, H, W], got {list(x.shape)}")
     height, width = x.shape[-2:]
     if height % multiple or width % multiple or min(height, width) < 2 * multiple:
         raise ValueError(
             f"input is {width}x{height} (width x height), but this generator needs both to be multiples of {multiple} "
-            f"and at least {2 * multiple}; resize, crop or pad the image, or take fewer downsamplings"
+            f"and at least {2 * multiple}; resize, crop or pad the image, or use fewer downsamplings"
         )
 
 
@@ -53,7 +53,7 @@ def _to_image(ngf: int, output_nc: int) -> list[nn.Module]:
 def _global_trunk(
     input_nc: int, ngf: int, n_downsampling: int, n_blocks: int, norm_layer: NormLayer, padding_type: str
 ) -> list[nn.Module]:
-    """Everything of the global generator up to its last feature map, ``[N, ngf, H, W]``."""
+    """Build the global generator up to its last feature map, ``[N, ngf, H, W]``."""
     layers = _stem(input_nc, ngf, norm_layer)
     widths = [ngf * 2**i for i in range(n_downsampling)]
     for width in widths:
@@ -65,13 +65,13 @@ def _global_trunk(
 
 
 def _run(layers: nn.Sequential, x: Tensor, checkpoints: bool) -> Tensor:
-    """The layers' output; with ``checkpoints`` activations are kept behind every ReLU and residual block only."""
+    """Run the layers; with ``checkpoints``, save activations only after each ReLU and residual block."""
     if not (checkpoints and torch.is_grad_enabled()):
         output: Tensor = layers(x)
         return output
     start = 0
     for end, layer in enumerate(layers, 1):
-        # What is kept is read by a convolution or a padding; a ReLU would change it in place.
+        # The next layer is a convolution or a padding, which only reads the saved activation. A ReLU would modify it.
         if end == len(layers) or isinstance(layer, (nn.ReLU, ResnetBlock)):
             x = cast(Tensor, checkpoint(layers[start:end], x, use_reentrant=False, preserve_rng_state=False))
             start = end
@@ -79,28 +79,28 @@ def _run(layers: nn.Sequential, x: Tensor, checkpoints: bool) -> Tensor:
 
 
 class GlobalGenerator(nn.Module):
-    """The global generator G1: downsampling, residual blocks, upsampling; images in [−1, 1] come out.
+    """The global generator G1: downsampling, residual blocks, upsampling. Its output is in [−1, 1].
 
-    Parameters are named ``model.N…`` as in NVIDIA's ``latest_net_G.pth`` of a ``--netG global`` run. Weights start from
-    N(0, 0.02). The normalisation layer defaults to instance norm, which NVIDIA's option ``--norm`` also defaults to
-    (the default of the original class itself is batch norm).
+    Parameters are named ``model.N…`` as in NVIDIA's ``latest_net_G.pth`` of a ``--netG global`` run. Weights are
+    initialised from N(0, 0.02). The normalisation layer defaults to instance norm, as NVIDIA's option ``--norm`` does
+    (the default of NVIDIA's class itself is batch norm).
 
     Args:
-        input_nc: Channels of the input: one-hot labels plus the edge map, or image channels.
+        input_nc: Channels of the input: one-hot labels and the edge map, or image channels.
         output_nc: Channels of the generated image.
         ngf: Channels of the first convolution; each downsampling doubles them.
-        n_downsampling: How often the image is halved.
+        n_downsampling: Number of downsamplings, each by a factor of 2.
         n_blocks: Number of residual blocks at the lowest resolution.
-        norm_layer: From the number of channels to a normalisation layer.
+        norm_layer: Function from the number of channels to a normalisation layer.
         padding_type: Padding of the residual blocks: ``"reflect"``, ``"replicate"`` or ``"zero"``.
 
     Attributes:
         multiple: Height and width of the input must be multiples of this, and at least twice as large.
-        checkpoint_activations: Whether training keeps every third activation or so and computes the others twice.
+        checkpoint_activations: Whether training saves about every third activation and recomputes the others.
 
     Raises:
-        ValueError: For counts that are too small or an unknown ``padding_type``; in ``forward`` for an input of another
-            number of channels or a size that cannot be halved often enough.
+        ValueError: If a count is too small or ``padding_type`` is unknown; in ``forward``, if the number of channels
+            differs or the size violates ``multiple``.
 
     Example:
         >>> import torch
@@ -129,32 +129,33 @@ class GlobalGenerator(nn.Module):
         init_weights(self)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Generates images ``[N, output_nc, H, W]`` in [−1, 1] from ``[N, input_nc, H, W]``."""
+        """Generate images ``[N, output_nc, H, W]`` in [−1, 1] from ``[N, input_nc, H, W]``."""
         _check_input(input, self.input_nc, self.multiple)
         return _run(self.model, input, self.checkpoint_activations)
 
 
 class LocalEnhancer(nn.Module):
-    """The coarse-to-fine generator: a global generator at low resolution and enhancers G2, G3, … around it.
+    """The coarse-to-fine generator: a global generator at low resolution, enclosed by enhancers G2, G3, ….
 
     Parameters are named as in NVIDIA's ``latest_net_G.pth`` of a ``--netG local`` run: ``model.N…`` for the global part
-    without its output layers, ``model{n}_1.N…`` and ``model{n}_2.N…`` for the n-th enhancer's way down and up.
+    without its output layers, ``model{n}_1.N…`` and ``model{n}_2.N…`` for the downsampling and upsampling layers of the
+    n-th enhancer.
 
     Args:
-        input_nc: Channels of the input: one-hot labels plus the edge map, or image channels.
+        input_nc: Channels of the input: one-hot labels and the edge map, or image channels.
         output_nc: Channels of the generated image.
         ngf: Channels of the finest enhancer's first convolution; the global part starts with
             ``ngf·2^n_local_enhancers``.
-        n_downsample_global: How often the global part halves its input.
-        n_blocks_global: Number of the global part's residual blocks.
+        n_downsample_global: Number of downsamplings of the global part.
+        n_blocks_global: Number of residual blocks of the global part.
         n_local_enhancers: Number of enhancers; each doubles the resolution.
         n_blocks_local: Number of residual blocks of each enhancer.
-        norm_layer: From the number of channels to a normalisation layer.
+        norm_layer: Function from the number of channels to a normalisation layer.
         padding_type: Padding of the residual blocks: ``"reflect"``, ``"replicate"`` or ``"zero"``.
 
     Attributes:
         multiple: Height and width of the input must be multiples of this, and at least twice as large.
-        checkpoint_activations: Whether training keeps every third activation or so and computes the others twice.
+        checkpoint_activations: Whether training saves about every third activation and recomputes the others.
 
     Raises:
         ValueError: As for ``GlobalGenerator``.
@@ -208,23 +209,23 @@ class LocalEnhancer(nn.Module):
         init_weights(self)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Generates images ``[N, output_nc, H, W]`` in [−1, 1] from ``[N, input_nc, H, W]``."""
+        """Generate images ``[N, output_nc, H, W]`` in [−1, 1] from ``[N, input_nc, H, W]``."""
         _check_input(input, self.input_nc, self.multiple)
         pyramid = [input]
         for _ in range(self.n_local_enhancers):
             pyramid.append(self.downsample(pyramid[-1]))
         features = _run(self.model, pyramid.pop(), self.checkpoint_activations)
         for n in range(1, self.n_local_enhancers + 1):
-            down, up = (self._enhancer(n, way) for way in (1, 2))
+            down, up = self._enhancer(n, 1), self._enhancer(n, 2)
             fine = _run(down, pyramid.pop(), self.checkpoint_activations)
             features = _run(up, fine + features, self.checkpoint_activations)
         return features
 
-    def _enhancer(self, n: int, way: int) -> nn.Sequential:
-        layers = self.get_submodule(f"model{n}_{way}")
+    def _enhancer(self, n: int, half: int) -> nn.Sequential:
+        layers = self.get_submodule(f"model{n}_{half}")
         assert isinstance(layers, nn.Sequential)
         return layers
 
     def finest_enhancer(self) -> tuple[nn.Sequential, nn.Sequential]:
-        """The last enhancer's way down and up: what is trained first when a trained global part is enhanced."""
+        """Return the last enhancer's downsampling and upsampling layers, trained first around a trained G1."""
         return self._enhancer(self.n_local_enhancers, 1), self._enhancer(self.n_local_enhancers, 2)

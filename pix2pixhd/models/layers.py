@@ -1,4 +1,4 @@
-"""What generators and discriminators share: normalisation by name, initial weights, residual blocks."""
+"""Building blocks shared by generators and discriminators: normalisation, initial weights, residual blocks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _PADDING: dict[str, tuple[type[nn.Module] | None, int]] = {
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
-    """``torch.nn.InstanceNorm2d``, computed as batch normalisation where the batch is one image, which is the same.
+    """``torch.nn.InstanceNorm2d``, computed as the equivalent batch normalisation if the batch is one image.
 
-    That way channels-last maps stay as they are, in half of the time; and gradients are right: in PyTorch 2.15's
-    instance norm on the CPU those of one image are not, where the gradient that comes in lies channels last.
+    This preserves channels-last memory format, takes half the time, and gives correct gradients. In PyTorch 2.15,
+    instance norm on the CPU computes wrong gradients for one image if the upstream gradient is in channels-last memory
+    format.
 
     Example:
         >>> InstanceNorm2d(8)(torch.randn(1, 8, 4, 4)).shape
@@ -29,23 +30,23 @@ class InstanceNorm2d(nn.InstanceNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalises every channel of every image ``[N, C, H, W]`` to mean 0 and variance 1."""
+        """Normalise every channel of every image ``[N, C, H, W]`` to mean 0 and variance 1."""
         if input.dim() != 4 or input.shape[0] != 1 or self.track_running_stats:
             return super().forward(input)
         return nn.functional.batch_norm(input, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 
 def get_norm_layer(norm_type: str = "instance") -> NormLayer:
-    """The normalisation layer of a name, as NVIDIA's ``--norm`` option spells it.
+    """Return the normalisation layer with a name of NVIDIA's ``--norm`` option.
 
     Args:
-        norm_type: ``"instance"`` (no parameters, no running statistics; what the published weights use) or ``"batch"``.
+        norm_type: ``"instance"`` (no parameters, no running statistics; used by the published weights) or ``"batch"``.
 
     Returns:
         A function from the number of channels to a layer.
 
     Raises:
-        ValueError: For another name.
+        ValueError: If the name is unknown.
 
     Example:
         >>> get_norm_layer("instance")(64).affine
@@ -60,7 +61,7 @@ def get_norm_layer(norm_type: str = "instance") -> NormLayer:
 
 @torch.no_grad()
 def init_weights(module: nn.Module) -> None:
-    """Draws convolution weights from N(0, 0.02) and batch-norm scales from N(1, 0.02), as the paper's code does."""
+    """Draw convolution weights from N(0, 0.02) and batch-norm scales from N(1, 0.02), as the paper's code does."""
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
             layer.weight.normal_(0.0, 0.02)
@@ -75,12 +76,12 @@ class ResnetBlock(nn.Module):
     Args:
         dim: Number of channels.
         padding_type: ``"reflect"``, ``"replicate"`` or ``"zero"``.
-        norm_layer: From the number of channels to a normalisation layer.
-        activation: The activation between the convolutions; ReLU when None.
+        norm_layer: Function from the number of channels to a normalisation layer.
+        activation: Activation between the convolutions; ReLU if None.
         use_dropout: Whether to drop half of the values between the convolutions.
 
     Raises:
-        ValueError: For an unknown ``padding_type``.
+        ValueError: If ``padding_type`` is unknown.
 
     Example:
         >>> ResnetBlock(8, "reflect", nn.InstanceNorm2d)(torch.zeros(1, 8, 4, 4)).shape
@@ -105,11 +106,11 @@ class ResnetBlock(nn.Module):
             return [*pad, nn.Conv2d(dim, dim, kernel_size=3, padding=conv_padding), norm_layer(dim)]
 
         middle = [activation or nn.ReLU(inplace=True), *([nn.Dropout(0.5)] if use_dropout else [])]
-        # The positions in the Sequential are part of the checkpoint format: conv_block.1 and conv_block.5 with padding
-        # layers and no dropout.
+        # Positions in the Sequential are part of the checkpoint format: conv_block.1 and conv_block.5 with padding
+        # layers and without dropout.
         self.conv_block = nn.Sequential(*padded_conv(), *middle, *padded_conv())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Adds the block's output to its input."""
+        """Return ``x + conv_block(x)``."""
         output: Tensor = x + self.conv_block(x)
         return output

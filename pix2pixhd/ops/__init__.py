@@ -207,7 +207,7 @@ def hinge_loss(preds: Sequence[Tensor], target_is_real: bool | Sequence[bool], w
 
     Args:
         preds: K tensors of any shape and strides; float32, float64, float16 or bfloat16.
-        target_is_real: Whether the predictions are of real images; one flag for all tensors or one per tensor.
+        target_is_real: Whether the predictions are of real images; one flag for all tensors, or one each.
         weights: One number, or K numbers; 1 each if None. A tensor that requires a gradient receives one.
 
     Returns:

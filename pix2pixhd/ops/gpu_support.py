@@ -16,8 +16,8 @@ _TEGRA = ((5, 3), (6, 2), (7, 2), (8, 7))
 def covers(archs: str, capability: tuple[int, int]) -> bool:
     """Whether kernels built for these architectures run on a GPU of this compute capability.
 
-    The rules of the CUDA programming guide: machine code for X.Y, or for a family, X.Yf, runs on X.Z with Z >= Y.
-    Code for a specific architecture, X.Ya, runs on X.Y only, even as PTX. Plain PTX runs on X.Y and every newer GPU.
+    The rules of the CUDA programming guide: machine code for X.Y, or for a family, X.Yf, runs on X.Z with Z >= Y. Code
+    for a specific architecture, X.Ya, runs on X.Y only, even as PTX. Plain PTX runs on X.Y and every newer GPU.
 
     Args:
         archs: Architectures as in TORCH_CUDA_ARCH_LIST: numbers with ``a``, ``f`` and ``+PTX``, separated by ``;``.

@@ -1,26 +1,26 @@
-"""Memory of large CPU outputs, recycled between operator calls.
+"""A pool that recycles the memory of large CPU outputs between operator calls.
 
-A training step asks for the same large gradients again and again, and newly mapped pages cost more than writing the
-gradients: inside a discriminator step at 1024×512 (24 M float32 elements), 35 ms of page faults and zeroing per
-backward, against 5 ms into memory that is already mapped. The pool keeps the storages of large outputs and hands them
-out again once no tensor uses them any more. Outputs are allocated here, in Python, and passed to the ``_out``
-operators: the stable ABI can neither wrap memory in a resizable storage nor count the tensors that share one, and it
-reduces an exception raised below an operator (KeyboardInterrupt, out of memory) to an anonymous RuntimeError.
+A training step allocates the same large gradients in every iteration, and mapping new pages costs more than writing
+the gradients: in a discriminator step at 1024×512 (24 M float32 elements), 35 ms of page faults and zeroing per
+backward, compared with 5 ms into memory that is already mapped. The pool keeps the storages of large outputs and reuses
+them once no tensor uses them any more. Outputs are allocated here, in Python, and passed to the ``_out`` operators. The
+stable ABI can neither wrap memory in a resizable storage nor count the tensors that share one, and it reduces an
+exception raised below an operator (KeyboardInterrupt, out of memory) to an anonymous RuntimeError.
 
-* **Bounded.** What is in use and what is kept together never exceed the most that was in use at once recently. Before
-  the pool grows beyond that, it frees idle storages.
-* **Given back.** A storage that has been idle for one to two periods of ``PERIOD_SECONDS`` is freed. The losses, large
-  or small, and Python's garbage collector check the clock. Storages that are idle at the end of a period and still kept
-  are marked as reclaimable (``MADV_FREE``): the system takes their pages when it runs short of memory. When an
-  allocation fails here, all idle storages are freed and it is repeated.
-* **Ordinary tensors.** Storages come from PyTorch's allocator and have exactly the tensor's size. One that its user
-  resized, moved to shared memory or made fixed in size is forgotten.
+* **Bounded.** Used and idle storages together never exceed the recent peak of memory in use. Before the pool grows
+  beyond that, it frees idle storages.
+* **Released when idle.** A storage that has been idle for one to two periods of ``PERIOD_SECONDS`` is freed. The
+  losses, large or small, and Python's garbage collector check the clock. Storages that are idle at the end of a period
+  but not yet freed are marked with ``MADV_FREE``. If an allocation fails here, all idle storages are freed and the
+  allocation is repeated.
+* **Ordinary tensors.** Storages come from PyTorch's allocator and have exactly the tensor's size. The pool drops a
+  storage that its user has resized, moved to shared memory or made non-resizable.
 * **Safe across fork.** Idle storages are freed before ``os.fork``, so that none is copied on write, and the child
   starts with an empty pool. Storages in use stay valid in the child.
-* **Does not wait.** A thread that finds the pool busy allocates as usual.
+* **Never blocks.** A thread that finds the pool locked allocates as usual.
 
-Between the check for references and the new tensor no other code can reach the storage: the pool holds the only
-reference.
+Between the check of the reference counts and the creation of the new tensor, no other code can reach the storage,
+because the pool holds the only reference.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-LARGE = 1 << 20  # bytes; smaller outputs are left to the C library's allocator, which recycles them well
-PERIOD_SECONDS = 10.0  # allocating again costs tens of milliseconds: at most 0.5 % of a step that takes longer
-MAX_STORAGES = 256  # bounds the time of a scan
+LARGE = 1 << 20  # bytes; the C library's allocator recycles smaller outputs well
+PERIOD_SECONDS = 10.0  # reallocation costs tens of milliseconds, at most 0.5 % of a step that takes longer than this
+MAX_STORAGES = 256  # limits the time of a scan
 
 Layout: TypeAlias = tuple[Sequence[int], Sequence[int], torch.dtype]  # size, stride, dtype
 
@@ -58,7 +58,7 @@ def _allocate(layout: Layout, device: torch.device | str = "cpu") -> Tensor:
 
 
 class _Block:
-    """A storage that the pool handed out, in use or idle."""
+    """A storage of the pool, in use or idle."""
 
     __slots__ = ("bytes", "period", "pointer", "reclaimable", "storage")
 
@@ -66,15 +66,15 @@ class _Block:
         self.storage = torch.empty(bytes, dtype=torch.uint8, device="cpu").untyped_storage()
         self.bytes = bytes
         self.pointer = self.storage.data_ptr()
-        self.period = 0  # the last in which it was in use
+        self.period = 0  # the last period in which it was in use
         self.reclaimable = False
 
     def references(self) -> tuple[int, int]:
-        """How many owners the storage has in C++ (tensors, above all) and how many in Python."""
+        """Return the number of owners of the storage in C++ (mainly tensors) and in Python."""
         return torch._C._storage_Use_Count(self.storage._cdata), sys.getrefcount(self.storage)
 
     def unchanged(self) -> bool:
-        """Whether it is still the memory that was allocated: not resized, not moved to shared memory, resizable."""
+        """Whether the storage is as allocated: not resized, not moved to shared memory, and still resizable."""
         storage = self.storage
         return storage.data_ptr() == self.pointer and storage.nbytes() == self.bytes and storage.resizable()
 
@@ -83,9 +83,9 @@ class _Block:
         return torch.empty(0, dtype=dtype, device="cpu").set_(self.storage, 0, size, stride)
 
     def discard(self, lazily: bool) -> None:
-        """Lets the system take the whole pages: at once, or ``lazily`` only when it runs short of memory.
+        """Advise the system that the contents of whole pages are not needed: MADV_DONTNEED, or MADV_FREE if ``lazily``.
 
-        The allocation stays valid; its contents become undefined.
+        The allocation stays valid, but its contents become undefined.
         """
         if sys.platform != "linux":
             return
@@ -101,7 +101,7 @@ if sys.platform == "linux":
 
 
 def _counts_as_expected(idle: tuple[int, int]) -> bool:
-    """Whether this torch and Python count references such that an idle storage can be told from one in use."""
+    """Whether the reference counts of this torch and Python distinguish an idle storage from one in use."""
     block = _Block(4)
     counts = [block.references()]
     tensor = block.tensor(((1,), (1,), torch.float32))
@@ -115,41 +115,41 @@ def _counts_as_expected(idle: tuple[int, int]) -> bool:
 
 
 class Pool:
-    """Storages of large outputs.
+    """A pool of storages for large outputs.
 
-    The lock is taken with ``with``, into which no KeyboardInterrupt can come between acquiring it and the block that
-    releases it. Looking whether it is free first avoids waiting, above all for this very thread: a garbage collection
-    or a signal handler may run in the middle of a method.
+    The lock is acquired with a ``with`` statement, because no KeyboardInterrupt can occur between its acquisition and
+    the block that releases it. The methods first test whether the lock is free, so that they never wait. In particular,
+    they must not wait for their own thread: a garbage collection or a signal handler may run in the middle of a method.
 
     Args:
-        idle: ``_Block.references()`` of a storage that nothing uses.
+        idle: ``_Block.references()`` of an unused storage.
     """
 
     def __init__(self, idle: tuple[int, int]) -> None:
         self.idle = idle
         self._lock = threading.Lock()
-        self._blocks: dict[_Block, None] = {}  # least recently handed out first
+        self._blocks: dict[_Block, None] = {}  # least recently used first
         self._period = 0
-        self._peaks = [0, 0]  # most bytes in use at once, in the previous and in the current period
+        self._peaks = [0, 0]  # peak bytes in use, in the previous and in the current period
         self._last_check = 0.0
         self.next_check = math.inf  # on time.monotonic()
 
     @property
     def bytes_held(self) -> int:
-        """Bytes of all storages that the pool knows, in use or idle."""
+        """Total size of all storages in the pool, in use or idle, in bytes."""
         return sum(block.bytes for block in self._blocks)
 
     def empty(self, layouts: Sequence[Layout]) -> list[Tensor]:
-        """Tensors with undefined contents, in recycled memory where some fits."""
+        """Return uninitialised tensors, in recycled memory where a storage fits."""
         if not self._lock.locked():
             with self._lock:
                 return self._recycle(layouts)
         return [_allocate(layout) for layout in layouts]
 
     def check(self) -> None:
-        """Ends the period: frees what was idle throughout, and marks as reclaimable what else is idle."""
+        """End the period: free storages that were idle throughout, and mark other idle ones with MADV_FREE."""
         if self._lock.locked():
-            return  # the check stays due
+            return  # the next call checks again
         with self._lock:
             now = time.monotonic()
             periods = 2 if now - self._last_check > 2 * PERIOD_SECONDS else 1
@@ -166,7 +166,7 @@ class Pool:
             self._schedule(now)
 
     def release(self) -> int:
-        """Frees all idle storages; returns how many bytes they had."""
+        """Free all idle storages and return their total size in bytes."""
         deadline = time.monotonic() + 1.0
         while self._lock.locked():
             if time.monotonic() > deadline:
@@ -198,7 +198,7 @@ class Pool:
         return [self._new(sizes[k], layouts[k]) if t is None else t for k, t in enumerate(tensors)]
 
     def _take(self, blocks: list[_Block]) -> _Block | None:
-        """The most recently used idle block; removes it and those that were in use, so that each is tested once."""
+        """Pop the most recently used idle block. Blocks in use are popped too, so that each is tested once."""
         while blocks:
             block = blocks.pop()
             if block.references() == self.idle and block.unchanged():
@@ -206,10 +206,10 @@ class Pool:
         return None
 
     def _make_room(self, needed: int) -> None:
-        """Frees idle storages, as far as they would exceed what was in use at once recently.
+        """Free idle storages so that the pool does not exceed the recent peak of memory in use.
 
-        The smallest that suffices goes first. In order of age, one odd size would displace all that the next step asks
-        for, one after another.
+        The smallest sufficient storage is freed first. If the oldest were freed first, one unusual size could displace
+        every storage that the next step needs, one after another.
         """
         in_use, idle = self._scan()
         in_use += needed
@@ -236,13 +236,13 @@ class Pool:
     def _hand_out(self, block: _Block, layout: Layout) -> Tensor:
         block.period, block.reclaimable = self._period, False
         self._blocks.pop(block, None)
-        self._blocks[block] = None  # as the most recent
+        self._blocks[block] = None  # now the most recently used
         if self.next_check == math.inf:
             self._schedule(time.monotonic())
         return block.tensor(layout)
 
     def _scan(self) -> tuple[int, list[_Block]]:
-        """Bytes in use, and the idle storages; forgets those that their users changed."""
+        """Return the number of bytes in use and the idle storages. Drop storages that were modified."""
         in_use, idle = 0, []
         for block in list(self._blocks):
             if not block.unchanged():
@@ -270,14 +270,14 @@ _library = torch.library.Library("pix2pixhd", "FRAGMENT")  # type: ignore[no-unt
 
 
 def worthwhile(bytes: int, tensors: Sequence[Tensor]) -> bool:
-    """Whether outputs are allocated here, for an ``_out`` operator, instead of by the operator itself.
+    """Whether outputs should be allocated here, for an ``_out`` operator, instead of by the operator itself.
 
-    True when they may be large, and operators run at once on ordinary tensors. Tracers and dispatch modes get the
-    functional operators, because outputs in recycled memory would appear to them as constants.
+    This is the case if they may be large and the operator runs eagerly on ordinary tensors. Tracers and dispatch modes
+    need the functional operators, because they would treat outputs in recycled memory as constants.
 
     Args:
-        bytes: How many bytes the outputs have together, at most.
-        tensors: The operator's tensors.
+        bytes: Upper bound of the outputs' total size.
+        tensors: Tensor arguments of the operator.
     """
     if bytes < LARGE or torch.compiler.is_compiling():
         return False
@@ -289,10 +289,10 @@ def worthwhile(bytes: int, tensors: Sequence[Tensor]) -> bool:
 
 
 def empty(layouts: Sequence[Layout], device: torch.device) -> list[Tensor]:
-    """Tensors with undefined contents; large ones on the CPU in recycled memory where some fits.
+    """Return uninitialised tensors; large ones on the CPU use recycled memory where a storage fits.
 
     Raises:
-        RuntimeError: PyTorch's own, when memory is exhausted.
+        RuntimeError: If memory is exhausted, with PyTorch's message.
     """
     if _enabled and device.type == "cpu":
         return _pool.empty(layouts)
@@ -300,7 +300,7 @@ def empty(layouts: Sequence[Layout], device: torch.device) -> list[Tensor]:
 
 
 def check_if_due() -> None:
-    """Gives memory back that has been idle for a while. Every loss calls it; costs one look at the clock."""
+    """Free memory that has been idle for a while. Every loss calls this function; it costs one read of the clock."""
     if not torch.compiler.is_compiling() and time.monotonic() >= _pool.next_check:
         _pool.check()
 
@@ -320,7 +320,7 @@ def _before_fork() -> None:
 
 def _after_fork_in_child() -> None:
     global _pool
-    _pool = Pool(_idle)  # another thread, which does not exist here, may hold the parent's lock
+    _pool = Pool(_idle)  # a thread that does not exist in the child may hold the parent's lock
 
 
 def _stop() -> None:
@@ -330,10 +330,10 @@ def _stop() -> None:
 
 
 def _never_trace(*functions: Callable[..., object]) -> bool:
-    """Keeps torch.compile away from what depends on reference counts; False where this torch does not offer it.
+    """Exclude functions that depend on reference counts from torch.compile; False if this torch does not support it.
 
-    After a graph break Dynamo traces whatever Python functions run, a backward's included. ``torch.compiler.disable``
-    would do, but it imports all of Dynamo, which takes a second.
+    After a graph break, Dynamo traces every Python function that runs, including those of a backward.
+    ``torch.compiler.disable`` would work too, but it imports all of Dynamo, which takes a second.
     """
     try:
         from torch._C._dynamo import eval_frame
@@ -347,10 +347,10 @@ def _never_trace(*functions: Callable[..., object]) -> bool:
 
 
 def register() -> None:
-    """Starts recycling; called once, after the library has been loaded.
+    """Start recycling. Called once, after the library has been loaded.
 
-    Nothing is recycled with ``PIX2PIXHD_RECYCLE=0``, nor where references cannot be counted exactly: in a free-threaded
-    Python, or in a future torch that changes what the pool relies on.
+    Recycling is off with ``PIX2PIXHD_RECYCLE=0``, and where references cannot be counted exactly: in a free-threaded
+    Python, or in a future torch whose reference counts differ from what the pool expects.
     """
     global _enabled
     _library.define("release_cpu_memory() -> int")  # type: ignore[no-untyped-call]

@@ -153,7 +153,7 @@ def test_a_checkout_that_does_not_import_is_left_as_it_was(checkout):
 
 
 def test_what_is_no_repository_is_named(checkout, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no models/networks in .*; pass the folder of a pix2pixHD"):
+    with pytest.raises(FileNotFoundError, match=r".* has no models/networks; pass the folder of a pix2pixHD"):
         nvidia.patch(tmp_path)
     with pytest.raises(AttributeError, match="module math has no GANLoss and no VGGLoss; pass models"):
         nvidia.patch(__import__("math"))

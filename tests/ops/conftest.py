@@ -1,4 +1,4 @@
-"""Fixtures of the operators' tests."""
+"""Fixtures of the operator tests."""
 
 import gc
 import time
@@ -11,8 +11,15 @@ from pix2pixhd.ops import recycling
 
 
 @pytest.fixture
+def select_instruction_set():
+    """A function that selects the CPU instruction set by name; the automatic choice is restored after the test."""
+    yield torch.ops.pix2pixhd.select_cpu_instruction_set
+    torch.ops.pix2pixhd.select_cpu_instruction_set("auto")
+
+
+@pytest.fixture
 def pool(monkeypatch):
-    """An empty pool."""
+    """An empty memory pool."""
     gc.collect()
     torch.ops.pix2pixhd.release_cpu_memory()
     monkeypatch.setattr(recycling, "_pool", recycling.Pool(recycling._idle))
@@ -22,7 +29,7 @@ def pool(monkeypatch):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The pool's clock, which stands still until a test adds seconds to ``now``."""
+    """The pool's clock. It advances only when a test adds seconds to ``now``."""
     clock = types.SimpleNamespace(now=100.0)
     monkeypatch.setattr(recycling, "time", types.SimpleNamespace(monotonic=lambda: clock.now, sleep=time.sleep))
     return clock

@@ -1,4 +1,4 @@
-"""What the tests of recycled memory share: gradients of a given size, the pool's size, scripts in their own process."""
+"""Helpers for the tests of recycled memory: gradients of a given size, the pool's size, scripts in a new process."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ MIB = 1 << 20
 
 
 def gradient(mib, seed=0):
-    """The float32 gradient of an L1 loss, of this many MiB."""
+    """A float32 gradient of an L1 loss, with a size of ``mib`` MiB."""
     x = torch.full((int(mib * MIB / 4),), float(seed % 3 - 1), requires_grad=True)
     (grad,) = torch.autograd.grad(multi_l1_loss([x], [torch.zeros(1).expand_as(x)]), x)
     return grad
@@ -31,7 +31,7 @@ def small_calls(count):
 
 
 def run(script, **environment):
-    """Runs a script with the helpers of this module, and rss() in MiB, in a fresh process; returns what it prints."""
+    """Run a script in a new process, with the helpers of this module and rss() in MiB; return its output."""
     prelude = """
         import os, sys, threading, torch
         from pix2pixhd.functional import lsgan_loss, multi_l1_loss

@@ -1,4 +1,4 @@
-"""The same bits on every run, for any number of threads; every instruction set gives the oracle's results."""
+"""Bitwise reproducibility for any number of threads; every instruction set matches the oracle."""
 
 import os
 import subprocess
@@ -10,10 +10,7 @@ import torch
 
 from pix2pixhd.functional import lsgan_loss, multi_l1_loss
 
-from .oracle import DTYPES
-from .test_multi_l1 import check
-
-SUPPORTED = torch.ops.pix2pixhd.cpu_instruction_sets().split(";")[0].split(",")
+from .oracle import DTYPES, INSTRUCTION_SETS, check_l1
 
 
 @pytest.fixture
@@ -21,12 +18,6 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def instruction_set():
-    yield torch.ops.pix2pixhd.select_cpu_instruction_set
-    torch.ops.pix2pixhd.select_cpu_instruction_set("auto")
 
 
 def step(seed=0):
@@ -41,7 +32,7 @@ def same_bits(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_any_number_of_threads_gives_the_same_bits(threads):
+def test_results_are_bitwise_equal_for_any_number_of_threads(threads):
     results = []
     for count in (1, 2, 3, 4, 7):
         threads(count)
@@ -49,42 +40,42 @@ def test_any_number_of_threads_gives_the_same_bits(threads):
     assert all(same_bits(results[0], r) for r in results[1:])
 
 
-def test_calls_from_several_threads_at_once():
+def test_concurrent_calls_return_the_results_of_single_calls():
     expected = [step(seed) for seed in range(8)]
     with ThreadPoolExecutor(4) as pool:
         for seed, result in enumerate(pool.map(step, list(range(8)) * 3)):
             assert same_bits(result, expected[seed % 8])
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("other", DTYPES)
-def test_every_instruction_set_gives_the_oracles_results(instruction_set, name, dtype, other):
-    instruction_set(name)
+def test_every_instruction_set_matches_the_oracle(select_instruction_set, name, dtype, other):
+    select_instruction_set(name)
     assert torch.ops.pix2pixhd.cpu_instruction_sets().endswith(f";{name}")
     generator = torch.Generator().manual_seed(0)
     for numel in (5, 32, 100, 40_000):
         x, y = (torch.randn(numel, generator=generator, dtype=torch.float64) for _ in range(2))
         y[::4] = x[::4]
         x[1], y[2], x[3] = float("nan"), float("inf"), float("-inf")
-        check([(x.to(dtype), y.to(other))], [0.75])
+        check_l1([(x.to(dtype), y.to(other))], [0.75])
         finite = x.nan_to_num(0, 1, 1).to(dtype), y.nan_to_num(0, 1, 1).to(other)
-        check([finite], [0.75], upstream=-3.0)
+        check_l1([finite], [0.75], upstream=-3.0)
 
 
-def test_signs_are_the_same_for_every_instruction_set(instruction_set):
+def test_signs_are_equal_for_every_instruction_set(select_instruction_set):
     x, y = torch.randn(100_001), torch.randn(100_001)
     signs = []
-    for name in SUPPORTED:
-        instruction_set(name)
+    for name in INSTRUCTION_SETS:
+        select_instruction_set(name)
         signs.append(torch.ops.pix2pixhd.multi_l1.default([x], [y], [1.0], [0])[1])
     assert all(torch.equal(signs[0], s) for s in signs[1:])
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
-def test_half_types_are_widened_and_narrowed_exactly(instruction_set, name):
-    """All 65,536 bit patterns: as input (value) and as gradient (coefficient)."""
-    instruction_set(name)
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+def test_half_precision_is_converted_exactly(select_instruction_set, name):
+    """All finite bit patterns as input; a selection of values as gradient."""
+    select_instruction_set(name)
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     for dtype in (torch.float16, torch.bfloat16):
         x = bits.view(dtype)
@@ -108,7 +99,7 @@ def test_half_types_are_widened_and_narrowed_exactly(instruction_set, name):
             assert torch.equal(g, torch.full_like(g, 1.0) * torch.tensor(upstream).to(dtype)), upstream
 
 
-def test_instruction_set_from_the_environment_and_unknown_names():
+def test_the_environment_selects_the_instruction_set_and_unknown_names_are_rejected():
     code = "import torch, pix2pixhd.ops; print(torch.ops.pix2pixhd.cpu_instruction_sets())"
     environment = {**os.environ, "PIX2PIXHD_CPU_ISA": "baseline"}
     out = subprocess.run(

@@ -1,11 +1,10 @@
-"""The elementwise operators of the perceptual loss, each against PyTorch's own."""
+"""The elementwise operators of the perceptual loss, compared with PyTorch's operations."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from .oracle import DTYPES
-from .test_determinism import SUPPORTED, instruction_set  # noqa: F401
+from .oracle import DTYPES, INSTRUCTION_SETS
 
 ops = torch.ops.pix2pixhd
 SPECIAL = [float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 1e-30]
@@ -24,12 +23,12 @@ def same(a, b):
     torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.fixture(params=SUPPORTED, autouse=True)
-def every_instruction_set(request, instruction_set):  # noqa: F811
-    instruction_set(request.param)
+@pytest.fixture(params=INSTRUCTION_SETS, autouse=True)
+def every_instruction_set(request, select_instruction_set):
+    select_instruction_set(request.param)
 
 
-# Chunks of an image end with the image; the third is two chunks and a bit, with pixels across their border.
+# Chunks do not span images. The third shape has two full chunks and a partial one, with pixels across their borders.
 SHAPES = [(1, 32, 1, 1), (2, 96, 3, 5), (2, 96, 26, 29), (3, 64, 2, 1)]
 
 
@@ -37,12 +36,12 @@ def make_map(*shape, **options):
     return make(*shape, **options).contiguous(memory_format=torch.channels_last)
 
 
-def wide(dtype):
+def arithmetic_dtype(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def biased(x, bias):
-    """x + bias, rounded to the map's type, as PyTorch adds the bias of a convolution on CUDA."""
+    """x + bias, rounded to the dtype of the feature map, as PyTorch adds a convolution's bias on CUDA."""
     return x if bias is None else x + bias.view(1, -1, 1, 1)
 
 
@@ -52,7 +51,7 @@ def biases(shape, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_relu_and_its_mask(dtype, shape):
+def test_relu_and_its_backward_match_pytorch(dtype, shape):
     x = make_map(*shape, dtype=dtype)
     for bias in biases(shape, dtype):
         y, before = x.clone(), biased(x, bias)
@@ -71,30 +70,30 @@ def test_relu_and_its_mask(dtype, shape):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("squared", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_relu_distance_and_its_backward(dtype, shape, squared, weighted):
+def test_relu_distance_and_its_backward_match_pytorch(dtype, shape, squared, weighted):
     x = make_map(*shape, dtype=dtype, special=False)
     y = make_map(*shape, dtype=dtype, seed=1, special=False)
     y[:, ::3] = x[:, ::3]
     weight = None
-    if weighted:  # weights below zero too
-        weight = make(shape[0], shape[2], shape[3], dtype=wide(dtype), seed=4, special=False)
+    if weighted:  # including negative weights
+        weight = make(shape[0], shape[2], shape[3], dtype=arithmetic_dtype(dtype), seed=4, special=False)
     pixels = 1.0 if weight is None else weight.double().unsqueeze(1)
     for bias in biases(shape, dtype):
         a, b = x.clone(), y.clone()
-        loss, mask, kept = ops.relu_distance_(a, b, bias, weight, squared, False, True)
-        alive = biased(x, bias) > 0
+        loss, mask, saved = ops.relu_distance_(a, b, bias, weight, squared, False, True)
+        passes_relu = biased(x, bias) > 0
         same(a, F.relu(biased(x, bias)))
         same(b, F.relu(biased(y, bias)))
-        difference = a.to(wide(dtype)) - b.to(wide(dtype))
+        difference = a.to(arithmetic_dtype(dtype)) - b.to(arithmetic_dtype(dtype))
         distance = difference.double() ** 2 if squared else difference.double().abs()
         terms = (pixels * distance).flatten(1)
         assert loss.dtype == torch.float64
         torch.testing.assert_close(loss, terms.mean(1), rtol=1e-6, atol=1e-7 * float(terms.abs().mean()))
         grad = make_map(*shape, dtype=dtype, seed=2, special=False)
-        derivative = 2.0 * difference.to(dtype).to(wide(dtype)) if squared else difference.sign()
+        derivative = 2.0 * difference.to(dtype).to(arithmetic_dtype(dtype)) if squared else difference.sign()
         factor = 0.25 if weight is None else 0.25 * weight.unsqueeze(1)
-        expected = ((grad.to(wide(dtype)) + factor * derivative) * alive).to(dtype)
-        ops.relu_distance_backward_(grad, mask, kept, weight, squared, 0.25)
+        expected = ((grad.to(arithmetic_dtype(dtype)) + factor * derivative) * passes_relu).to(dtype)
+        ops.relu_distance_backward_(grad, mask, saved, weight, squared, 0.25)
         same(grad, expected)
         without, no_mask, nothing = ops.relu_distance_(x.clone(), y.clone(), bias, weight, squared, False, False)
         same(without, loss)
@@ -103,9 +102,9 @@ def test_relu_distance_and_its_backward(dtype, shape, squared, weighted):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("squared", [False, True])
-def test_a_target_that_is_activated_is_left_alone(dtype, squared):
+def test_an_activated_target_is_not_modified(dtype, squared):
     x, y = make_map(2, 64, 5, 3, dtype=dtype), make_map(2, 64, 5, 3, dtype=dtype, seed=1, special=False)
-    negative = -y.abs()  # a ReLU would make zeros of it
+    negative = -y.abs()  # a ReLU would set it to zero
     before = negative.clone()
     ops.relu_distance_(x.clone(), negative, None, None, squared, True, True)
     same(negative, before)
@@ -116,7 +115,7 @@ def test_a_target_that_is_activated_is_left_alone(dtype, squared):
         same(a, b)
 
 
-def test_nan_and_inf_reach_the_loss_of_their_own_image_only():
+def test_nan_and_inf_affect_only_the_loss_of_their_own_image():
     x, y = make_map(3, 32, 4, 4, special=False), make_map(3, 32, 4, 4, seed=1, special=False)
     x[0, 0, 0, 0], x[1, 5, 3, 3] = float("nan"), float("inf")
     loss, mask, signs = ops.relu_distance_(x, y, None, None, False, False, True)
@@ -129,7 +128,7 @@ def test_nan_and_inf_reach_the_loss_of_their_own_image_only():
     same(grad[0, 0, 0, 0], expected)  # |NaN| has gradient 0 in PyTorch
 
 
-def test_an_empty_batch_has_no_loss_and_an_empty_map_a_mean_of_nan():
+def test_an_empty_batch_has_no_losses_and_an_empty_feature_map_has_a_mean_of_nan():
     assert ops.relu_distance_(make_map(0, 32, 4, 4), make_map(0, 32, 4, 4), None, None, False, False, True)[
         0
     ].shape == (0,)
@@ -139,7 +138,7 @@ def test_an_empty_batch_has_no_loss_and_an_empty_map_a_mean_of_nan():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 32, 2, 2), (2, 64, 6, 8), (1, 96, 7, 5), (2, 32, 3, 3), (1, 32, 33, 40)])
-def test_relu_pool_and_its_backward(dtype, shape):
+def test_relu_pool_and_its_backward_match_pytorch(dtype, shape):
     x = make_map(*shape, dtype=dtype)
     for bias in biases(shape, dtype):
         leaf = biased(x, bias).clone().double().requires_grad_()
@@ -150,20 +149,20 @@ def test_relu_pool_and_its_backward(dtype, shape):
         assert out.is_contiguous(memory_format=torch.channels_last)
         same(out.double(), expected.detach())
         grad = make_map(*out.shape, dtype=dtype, seed=3, special=False)
-        (wanted,) = torch.autograd.grad(expected, leaf, grad.double())
-        same(ops.relu_pool_backward(grad, codes, shape[2], shape[3]).double(), wanted)
+        (expected_grad,) = torch.autograd.grad(expected, leaf, grad.double())
+        same(ops.relu_pool_backward(grad, codes, shape[2], shape[3]).double(), expected_grad)
         assert ops.relu_pool(x, bias, False)[1].numel() == 0
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 1, 64), (2, 32, 5, 1), (1, 32, 1, 1)])
-def test_a_map_too_small_to_pool_gives_nothing_and_gets_zeros(shape):
+def test_a_feature_map_too_small_to_pool_has_an_empty_output_and_zero_gradient(shape):
     x = make_map(*shape)
     out, codes = ops.relu_pool(x, None, True)
     assert out.shape == (shape[0], 32, shape[2] // 2, shape[3] // 2)
     same(ops.relu_pool_backward(out, codes, shape[2], shape[3]), torch.zeros_like(x))
 
 
-def test_bits_are_all_that_is_kept():
+def test_only_bits_are_saved():
     x = make_map(1, 64, 32, 32)
     assert ops.relu_mask_(x.clone(), None, True).nbytes == x.numel() // 8
     assert ops.relu_pool(x, None, True)[1].nbytes == x.numel() // 4 * 3 // 8
@@ -171,7 +170,7 @@ def test_bits_are_all_that_is_kept():
     assert mask.nbytes + signs.nbytes == x.numel() * 3 // 8
 
 
-def test_wrong_arguments_are_named():
+def test_invalid_arguments_are_named_in_the_error():
     x = make(1, 32, 4, 4)
     last = x.contiguous(memory_format=torch.channels_last)
     out, codes = ops.relu_pool(last, None, True)

@@ -1,4 +1,4 @@
-"""lsgan_loss, hinge_loss, mean_loss and logistic_loss against float64."""
+"""lsgan_loss, hinge_loss, mean_loss and logistic_loss compared with float64."""
 
 import pytest
 import torch
@@ -25,18 +25,18 @@ def constants_for(kind, values):
 def check(kind, tensors, constants, weights):
     xs = [x.detach().requires_grad_() for x in tensors]
     loss = CALLS[kind](xs, constants, weights)
-    wide = [x.detach().double().requires_grad_() for x in xs]
+    exact = [x.detach().double().requires_grad_() for x in xs]
     # A label has the dtype of its tensor, as from torch.full_like.
     labels = [torch.tensor(c, dtype=x.dtype).item() for x, c in zip(xs, constants, strict=True)]
-    expected = pointwise(kind, wide, labels, weights)
-    # Each tensor is computed in float32, or float64 where it is float64 itself.
+    expected = pointwise(kind, exact, labels, weights)
+    # Each tensor is computed in float32, or in float64 if it is float64.
     eps = 4 * max(EPS[loss.dtype], EPS[torch.float64 if all(x.dtype == torch.float64 for x in xs) else torch.float32])
     scale = sum(abs(w) for w in weights)
     torch.testing.assert_close(
         loss.detach().double(), expected.detach().to(loss.dtype).double(), rtol=eps, atol=eps * scale, equal_nan=True
     )
     gradients = torch.autograd.grad(2.0 * loss, xs)
-    for g, x, b in zip(gradients, xs, torch.autograd.grad(2.0 * expected, wide), strict=True):
+    for g, x, b in zip(gradients, xs, torch.autograd.grad(2.0 * expected, exact), strict=True):
         assert g.dtype == x.dtype
         assert g.shape == x.shape
         e = 8 * EPS[x.dtype]
@@ -46,10 +46,10 @@ def check(kind, tensors, constants, weights):
 
 @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(list(CALLS)), st.lists(tensor_pairs(), min_size=1, max_size=4), st.data())
-def test_value_and_gradient_are_float64s(kind, pairs, data):
+def test_value_and_gradient_match_float64(kind, pairs, data):
     values = data.draw(st.lists(st.sampled_from([0.0, 1.0, 0.9, -1.0]), min_size=len(pairs), max_size=len(pairs)))
     weights = data.draw(st.lists(st.sampled_from([1.0, 0.5, -2.0]), min_size=len(pairs), max_size=len(pairs)))
-    # 65504² is no float32 overflow, but its rounding is: magnitudes that squares and float16 hold.
+    # Limits the magnitudes to values whose squares float16 rounding does not dominate.
     tensors = [torch.where(x.abs() > 1000, torch.ones_like(x), x) for x, _ in pairs]
     tensors = [in_layout(x, data.draw(st.sampled_from(LAYOUTS))) for x in tensors]
     check(kind, tensors, constants_for(kind, values), weights)
@@ -58,14 +58,14 @@ def test_value_and_gradient_are_float64s(kind, pairs, data):
 @pytest.mark.parametrize("kind", CALLS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("numel", [1, 15, 16, 17, 32768, 32769, 140_001])
-def test_borders_of_vectors_and_chunks(kind, dtype, numel):
+def test_sizes_around_the_borders_of_vectors_and_chunks(kind, dtype, numel):
     generator = torch.Generator().manual_seed(numel)
     x = torch.randn(numel, generator=generator).to(dtype)
     check(kind, [x, x[: numel // 2 + 1]], [1.0, -1.0], [0.5, 0.25])
 
 
 @pytest.mark.parametrize("kind", CALLS)
-def test_nan_infinities_and_the_hinges_edge_are_pytorchs(kind):
+def test_nan_infinities_and_the_edge_of_the_hinge_match_pytorch(kind):
     x = torch.tensor([float("nan"), float("inf"), float("-inf"), 1.0, -1.0, 0.0], requires_grad=True)
     for real in (True, False):
         results = []
@@ -77,21 +77,21 @@ def test_nan_infinities_and_the_hinges_edge_are_pytorchs(kind):
 
 
 @pytest.mark.parametrize("kind", CALLS)
-def test_empty_tensors(kind):
+def test_empty_tensors_give_a_nan_loss_and_an_empty_gradient(kind):
     x = torch.zeros(0, 3, requires_grad=True)
     loss = CALLS[kind]([torch.ones(2), x], [1.0, 1.0], [1.0, 1.0])
     assert torch.isnan(loss)
     assert torch.autograd.grad(loss, x)[0].shape == (0, 3)
 
 
-def test_one_label_or_one_per_tensor():
+def test_a_single_label_equals_one_label_per_tensor():
     x = torch.randn(5)
     assert torch.equal(lsgan_loss([x, x], 1.0), lsgan_loss([x, x], [1.0, 1.0]))
     assert torch.equal(hinge_loss([x, x], True), hinge_loss([x, x], [True, True]))
     torch.testing.assert_close(lsgan_loss([x, x], [1.0, 0.0]), ((x - 1) ** 2).mean() + (x**2).mean())
 
 
-def test_two_backwards_with_different_upstream():
+def test_two_backward_passes_with_different_upstream_gradients():
     x = torch.randn(7, requires_grad=True)
     loss = lsgan_loss([x], 1.0)
     for upstream in (1.0, -4.0):
@@ -100,7 +100,7 @@ def test_two_backwards_with_different_upstream():
         g.zero_()
 
 
-def test_types_inside_and_outside_autocast():
+def test_dtypes_inside_and_outside_autocast():
     x = torch.randn(8, dtype=torch.float16, requires_grad=True)
     assert lsgan_loss([x], 1.0).dtype == torch.float16
     assert lsgan_loss([x, x.float()], 1.0).dtype == torch.float32

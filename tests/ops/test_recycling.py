@@ -1,4 +1,4 @@
-"""Recycled memory of large CPU outputs: bounded, given back, never shared by two tensors."""
+"""Recycled memory of large CPU outputs: bounded, released, never shared by two tensors."""
 
 import gc
 
@@ -20,7 +20,7 @@ def pass_periods(clock, count=1):
 
 @pytest.mark.parametrize("mib", [0.01, 4])
 def test_storages_of_gradients_can_be_resized(mib):
-    for _ in range(2):  # the second one may be recycled
+    for _ in range(2):  # the second one may use recycled memory
         grad = gradient(mib)
         size = grad.untyped_storage().nbytes()
         grad.untyped_storage().resize_(0)
@@ -33,36 +33,36 @@ def test_storages_of_gradients_can_be_resized(mib):
     assert gradient(mib).abs().max() > 0
 
 
-def test_freed_memory_serves_the_next_call_of_the_same_size():
+def test_freed_memory_is_reused_by_the_next_call_of_the_same_size():
     pointer = gradient(4).data_ptr()
     kept = gradient(4)
     assert kept.data_ptr() == pointer
     assert gradient(4).data_ptr() != pointer, "it is in use"
 
 
-def test_a_recycled_gradient_has_no_memory_but_its_own():
+def test_the_storage_of_a_recycled_gradient_has_exactly_its_size():
     gradient(4)
     smaller = gradient(3.5)
     assert smaller.untyped_storage().nbytes() == smaller.nbytes
 
 
 @pytest.mark.parametrize("loss", [lambda xs: multi_l1_loss(xs, [torch.zeros_like(x) for x in xs]), mean_loss])
-def test_many_outputs_at_once_are_recycled_with_few_looks_at_the_pool(monkeypatch, loss):
+def test_many_outputs_are_recycled_with_few_reference_checks(monkeypatch, loss):
     xs = [torch.ones(MIB // 4 + k % 3, requires_grad=True) for k in range(24)]
     first = {g.data_ptr() for g in torch.autograd.grad(loss(xs), xs)}
-    looks = []
+    checks = []
     references = recycling._Block.references
-    monkeypatch.setattr(recycling._Block, "references", lambda block: looks.append(block) or references(block))
+    monkeypatch.setattr(recycling._Block, "references", lambda block: checks.append(block) or references(block))
     gradients = torch.autograd.grad(loss(xs), xs)
     assert {g.data_ptr() for g in gradients} == first
     assert len(first) == 24
-    assert len(looks) <= 3 * 24
+    assert len(checks) <= 3 * 24
     for x, own in zip(xs, gradients, strict=True):
         torch.testing.assert_close(own, torch.full_like(x, 1 / x.numel()))
 
 
 @pytest.mark.parametrize("keep", [lambda g: g.view(2, -1)[1], lambda g: g.untyped_storage(), lambda g: g.numpy()])
-def test_memory_that_anything_refers_to_is_not_handed_out(keep):
+def test_memory_with_any_reference_is_not_reused(keep):
     grad = gradient(4)
     pointer, kept = grad.data_ptr(), keep(grad)
     del grad
@@ -71,7 +71,7 @@ def test_memory_that_anything_refers_to_is_not_handed_out(keep):
 
 
 @pytest.mark.parametrize("change", [lambda g: g.share_memory_(), lambda g: g.numpy(), lambda g: g.resize_(2 * MIB)])
-def test_a_storage_that_its_user_changed_is_forgotten(change):
+def test_a_storage_modified_by_its_user_leaves_the_pool(change):
     grad = gradient(4)
     change(grad)
     pointer = grad.data_ptr()
@@ -83,21 +83,21 @@ def test_a_storage_that_its_user_changed_is_forgotten(change):
     del pointer
 
 
-def test_varied_sizes_hold_no_more_than_the_largest_step():
+def test_varying_sizes_hold_no_more_memory_than_the_largest_step():
     largest = 0
     for step in range(40):
         sizes = [1 + step * 7 % 40 / 8, 2 + step * 11 % 40 / 5, 1.5]
-        alive = [gradient(size) for size in sizes]
+        live = [gradient(size) for size in sizes]
         largest = max(largest, recycling._pool._scan()[0] / MIB)
-        del alive
+        del live
         assert held() <= largest + 8  # the signs of the last loss
     assert largest < 16
 
 
-def test_many_small_gradients_take_their_own_size_and_are_given_back(clock):
-    alive = [gradient(1) for _ in range(100)]
+def test_many_small_gradients_hold_only_their_size_and_are_released(clock):
+    live = [gradient(1) for _ in range(100)]
     assert 100 <= held() <= 101
-    del alive
+    del live
     assert held() <= 101
     pass_periods(clock, 2)
     assert held() == 0
@@ -109,18 +109,18 @@ def small_backward():
 
 
 @pytest.mark.parametrize("trigger", [lambda: small_calls(1), small_backward, gc.collect])
-def test_a_large_gradient_is_given_back_although_no_large_one_follows(clock, trigger):
+def test_a_large_gradient_is_released_even_if_no_large_one_follows(clock, trigger):
     gradient(32)
     trigger()
     clock.now += recycling.PERIOD_SECONDS
     trigger()
-    assert held() >= 32, "a training step may ask for it again"
+    assert held() >= 32, "a training step may need it again"
     clock.now += recycling.PERIOD_SECONDS
     trigger()
     assert held() == 0
 
 
-def test_memory_that_every_step_uses_stays(clock):
+def test_memory_used_in_every_step_stays_in_the_pool(clock):
     pointer = gradient(4).data_ptr()
     for _ in range(5):
         pass_periods(clock)
@@ -133,7 +133,7 @@ def test_many_operator_calls_in_a_step_free_nothing(clock):
     assert gradient(4).data_ptr() == pointer
 
 
-def test_one_odd_size_does_not_displace_what_every_step_uses(clock, monkeypatch):
+def test_one_unusual_size_does_not_displace_the_memory_of_every_step(clock, monkeypatch):
     new = []
 
     class Counted(recycling._Block):
@@ -156,7 +156,7 @@ def test_one_odd_size_does_not_displace_what_every_step_uses(clock, monkeypatch)
     assert new == [4, 3, 2, 1.5, 2], "9 MiB were in use at once: one of the three makes room for 1.5 MiB"
 
 
-def test_a_check_that_meets_a_busy_pool_stays_due(clock, pool):
+def test_a_check_is_repeated_if_the_pool_was_locked(clock, pool):
     gradient(8)
     for _ in range(2):
         clock.now += recycling.PERIOD_SECONDS
@@ -168,7 +168,7 @@ def test_a_check_that_meets_a_busy_pool_stays_due(clock, pool):
     assert held() == 0
 
 
-def test_idle_memory_is_reclaimable_while_it_is_kept(clock):
+def test_idle_memory_in_the_pool_is_marked_reclaimable(clock):
     gradient(8)
     pass_periods(clock)
     assert [block.reclaimable for block in recycling._pool._blocks] == [True] * len(recycling._pool._blocks)
@@ -177,10 +177,10 @@ def test_idle_memory_is_reclaimable_while_it_is_kept(clock):
     assert not list(recycling._pool._blocks)[-1].reclaimable
 
 
-def test_the_process_neither_grows_with_varied_sizes_nor_keeps_a_large_gradient():
+def test_process_memory_does_not_grow_with_varying_sizes_nor_retain_a_large_gradient():
     out = run("""
         def step(mib):
-            alive = [gradient(part) for part in (mib, mib / 2, mib / 4)]
+            live = [gradient(part) for part in (mib, mib / 2, mib / 4)]
 
         step(24)
         before = rss()

@@ -1,4 +1,4 @@
-"""Recycled memory where something interferes: Ctrl-C, exhausted memory, threads, forks, tracers, modes."""
+"""Recycled memory under interference: Ctrl-C, exhausted memory, threads, forks, tracers, dispatch modes."""
 
 import contextlib
 import signal
@@ -16,8 +16,8 @@ from tests.ops.pooled import MIB, gradient, held, run
 pytestmark = pytest.mark.usefixtures("pool")
 
 
-def test_a_dispatch_mode_sees_no_recycled_memory():
-    """Memory that the pool hands out would be a constant of a traced graph."""
+def test_no_memory_is_recycled_under_a_dispatch_mode():
+    """Recycled memory would be a constant of a traced graph."""
 
     class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -32,7 +32,7 @@ def test_a_dispatch_mode_sees_no_recycled_memory():
     assert held() == 0
 
 
-def test_idle_memory_is_given_up_when_an_allocation_fails(monkeypatch):
+def test_idle_memory_is_freed_when_an_allocation_fails(monkeypatch):
     gradient(4)
     sizes = []
 
@@ -50,7 +50,7 @@ def test_idle_memory_is_given_up_when_an_allocation_fails(monkeypatch):
     assert [before > 0 for _, before in sizes] == [True, False]
 
 
-def test_out_of_memory_is_reported_as_pytorch_does():
+def test_out_of_memory_raises_pytorchs_error():
     out = run("""
         import resource
         x = torch.ones(16 * MIB, requires_grad=True)
@@ -66,7 +66,7 @@ def test_out_of_memory_is_reported_as_pytorch_does():
     assert "you tried to allocate 67108864 bytes" in out
 
 
-def test_ctrl_c_inside_the_pool_is_a_keyboard_interrupt(monkeypatch):
+def test_ctrl_c_inside_the_pool_raises_keyboard_interrupt(monkeypatch):
     gradient(4)
     references = recycling._Block.references
 
@@ -87,9 +87,9 @@ def test_ctrl_c_inside_the_pool_is_a_keyboard_interrupt(monkeypatch):
 @pytest.mark.parametrize(
     "use", [lambda: gradient(4), lambda: recycling._pool.check(), lambda: recycling._pool.release()]
 )
-def test_ctrl_c_after_taking_the_lock_leaves_it_free(pool, use):
+def test_ctrl_c_after_acquiring_the_lock_releases_it(pool, use):
     class Lock:
-        """Whoever calls acquire() is interrupted before the next statement; a with block begins at once."""
+        """A call of acquire() is interrupted before the next statement; a with block is not."""
 
         def __init__(self):
             self.lock = threading.Lock()
@@ -156,10 +156,10 @@ def test_compile_does_not_trace_the_pool():
         assert _debug_get_cache_entry_list(function.__code__) == []
 
 
-def test_children_forked_while_another_thread_runs_backward_run_one_themselves():
+def test_children_forked_while_another_thread_runs_backward_can_run_backward():
     out = run("""
         import signal, warnings
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python's own about forking with threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python's warning about forking with threads
         torch.set_num_threads(1)
         live, expected = gradient(2, seed=2), 1 / (2 * MIB // 4)
         stop = threading.Event()
@@ -182,7 +182,7 @@ def test_children_forked_while_another_thread_runs_backward_run_one_themselves()
         stop.set()
         thread.join()
 
-        with recycling._pool._lock:  # as a thread in the middle of a call holds it
+        with recycling._pool._lock:  # as held by a thread in the middle of a call
             pid = os.fork()
             if pid == 0:
                 signal.alarm(60)
