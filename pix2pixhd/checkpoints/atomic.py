@@ -12,7 +12,7 @@ from pix2pixhd.files import replacing
 
 __all__ = ["AtomicCheckpointIO", "save_torch"]
 
-_REMEDY = "the previous checkpoint is untouched. Free some space and continue with --resume"
+_REMEDY = "the previous checkpoint is unchanged. Free some space and continue with --resume"
 
 
 def save_torch(content: object, part: pathlib.Path) -> None:

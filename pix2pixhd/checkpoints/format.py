@@ -25,7 +25,7 @@ __all__ = [
     "read_state_dict",
 ]
 
-# Raised when an older version of this package could misread a newer checkpoint.
+# Increase it when older versions of this package could misread new checkpoints.
 FORMAT_VERSION = 1
 _Section = TypeVar("_Section", DataOptions, ModelOptions, LossOptions, OptimizerOptions)
 

@@ -109,15 +109,15 @@ def test_save_latest_freq_counts_steps(three_epoch_config, tmp_path):
     config = three_epoch_config("run", accumulate=2)  # two steps an epoch, after the batches 2, 3, 5, 6, 8, 9
     config.run.save_latest_freq = 3
 
-    class Gone(Exception):
+    class Interruption(Exception):
         pass
 
     class Crash(pl.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
             if trainer.fit_loop.total_batch_idx == 5:
-                raise Gone
+                raise Interruption
 
-    with pytest.raises(Gone):
+    with pytest.raises(Interruption):
         train(config, callbacks=[Crash()])
     assert training_state(tmp_path, "run")["global_step"] == 2 * 3
     train(config, resume=True)

@@ -30,8 +30,8 @@ class Service:
 
     def begin(self, known=None, **details):
         key = known or f"id{next(self._numbers)}"
-        run = self.runs.setdefault(key, {"metrics": [], "images": [], "config": {}, "begun": 0, **details})
-        run["begun"] += 1
+        run = self.runs.setdefault(key, {"metrics": [], "images": [], "config": {}, "started": 0, **details})
+        run["started"] += 1
         return key
 
 
@@ -92,7 +92,7 @@ def mlflow(monkeypatch):
             return types.SimpleNamespace(info=types.SimpleNamespace(run_id=service.begin(status="RUNNING")))
 
         def get_run(self, run_id):
-            self.runs[run_id]["begun"] += self.runs[run_id]["status"] != "RUNNING"
+            self.runs[run_id]["started"] += self.runs[run_id]["status"] != "RUNNING"
             return types.SimpleNamespace(info=types.SimpleNamespace(experiment_id="1"))
 
         def update_run(self, run_id, status):
@@ -148,7 +148,7 @@ def test_images_rates_and_metrics_reach_all_loggers_also_after_resuming(make_con
     train(config, resume=True)
     for service in (wandb, mlflow):
         ((key, run),) = service.runs.items()
-        assert run["begun"] == 2
+        assert run["started"] == 2
         assert [step for step, _ in run["images"]] == [2, 3, 4, 6]
         assert all(
             isinstance(image, Image.Image) and image.size == (3 * 34 + 2, 2 * 26 + 2) for _, image in run["images"]

@@ -134,7 +134,7 @@ def test_changes_of_options_that_the_checkpoint_depends_on_are_rejected(stopped_
     written = pathlib.Path(config.run.output) / "config.yaml"
     before = written.read_text()
     setattr(getattr(config, section), name, value)
-    with pytest.raises(InputError, match=rf"was trained with {section}\.{name}=.* says {value}, and {reason}"):
+    with pytest.raises(InputError, match=rf"was trained with {section}\.{name}=.* has {value}, and {reason}"):
         train(config, resume=True)
     assert written.read_text() == before
 

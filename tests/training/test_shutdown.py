@@ -61,15 +61,15 @@ def test_a_crashed_run_resumes_from_the_checkpoint_within_the_epoch(make_config)
     config = make_config("interrupted", epochs=2)
     config.run.save_latest_freq = 2
 
-    class Gone(Exception):
+    class Interruption(Exception):
         pass
 
     class Crash(pl.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
             if trainer.fit_loop.total_batch_idx + 1 == 3:
-                raise Gone
+                raise Interruption
 
-    with pytest.raises(Gone):
+    with pytest.raises(Interruption):
         train(config, callbacks=[Crash()])
     uninterrupted = weights(train(make_config("uninterrupted", epochs=2)))
     assert_identical(uninterrupted, weights(train(config, resume=True)))

@@ -85,7 +85,7 @@ class StopOnNonFinite(pl.Callback):
 def _stop(trainer: pl.Trainer, what: str) -> None:
     raise_together(
         InputError(
-            f"epoch {trainer.current_epoch}: {what}, so training was stopped; the last checkpoint is untouched. Train "
+            f"epoch {trainer.current_epoch}: {what}, so training was stopped; the last checkpoint is unchanged. Train "
             "again with a lower optimizer.lr or in another trainer.precision"
         )
     )

@@ -9,7 +9,7 @@ from pix2pixhd.training.run import train
 from .helpers import BatchRecorder, assert_identical, files, training_state
 
 
-class Gone(Exception):
+class Interruption(Exception):
     pass
 
 
@@ -21,7 +21,7 @@ class InValidation(pl.Callback):
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if trainer.current_epoch == self.epoch:
-            raise Gone
+            raise Interruption
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -31,7 +31,7 @@ def test_a_run_killed_during_validation_has_saved_the_epoch(three_epoch_config, 
     for epoch in range(3):
         config = three_epoch_config("interrupted", workers)
         config.run.save_epoch_freq = 1
-        with pytest.raises(Gone):
+        with pytest.raises(Interruption):
             train(config, resume=epoch > 0, callbacks=[interrupted, InValidation(epoch)])
         assert files(tmp_path / "interrupted" / "checkpoints") == [
             *(f"epoch_000{k}.ckpt" for k in range(epoch + 1)),
@@ -48,12 +48,12 @@ def test_the_kept_checkpoint_is_written_before_last_ckpt(three_epoch_config, tmp
 
     def killed(self, trainer, name):
         if name == "last":
-            raise Gone
+            raise Interruption
         save(self, trainer, name)
 
     monkeypatch.setattr(CheckpointSchedule, "_save", killed)
     config = three_epoch_config("run")
     config.run.save_epoch_freq, config.data.val_phase = 1, None
-    with pytest.raises(Gone):
+    with pytest.raises(Interruption):
         train(config)
     assert files(tmp_path / "run" / "checkpoints") == ["epoch_0000.ckpt"]
