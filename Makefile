@@ -54,7 +54,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --durations 25
 
 test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -q $(FAST)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -q -m 'not slow' $(FAST)
 
 build: $(VENV)/.dev
 	$(BIN)/python setup.py build_ext --inplace
