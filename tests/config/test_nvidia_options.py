@@ -156,7 +156,7 @@ def test_shipped_configurations_are_those_of_nvidias_scripts(write, name):
 
 
 def test_hints_agree_with_the_guide_and_name_options_that_exist():
-    guide = (pathlib.Path(__file__).parents[2] / "docs" / "migrate.md").read_text()
+    guide = (pathlib.Path(__file__).parents[2] / "docs" / "migrating.md").read_text()
     rows = [line for line in guide.splitlines() if line.startswith("| `--")]
     known = {option for action in build_parser()._actions for option in action.option_strings}
     targets = {**RENAMED, **{name: option for name, (option, _) in FLAGS.items()}}
@@ -184,7 +184,7 @@ def test_the_command_prints_what_train_reads(write, tmp_path, capsys):
 
 
 def test_every_option_of_the_original_is_in_the_guide():
-    guide = (pathlib.Path(__file__).parents[2] / "docs" / "migrate.md").read_text()
+    guide = (pathlib.Path(__file__).parents[2] / "docs" / "migrating.md").read_text()
     named = set(re.findall(r"`--(\w+)", guide))
     tests = {"ntest", "results_dir", "aspect_ratio", "how_many", "cluster_path", "use_encoded_image", "export_onnx"}
     assert (set(OPTIONS) - {"isTrain"} | tests | {"engine", "onnx"}) <= named

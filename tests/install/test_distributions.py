@@ -31,7 +31,7 @@ def test_sdist_has_all_sources_and_nothing_built(sdist):
     assert any(path.suffix == ".cu" for path in sources)
     wanted = {str(path.relative_to(ROOT)) for path in [*sources, *harness]}
     wanted |= {"setup.py", "pyproject.toml", "Makefile", "README.md", "LICENSE", "pix2pixhd/py.typed"}
-    wanted |= {"docs/migrate.md", *data_files()}
+    wanted |= {"docs/migrating.md", *data_files()}
     assert wanted - set(names) == set()
     assert [name for name in names if re.search(r"\.(so|o|pyc)$|^build/|ninja", name)] == []
 
