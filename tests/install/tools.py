@@ -183,7 +183,8 @@ class Wheel:
     log: str
 
 
-# Compares values and gradients of fused operators with plain PyTorch and prints what was loaded. Needs torch and numpy only.
+# Compares values and gradients of fused operators with plain PyTorch, and prints what was loaded. Needs only torch and
+# numpy.
 CHECK = """
 import json, warnings
 warnings.simplefilter("error", RuntimeWarning)
