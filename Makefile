@@ -2,25 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-# Suites for every change, and texts whose spelling is checked.
-FAST := tests/ops/test_multi_l1.py tests/ops/test_pointwise.py tests/losses/test_gan.py \
-	tests/losses/test_feature_matching.py tests/losses/test_objective.py tests/models tests/test_files.py
-PROSE := README.md CONTRIBUTING.md CHANGELOG.md docs examples
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help demo test test-fast build docs gpu lint format bench clean
+.PHONY: help demo test lint format bench clean
 
 help:
-	@echo "make demo       set everything up, build, train on photographs, write results to demo_out/"
-	@echo "make test       set everything up, build, run all tests"
-	@echo "make test-fast  the tests of operators, losses and models, in under 90 seconds"
-	@echo "make build      rebuild the extension after a change in csrc/"
-	@echo "make docs       build the documentation in site/"
-	@echo "make lint       ruff, mypy, imports, clang-format, spelling, wording, documentation"
-	@echo "make format     rewrite the sources in the project's format"
-	@echo "make bench      run the benchmark suite on this machine"
-	@echo "make gpu        on a machine with a GPU: build, test and measure"
+	@echo "make demo    set everything up, build, train on real photographs, show results (demo_out/)"
+	@echo "make test    set everything up, build, run all tests"
+	@echo "make lint    ruff, mypy, clang-format"
+	@echo "make format  rewrite the sources in the project's format"
+	@echo "make bench   the benchmark suite on this machine"
 
 # torch goes in first and the package is built against it, not in a build environment with a second copy of torch.
 $(VENV)/.torch:
@@ -53,27 +44,12 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --durations 25
 
-test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -q $(FAST)
-
-build: $(VENV)/.dev
-	$(BIN)/python setup.py build_ext --inplace
-
-docs: $(VENV)/.dev
-	$(DOCS)
-
-gpu: $(VENV)/.dev
-	$(BIN)/python benchmarks/gpu.py
-
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config pyproject.toml
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
-	$(BIN)/codespell $(PROSE)
-	$(BIN)/python -m build_tools.check_prose
-	$(DOCS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -84,4 +60,4 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info pix2pixhd/*.so demo_out runs site
+	rm -rf $(VENV) build dist *.egg-info pix2pixhd/*.so demo_out runs
