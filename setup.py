@@ -1,16 +1,15 @@
-"""Builds the extension: three shared libraries, one parallel ninja graph.
+"""Build the extension: three shared libraries in one parallel ninja graph.
 
-* ``pix2pixhd/_C``       pybind11 module with the facts of the build; needs no torch, so that it can tell what went
-  wrong;
-* ``pix2pixhd/_ops``     CPU kernels and the operators' schemas, on the LibTorch stable ABI (runs under any torch >=
-  2.10);
-* ``pix2pixhd/_ops_cuda``  CUDA kernels, when torch is a CUDA build and nvcc is found; ``build_tools`` looks for it.
+* ``pix2pixhd/_C``         pybind11 module with build information. It does not need torch, so that it can always be
+  imported for diagnosis.
+* ``pix2pixhd/_ops``       CPU kernels and the operators' schemas, for the LibTorch stable ABI of torch >= 2.10.
+* ``pix2pixhd/_ops_cuda``  CUDA kernels, if torch is a CUDA build and ``build_tools`` finds nvcc.
 
 Environment variables:
-    PIX2PIXHD_CUDA        auto (default), 0 (never) or 1 (required: fail when it cannot be built)
-    TORCH_CUDA_ARCH_LIST  as PyTorch reads it, e.g. "8.0;9.0+PTX"; default: the visible GPUs, else 8.0, 9.0 and PTX;
-                          what nvcc does not know is replaced by PTX of the newest that it knows, and what is older
-                          than 7.0 is left out
+    PIX2PIXHD_CUDA        auto (default), 0 (never) or 1 (required: fail if CUDA kernels cannot be built)
+    TORCH_CUDA_ARCH_LIST  as in PyTorch, e.g. "8.0;9.0+PTX"; default: the visible GPUs, or else 8.0, 9.0 and PTX. An
+                          architecture that nvcc does not support is replaced by PTX of the newest older one;
+                          architectures older than 7.0 are skipped.
     CUDA_HOME, CXX, CXXFLAGS, MAX_JOBS  as usual
 """
 
@@ -29,21 +28,21 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT))  # for a setuptools that is called without the backend of pyproject.toml
+sys.path.insert(0, str(ROOT))  # for setup.py without the backend of pyproject.toml
 
 from build_tools.cuda_toolkit import Cuda, find_cuda  # noqa: E402
 from build_tools.messages import BuildError, say  # noqa: E402
 
-TARGET_VERSION = "0x020a000000000000"  # torch 2.10: the oldest that the built operators run on
+TARGET_VERSION = "0x020a000000000000"  # torch 2.10, the oldest supported version
 
 CXX_FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-DNDEBUG"]
-# -ffp-contract=off: the same rounding whatever the instruction set. -fno-trapping-math changes no value; it lets GCC
-# vectorise conditions as selects. -Wno-maybe-uninitialized: GCC 12 warns of its own AVX-512 header.
+# -ffp-contract=off: the same rounding with every instruction set. -fno-trapping-math changes no value; it lets GCC
+# vectorise conditions as selects. -Wno-maybe-uninitialized: GCC 12 warns about its own AVX-512 header.
 KERNEL_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 KERNEL_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"]
 AVX512_FLAGS = [*AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
-# -fmad=false: the same rounding as on the CPU; the kernels wait for memory, not for arithmetic.
+# -fmad=false: the same rounding as on the CPU. It costs no time, because the kernels are memory-bound.
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
@@ -52,8 +51,8 @@ def import_torch():
         import torch
     except ImportError as error:
         raise BuildError(
-            f"torch >= 2.10 is needed to build, and it does not import here ({error}). Install it first, or let pip do "
-            "so in a build environment of its own: leave --no-build-isolation away."
+            f"torch >= 2.10 is needed to build, and it cannot be imported ({error}). Install it first, or let pip "
+            "install it into an isolated build environment: omit --no-build-isolation."
         ) from error
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < (2, 10):
@@ -62,7 +61,7 @@ def import_torch():
 
 
 class Graph:
-    """A ninja file in the making. All paths of sources are relative, so that messages name no path of this machine."""
+    """Writes and runs a ninja file. Source paths are relative, so that messages contain no path of this machine."""
 
     def __init__(self, folder: pathlib.Path, cxx: list[str], cuda: Cuda | None) -> None:
         try:
@@ -73,7 +72,7 @@ class Graph:
         self.folder = folder
         self.file = (folder / "build.ninja").open("w")
         self.ninja = ninja_syntax.Writer(self.file)
-        self.ninja.variable("builddir", str(folder))  # where ninja keeps its own log
+        self.ninja.variable("builddir", str(folder))  # the folder of ninja's log
         compiler = " ".join(shlex.quote(part) for part in cxx)
         extra = os.environ.get("CXXFLAGS", "")
         self.ninja.rule(
@@ -86,7 +85,7 @@ class Graph:
             self.ninja.rule(
                 "nvcc", f"{nvcc} {host} -MMD -MF $out.d $flags -c $in -o $out", depfile="$out.d", deps="gcc"
             )
-            # nvcc links its static runtime: nothing of the toolkit is needed where the library runs.
+            # nvcc links its static runtime, so the library runs without the toolkit.
             self.ninja.rule("nvlink", f"{nvcc} {host} -shared $in -o $out $libs")
 
     def compile(self, source: str, flags: list[str], rule: str = "cxx") -> str:
@@ -106,7 +105,7 @@ class Graph:
         if jobs:
             command += ["-j", jobs]
         if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
-            raise BuildError("the extension did not compile; the compiler's own message stands above.")
+            raise BuildError("the extension did not compile; see the compiler's message above.")
 
 
 def find_cxx() -> list[str]:
@@ -122,7 +121,7 @@ def find_cxx() -> list[str]:
 
 
 def host_compiler(cxx: list[str]) -> str:
-    """The compiler without a launcher before it: nvcc takes one name."""
+    """The compiler without a launcher such as ccache, because nvcc accepts a single name."""
     launchers = ("ccache", "sccache", "distcc", "icecc")
     return cxx[1] if len(cxx) > 1 and pathlib.Path(cxx[0]).name in launchers else cxx[0]
 
@@ -132,15 +131,16 @@ def compiler_version(cxx: list[str]) -> str:
     try:
         text = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        raise BuildError(f"{shlex.join(command)} fails ({error}). Repair that compiler or set CXX.") from error
+        raise BuildError(f"{shlex.join(command)} failed ({error}). Repair this compiler or set CXX.") from error
     if not text.strip():
-        raise BuildError(f"{shlex.join(command)} says nothing. Repair that compiler or set CXX.")
+        raise BuildError(f"{shlex.join(command)} printed nothing. Repair this compiler or set CXX.")
     return text.splitlines()[0]
 
 
 class BuildExtension(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
-        # The operators need no Python, hence no tag of its ABI in their name. setuptools asks with and without package.
+        # The operators do not depend on Python, so their names have no ABI tag. setuptools calls this with and without
+        # the package name.
         if fullname.split(".")[-1] in ("_ops", "_ops_cuda"):
             return f"{fullname.replace('.', os.sep)}.so"
         return super().get_ext_filename(fullname)
@@ -151,7 +151,7 @@ class BuildExtension(build_ext):
         if self.cuda is None:
             self.extensions = [e for e in self.extensions if e.name != "pix2pixhd._ops_cuda"]
             stale = pathlib.Path(self.get_ext_fullpath("pix2pixhd._ops_cuda"))
-            if stale.exists():  # of an earlier editable install
+            if stale.exists():  # from an earlier editable install
                 stale.unlink()
         self.torch = torch
         super().run()
@@ -161,7 +161,7 @@ class BuildExtension(build_ext):
         graph = Graph(pathlib.Path(self.build_temp).resolve(), cxx, self.cuda)
         target = {e.name.split(".")[-1]: self._target(e.name) for e in self.extensions}
         shared = [f"-DTORCH_TARGET_VERSION={TARGET_VERSION}"]
-        for path in self._torch_includes():  # torch's headers put their own names into messages: without this folder
+        for path in self._torch_includes():  # keep the folder out of the messages in torch's headers
             shared += [f"-I{path}", f"-fmacro-prefix-map={path}/="]
         torch_lib = str(pathlib.Path(self.torch.__file__).parent / "lib")
 
@@ -194,7 +194,7 @@ class BuildExtension(build_ext):
             libs = [f"-L{torch_lib}", "-ltorch_cuda", "-ltorch_cpu", "-ltorch", *self.cuda.link_flags]
             graph.link(target["_ops_cuda"], [*cuda_ops, tensor, plan, *cuda_kernels], libs, "nvlink")
 
-        facts = {
+        build_information = {
             "PIX2PIXHD_VERSION": self.distribution.get_version(),
             "PIX2PIXHD_TORCH": self.torch.__version__,
             "PIX2PIXHD_COMPILER": compiler_version(cxx),
@@ -202,7 +202,7 @@ class BuildExtension(build_ext):
             "PIX2PIXHD_CUDA": self.cuda.version if self.cuda else "",
             "PIX2PIXHD_CUDA_ARCHS": ";".join(self.cuda.archs) if self.cuda else "",
         }
-        defines = [f'-D{name}="{value}"' for name, value in facts.items()]
+        defines = [f'-D{name}="{value}"' for name, value in build_information.items()]
         info = graph.compile("csrc/build_facts.cpp", [*CXX_FLAGS, *self._python_includes(), *defines])
         graph.link(target["_C"], [info], ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else [])
         graph.run()

@@ -1,1 +1,1 @@
-"""What the build needs beside setuptools; no part of the installed package."""
+"""Helpers of setup.py. Not part of the installed package."""

@@ -1,13 +1,13 @@
-"""setuptools' build backend, which also asks for nvcc where CUDA kernels are wanted and the machine has none.
+"""setuptools' build backend, which also requires nvcc if CUDA kernels are to be built and the machine has none.
 
-pip calls it in a build environment of its own, where torch is installed by then, so that torch's CUDA is known. With
-``--no-build-isolation`` it asks for nothing: ``python -m build_tools.backend`` prints what to install beforehand.
+pip calls it in an isolated build environment, in which torch is installed already, so that torch's CUDA version is
+known. With ``--no-build-isolation`` nothing is installed: ``python -m build_tools.backend`` prints the requirements.
 """
 
 from __future__ import annotations
 
 from setuptools import build_meta
-from setuptools.build_meta import *  # noqa: F403 (all the other hooks)
+from setuptools.build_meta import *  # noqa: F403 (all other hooks)
 
 from build_tools import cuda_toolkit
 
@@ -15,7 +15,7 @@ from build_tools import cuda_toolkit
 def _nvcc() -> list[str]:
     try:
         import torch
-    except ImportError:  # setup.py says so, with the way out
+    except ImportError:  # setup.py reports it, with the remedy
         return []
     return cuda_toolkit.missing_requirements(torch)
 

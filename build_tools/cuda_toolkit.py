@@ -1,4 +1,4 @@
-"""The CUDA toolkit to build with: the machine's, or the one that the package index has for torch's CUDA."""
+"""The CUDA toolkit for the build: the machine's, or the one from the package index for torch's CUDA."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from build_tools.messages import BuildError, say
 
 USUAL_NVCC = pathlib.Path("/usr/local/cuda/bin/nvcc")
 
-# The packages of CUDA 13 and newer share one folder, nvidia/cu13, laid out as a toolkit. Those for CUDA 12 have ptxas
-# and no nvcc.
+# The packages of CUDA 13 and newer share one folder, nvidia/cu13, with the layout of a toolkit. Those of CUDA 12 have
+# ptxas but no nvcc.
 FIRST_ON_THE_INDEX = 13
-# nvcc finds its own parts by its own place, and the others by flags. One or more of them are missing where only some of
-# the packages came along with another one.
+# nvcc finds OWN_PARTS relative to itself and OTHER_PARTS by flags. Parts are missing if only some of the packages are
+# installed, for example as dependencies of another package.
 OWN_PARTS = ("bin/nvcc", "nvvm/bin/cicc", "nvvm/libdevice/libdevice.10.bc")
 OTHER_PARTS = ("include/crt/host_config.h", "include/cuda_runtime.h", "include/nv/target", "lib/libcudart_static.a")
 
 
 @dataclasses.dataclass
 class Cuda:
-    """A CUDA toolkit: its compiler, its version, the architectures to build for, and where else its parts lie."""
+    """A CUDA toolkit: its compiler, its version, the architectures to build for, and further folders with its parts."""
 
     nvcc: str
     version: str
@@ -50,15 +50,16 @@ class Cuda:
 
     @property
     def link_flags(self) -> list[str]:
-        """The index's nvcc 13.0 itself looks for its static runtime in lib64, which its packages do not have."""
+        """Library folders: the index's nvcc 13.0 expects its static runtime in lib64, which the packages lack."""
         return [f"-L{home / 'lib'}" for home in self.homes]
 
 
-def read_wish() -> str:
-    wish = os.environ.get("PIX2PIXHD_CUDA") or "auto"
-    if wish not in ("auto", "0", "1"):
-        raise BuildError(f"PIX2PIXHD_CUDA must be auto, 0 or 1, got {wish!r}.")
-    return wish
+def read_cuda_option() -> str:
+    """The value of PIX2PIXHD_CUDA: auto, 0 or 1."""
+    option = os.environ.get("PIX2PIXHD_CUDA") or "auto"
+    if option not in ("auto", "0", "1"):
+        raise BuildError(f"PIX2PIXHD_CUDA must be auto, 0 or 1, got {option!r}.")
+    return option
 
 
 def _major(torch) -> int:
@@ -66,7 +67,7 @@ def _major(torch) -> int:
 
 
 def find_machine_nvcc() -> str | None:
-    """nvcc of CUDA_HOME, else of the PATH (where it may be a wrapper script: it is only ever called, never located)."""
+    """nvcc of CUDA_HOME, or else of the PATH. May be a wrapper script, so its location is not used."""
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         home = os.environ.get(variable)
         if home:
@@ -78,10 +79,11 @@ def find_machine_nvcc() -> str | None:
 
 
 def index_homes(torch) -> list[pathlib.Path]:
-    """The folders that the package index's toolkit for torch's CUDA lies in, torch's own first.
+    """The folders with the package index's toolkit for torch's CUDA, that next to torch first.
 
-    They are two where pip builds: it puts what the backend asks for into another folder than torch, and leaves out what
-    came with torch. The runtime and its headers must be torch's then, and not a newer one that nvcc brought along.
+    There are two in pip's build environment: pip installs the backend's requirements into another folder than torch,
+    except those that are installed with torch. The runtime and its headers must then be those next to torch, not newer
+    ones that were installed with nvcc.
     """
     folders = [str(pathlib.Path(torch.__file__).parent.parent), *sys.path]
     homes = [pathlib.Path(folder, "nvidia", f"cu{_major(torch)}") for folder in folders]
@@ -89,7 +91,7 @@ def index_homes(torch) -> list[pathlib.Path]:
 
 
 def find_index_nvcc(torch) -> str | None:
-    """nvcc that came from the package index, for torch's CUDA, with all that it needs to compile and link."""
+    """nvcc from the package index, for torch's CUDA, if all parts for compiling and linking are installed."""
     homes = index_homes(torch)
     for home in homes:
         if not (home / OWN_PARTS[0]).exists():
@@ -98,17 +100,17 @@ def find_index_nvcc(torch) -> str | None:
         missing += [part for part in OTHER_PARTS if not any((other / part).exists() for other in homes)]
         if not missing:
             return str(home / OWN_PARTS[0])
-        say(f"{home} has nvcc but not {', '.join(missing)}; passed over")
+        say(f"{home} has nvcc but not {', '.join(missing)}; ignored")
     return None
 
 
 def index_requirements(torch) -> list[str]:
-    """The packages that bring nvcc, its headers and its static runtime; empty where the index has no nvcc.
+    """The packages with nvcc, its headers and its static runtime. Empty if the index has no nvcc.
 
-    Of torch's own minor version: code for a GPU runs on every driver of the same major version, but PTX only on one
-    that is at least as new as the nvcc that wrote it, and torch's is the one that is sure to be there. The packages do
-    not pin each other. cuda-toolkit[nvcc] would, but it is there with torch, and pip then takes no extras of it into a
-    build environment. CCCL counts its minor versions otherwise.
+    They have the same minor version as torch's CUDA. GPU code runs on every driver of the same major version, but PTX
+    only on a driver at least as new as the nvcc that generated it, and torch's version is certain to be supported. The
+    packages do not pin each other. cuda-toolkit[nvcc] would, but it is installed with torch already, and pip then does
+    not install its extras into a build environment. CCCL has other minor versions.
     """
     major = _major(torch)
     if major < FIRST_ON_THE_INDEX:
@@ -119,21 +121,20 @@ def index_requirements(torch) -> list[str]:
 
 
 def missing_requirements(torch) -> list[str]:
-    """What is to be fetched from the package index before the build; empty where nothing is missing or wanted.
+    """The packages to install from the index before the build. Empty if nothing is missing or needed.
 
-    Over a hundred megabytes are worth it where PIX2PIXHD_CUDA=1 asks for them, or where torch sees a GPU that it can
-    use: for a torch whose driver is too old, the kernels of its CUDA would not start either. A GPU that the kernels do
-    not support is no reason.
+    The download exceeds a hundred megabytes. It is made if PIX2PIXHD_CUDA=1, or if torch can use a GPU that the kernels
+    support. (If the driver is too old for torch, kernels built for its CUDA would not start either.)
     """
-    wish = read_wish()
-    if wish == "0" or torch.version.cuda is None or not (wish == "1" or torch.cuda.is_available()):
+    option = read_cuda_option()
+    if option == "0" or torch.version.cuda is None or not (option == "1" or torch.cuda.is_available()):
         return []
-    if wish != "1" and not archs.supported(archs.wanted(torch)):
+    if option != "1" and not archs.supported(archs.wanted(torch)):
         return []
     requirements = index_requirements(torch)
     if not requirements or find_machine_nvcc() or find_index_nvcc(torch):
         return []
-    say(f"no nvcc on this machine: taking it from the package index, {', '.join(requirements)}")
+    say(f"no nvcc on this machine: installing it from the package index, {', '.join(requirements)}")
     return requirements
 
 
@@ -143,20 +144,24 @@ def _without_nvcc_remedy(torch) -> str:
     if not requirements:
         return f"For a GPU, {toolkit}; the package index has no nvcc for CUDA {_major(torch)}."
     return (
-        f"For a GPU, {toolkit}; or take nvcc from the package index, by PIX2PIXHD_CUDA=1 pip install . without "
+        f"For a GPU, {toolkit}; or use nvcc from the package index: run PIX2PIXHD_CUDA=1 pip install . without "
         f"--no-build-isolation, or with it after: pip install {' '.join(map(shlex.quote, requirements))}"
     )
 
 
 def find_cuda(torch) -> Cuda | None:
-    """The toolkit to build with, or None with the reason said; raises when PIX2PIXHD_CUDA=1 cannot be met."""
-    wish = read_wish()
-    if wish == "0":
+    """The toolkit for the build, or None after a message with the reason.
+
+    Raises:
+        BuildError: If PIX2PIXHD_CUDA=1 and CUDA kernels cannot be built.
+    """
+    option = read_cuda_option()
+    if option == "0":
         say("building without CUDA kernels: PIX2PIXHD_CUDA=0")
         return None
 
     def without(reason: str, remedy: str) -> None:
-        if wish == "1":
+        if option == "1":
             raise BuildError(f"PIX2PIXHD_CUDA=1, but {reason}. {remedy}")
         say(f"building without CUDA kernels: {reason}. {remedy}")
 
@@ -175,12 +180,12 @@ def find_cuda(torch) -> Cuda | None:
         return without(f"{nvcc} --version fails ({error})", "Set CUDA_HOME to a working toolkit.")
     match = re.search(r"release (\d+)\.(\d+)", text)
     if match is None:
-        return without(f"{nvcc} --version names no release", "Set CUDA_HOME to a working toolkit.")
+        return without(f"the output of {nvcc} --version has no release", "Set CUDA_HOME to a working toolkit.")
     version = f"{match[1]}.{match[2]}"
     if int(match[1]) > _major(torch):
         return without(
-            f"nvcc is of CUDA {version} and torch of CUDA {torch.version.cuda}; a newer runtime than "
-            "torch's may not start on this driver",
+            f"nvcc has CUDA {version} and torch has CUDA {torch.version.cuda}; a newer runtime than "
+            "torch's may not run with this driver",
             f"Point CUDA_HOME at a CUDA {torch.version.cuda} toolkit.",
         )
     wanted = archs.wanted(torch)
@@ -188,13 +193,13 @@ def find_cuda(torch) -> Cuda | None:
     if not archs.supported(wanted):
         return without(
             f"the CUDA kernels need compute capability 7.0 or newer, and the build is for {';'.join(wanted)}",
-            "On such a GPU the losses run in plain PyTorch. To build for another machine, name its GPUs in "
+            "On such a GPU the losses run in plain PyTorch. To build for another machine, list its GPUs in "
             f"TORCH_CUDA_ARCH_LIST, e.g. '{archs.DEFAULT}'.",
         )
     if not cuda.archs:
         return without(
-            f"nvcc {version} builds for no GPU of {';'.join(wanted)}",
-            "Use a torch and a toolkit of an older CUDA, or name other GPUs in TORCH_CUDA_ARCH_LIST.",
+            f"nvcc {version} supports no GPU of {';'.join(wanted)}",
+            "Use a torch and a toolkit with an older CUDA, or list other GPUs in TORCH_CUDA_ARCH_LIST.",
         )
     say(
         f"building CUDA kernels with nvcc {cuda.version} for {';'.join(cuda.archs)} "

@@ -68,7 +68,7 @@ def _inputs(
 
 
 def _in_backend(name: str, loss: Loss, inputs: Sequence[Inputs]) -> Implementation:
-    """Forward and backward. The gradients are freed at once, as in a training step where the next node consumes them."""
+    """Forward and backward. The gradients are freed at once, as if the next node of a training step consumed them."""
     wrt = [[x for x in (*fake, *real) if x.requires_grad] for fake, real in inputs]
     sets = itertools.cycle(list(zip(inputs, wrt, strict=True)))
 
@@ -98,7 +98,7 @@ def l1_implementations(
     with_limit: bool = True,
     sets: int = 1,
 ) -> dict[str, Implementation]:
-    """Implementations of the multi-tensor weighted L1 over these shapes; several sets of inputs are used alternately."""
+    """Implementations of the multi-tensor weighted L1. Several sets of inputs are used alternately."""
     inputs = _inputs(shapes, dtype, torch.device(device), sets)
     implementations = _implementations(
         lambda fake, real: multi_l1_loss(fake, real, list(weights)), inputs, with_compile

@@ -1,4 +1,4 @@
-"""Builds the harness: the kernels' own sources, the stand-ins of CUDA's headers and the tests, with g++ for the CPU."""
+"""Build the harness with g++ for the CPU: the kernels' sources, replacements of CUDA's headers, and the tests."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ROOT = HERE.parents[1]
 CUDA = pathlib.Path("csrc/cuda")
 
 FLAGS = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fcf-protection=none", f"-I{HERE / 'shim'}"]
-TIMEOUT = 300  # seconds; a fault may loop for ever
+TIMEOUT = 300  # seconds; a fault may cause an endless loop
 
 
 class Variant(NamedTuple):
-    """One way to build: the sanitizer's flags, and the macro that tells the harness of it."""
+    """A build variant: the sanitizer's flags and the macro by which the harness recognises it."""
 
     name: str
     sanitizer: tuple[str, ...] = ()
@@ -39,14 +39,14 @@ VARIANTS = (PLAIN, ADDRESS, THREAD)
 
 
 class Run(NamedTuple):
-    """What a harness executable did."""
+    """Return code and output of a harness executable."""
 
     returncode: int
     output: str
 
 
 def compiler() -> str | None:
-    """g++, whatever it is called here: the harness needs its sections, its __builtin_setjmp and its sanitizers."""
+    """The path of g++ under any name. The harness needs its sections, its __builtin_setjmp and its sanitizers."""
     for name in (os.environ.get("CXX", ""), "g++", "c++"):
         path = shutil.which(name) if name else None
         if path is None:
@@ -58,12 +58,12 @@ def compiler() -> str | None:
 
 
 def sources(root: pathlib.Path = ROOT) -> list[pathlib.Path]:
-    """All that csrc/cuda holds: a new kernel is built, and then missed by the tests, without being named here."""
+    """All sources in csrc/cuda, so that the tests notice a new kernel that they do not execute."""
     return sorted(p.relative_to(root) for p in (root / CUDA).iterdir() if p.suffix in (".cu", ".cpp"))
 
 
 class Builder:
-    """Compiles into one folder and keeps the objects, which most variants and faults share."""
+    """Compiles into one folder and reuses object files, which most variants and faults share."""
 
     def __init__(self, folder: pathlib.Path, gxx: str) -> None:
         self.folder = folder
@@ -76,16 +76,16 @@ class Builder:
             raise RuntimeError(f"{self.gxx} {' '.join(arguments)} failed:\n{done.stderr}")
 
     def _flags(self, source: pathlib.Path, variant: Variant) -> list[str]:
-        """ThreadSanitizer watches kernels alone, AddressSanitizer all but the simulator."""
+        """Flags of one source. ThreadSanitizer instruments kernels only, AddressSanitizer all but the simulator."""
         kernels = CUDA.name in source.parts or source.name == "test_simulator.cpp"
-        watched = source.name != "simulator.cpp" and (kernels or variant is not THREAD)
-        told = source.name in ("simulator.cpp", "checks.cpp", "test_huge_tensors.cpp")
-        return [*FLAGS, *(variant.sanitizer if watched else ()), *(variant.macro if told else ())]
+        instrumented = source.name != "simulator.cpp" and (kernels or variant is not THREAD)
+        uses_macro = source.name in ("simulator.cpp", "checks.cpp", "test_huge_tensors.cpp")
+        return [*FLAGS, *(variant.sanitizer if instrumented else ()), *(variant.macro if uses_macro else ())]
 
     def compile(
         self, source: pathlib.Path, variant: Variant, folder: pathlib.Path, extra: Sequence[str] = ()
     ) -> pathlib.Path:
-        """The object of one source; one that is there already with the same flags is not built again."""
+        """Compile one source, unless its object file with the same flags exists."""
         flags = [*self._flags(source, variant), *extra]
         kind = "-".join(re.sub(r"\W", "", flag) for flag in flags[len(FLAGS) :]) or "plain"
         target = folder / f"{source.stem}-{kind}.o"
@@ -106,7 +106,7 @@ class Builder:
             return subprocess.run([self.gxx, *arguments], capture_output=True, check=False).returncode == 0
 
     def build(self, variants: Sequence[Variant]) -> dict[Variant, pathlib.Path]:
-        """One executable per variant, of the sources as they are."""
+        """Build one executable per variant from the unchanged sources."""
         jobs = [(ROOT / source, variant) for variant in variants for source in [*sources(), *self.tests]]
         unique = {(job[0], tuple(self._flags(*job))): job for job in jobs}
         with ThreadPoolExecutor(2) as pool:
@@ -118,7 +118,7 @@ class Builder:
     def build_with_fault(
         self, variant: Variant, folder: pathlib.Path, source: str, old: str, new: str, affected: Sequence[str]
     ) -> pathlib.Path:
-        """An executable of a copy of the sources with one text in one file replaced; ``affected`` are compiled anew."""
+        """Build an executable with one text of one source replaced; the ``affected`` sources are recompiled."""
         shutil.copytree(ROOT / CUDA, folder / CUDA)
         shutil.copy(ROOT / "csrc" / "types.h", folder / "csrc")
         path = folder / CUDA / source
@@ -129,34 +129,34 @@ class Builder:
         objects = [self.compile(test, variant, self.folder) for test in self.tests]
         for relative in sources():
             if relative.name in affected:
-                objects.append(self.compile(folder / relative, variant, folder, ["-O0"]))  # compiles in half the time
+                objects.append(self.compile(folder / relative, variant, folder, ["-O0"]))  # halves the compile time
             else:
                 objects.append(self.compile(ROOT / relative, variant, self.folder))
         return self.link(variant, objects, folder / "harness")
 
 
 def run(executable: pathlib.Path, *arguments: str) -> Run:
-    """Runs a harness executable; one that hangs has the return code -1."""
+    """Run a harness executable. The return code is -1 after a timeout."""
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
     command = [str(executable), *arguments]
-    # Where the kernel randomises addresses more than ThreadSanitizer can bear, it is asked not to.
+    # ThreadSanitizer does not support strong address randomisation: disable it in a second attempt.
     for prefix in ([], ["setarch", "-R"]):
         try:
             done = subprocess.run(
                 [*prefix, *command], capture_output=True, text=True, check=False, timeout=TIMEOUT, env=environment
             )
         except subprocess.TimeoutExpired:
-            return Run(-1, f"no end after {TIMEOUT} s")
+            return Run(-1, f"timed out after {TIMEOUT} s")
         if "unexpected memory mapping" not in done.stderr:
             break
     return Run(done.returncode, done.stdout + done.stderr)
 
 
 def kernels_in(executable: pathlib.Path) -> dict[int, str]:
-    """Every kernel that the executable holds, by its address from the start of the image."""
+    """All kernels of the executable, by address relative to the start of the image."""
     output = subprocess.run(["nm", "-C", str(executable)], capture_output=True, text=True, check=True).stdout
     symbols = [fields for line in output.splitlines() if len(fields := line.split(maxsplit=2)) == 3]
     start = next(int(address, 16) for address, _, name in symbols if name == "__executable_start")
-    # A kernel's own symbol: no "[clone]", no lambda within it, none of the harness's own kernels.
+    # Symbols of kernels, without clones, lambdas within them, and the harness's own kernels.
     pattern = re.compile(r"^(?:void )?pix2pixhd::cuda::\(anonymous namespace\)::\w+_kernel(<.*>)?\([^{}]*\)$")
     return {int(address, 16) - start: name for address, kind, name in symbols if kind in "tTW" and pattern.match(name)}

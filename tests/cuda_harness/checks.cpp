@@ -169,7 +169,7 @@ Buffer::~Buffer() {
 
 void Buffer::guard(bool closed) const {
   const auto change = closed ? __asan_poison_memory_region : __asan_unpoison_memory_region;
-  // Whole 8 bytes only where the content starts, as AddressSanitizer cannot close less; there the canaries are left.
+  // AddressSanitizer poisons whole 8 bytes only. The canaries guard the remaining bytes before the content.
   const size_t before = closed ? (reinterpret_cast<uintptr_t>(memory_.data()) + begin_) / 8 * 8 -
                                      reinterpret_cast<uintptr_t>(memory_.data())
                                : begin_;

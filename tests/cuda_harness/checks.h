@@ -1,4 +1,4 @@
-// What all harness tests share: counted checks, element types as the standard defines them, buffers with guards.
+// Shared by all harness tests: counted checks, a reference of the element types, buffers with guards.
 #pragma once
 
 #include <cstdint>
@@ -9,16 +9,16 @@
 
 namespace harness {
 
-// Names what is being tested, for the messages of failed checks.
+// Sets the name that the messages of failed checks begin with.
 void set_case(const std::string& name);
-// Counts a check; a failed one is printed, and ends the process where that was asked for.
+// Counts a check and prints a failed one. After stop_at_first_failure() a failed check ends the process.
 void stop_at_first_failure();
 void check(bool passed, const char* format, ...) __attribute__((format(printf, 2, 3)));
 int64_t checks();
 int64_t cases();
 int64_t failures();
 
-// The reference of the element types, in double arithmetic and apart from the shim's bit operations.
+// A reference of the element types in double arithmetic, independent of the bit operations of the shim.
 using pix2pixhd::DType;
 constexpr DType kTypes[] = {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16};
 const char* name(DType type);
@@ -30,7 +30,7 @@ uint64_t encode(DType type, double x);  // rounds
 bool same(double a, double b);  // equal with the sign of zero, or both NaN
 bool close(double a, double b, double tolerance);
 
-// Numbers that are the same on every run.
+// Random numbers that are the same on every run.
 class Random {
  public:
   explicit Random(uint64_t seed) : state_(seed) {}
@@ -42,11 +42,11 @@ class Random {
   uint64_t state_;
 };
 
-// Memory of exactly the size asked for, between guards: a write outside is found by check_guards(), and under
-// AddressSanitizer every access outside is. Guards read as NaN. The content starts as garbage.
+// Memory between guards. check_guards() finds writes out of bounds; under AddressSanitizer every access out of bounds
+// is found. Guards read as NaN. The content starts as garbage.
 class Buffer {
  public:
-  // offset: elements that the start lies beyond a 64-byte boundary.
+  // offset: elements between a 64-byte boundary and the start.
   Buffer(size_t element_bytes, int64_t numel, int64_t offset = 0);
   Buffer(DType type, int64_t numel, int64_t offset = 0) : Buffer(size_of(type), numel, offset) {}
   Buffer(Buffer&& other) = default;
@@ -70,7 +70,7 @@ class Buffer {
   size_t end_;
 };
 
-// For ThreadSanitizer, under which everything takes ten times as long: the same kernels on fewer elements.
+// Runs the same kernels on fewer elements, for ThreadSanitizer, which is ten times slower.
 void use_fewer_sizes();
 
 void test_shim();
@@ -80,9 +80,10 @@ void test_l1();
 void test_pointwise();
 void test_finish_sum();
 void test_perceptual();
+void test_perceptual_pool();
 void test_huge_tensors();
 
-// Runs a kernel that breaks a rule; the simulator must not let it pass. False where there is none of the name.
+// Runs a kernel that breaks a rule, which the simulator must report. Returns false if there is none of this name.
 bool run_misuse(const char* name);
 
 }  // namespace harness

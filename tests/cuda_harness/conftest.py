@@ -1,4 +1,4 @@
-"""Says at the end of a run how many CUDA kernels were executed."""
+"""Print at the end of a run how many CUDA kernels were executed."""
 
 from __future__ import annotations
 

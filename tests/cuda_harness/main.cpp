@@ -1,5 +1,5 @@
-// Runs the harness tests named on the command line ("all" for all) and says what was executed. "stop" ends at the first
-// failure, "quick" takes fewer sizes; "misuse NAME" runs a kernel that breaks a rule instead.
+// Runs the harness tests named on the command line ("all" for all) and prints which kernels were executed. "stop" ends
+// the process at the first failure; "quick" uses fewer sizes; "misuse NAME" runs a kernel that breaks a rule instead.
 #include <algorithm>
 #include <cinttypes>
 #include <cstdio>
@@ -24,6 +24,7 @@ constexpr Test kTests[] = {
     {"pointwise", harness::test_pointwise},
     {"finish_sum", harness::test_finish_sum},
     {"perceptual", harness::test_perceptual},
+    {"pool", harness::test_perceptual_pool},
     {"huge_tensors", harness::test_huge_tensors},
 };
 

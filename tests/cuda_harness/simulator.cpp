@@ -12,8 +12,8 @@
 #include <memory>
 #include <vector>
 
-// This file is compiled without sanitizers: they see the kernels' memory, not the simulator's. What they must know of
-// it, the switches between stacks and the order that barriers give, is told to them here.
+// This file is compiled without sanitizers: they check the kernels' memory accesses, not the simulator's. The calls
+// below inform them of switches between stacks and of the order that barriers establish.
 #if defined(HARNESS_ADDRESS)
 extern "C" void __sanitizer_start_switch_fiber(void** fake_stack, const void* bottom, size_t size);
 extern "C" void __sanitizer_finish_switch_fiber(void* fake_stack, const void** bottom, size_t* size);
@@ -54,7 +54,7 @@ struct Fibre {
   void* tsan;
   int thread;
   bool finished;
-  const char* waits_at;  // null while it runs
+  const char* waits_at;  // null while it is running
   int line;
   uint64_t result;
 };
@@ -68,7 +68,8 @@ struct Warp {
   uint64_t value[kWarpSize];
 };
 
-// Threads that can go on, in turn. A ring of its own: sanitizers would see a container's allocations on every fibre.
+// Ready threads, first in first out. Not a standard container, because sanitizers would see its allocations on every
+// fibre.
 class Queue {
  public:
   bool empty() const { return first_ == end_; }
@@ -84,7 +85,7 @@ class Queue {
 struct Barrier {
   int arrived;
   int line;
-  int passed;  // how often
+  int passed;  // number of completed barriers
 };
 
 Fibre main_fibre{};
@@ -95,9 +96,9 @@ std::vector<Warp> warps;
 Barrier barrier;
 int threads;
 const std::function<void()>* body;
-char begin_of_block;  // what these stand for in ThreadSanitizer's eyes is their address
+char begin_of_block;  // ThreadSanitizer identifies synchronisation by these addresses
 char end_of_block;
-char barrier_order[2];  // by turns: a thread can be one barrier ahead of another
+char barrier_order[2];  // used alternately: a thread can be one barrier ahead of another
 
 Order order = Order::kForward;
 int64_t first_block = 0;
@@ -128,7 +129,7 @@ template <typename... Arguments>
   _exit(3);
 }
 
-// Apart from its __builtin_setjmp, as the compiler asks.
+// In another function than its __builtin_setjmp, as the compiler requires.
 [[noreturn]] __attribute__((noinline)) void jump(Fibre& to) { __builtin_longjmp(to.registers, 1); }
 
 __attribute__((noinline)) void switch_to(Fibre& to) {
@@ -187,7 +188,7 @@ void add_fibre() {
   fibres.push_back(std::make_unique<Fibre>());
   Fibre& fibre = *fibres.back();
   fibre.thread = static_cast<int>(fibres.size()) - 1;
-  // A page that nobody may touch lies below every stack.
+  // A guard page below every stack.
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   void* memory = mmap(nullptr, page + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED || mprotect(memory, page, PROT_NONE) != 0) fail("no memory for a stack");
@@ -218,7 +219,7 @@ void set_up_main() {
 #endif
 }
 
-// Shared memory starts with whatever the last block on that multiprocessor left: here with NaN, in every floating type.
+// Shared memory is not initialised. Here it starts as NaN in every floating-point type.
 void poison_shared_memory() {
   volatile char* end = &__stop_harness_shared;
   for (volatile char* at = &__start_harness_shared; at != end; ++at) *at = static_cast<char>(0xff);
@@ -258,9 +259,9 @@ uint64_t result_for(const Warp& warp, int lane, unsigned lanes_that_voted) {
   if (warp.operation == WarpOperation::kBallot) return lanes_that_voted;
   const int wanted =
       warp.operation == WarpOperation::kShuffle ? warp.argument[lane] % kWarpSize : lane + warp.argument[lane];
-  if (wanted >= kWarpSize) return warp.value[lane];  // __shfl_down_sync over the warp's end: one's own value
+  if (wanted >= kWarpSize) return warp.value[lane];  // __shfl_down_sync beyond the warp returns the lane's own value
   if ((warp.mask >> wanted & 1u) == 0)
-    fail("%s in line %d: lane %d reads lane %d, which the mask leaves out", name(warp.operation), warp.line, lane,
+    fail("%s in line %d: lane %d reads lane %d, which is not in the mask", name(warp.operation), warp.line, lane,
          wanted);
   return warp.value[wanted];
 }

@@ -113,6 +113,8 @@ std::string describe(const char* kernel, const char* list, const std::vector<Sha
          std::to_string(offset) + " " + kNames[static_cast<int>(values)];
 }
 
-Scalar::Scalar(double value, bool wide) : wide_(wide), buffer_(type(), 1) { buffer_.set(type(), 0, value); }
+Scalar::Scalar(double value, bool is_float64) : is_float64_(is_float64), buffer_(type(), 1) {
+  buffer_.set(type(), 0, value);
+}
 
 }  // namespace harness

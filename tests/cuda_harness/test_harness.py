@@ -1,7 +1,7 @@
-"""Runs every CUDA kernel on the CPU: plain, under Address- and UndefinedBehaviorSanitizer, and under ThreadSanitizer.
+"""Run every CUDA kernel on the CPU: plain, under Address- and UndefinedBehaviorSanitizer, and under ThreadSanitizer.
 
-The kernels' own sources are compiled with g++; the tests proper are in C++ beside this file. Faults put into a copy of
-the sources show that the harness finds what it is there for.
+The kernels' sources are compiled with g++; their tests are the C++ files in this folder. Faults injected into a copy of
+the sources show that the harness detects them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from . import build
 from .build import ADDRESS, PLAIN, THREAD, Builder, Run, Variant
 
 L1, POINTWISE, PLAN = "multi_l1.cu", "multi_pointwise.cu", "launch_plan.cpp"
-VGG, RELU, POOL = "perceptual.cuh", "perceptual_relu.cu", "perceptual_pool.cu"
+PERCEPTUAL, RELU, POOL = "perceptual.cuh", "perceptual_relu.cu", "perceptual_pool.cu"
 
 
 class Fault(NamedTuple):
-    """A text of one source replaced by another, the check that must find it and the words by which it says so."""
+    """A replacement in one source, the test that must detect it, and a pattern of the message that must result."""
 
     name: str
     source: str
@@ -39,137 +39,141 @@ class Fault(NamedTuple):
 
 
 FAULTS = [
-    Fault("no barrier, race", "device.cuh", "  __syncthreads();\n", "", THREAD, "finish_sum", "data race", (L1,)),
-    Fault("no barrier, value", "device.cuh", "  __syncthreads();\n", "", PLAIN, "l1", "partial sum 0", (L1,)),
+    Fault("missing barrier, race", "device.cuh", "  __syncthreads();\n", "", THREAD, "finish_sum", "data race", (L1,)),
+    Fault("missing barrier, wrong value", "device.cuh", "  __syncthreads();\n", "", PLAIN, "l1", "partial sum 0",
+          (L1,)),
     Fault("barrier in a branch", "device.cuh", "  __syncthreads();\n", "  if (threadIdx.x < 224) __syncthreads();\n",
           PLAIN, "l1", r"deadlock: 32 of 256 threads have ended, thread \d+ still waits at __syncthreads", (L1,)),
-    Fault("a warp's sum short of a step", "device.cuh", "offset > 0", "offset > 1", PLAIN, "l1", "partial sum", (L1,)),
-    Fault("a warp too few", "device.cuh", "warp < kWarps", "warp < kWarps - 1", PLAIN, "l1", "partial sum", (L1,)),
+    Fault("warp sum one step short", "device.cuh", "offset > 0", "offset > 1", PLAIN, "l1", "partial sum", (L1,)),
+    Fault("block sum one warp short", "device.cuh", "warp < kWarps", "warp < kWarps - 1", PLAIN, "l1", "partial sum",
+          (L1,)),
     Fault("shared memory too small", "device.cuh", "warp_sum[kWarps]", "warp_sum[kWarps - 1]", ADDRESS, "l1",
           "out of bounds|overflow", (L1,)),
-    Fault("load beyond the end", "device.cuh", "aligned && at + N <= count) return load", "aligned) return load",
+    Fault("load out of bounds", "device.cuh", "aligned && at + N <= count) return load", "aligned) return load",
           ADDRESS, "l1", "AddressSanitizer: use-after-poison", (L1,)),
-    Fault("load without the tail", "device.cuh", "at + i < count ? x[at + i] : narrow<T>(0.0)", "narrow<T>(0.0)",
-          PLAIN, "l1", "partial sum 0", (L1,)),
-    Fault("store beyond the end", "device.cuh", "if (at + i < count) x", "if (at + i <= count) x", PLAIN, "l1",
+    Fault("load skips the tail", "device.cuh", "at + i < count ? x[at + i] : narrow<T>(0.0)", "narrow<T>(0.0)", PLAIN,
+          "l1", "partial sum 0", (L1,)),
+    Fault("store out of bounds", "device.cuh", "if (at + i < count) x", "if (at + i <= count) x", PLAIN, "l1",
           "gradient: a write out of bounds", (L1,)),
-    Fault("store without the tail", "device.cuh", "if (at + i < count) x", "if (at + N <= count) x", PLAIN, "l1",
+    Fault("store skips the tail", "device.cuh", "if (at + i < count) x", "if (at + N <= count) x", PLAIN, "l1",
           "gradient of input", (L1,)),
-    Fault("alignment taken for granted", "device.cuh", "chunk.aligned = tensor.aligned != 0;", "chunk.aligned = true;",
+    Fault("alignment not checked", "device.cuh", "chunk.aligned = tensor.aligned != 0;", "chunk.aligned = true;",
           ADDRESS, "l1", "misaligned address", (L1,)),
     Fault("wrong tensor", "device.cuh", "args.block_begin[middle] <= block", "args.block_begin[middle] < block", PLAIN,
           "l1", "partial sum", (L1,)),
     Fault("launch on another stream", "device.cuh", "  config.stream = static_cast<cudaStream_t>(stream);\n",
           "  (void)stream;\n", PLAIN, "simulator", "another stream", (L1,)),
-    Fault("error left behind", "device.cuh", "  if (error != cudaSuccess) cudaGetLastError();\n", "", PLAIN,
+    Fault("launch error not cleared", "device.cuh", "  if (error != cudaSuccess) cudaGetLastError();\n", "", PLAIN,
           "simulator", "leaves its error", (L1,)),
-    Fault("a divergent ballot", L1, "tile < stop;", "tile + lane * V < count;", PLAIN, "l1",
+    Fault("divergent ballot", L1, "tile < stop;", "tile + lane * V < count;", PLAIN, "l1",
           "SIMULATOR: .*(deadlock|divergent warp).*__ballot_sync"),
-    Fault("half of the signs", L1, "lane < kTileWords)", "lane < V)", PLAIN, "l1", "sign bits instead of"),
-    Fault("one ballot for both signs", L1, "__ballot_sync(kFullWarp, difference < 0)",
+    Fault("half of the signs missing", L1, "lane < kTileWords)", "lane < V)", PLAIN, "l1", "sign bits instead of"),
+    Fault("same ballot for both signs", L1, "__ballot_sync(kFullWarp, difference < 0)",
           "__ballot_sync(kFullWarp, difference > 0)", PLAIN, "l1", "sign bits instead of|gradient of input"),
-    Fault("a ballot's words exchanged", L1, "lane == 2 * c ? positive", "lane == 2 * c ? negative", PLAIN, "l1",
+    Fault("sign words exchanged", L1, "lane == 2 * c ? positive", "lane == 2 * c ? negative", PLAIN, "l1",
           "gradient of input|sign bits"),
-    Fault("another lane's bit", L1, ">> lane & 1u", ">> (lane ^ 1) & 1u", PLAIN, "l1", "gradient of input"),
-    Fault("signs of the tile before", L1, "signs[start / 16 + lane]", "signs[start / 16 + lane - 1]",
-          PLAIN, "l1", "sign bits|write out of bounds"),
-    Fault("padding left as it was", L1, "(count + kSignTile - 1) / kSignTile * kSignTile", "count", PLAIN, "l1",
+    Fault("bit of another lane", L1, ">> lane & 1u", ">> (lane ^ 1) & 1u", PLAIN, "l1", "gradient of input"),
+    Fault("signs of the previous tile", L1, "signs[start / 16 + lane]", "signs[start / 16 + lane - 1]", PLAIN, "l1",
+          "sign bits|write out of bounds"),
+    Fault("padding not written", L1, "(count + kSignTile - 1) / kSignTile * kSignTile", "count", PLAIN, "l1",
           "sign bits instead of"),
-    Fault("a whole chunk that is none", "device.cuh", "chunk.aligned && chunk.count == kBlockChunk", "chunk.aligned",
-          ADDRESS, "l1", "AddressSanitizer: use-after-poison", (L1,)),
-    Fault("tiles by the gradient's type", L1, "  const int lane = threadIdx.x % 32;\n  const T plus",
+    Fault("partial chunk treated as whole", "device.cuh", "chunk.aligned && chunk.count == kBlockChunk",
+          "chunk.aligned", ADDRESS, "l1", "AddressSanitizer: use-after-poison", (L1,)),
+    Fault("tile size depends on the gradient's dtype", L1, "  const int lane = threadIdx.x % 32;\n  const T plus",
           "  constexpr int V = kVector<T>;\n  constexpr int kTile = 32 * V;\n  constexpr int kTileWords = 2 * V;\n"
           "  constexpr int kRow = kWarps * kTile;\n  const int lane = threadIdx.x % 32;\n  const T plus", PLAIN, "l1",
           "gradient of (input|target)"),
-    Fault("every launch's sums at the beginning", L1, "args.first_partial + blockIdx.x", "blockIdx.x", PLAIN, "l1",
+    Fault("partial sums of all launches overlap", L1, "args.first_partial + blockIdx.x", "blockIdx.x", PLAIN, "l1",
           "partial sum"),
     Fault("32-bit index", "device.cuh", "int64_t begin;", "uint32_t begin;", PLAIN, "huge_tensors",
           "huge tensors: l1_forward", (L1,)),
-    Fault("sum of sums with a wrong step", L1, "i < count; i += kThreads", "i < count; i += kThreads + 1", PLAIN,
+    Fault("final sum with a wrong stride", L1, "i < count; i += kThreads", "i < count; i += kThreads + 1", PLAIN,
           "finish_sum", "finish_sum of 257"),
-    Fault("sum of sums one too far", L1, "i < count; i += kThreads", "i <= count; i += kThreads", ADDRESS, "finish_sum",
+    Fault("final sum out of bounds", L1, "i < count; i += kThreads", "i <= count; i += kThreads", ADDRESS, "finish_sum",
           "AddressSanitizer: use-after-poison"),
-    Fault("padding counted", POINTWISE, "      if (!kWhole && at + c >= count) break;\n", "", PLAIN, "pointwise",
-          "partial sum"),
-    Fault("hinge open at its edge", POINTWISE, "constant * value <= 0 ? C(0)", "constant * value < 0 ? C(0)", PLAIN,
+    Fault("padding included in the sum", POINTWISE, "      if (!kWhole && at + c >= count) break;\n", "", PLAIN,
+          "pointwise", "partial sum"),
+    Fault("hinge slope at the margin", POINTWISE, "constant * value <= 0 ? C(0)", "constant * value < 0 ? C(0)", PLAIN,
           "pointwise", "hinge.*gradient of tensor"),
-    Fault("logistic that overflows", POINTWISE, "log1p_of(exp_of(x < 0 ? x : -x))", "log1p_of(exp_of(-x))", PLAIN,
+    Fault("logistic loss overflows", POINTWISE, "log1p_of(exp_of(x < 0 ? x : -x))", "log1p_of(exp_of(-x))", PLAIN,
           "pointwise", "logistic.*partial sum"),
-    Fault("logistic on one side of zero", POINTWISE, "return x < 0 ? tail - label :", "return x < -1 ? tail - label :",
+    Fault("logistic slope near zero", POINTWISE, "return x < 0 ? tail - label :", "return x < -1 ? tail - label :",
           PLAIN, "pointwise", "logistic.*gradient of tensor"),
-    Fault("relu that stops NaN", VGG, "return !(x <= 0);", "return x > 0;", PLAIN, "perceptual",
+    Fault("relu blocks NaN", PERCEPTUAL, "return !(x <= 0);", "return x > 0;", PLAIN, "perceptual",
           r"max\(0, x\).* is 0, not nan", (RELU,)),
-    Fault("a byte half empty", VGG, "bits, 1) << 4;", "bits, 1) << 4 & 0u;", PLAIN, "perceptual", "mask: word", (RELU,)),
-    Fault("a byte of the wrong neighbour", VGG, "__shfl_down_sync(kFullWarp, bits, 1)",
+    Fault("half of a byte missing", PERCEPTUAL, "bits, 1) << 4;", "bits, 1) << 4 & 0u;", PLAIN, "perceptual",
+          "mask: word", (RELU,)),
+    Fault("byte from the wrong neighbour", PERCEPTUAL, "__shfl_down_sync(kFullWarp, bits, 1)",
           "__shfl_down_sync(kFullWarp, bits, 2)", PLAIN, "perceptual", "mask: word", (RELU,)),
-    Fault("a byte without its neighbour", VGG, "if constexpr (V == 4) bits |=",
+    Fault("divergent shuffle", PERCEPTUAL, "if constexpr (V == 4) bits |=",
           "if constexpr (V == 4) if (threadIdx.x % 4 != 3) bits |=", PLAIN, "perceptual",
           "SIMULATOR: .*(deadlock|divergent warp).*__shfl_down_sync", (RELU,)),
-    Fault("bytes over one another", VGG, "at / 8 % 4;", "at / 16 % 4;", THREAD, "perceptual", "data race", (RELU,)),
-    Fault("bias rounded late", VGG, "narrow<T>(widen(pack.value[c]) + widen(bias[c]))",
+    Fault("overlapping bytes", PERCEPTUAL, "at / 8 % 4;", "at / 16 % 4;", THREAD, "perceptual", "data race", (RELU,)),
+    Fault("wrong bias", PERCEPTUAL, "narrow<T>(widen(pack.value[c]) + widen(bias[c]))",
           "narrow<T>(widen(pack.value[c]) + 1.001f * widen(bias[c]))", PLAIN, "perceptual", r"max\(0, x\)", (RELU,)),
-    Fault("the bias of the first channels", RELU, "(chunk.channel + at) % static_cast<unsigned>(map.channels)",
+    Fault("bias of the wrong channels", RELU, "(chunk.channel + at) % static_cast<unsigned>(map.channels)",
           "at % static_cast<unsigned>(map.channels)", PLAIN, "perceptual", r"max\(0, x\)"),
-    Fault("the weight of a chunk's first pixels", RELU, "[(chunk.begin + at) / map.channels]", "[at / map.channels]",
-          PLAIN, "perceptual", "partial sum"),
-    Fault("a chunk across two pictures", RELU, "map.elements - within < kMapChunk ? map.elements - within : kMapChunk",
-          "map.elements * map.batch - within < kMapChunk ? map.elements * map.batch - within : kMapChunk",
-          PLAIN, "perceptual", r"max\(0, x\)|mask|out of bounds"),
-    Fault("a mask beyond its end", RELU, "if (kWhole || at < count) put_bits<1>(mask, at, bytes);",
+    Fault("weight of the wrong pixels", RELU, "[(chunk.begin + at) / map.channels]", "[at / map.channels]", PLAIN,
+          "perceptual", "partial sum"),
+    Fault("chunk across two images", RELU, "map.elements - within < kMapChunk ? map.elements - within : kMapChunk",
+          "map.elements * map.batch - within < kMapChunk ? map.elements * map.batch - within : kMapChunk", PLAIN,
+          "perceptual", r"max\(0, x\)|mask|out of bounds"),
+    Fault("mask out of bounds", RELU, "if (kWhole || at < count) put_bits<1>(mask, at, bytes);",
           "put_bits<1>(mask, at, bytes);", ADDRESS, "perceptual", "AddressSanitizer: use-after-poison"),
-    Fault("alignment of one side taken for both", RELU, "is_aligned(input) && is_aligned(target)", "is_aligned(input)",
+    Fault("alignment of one side checked only", RELU, "is_aligned(input) && is_aligned(target)", "is_aligned(input)",
           ADDRESS, "perceptual", "misaligned address"),
-    Fault("pooling's alignment taken for granted", POOL, "is_aligned(x) && is_aligned(out)", "true", ADDRESS, "perceptual",
+    Fault("alignment in pooling not checked", POOL, "is_aligned(x) && is_aligned(out)", "true", ADDRESS, "pool",
           "misaligned address"),
-    Fault("a part for a whole", RELU, "aligned && count == kMapChunk", "aligned", ADDRESS, "perceptual",
+    Fault("partial map chunk treated as whole", RELU, "aligned && count == kMapChunk", "aligned", ADDRESS, "perceptual",
           "AddressSanitizer: (use-after-poison|heap-buffer-overflow)"),
-    Fault("32-bit start of a map's part", RELU, "static_cast<int64_t>(blockIdx.x % per_image) * kMapChunk",
+    Fault("32-bit start of a map chunk", RELU, "static_cast<int64_t>(blockIdx.x % per_image) * kMapChunk",
           "static_cast<unsigned>(blockIdx.x % per_image) * static_cast<unsigned>(kMapChunk)", PLAIN, "huge_tensors",
           "huge tensors: relu"),
     Fault("32-bit corner of a window", POOL, "int64_t corner;", "uint32_t corner;", PLAIN, "huge_tensors",
           "relu_pool: "),
-    Fault("target left without relu", RELU, "      relu_vector(b[u], bias);\n", "", PLAIN, "perceptual", r"max\(0, target\)"),
-    Fault("an activated target written", RELU, "if (!sides.target_is_activated) {", "{", PLAIN, "perceptual",
+    Fault("target without relu", RELU, "      relu_vector(b[u], bias);\n", "", PLAIN, "perceptual",
           r"max\(0, target\)"),
-    Fault("padding compared", RELU, "    if (!kWhole && at >= count) a[u] = b[u];  // padding: no distance, no signs\n",
+    Fault("relu of an activated target", RELU, "if (!sides.target_is_activated) {", "{", PLAIN, "perceptual",
+          r"max\(0, target\)"),
+    Fault("padding compared", RELU,
+          "    if (!kWhole && at >= count) a[u] = b[u];  // padding: contributes no distance and no signs\n",
           "    if (!kWhole && at >= count) sum += 1.0;\n", PLAIN, "perceptual", "partial sum"),
     Fault("signs exchanged", RELU, "difference > 0 ? 0x100u << c", "difference < 0 ? 0x100u << c", PLAIN, "perceptual",
           "signs: word"),
-    Fault("a distance that is not squared", RELU, "terms += difference * difference;", "terms += difference;", PLAIN,
-          "vgg", "partial sum"),
-    Fault("a mean that is a sum", RELU, "total / static_cast<double>(map.elements)", "total", PLAIN, "perceptual",
+    Fault("difference not squared", RELU, "terms += difference * difference;", "terms += difference;", PLAIN,
+          "perceptual", "partial sum"),
+    Fault("sum instead of mean", RELU, "total / static_cast<double>(map.elements)", "total", PLAIN, "perceptual",
           "partial sum"),
-    Fault("mask left out", RELU, "pack[u].value[c] = passed[u] >> c & 1u ? value", "pack[u].value[c] = true ? value",
+    Fault("mask not applied", RELU, "pack[u].value[c] = passed[u] >> c & 1u ? value", "pack[u].value[c] = true ? value",
           PLAIN, "perceptual", "masked gradient"),
-    Fault("term rounded on its own", RELU, "narrow<T>(widen(value) + term)",
+    Fault("term rounded separately", RELU, "narrow<T>(widen(value) + term)",
           "narrow<T>(widen(value) + widen(narrow<T>(term)))", PLAIN, "perceptual", "gradient of a distance"),
-    Fault("a square's derivative without its two", RELU, "kept, 2.0 * coefficient", "kept, coefficient", PLAIN, "perceptual",
-          "gradient of a distance"),
-    Fault("a gradient without the pixel's weight", RELU, "coefficient *= weight_at", "coefficient = weight_at", PLAIN,
-          "vgg", "gradient of a distance"),
-    Fault("every picture's sum in the first", L1, "partial + blockIdx.x * count", "partial", PLAIN, "perceptual", "mean 1 is"),
-    Fault("the last of equals", POOL, "if (value > widen(best.value[c])", "if (value >= widen(best.value[c])", PLAIN,
-          "vgg", "codes: word"),
-    Fault("NaN that loses in pooling", POOL, " || value != value) {", ") {", PLAIN, "perceptual", "pooled"),
-    Fault("a window's rows for its columns", POOL, "(position & 1u) << c", "(position >> 1 & 1u) << c", PLAIN, "perceptual",
-          "codes: word"),
-    Fault("rows of the batch's map before", POOL, "window.batch * windows.map.height + 2",
-          "window.batch * 2 * windows.rows + 2", PLAIN, "perceptual", "pooled"),
-    Fault("pooling with the bias of the first channels", POOL, "bias + (window.at - window.column)", "bias", PLAIN,
-          "vgg", "pooled"),
-    Fault("an odd last column left as it was", POOL, "(shape.width + 1) / 2", "shape.width / 2", PLAIN, "perceptual",
-          "gradient"),
-    Fault("an odd last row left as it was", POOL, "(shape.height + 1) / 2", "shape.height / 2", PLAIN, "perceptual",
-          "gradient"),
-    Fault("a row beyond the map", POOL, "2 * window.row + 1 < map.height;", "true;", ADDRESS, "perceptual",
+    Fault("missing factor 2 of the square's derivative", RELU, "kept, 2.0 * coefficient", "kept, coefficient", PLAIN,
+          "perceptual", "gradient of a distance"),
+    Fault("coefficient replaced by the weight", RELU, "coefficient *= weight_at", "coefficient = weight_at", PLAIN,
+          "perceptual", "gradient of a distance"),
+    Fault("sum of the first image for all images", L1, "partial + blockIdx.x * count", "partial", PLAIN, "perceptual",
+          "mean 1 is"),
+    Fault("tie keeps the last element", POOL, "if (value > widen(best.value[c])", "if (value >= widen(best.value[c])",
+          PLAIN, "pool", "codes: word"),
+    Fault("pooling ignores NaN", POOL, " || value != value) {", ") {", PLAIN, "pool", "pooled"),
+    Fault("rows and columns of a window exchanged", POOL, "(position & 1u) << c", "(position >> 1 & 1u) << c", PLAIN,
+          "pool", "codes: word"),
+    Fault("wrong offset in the batch", POOL, "window.batch * windows.map.height + 2",
+          "window.batch * 2 * windows.rows + 2", PLAIN, "pool", "pooled"),
+    Fault("bias of the wrong channels in pooling", POOL, "bias + (window.at - window.column)", "bias", PLAIN, "pool",
+          "pooled"),
+    Fault("odd last column not written", POOL, "(shape.width + 1) / 2", "shape.width / 2", PLAIN, "pool", "gradient"),
+    Fault("odd last row not written", POOL, "(shape.height + 1) / 2", "shape.height / 2", PLAIN, "pool", "gradient"),
+    Fault("row out of bounds", POOL, "2 * window.row + 1 < map.height;", "true;", ADDRESS, "pool",
           "AddressSanitizer: use-after-poison"),
-    Fault("a column beyond the map", POOL, "2 * window.column + map.channels < map.width * map.channels;", "true;",
-          PLAIN, "perceptual", "gradient"),
+    Fault("column out of bounds", POOL, "2 * window.column + map.channels < map.width * map.channels;", "true;", PLAIN,
+          "pool", "gradient"),
     Fault("one tensor too many in a launch", PLAN, "open->args.count == kMaxTensors",
           "open->args.count == kMaxTensors + 1", ADDRESS, "plan", "out of bounds"),
     Fault("empty tensors planned", PLAN, "      if (blocks == 0) continue;\n", "", PLAIN, "plan", "FAILED: plan"),
-    Fault("more blocks than CUDA takes", PLAN, "blocks > kMaxBlocks) {\n        plan", "blocks < 0) {\n        plan",
-          PLAIN, "plan", "FAILED: plan of one block more"),
+    Fault("too many blocks", PLAN, "blocks > kMaxBlocks) {\n        plan", "blocks < 0) {\n        plan", PLAIN, "plan",
+          "FAILED: plan of one block more"),
 ]  # fmt: skip
 
 MISUSES = {
@@ -185,7 +189,7 @@ MISUSES = {
 def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
     gxx = build.compiler()
     if gxx is None:
-        pytest.skip("the harness needs g++, and there is none on the PATH")
+        pytest.skip("the harness needs g++, and none is on the PATH")
     return Builder(tmp_path_factory.mktemp("cuda_harness"), gxx)
 
 
@@ -196,14 +200,14 @@ def executables(builder: Builder) -> dict[Variant, pathlib.Path]:
 
 def executable_of(executables: dict[Variant, pathlib.Path], variant: Variant) -> pathlib.Path:
     if variant not in executables:
-        pytest.skip(f"g++ has no library for {variant.sanitizer[0]}")
+        pytest.skip(f"the library of {variant.sanitizer[0]} is not installed")
     return executables[variant]
 
 
 @pytest.fixture(scope="session")
 def full_runs(executables: dict[Variant, pathlib.Path]) -> dict[Variant, Run]:
-    # The conversions of the half types and the plan are no kernel's: there are no races to look for.
-    tests = {THREAD: ["quick", "simulator", "l1", "pointwise", "finish_sum", "perceptual"]}
+    # The shim and plan tests run no kernels, so they cannot have races.
+    tests = {THREAD: ["quick", "simulator", "l1", "pointwise", "finish_sum", "perceptual", "pool"]}
     slowest_first = sorted(executables, key=build.VARIANTS.index, reverse=True)
     with ThreadPoolExecutor(2) as pool:
         runs = pool.map(lambda variant: build.run(executables[variant], *tests.get(variant, ["all"])), slowest_first)
@@ -234,7 +238,7 @@ def fault_runs(
 
 
 @pytest.mark.parametrize("variant", build.VARIANTS, ids=lambda variant: variant.name)
-def test_every_kernel(
+def test_every_kernel_runs_and_is_correct(
     variant: Variant,
     executables: dict[Variant, pathlib.Path],
     full_runs: dict[Variant, Run],
@@ -249,7 +253,7 @@ def test_every_kernel(
     assert not missed, f"{len(missed)} of {len(kernels)} kernels were never executed: {missed}"
     text = "".join((build.ROOT / source).read_text() for source in build.sources())
     for name in re.findall(r"__global__[^;{]*?(\w+_kernel)\(", text):
-        assert any(f"::{name}" in kernel for kernel in kernels.values()), f"{name} was built in no type"
+        assert any(f"::{name}" in kernel for kernel in kernels.values()), f"{name} was built for no dtype"
     summary = re.search(r"^\d+ kernels executed.*$", output, re.M)
     assert summary is not None
     assert " 0 failed" in summary[0]
@@ -257,25 +261,29 @@ def test_every_kernel(
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_fault_is_found(
+def test_injected_fault_is_detected(
     fault: Fault, executables: dict[Variant, pathlib.Path], fault_runs: dict[str, Run | Exception]
 ) -> None:
     executable_of(executables, fault.variant)
     result = fault_runs[fault.name]
     if isinstance(result, Exception):
         raise result
-    assert result.returncode != 0, f"the harness does not find it:\n{result.output[-2000:]}"
-    assert re.search(fault.found_by, result.output), f"found by another check than expected:\n{result.output[-5000:]}"
+    assert result.returncode != 0, f"the harness does not detect it:\n{result.output[-2000:]}"
+    assert re.search(fault.found_by, result.output), (
+        f"detected by another check than expected:\n{result.output[-5000:]}"
+    )
 
 
 @pytest.mark.parametrize("misuse", MISUSES)
-def test_misuse_is_found(misuse: str, executables: dict[Variant, pathlib.Path]) -> None:
+def test_misuse_of_barriers_and_warp_operations_is_detected(
+    misuse: str, executables: dict[Variant, pathlib.Path]
+) -> None:
     returncode, output = build.run(executables[PLAIN], "misuse", misuse)
     assert returncode == 3
     assert MISUSES[misuse] in output
 
 
-def test_race_is_found(executables: dict[Variant, pathlib.Path]) -> None:
+def test_data_race_is_detected(executables: dict[Variant, pathlib.Path]) -> None:
     returncode, output = build.run(executable_of(executables, THREAD), "misuse", "race")
     assert returncode != 0
     assert "ThreadSanitizer: data race" in output

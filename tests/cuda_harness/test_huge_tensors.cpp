@@ -1,4 +1,4 @@
-// Tensors of more than 2^32 elements: memory that is only reserved, of which the last blocks touch a little.
+// Tensors of more than 2^32 elements. Their memory is only reserved; the last blocks access a small part of it.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -11,7 +11,8 @@ namespace harness {
 
 #if defined(HARNESS_THREAD)
 
-// ThreadSanitizer's shadow of so much memory is more than a machine has, and the indices are the same there.
+// Skipped: ThreadSanitizer's shadow memory would exceed the address space, and the other variants test the same
+// indices.
 void test_huge_tensors() {}
 
 #else
@@ -23,7 +24,7 @@ using namespace pix2pixhd;
 constexpr DType kType = DType::kBFloat16;
 constexpr int64_t kNumel = (int64_t{1} << 32) + kBlockChunk + 5;  // 2 blocks and 5 elements beyond 2^32 - kBlockChunk
 constexpr int64_t kBlocks = (kNumel + kBlockChunk - 1) / kBlockChunk;
-constexpr int64_t kFirst = (kBlocks - 3) * kBlockChunk;  // what the last three blocks work on begins here
+constexpr int64_t kFirst = (kBlocks - 3) * kBlockChunk;  // first element of the last three blocks
 
 class Reserved {
  public:
@@ -74,7 +75,7 @@ cuda::Launch launch_of(void* first, void* second, void* signs) {
       .launches.at(0);
 }
 
-// Two rows of 2^32 elements and some, of which the last windows are pooled.
+// A map of two rows of slightly more than 2^32 elements, of which the last windows are pooled.
 void test_huge_map() {
   constexpr int64_t kChannels = 32;
   constexpr int64_t kWidth = (int64_t{1} << 27) + 129;
@@ -83,7 +84,8 @@ void test_huge_map() {
   const auto index = [](int64_t row, int64_t column, int64_t c) { return (row * kWidth + column) * kChannels + c; };
   const auto bytes = static_cast<size_t>(2 * kWidth * kChannels) * 2;
   Reserved x(bytes), spread(bytes), out(bytes / 4), grad(bytes / 4), codes(static_cast<size_t>(kPooled / 32) * 12);
-  check(x.valid() && spread.valid() && out.valid() && grad.valid() && codes.valid(), "no address space for a huge map");
+  check(x.valid() && spread.valid() && out.valid() && grad.valid() && codes.valid(),
+        "cannot reserve address space for a huge map");
   if (failures() > 0) return;
   const auto set = [](const Reserved& memory, int64_t i, double number) {
     static_cast<uint16_t*>(memory.data())[i] = static_cast<uint16_t>(encode(kType, number));
@@ -121,7 +123,7 @@ void test_huge_map() {
   set_first_block(0);
 }
 
-// One image of 2^32 elements and some, of which the last chunks are compared.
+// One image of slightly more than 2^32 elements, of which the last chunks are compared.
 void test_huge_view(const Reserved& input, const Reserved& target, const Reserved& gradient, const Reserved& slope,
                     const Reserved& signs) {
   constexpr int64_t kMapNumel = kNumel / 32 * 32;
@@ -129,7 +131,7 @@ void test_huge_view(const Reserved& input, const Reserved& target, const Reserve
   Buffer partial(DType::kFloat64, cuda::map_blocks(kMapNumel));
   auto* sums = static_cast<double*>(partial.data());
   Reserved mask(static_cast<size_t>(kMapNumel / 32) * 4);
-  check(mask.valid(), "no address space for a mask");
+  check(mask.valid(), "cannot reserve address space for a mask");
   if (failures() > 0) return;
   auto* mask_words = static_cast<uint32_t*>(mask.data());
   auto* sign_words = static_cast<uint32_t*>(signs.data());
@@ -167,7 +169,7 @@ void test_huge_tensors() {
   Reserved input(bytes), target(bytes), gradient(bytes), slope(bytes);
   Reserved signs(static_cast<size_t>(sign_words(kNumel)) * 4);
   check(input.valid() && target.valid() && gradient.valid() && slope.valid() && signs.valid(),
-        "no address space for 36 GB that are hardly touched");
+        "cannot reserve 36 GB of address space");
   if (failures() > 0) return;
   fill(input, 0);
   fill(target, 1);

@@ -1,4 +1,4 @@
-// l1_forward and l1_backward against the formula, and the signs that one leaves for the other.
+// l1_forward and l1_backward against the formula, and the signs that the forward packs for the backward.
 #include <algorithm>
 #include <cmath>
 
@@ -9,11 +9,11 @@ namespace {
 
 using namespace pix2pixhd;
 
-bool meets_in_double(const Shape& shape) {
+bool computes_in_double(const Shape& shape) {
   return shape.type[0] == DType::kFloat64 || shape.type[1] == DType::kFloat64;
 }
 
-// The list's buffers, filled, with a factor for each tensor.
+// Filled buffers of a list of tensors, with one factor per tensor.
 struct Lists {
   std::vector<Shape> shapes;
   std::vector<Buffer> input, target;
@@ -37,11 +37,11 @@ struct Lists {
     }
   }
 
-  // In the arithmetic of PyTorch: float, unless a side is double.
+  // In PyTorch's arithmetic: float, unless a side is double.
   double difference(size_t k, int64_t i) const {
     const double x = input[k].get(shapes[k].type[0], i);
     const double y = target[k].get(shapes[k].type[1], i);
-    return meets_in_double(shapes[k]) ? x - y : static_cast<double>(static_cast<float>(x) - static_cast<float>(y));
+    return computes_in_double(shapes[k]) ? x - y : static_cast<double>(static_cast<float>(x) - static_cast<float>(y));
   }
 };
 
@@ -54,7 +54,7 @@ void check_partial(const Lists& lists, const Buffer& partial, Values values) {
         sum += std::fabs(lists.difference(k, i));
       }
       const double wanted = sum * lists.factor[k];
-      const double relative = meets_in_double(lists.shapes[k]) ? 1e-13 : 1e-6;
+      const double relative = computes_in_double(lists.shapes[k]) ? 1e-13 : 1e-6;
       const double tolerance = values == Values::kEighths ? 0.0 : relative * std::fabs(wanted);
       const double got = partial.get(DType::kFloat64, block);
       check(close(got, wanted, tolerance), "partial sum %ld of tensor %zu is %.17g, not %.17g",
@@ -65,7 +65,7 @@ void check_partial(const Lists& lists, const Buffer& partial, Values values) {
         static_cast<long>(block));
 }
 
-// As many bits as there are differences, in every tensor; zeros in the padding follow.
+// The number of set bits equals the number of nonzero differences in every tensor, so the padding is zero.
 void check_bits(const Lists& lists, const Buffer& signs) {
   const std::vector<unsigned char> bytes = signs.bytes();
   for (size_t k = 0; k < lists.shapes.size(); ++k) {
@@ -115,7 +115,7 @@ Result run_forward(Lists& lists, Buffer* signs, Values values) {
   return {partial.bytes(), signs != nullptr ? signs->bytes() : std::vector<unsigned char>{}};
 }
 
-// side 0: gradients of the inputs; side 1: of the targets, in the targets' types and with the negative factors.
+// side 0: gradients of the inputs; side 1: of the targets, in their dtypes and with negated factors.
 void run_backward(const Lists& lists, Buffer& signs, int side, Scalar upstream, int64_t offset) {
   std::vector<Buffer> gradient;
   std::vector<cuda::PlanEntry> entries;

@@ -1,4 +1,4 @@
-// The host side of a launch: which block works on which chunk of which tensor, over how many launches.
+// The launch plan: the assignment of blocks to chunks of tensors, and the split over launches.
 #include <exception>
 
 #include "tensors.h"
@@ -12,7 +12,7 @@ constexpr int64_t kMostBlocks = 0x7fffffff;  // CUDA's limit of gridDim.x
 
 int64_t blocks_of(int64_t numel) { return (numel + kBlockChunk - 1) / kBlockChunk; }
 
-// A tensor is told by its constant, which holds its place in the list.
+// The constant of a tensor holds its index in the list.
 cuda::Plan plan_of(const std::vector<Shape>& shapes) {
   std::vector<cuda::PlanEntry> entries;
   for (size_t k = 0; k < shapes.size(); ++k) {
@@ -22,7 +22,7 @@ cuda::Plan plan_of(const std::vector<Shape>& shapes) {
   return cuda::make_plan(entries);
 }
 
-// What holds of every plan: all tensors in order, every one with its types and blocks, partial sums without gaps.
+// Checks that a plan holds all tensors in order, each with its dtypes and blocks, and partial sums without gaps.
 void run(const char* list, const std::vector<Shape>& shapes, size_t launches) {
   set_case(std::string("plan ") + list);
   const cuda::Plan plan = plan_of(shapes);
@@ -51,12 +51,13 @@ void run(const char* list, const std::vector<Shape>& shapes, size_t launches) {
   }
   check(plan.partials == partials, "%ld partial sums instead of %ld", static_cast<long>(plan.partials),
         static_cast<long>(partials));
-  check(order == planned_order(shapes), "tensors are missing, doubled or in another order");
+  check(order == planned_order(shapes), "tensors are missing, duplicated or in another order");
 }
 
-// A launch's first tensor decides whether its kernel packs signs, so they must all have signs or none.
-void run_with_signs_in_turn() {
-  set_case("plan of tensors with and without signs in turn");
+// The first tensor of a launch decides whether its kernel packs signs, so all tensors of a launch must have signs or
+// none.
+void run_with_and_without_signs() {
+  set_case("plan of tensors alternately with and without signs");
   uint32_t signs = 0;
   std::vector<cuda::PlanEntry> entries;
   for (int k = 0; k < 2 * kMaxTensors + 2; ++k) {
@@ -76,7 +77,7 @@ void run_with_signs_in_turn() {
 }  // namespace
 
 void test_plan() {
-  run_with_signs_in_turn();
+  run_with_and_without_signs();
   const DType f32 = DType::kFloat32;
   run("of nothing", {}, 0);
   run("of empty tensors", of_types({0, 0, 0}, f32, f32), 0);
@@ -93,10 +94,10 @@ void test_plan() {
   empty_at_the_border[kMaxTensors] = 0;
   empty_at_the_border[kMaxTensors + 1] = 0;
   run("with empty tensors after a full launch", of_types(empty_at_the_border, f32, f32), 1);
-  // Types by turns, more of each than one launch takes.
-  std::vector<Shape> turns;
-  for (int k = 0; k < 4 * kMaxTensors + 2; ++k) turns.push_back({k + 1, {kTypes[k % 2], f32}});
-  run("of two types by turns", turns, 6);
+  // Alternating dtypes, more tensors of each than one launch takes.
+  std::vector<Shape> alternating;
+  for (int k = 0; k < 4 * kMaxTensors + 2; ++k) alternating.push_back({k + 1, {kTypes[k % 2], f32}});
+  run("of two alternating dtypes", alternating, 6);
 
   const int64_t most = kMostBlocks * kBlockChunk;
   run("of 2^31 - 1, 2^31 and 2^32 + 1 elements",

@@ -41,7 +41,7 @@ double slope_of(Pointwise kind, double x, double c) {
 // Whether results on multiples of 1/8 are exact: exp and log1p are not.
 bool is_exact(Pointwise kind, Values values) { return values == Values::kEighths && kind != Pointwise::kLogistic; }
 
-// The relative error of a few operations and of rounding to the type.
+// The relative error of a few operations and of rounding to the dtype.
 double precision(DType type) {
   switch (type) {
     case DType::kFloat64:
@@ -112,7 +112,7 @@ std::vector<unsigned char> run_forward(List& list, Pointwise kind, Values values
   return partial.bytes();
 }
 
-// output_offset: an input and a gradient that are not aligned alike.
+// output_offset: with another offset than the input's, the gradient is aligned differently.
 void run_backward(List& list, Pointwise kind, Values values, Scalar upstream, int64_t output_offset) {
   std::vector<Buffer> gradient;
   std::vector<cuda::PlanEntry> entries;
@@ -134,13 +134,13 @@ void run_backward(List& list, Pointwise kind, Values values, Scalar upstream, in
     const DType arithmetic = type == DType::kFloat64 ? type : DType::kFloat32;
     for (int64_t i = 0; i < list.shapes[k].numel; ++i) {
       const double slope = slope_of(kind, list.input[k].get(type, i), list.constant[k]);
-      // A slope of 0 by the hinge is 0 whatever comes from above, as in PyTorch's relu.
+      // Where the hinge's slope is 0, the gradient is 0 for every upstream gradient, as in PyTorch's relu.
       const bool cut = kind == Pointwise::kHinge && slope == 0.0;
       const double exact = cut ? 0.0 : rounded(arithmetic, upstream.get() * list.factor[k] * slope);
       const double wanted = rounded(type, exact);
       const double got = gradient[k].get(type, i);
       double tolerance = is_exact(kind, values) ? 0.0 : precision(type) * std::fabs(wanted);
-      // sigmoid(x) - c cancels near its zero: what is lost is relative to the terms.
+      // sigmoid(x) - c cancels near its zero: the error is relative to the terms.
       if (kind == Pointwise::kLogistic) tolerance += precision(arithmetic) * std::fabs(upstream.get() * list.factor[k]);
       check(got == wanted || close(got, wanted, tolerance), "gradient of tensor %zu [%ld of %ld] is %g, not %g", k,
             static_cast<long>(i), static_cast<long>(list.shapes[k].numel), got, wanted);
@@ -166,8 +166,8 @@ void run(const char* name, const std::vector<Shape>& shapes, int64_t offset, Val
   }
 }
 
-void run_finish_sum(int64_t count, double initial, Values values, bool wide) {
-  set_case("finish_sum of " + std::to_string(count) + (wide ? " to float64" : " to float32"));
+void run_finish_sum(int64_t count, double initial, Values values, bool is_float64) {
+  set_case("finish_sum of " + std::to_string(count) + (is_float64 ? " to float64" : " to float32"));
   Random random(static_cast<uint64_t>(count));
   Buffer partial(DType::kFloat64, count);
   double wanted = initial;
@@ -180,13 +180,13 @@ void run_finish_sum(int64_t count, double initial, Values values, bool wide) {
   std::vector<unsigned char> results[2];
   for (const Order order : {Order::kForward, Order::kReversed}) {
     set_order(order);
-    Scalar loss(12345.0, wide);
+    Scalar loss(12345.0, is_float64);
     const int error =
         cuda::finish_sum(static_cast<const double*>(partial.data()), count, initial, loss.device(), nullptr);
     check(error == 0, "finish_sum returns %d", error);
     double tolerance = values == Values::kEighths ? 0.0 : 1e-14 * magnitude;
-    if (!wide) wanted = rounded(DType::kFloat32, wanted);
-    if (!wide && values == Values::kRandom) tolerance += 0x1p-23 * std::fabs(wanted);
+    if (!is_float64) wanted = rounded(DType::kFloat32, wanted);
+    if (!is_float64 && values == Values::kRandom) tolerance += 0x1p-23 * std::fabs(wanted);
     check(close(loss.get(), wanted, tolerance), "%.17g, not %.17g", loss.get(), wanted);
     loss.buffer().check_guards("loss");
     partial.check_guards("partial sums");
@@ -213,13 +213,13 @@ void test_pointwise() {
 }
 
 void test_finish_sum() {
-  for (const bool wide : {false, true}) {
+  for (const bool is_float64 : {false, true}) {
     for (const int64_t count : {0, 1, 31, 32, 33, 255, 256, 257, 511, 513, 1471}) {
-      run_finish_sum(count, 0.0, Values::kEighths, wide);
-      run_finish_sum(count, -1.5, Values::kRandom, wide);
-      run_finish_sum(count, NAN, Values::kEighths, wide);
+      run_finish_sum(count, 0.0, Values::kEighths, is_float64);
+      run_finish_sum(count, -1.5, Values::kRandom, is_float64);
+      run_finish_sum(count, NAN, Values::kEighths, is_float64);
     }
-    run_finish_sum(300, 0.0, Values::kSpecial, wide);
+    run_finish_sum(300, 0.0, Values::kSpecial, is_float64);
   }
 }
 

@@ -1,4 +1,4 @@
-// The stand-ins themselves: half types, the barrier and warp operations, launches and their errors.
+// Tests of the CUDA shim and the simulator: half types, barriers, warp operations, launches and their errors.
 #include <cmath>
 #include <cstring>
 
@@ -25,7 +25,7 @@ void check_rounding(DType type, float x) {
         to_bits(type, x), wanted);
 }
 
-// Every value there and back, and every border between two values from both sides.
+// Converts every value in both directions, and the values next to every rounding border.
 void check_half_type(DType type) {
   set_case(std::string("conversions of ") + name(type));
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
@@ -50,7 +50,7 @@ void check_half_type(DType type) {
   }
 }
 
-// Kernels of the harness's own, to see that what they are built of works.
+// Kernels that test the simulator.
 void exchange_kernel(unsigned* out) {
   __shared__ unsigned value[64];
   const unsigned thread = threadIdx.x;
@@ -124,15 +124,15 @@ void test_simulator() {
   std::vector<unsigned> out(192, 0);
   for (const Order order : {Order::kForward, Order::kReversed}) {
     set_order(order);
-    check(launch(exchange_kernel, 3, 64, out.data()) == cudaSuccess, "a launch fails");
+    check(launch(exchange_kernel, 3, 64, out.data()) == cudaSuccess, "a launch failed");
     for (unsigned i = 0; i < 192; ++i) {
       const unsigned other = 63 - i % 64;
       const unsigned later = other % 32 + 3 < 32 ? other + 3 : other;
       const unsigned wanted = 0xaaaaaaaau + other / 32 * 32 + later + 3;
       check(out[i] == wanted, "thread %u has %u, not %u", i, out[i], wanted);
     }
-    check(launch(half_warps_kernel, 1, 32, out.data()) == cudaSuccess, "a launch fails");
-    check(out[3] == 0x1111 && out[20] == 7, "a part of a warp votes %x", out[3]);
+    check(launch(half_warps_kernel, 1, 32, out.data()) == cudaSuccess, "a launch failed");
+    check(out[3] == 0x1111 && out[20] == 7, "half a warp votes %x", out[3]);
   }
   set_order(Order::kForward);
 
@@ -147,10 +147,10 @@ void test_simulator() {
   fail_next_launch(cudaErrorInvalidValue);
   check(cuda::finish_sum(&partial, 1, 0.0, loss.device(), nullptr) == cudaErrorInvalidValue,
         "a failed launch is hidden");
-  check(cudaGetLastError() == cudaSuccess, "a failed launch leaves its error for somebody else's check");
+  check(cudaGetLastError() == cudaSuccess, "a failed launch leaves its error for a later check");
   check(loss.get() == 3.0, "a failed launch writes");
   check(std::strcmp(cuda::error_text(cudaErrorInvalidConfiguration), "invalid configuration argument") == 0,
-        "its text");
+        "wrong error text");
   int place = 0;
   check(cuda::finish_sum(&partial, 1, 0.5, loss.device(), &place) == cudaSuccess && loss.get() == 2.5, "a sum");
   check(static_cast<void*>(last_stream()) == &place, "another stream than the one asked for");

@@ -1,8 +1,8 @@
-"""Tests for a machine with an NVIDIA GPU; skipped elsewhere, with the reason.
+"""Tests for a machine with an NVIDIA GPU. On other machines they are skipped, with the reason.
 
-What they compare with is the CPU's operators and plain PyTorch in float64, which the other suites hold against each
-other. ``PIX2PIXHD_GPU_TESTS_DEVICE=cpu`` runs all that is not about CUDA itself on the CPU: so the tests themselves can
-be tried without a GPU.
+The references are the CPU operators and plain PyTorch in float64, which the other suites compare with each other.
+``PIX2PIXHD_GPU_TESTS_DEVICE=cpu`` runs all tests that do not depend on CUDA on the CPU, to check the tests themselves
+without a GPU.
 """
 
 import os
@@ -22,7 +22,7 @@ def reason_to_skip():
         return ""
     if not torch.cuda.is_available():
         return "no GPU is visible"
-    return f"the CUDA kernels are not there: {extension.cuda().reason}" if not extension.cuda().loaded else ""
+    return f"the CUDA kernels are not available: {extension.cuda().reason}" if not extension.cuda().loaded else ""
 
 
 def pytest_collection_modifyitems(items):
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items):
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
         elif DEVICE != "cuda" and "cuda_only" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="about CUDA itself"))
+            item.add_marker(pytest.mark.skip(reason="needs CUDA"))
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def device():
 
 @pytest.fixture(autouse=True)
 def exact_convolutions():
-    """TensorFloat-32 would be another precision than the reference's."""
+    """Disable TensorFloat-32, which is less precise than the reference."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 

@@ -1,4 +1,4 @@
-"""What the GPU tests run on: lists of tensors, and the losses as functions of them."""
+"""Inputs of the GPU tests: lists of tensors, and the losses as functions of them."""
 
 import torch
 
@@ -8,7 +8,7 @@ SPECIAL = [float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 1e-30]
 
 
 def on(device, tensors):
-    """The same values, strides and offsets on another device."""
+    """Copy tensors to another device with the same strides and offsets."""
     moved = []
     for x in tensors:
         storage = torch.empty(x.untyped_storage().nbytes() // x.element_size(), dtype=x.dtype)
@@ -18,7 +18,7 @@ def on(device, tensors):
 
 
 def lists(shapes, dtype, seed=0, special=False, target_dtype=None):
-    """Two lists with ties, and with NaN and infinities where asked for."""
+    """Two lists of tensors with ties; with ``special`` also NaN, infinities and zeros."""
     generator = torch.Generator().manual_seed(seed)
     xs, ys = [], []
     for shape in shapes:
@@ -35,7 +35,7 @@ def lists(shapes, dtype, seed=0, special=False, target_dtype=None):
 
 FEATURES = [(1, 64, 33, 65), (1, 128, 17, 33), (1, 256, 9, 17), (1, 512, 10, 18), (2, 3, 5, 7)]
 AWKWARD = [(1,), (31,), (32,), (33,), (0,), (255,), (257,), (0, 4), (4095,), (4097,), (32769,), (200_003,)]
-MANY = [(1 + 7 * k % 290,) for k in range(150)]  # more than one launch takes
+MANY = [(1 + 7 * k % 290,) for k in range(150)]  # more tensors than fit one launch
 
 LOSSES = {
     "l1": lambda xs, ys: multi_l1_loss(xs, ys, [0.5 + 0.25 * (k % 3) for k in range(len(xs))]),

@@ -1,4 +1,4 @@
-"""What CUDA asks for: streams, graphs, no synchronisation, the right device, few launches, little memory."""
+"""CUDA behaviour: streams, graphs, no synchronisation, devices, number of launches, memory."""
 
 import shutil
 import subprocess
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.cuda_only
 
 
 def vgg_step(vgg, size=64):
-    """VGGLoss as a function of two lists, like the others."""
+    """VGGLoss as a function of two lists, like the other losses."""
     criterion = VGGLoss(vgg=vgg)
     inputs = [pictures(1, 3, size, size, seed=seed).cuda() for seed in (0, 1)]
     return (lambda xs, ys: criterion(xs[0], ys[0].detach())), [inputs[0]], [inputs[1]]
@@ -35,7 +35,7 @@ def leaves_of(xs, ys):
     return [x.detach().clone().requires_grad_() for x in xs], [y.detach().clone() for y in ys]
 
 
-def test_the_current_stream_is_used(step):
+def test_operators_run_on_the_current_stream(step):
     loss, xs, ys = step
     expected, gradients = value_and_gradients(loss, xs, ys)
     torch.cuda.synchronize()
@@ -43,7 +43,7 @@ def test_the_current_stream_is_used(step):
     late_x, late_y = ([torch.full_like(z, 7.0) for z in zs] for zs in (xs, ys))
     torch.cuda.synchronize()
     with torch.cuda.stream(side):
-        torch.cuda._sleep(50_000_000)  # what runs on another stream sees the sevens
+        torch.cuda._sleep(50_000_000)  # work on another stream would read the sevens
         for late, own in zip((*late_x, *late_y), (*xs, *ys), strict=True):
             late.copy_(own)
         value, found = value_and_gradients(loss, late_x, late_y)
@@ -54,7 +54,7 @@ def test_the_current_stream_is_used(step):
     )
 
 
-def test_a_cuda_graph_replays_it(step):
+def test_cuda_graph_replays_with_new_values(step):
     loss, xs, ys = step
     xs, ys = leaves_of(xs, ys)
 
@@ -71,7 +71,7 @@ def test_a_cuda_graph_replays_it(step):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         value, gradients = run()
-    for scale in (1.0, 0.5, -2.0):  # new values at the old addresses
+    for scale in (1.0, 0.5, -2.0):  # new values at the same addresses
         with torch.no_grad():
             for x in xs:
                 x.mul_(scale)
@@ -83,9 +83,9 @@ def test_a_cuda_graph_replays_it(step):
         torch.testing.assert_close(replayed[1], list(expected[1]), rtol=0, atol=0)
 
 
-def test_nothing_waits_for_the_gpu(step):
+def test_no_host_synchronisation(step):
     loss, xs, ys = step
-    value_and_gradients(loss, xs, ys)  # libraries may synchronise while they start
+    value_and_gradients(loss, xs, ys)  # libraries may synchronise during initialisation
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -94,7 +94,7 @@ def test_nothing_waits_for_the_gpu(step):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_the_same_bits_over_a_hundred_runs(step):
+def test_a_hundred_runs_are_bitwise_equal(step):
     loss, xs, ys = step
     torch.backends.cudnn.deterministic = True
     try:
@@ -107,9 +107,9 @@ def test_the_same_bits_over_a_hundred_runs(step):
         torch.backends.cudnn.deterministic = False
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU is visible, two are needed")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("name", LOSSES)
-def test_tensors_of_another_device_than_the_current(name):
+def test_tensors_on_another_device_than_the_current_one(name):
     xs, ys = lists(FEATURES, torch.float32)
     expected, gradients = value_and_gradients(LOSSES[name], xs, ys)
     with torch.cuda.device(0):
@@ -120,7 +120,7 @@ def test_tensors_of_another_device_than_the_current(name):
     torch.testing.assert_close([g.cpu() for g in found], list(gradients), rtol=1e-6, atol=1e-9)
 
 
-def test_lists_on_two_devices_are_named():
+def test_lists_on_two_devices_raise_an_error():
     xs, ys = lists(FEATURES, torch.float32)
     with pytest.raises(ValueError, match="move all to one device"):
         LOSSES["l1"](on("cuda", xs), ys)
@@ -138,7 +138,7 @@ def kernels_of(run):
 
 
 @pytest.mark.parametrize("name", ["l1", "lsgan"])
-def test_three_launches_for_forward_and_backward(name):
+def test_forward_and_backward_need_at_most_three_launches(name):
     xs, ys = leaves_of(*(on("cuda", tensors) for tensors in lists(FEATURES, torch.float32)))
     loss = LOSSES["l1"] if name == "l1" else lambda xs, _: pix2pixhd.functional.lsgan_loss(xs, 1.0)
     one = torch.ones((), device="cuda")
@@ -147,7 +147,7 @@ def test_three_launches_for_forward_and_backward(name):
 
 
 def memory_of(loss, xs, ys):
-    """Bytes kept between forward and backward, and the peak of both."""
+    """Memory retained between forward and backward, and peak memory, in bytes."""
     value_and_gradients(loss, xs, ys)
     xs, ys = leaves_of(xs, ys)
     torch.cuda.synchronize()
@@ -159,13 +159,13 @@ def memory_of(loss, xs, ys):
     return retained, torch.cuda.max_memory_allocated() - before
 
 
-def test_l1_keeps_two_bits_an_element():
+def test_l1_saves_two_bits_per_element_for_backward():
     xs, ys = (on("cuda", tensors) for tensors in lists([(4, 64, 256, 256), (1000,)], torch.float32))
     retained, _ = memory_of(LOSSES["l1"], xs, ys)
     assert retained < sum(x.numel() for x in xs) / 4 * 1.05 + 4096
 
 
-def test_the_vgg_loss_keeps_the_gradient_alone(vgg):
+def test_vgg_loss_saves_only_the_gradient(vgg):
     loss, xs, ys = vgg_step(vgg, 512)
     retained, peak = memory_of(loss, xs, ys)
     criterion = VGGLoss(vgg=vgg, keep_activations=True)
@@ -173,13 +173,13 @@ def test_the_vgg_loss_keeps_the_gradient_alone(vgg):
         plain_retained, plain_peak = memory_of(lambda xs, ys: criterion(xs[0], ys[0]), xs, ys)
     assert retained <= xs[0].nbytes + 4096
     assert retained - xs[0].nbytes <= 0.01 * plain_retained
-    # cuDNN's workspaces come on top of both.
+    # Both include cuDNN's workspaces.
     assert peak <= 0.45 * plain_peak
 
 
 @pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="compute-sanitizer is not on the PATH")
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
-def test_compute_sanitizer_finds_nothing(tool):
+def test_compute_sanitizer_reports_no_error(tool):
     script = (
         "import torch\n"
         "from tests.gpu.inputs import *\n"

@@ -1,4 +1,4 @@
-"""The losses on the GPU against plain PyTorch there, in float64 where near ties decide alike."""
+"""The losses on the GPU against plain PyTorch on the GPU, in float64 where near ties would differ otherwise."""
 
 import copy
 
@@ -13,7 +13,7 @@ from ..losses.test_vgg import pictures
 
 
 def both_backends(run):
-    """What ``run`` returns, fused and in plain PyTorch."""
+    """The results of ``run`` with the fused and with the reference backend."""
     with pix2pixhd.backend("fused"):
         ours = run()
     with pix2pixhd.backend("reference"):
@@ -31,7 +31,7 @@ def leaves(*many):
 
 @pytest.mark.parametrize("mode", ["lsgan", "vanilla", "hinge", "wgan"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gan_losses(mode, dtype, device):
+def test_gan_losses_match_plain_pytorch(mode, dtype, device):
     pred = scales(device, 0, dtype=dtype)
 
     def run():
@@ -42,7 +42,7 @@ def test_gan_losses(mode, dtype, device):
 
 
 @pytest.mark.parametrize("preset", ["paper", "nvidia", "spade", "imaginaire", "mlops"])
-def test_objectives(preset, device, vgg):
+def test_objectives_of_all_presets_match_plain_pytorch(preset, device, vgg):
     pred_fake, pred_real = (scales(device, seed, dtype=torch.float64) for seed in (0, 1))
     fake, real = (pictures(2, 3, 33, 48, seed=seed).double().to(device) for seed in (0, 1))
     fake.requires_grad_()
@@ -58,7 +58,7 @@ def test_objectives(preset, device, vgg):
     torch.testing.assert_close(*both_backends(run), rtol=1e-9, atol=1e-14)
 
 
-def test_feature_matching_and_l1(device):
+def test_feature_matching_and_l1_match_plain_pytorch(device):
     pred_fake, pred_real = (scales(device, seed) for seed in (0, 1))
     x, y = (pictures(2, 3, 40, 41, seed=seed).to(device) for seed in (0, 1))
     x.requires_grad_()
@@ -83,7 +83,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("masked", [False, True])
-def test_vgg_loss(options, masked, device, vgg):
+def test_vgg_loss_matches_plain_pytorch(options, masked, device, vgg):
     fake, real = (pictures(2, 3, 403, 35, seed=seed).double().to(device) for seed in (0, 1))
     fake.requires_grad_()
     mask = pictures(403, 35, seed=2).to(device) if masked else None
@@ -101,7 +101,7 @@ def test_vgg_loss(options, masked, device, vgg):
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.6), (torch.float16, 0.2)])
-def test_vgg_loss_under_autocast(dtype, error, device, vgg):
+def test_vgg_loss_under_autocast_is_close_to_float32(dtype, error, device, vgg):
     fake, real = (pictures(1, 3, 64, 64, seed=seed).to(device) for seed in (0, 1))
     fake.requires_grad_()
     (exact,) = torch.autograd.grad(VGGLoss(vgg=vgg, keep_activations=True)(fake, real), fake)
@@ -116,7 +116,7 @@ def test_vgg_loss_under_autocast(dtype, error, device, vgg):
     assert (scaled * 1e6 - gradient).norm() / gradient.norm() < 0.1
 
 
-def test_a_grad_scaler_outside_works(device, vgg):
+def test_vgg_loss_trains_with_a_grad_scaler(device, vgg):
     torch.manual_seed(0)
     netG = torch.nn.Conv2d(3, 3, 3, padding=1).to(device)
     optimizer = torch.optim.SGD(netG.parameters(), lr=1e-3)
@@ -136,7 +136,7 @@ def test_a_grad_scaler_outside_works(device, vgg):
 
 
 @pytest.mark.slow
-def test_compiled_losses_are_the_same(device, vgg):
+def test_compiled_losses_equal_eager_losses(device, vgg):
     torch._dynamo.reset()
     criterion = GeneratorLoss(vgg=copy.deepcopy(vgg).double()).to(device).double()
     pred_fake, pred_real = (scales(device, seed, dtype=torch.float64) for seed in (0, 1))

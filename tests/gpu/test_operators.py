@@ -19,7 +19,7 @@ def check(loss, xs, ys, device, exact_gradients=True):
     for x, a, b in zip((*xs, *ys), found, gradients, strict=True):
         assert a.dtype == b.dtype == x.dtype
         assert a.stride() == b.stride()
-        # The same formula in the same precision; the coefficient may differ in its last bit.
+        # The same formula and precision, but the coefficient may differ in its last bit.
         eps = {torch.float64: 1e-14, torch.float32: 2e-7, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[x.dtype]
         atol = torch.finfo(x.dtype).tiny
         if not exact_gradients and b.numel() > 0:  # exp differs in its last bit, and sigmoid(x) - label cancels
@@ -33,26 +33,26 @@ def check(loss, xs, ys, device, exact_gradients=True):
 @pytest.mark.parametrize(
     "shapes", [FEATURES, AWKWARD, MANY, [(3, 100_000)]], ids=["features", "awkward", "many", "large"]
 )
-def test_values_and_gradients(name, dtype, shapes, device):
+def test_values_and_gradients_match_the_cpu(name, dtype, shapes, device):
     check(LOSSES[name], *lists(shapes, dtype), device, exact_gradients=name != "logistic")
 
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_nan_infinities_and_ties(name, dtype, device):
+def test_nan_infinities_and_ties_match_the_cpu(name, dtype, device):
     check(LOSSES[name], *lists(FEATURES, dtype, special=True), device, exact_gradients=name != "logistic")
 
 
 @pytest.mark.parametrize("first", DTYPES)
 @pytest.mark.parametrize("second", DTYPES)
-def test_mixed_types(first, second, device):
+def test_mixed_dtypes_match_the_cpu(first, second, device):
     check(LOSSES["l1"], *lists([*FEATURES, (77,)], first, target_dtype=second), device)
 
 
 @pytest.mark.parametrize("first", LAYOUTS)
 @pytest.mark.parametrize("second", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_layouts(first, second, dtype, device):
+def test_memory_layouts_match_the_cpu(first, second, dtype, device):
     xs, ys = lists([(2, 32, 9, 13), (1, 3, 40, 33)], dtype)
     check(LOSSES["l1"], [in_layout(x, first) for x in xs], [in_layout(y, second) for y in ys], device)
 
@@ -73,7 +73,7 @@ SHAPES = [(1, 32, 1, 1), (2, 96, 7, 5), (3, 64, 33, 40), (1, 512, 2, 3), (0, 32,
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("biased", [False, True])
-def test_relu_and_pooling_of_vggs_maps(dtype, shape, biased, device):
+def test_relu_and_pooling_of_feature_maps_match_the_cpu(dtype, shape, biased, device):
     x, grad = maps(*shape, dtype=dtype, seed=1)
     bias = torch.randn(shape[1], generator=torch.Generator().manual_seed(2)).to(dtype) if biased else None
 
@@ -82,8 +82,8 @@ def test_relu_and_pooling_of_vggs_maps(dtype, shape, biased, device):
         mask = ops.relu_mask_(y, bias, True)
         ops.relu_backward_(g, mask)
         out, codes = ops.relu_pool(x, bias, True)
-        back = ops.relu_pool_backward(out.clone(), codes, x.shape[2], x.shape[3])
-        return y, mask, g, out, codes, back
+        pool_gradient = ops.relu_pool_backward(out.clone(), codes, x.shape[2], x.shape[3])
+        return y, mask, g, out, codes, pool_gradient
 
     moved = (x.to(device), grad.to(device), None if bias is None else bias.to(device))
     same(run(*moved), run(x, grad, bias))
@@ -93,13 +93,13 @@ def test_relu_and_pooling_of_vggs_maps(dtype, shape, biased, device):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("squared", [False, True])
 @pytest.mark.parametrize("options", [(False, False, False), (True, True, False), (False, True, True)])
-def test_distances_of_vggs_maps(dtype, shape, squared, options, device):
+def test_distances_of_feature_maps_match_the_cpu(dtype, shape, squared, options, device):
     biased, weighted, activated = options
     (x, y), (grad, _) = maps(*shape, dtype=dtype, seed=1), maps(*shape, dtype=dtype, seed=2)
     generator = torch.Generator().manual_seed(3)
     bias = torch.randn(shape[1], generator=generator).to(dtype) if biased else None
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    weight = torch.randn((shape[0], *shape[2:]), generator=generator).to(wide) if weighted else None
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    weight = torch.randn((shape[0], *shape[2:]), generator=generator).to(compute) if weighted else None
 
     def run(x, y, grad, bias, weight):
         a, b, g = x.clone(), y.clone(), grad.clone()
@@ -114,7 +114,7 @@ def test_distances_of_vggs_maps(dtype, shape, squared, options, device):
 
 
 @pytest.mark.cuda_only
-def test_more_elements_than_32_bits_count():
+def test_tensor_with_more_than_2_to_the_31_elements():
     if torch.cuda.mem_get_info()[0] < 16 * 2**30:
         pytest.skip("needs 16 GB of GPU memory")
     x = torch.zeros(2**31 + 77, dtype=torch.bfloat16, device="cuda")

@@ -1,4 +1,4 @@
-"""The networks and the step on the GPU: memory formats, instance features, Adam, and no copies to the host."""
+"""Networks and optimizer on the GPU: memory formats, instance features, Adam, and no copies to the host."""
 
 import copy
 
@@ -28,7 +28,7 @@ def test_gradients_do_not_depend_on_the_memory_format(n, device):
             torch.testing.assert_close(found.cpu(), wanted, rtol=1e-8, atol=1e-11)
 
 
-def test_instance_features_are_those_of_the_cpu(device):
+def test_instance_features_match_the_cpu(device):
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 3, 33, 48, dtype=torch.float64, generator=generator)
     ids = torch.randint(40000, 40020, (2, 33, 48), generator=generator, dtype=torch.int32)
@@ -49,7 +49,7 @@ def test_encoding_copies_nothing_to_the_host(device):
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_adam_is_torchs(memory_format, device):
+def test_fused_adam_matches_torch(memory_format, device):
     torch.manual_seed(0)
     network = torch.nn.Conv2d(3, 8, 3).to(device, memory_format=memory_format)
     other = copy.deepcopy(network)

@@ -1,7 +1,7 @@
-"""Copies of the checkout, environments without the package, and one build of each kind for the whole session.
+"""Copies of the checkout, environments without the package, and one build of each kind per session.
 
-Nothing here touches the working tree or the network: the environments see the packages of the one that runs the tests
-through links, and every build happens in a temporary copy.
+Nothing here changes the working tree or uses the network. The environments link to the packages of the environment that
+runs the tests, and every build runs in a temporary copy.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def environment(tmp_path):
-    """A fresh environment with everything but the package."""
+    """A fresh environment with all packages but this one."""
     return Environment(tmp_path / "environment")
 
 
 @pytest.fixture(scope="session")
 def builder(folder):
-    """The environment that the shared builds run in; nothing is installed into it."""
+    """The environment of the shared builds. Nothing is installed into it."""
     return Environment(folder / "builder")
 
 
 @pytest.fixture(scope="session")
 def nvcc_wrapper(folder):
-    """A folder for the PATH whose nvcc is a script, as packagers and clusters install it."""
+    """A folder for the PATH whose nvcc is a wrapper script, as on some distributions and clusters."""
     nvcc = find_nvcc()
     if nvcc is None:
         pytest.skip("no nvcc on this machine")
@@ -55,7 +55,7 @@ def nvcc_wrapper(folder):
 
 @pytest.fixture(scope="session")
 def broken_nvcc(folder):
-    """A PATH whose nvcc fails. (Without any, one in its usual place would be found.)"""
+    """A PATH whose nvcc fails. (Without one, nvcc in the default location would be found.)"""
     script = folder / "broken" / "nvcc"
     script.parent.mkdir()
     script.write_text("#!/bin/sh\necho 'nvcc: not today' >&2\nexit 1\n")
@@ -65,7 +65,7 @@ def broken_nvcc(folder):
 
 @pytest.fixture(scope="session")
 def cpu_checkout(folder):
-    """A copy of the checkout; the installs from it share its build folder, as they do for a user."""
+    """A copy of the checkout. The installs from it share its build folder, as for a user."""
     return checkout(folder / "cpu_checkout")
 
 
@@ -79,10 +79,10 @@ def cpu_install(folder, cpu_checkout):
 
 @pytest.fixture(scope="session")
 def sdist(folder, builder):
-    """The source distribution, through the build backend's own hook."""
+    """The source distribution, built by the hook of the build backend."""
     source = checkout(folder / "sdist_checkout")
     decoy = source / "pix2pixhd" / "_ops.so"
-    decoy.write_text("what an editable install leaves in the source tree")
+    decoy.write_text("as left in the source tree by an editable install")
     hook = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
     out = builder.run("-c", hook, folder, cwd=source).stdout
     return folder / out.splitlines()[-1]
@@ -98,8 +98,8 @@ def unpacked(folder, sdist):
 
 @pytest.fixture(scope="session")
 def wheel(folder, builder, unpacked, request):
-    """``pip wheel`` of the unpacked source distribution, with CUDA kernels where they can be built."""
-    # Unoptimized, to be quicker, unless it goes to other releases of torch. ``cpu_install`` is built as users build it.
+    """``pip wheel`` of the unpacked source distribution, with CUDA kernels if they can be built."""
+    # Unoptimized to save time, unless it is tested with other releases of torch. ``cpu_install`` is optimized.
     variables = {} if SLOW else {"CXXFLAGS": "-O0"}
     if find_nvcc() is not None and torch.version.cuda is not None:
         bin_folder = request.getfixturevalue("nvcc_wrapper")
@@ -123,7 +123,7 @@ def wheel_install(folder, wheel):
 
 @pytest.fixture
 def package_copy(cpu_install, tmp_path):
-    """A copy of the installed package in a folder of its own, to be damaged."""
+    """A copy of the installed package that tests may damage."""
     target = tmp_path / "copy"
     shutil.copytree(cpu_install.package, target / "pix2pixhd", ignore=shutil.ignore_patterns("__pycache__"))
     return target
@@ -139,7 +139,7 @@ def run_in_copy(builder, package_copy):
 
 @pytest.fixture
 def bare_machine(monkeypatch, tmp_path):
-    """A machine as setup.py sees it: no variables set, an empty PATH, no toolkit in any other place."""
+    """A machine without a toolkit: no variables set, an empty PATH, no nvcc in other locations."""
     for name in ("PIX2PIXHD_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "bin").mkdir()
@@ -150,7 +150,7 @@ def bare_machine(monkeypatch, tmp_path):
 
 
 def pytest_collection_modifyitems(items):
-    """All of this folder is marked; a platform without the extension has nothing to build."""
+    """Mark all tests of this folder, and skip them on a platform without the extension."""
     for item in items:
         if "tests/install/" in item.path.as_posix():
             item.add_marker(pytest.mark.install)
@@ -163,4 +163,4 @@ def pytest_report_header():
     if nvcc is None:
         return "nvcc: none"
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
-    return "nvcc: " + next((line for line in text.splitlines() if "release" in line), "does not answer")
+    return "nvcc: " + next((line for line in text.splitlines() if "release" in line), "--version printed no release")

@@ -1,4 +1,4 @@
-"""What is in the source distribution and in the wheel built from it, and what the wheel's libraries depend on."""
+"""The contents of the source distribution and of the wheel built from it, and the dependencies of its libraries."""
 
 import email
 import pathlib
@@ -23,7 +23,7 @@ def data_files():
     return {str(path.relative_to(ROOT)) for path in found}
 
 
-def test_sdist_has_all_sources_and_nothing_built(sdist):
+def test_sdist_has_all_sources_and_no_built_files(sdist):
     with tarfile.open(sdist) as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
     sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cuh", ".cu", ".cpp")]
@@ -36,7 +36,7 @@ def test_sdist_has_all_sources_and_nothing_built(sdist):
     assert [name for name in names if re.search(r"\.(so|o|pyc)$|^build/|ninja", name)] == []
 
 
-def test_wheel_has_each_library_once_and_the_data(wheel):
+def test_wheel_has_each_library_once_and_all_data_files(wheel):
     libraries = sorted(name for name in wheel.names if name.endswith(".so"))
     tagged = [name for name in libraries if re.fullmatch(r"pix2pixhd/_C\.\S+\.so", name)]
     assert len(tagged) == 1
@@ -50,7 +50,7 @@ def test_wheel_has_each_library_once_and_the_data(wheel):
     assert tops == {"pix2pixhd", f"pix2pixhd_fused-{pix2pixhd.__version__}.dist-info"}
 
 
-def test_wheel_says_what_it_needs(wheel):
+def test_wheel_metadata_lists_the_requirements(wheel):
     with zipfile.ZipFile(wheel.path) as archive:
         (name,) = [name for name in wheel.names if name.endswith(".dist-info/METADATA")]
         metadata = email.message_from_bytes(archive.read(name))
@@ -61,7 +61,7 @@ def test_wheel_says_what_it_needs(wheel):
     assert sorted(re.split(r"[><=]", text)[0] for text in needed) == ["numpy", "torch", "torchvision"]
     assert "torch>=2.10" in needed
     assert not wheel.path.name.endswith("any.whl")
-    # Messages name no folder of the machine that built it. (nvcc notes its own command line in what it links.)
+    # Messages contain no folder of the build machine. (nvcc stores its command line in the libraries that it links.)
     for name, content in libraries.items():
         assert b"torch/include/" not in content, name
         assert "_ops_cuda" in name or str(wheel.path.parents[1]).encode() not in content, name
@@ -73,8 +73,8 @@ def test_wheel_installs_and_computes(wheel_install):
     assert facts["torch_version"] == torch.__version__
 
 
-def test_cuda_kernels_of_a_wrapper_script(nvcc_wrapper, wheel, wheel_install):
-    """nvcc of a temporary folder on the PATH: the operators load, on a machine without a GPU too."""
+def test_cuda_kernels_built_by_a_wrapper_script_load(nvcc_wrapper, wheel, wheel_install):
+    """The operators load also on a machine without a GPU."""
     assert "building CUDA kernels with nvcc" in wheel.log
     facts = wheel_install.facts()
     text = subprocess.run([nvcc_wrapper / "nvcc", "--version"], capture_output=True, text=True, check=True).stdout
@@ -91,24 +91,24 @@ def needed(library):
     if shutil.which("readelf") is None:
         pytest.skip("no readelf on this machine")
     text = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
-    assert not re.search(r"\((RPATH|RUNPATH)\)", text), "a folder of the machine that built it is searched"
+    assert not re.search(r"\((RPATH|RUNPATH)\)", text), "the library searches a folder of the build machine"
     return set(re.findall(r"\(NEEDED\).*\[(.*)\]", text))
 
 
-def test_the_operators_depend_on_torch_and_not_on_python_or_cuda(wheel_install):
+def test_cpu_operators_depend_on_torch_but_not_on_python_or_cuda(wheel_install):
     libraries = needed(wheel_install.package / "_ops.so")
     assert any(name.startswith("libtorch_cpu.") for name in libraries)
     assert [name for name in libraries if re.search(r"cuda|python|c10", name)] == []
 
 
-def test_the_cuda_operators_need_nothing_of_the_toolkit(nvcc_wrapper, wheel_install):
+def test_cuda_operators_do_not_depend_on_the_toolkit(nvcc_wrapper, wheel_install):
     libraries = needed(wheel_install.package / "_ops_cuda.so")
     assert any(name.startswith("libtorch_cuda.") for name in libraries)
     toolkit = [name for name in libraries if re.search(r"cudart|nvrtc|libcuda\.|cublas|python", name)]
     assert toolkit == []
 
 
-def test_the_facts_need_no_torch(wheel_install):
+def test_build_information_can_be_imported_without_torch(wheel_install):
     (library,) = wheel_install.package.glob("_C.*.so")
     assert [name for name in needed(library) if re.search("torch|c10|cuda", name)] == []
     code = (

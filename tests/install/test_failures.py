@@ -1,4 +1,4 @@
-"""Builds that must not succeed: pip ends with one message that says the reason and the remedy, and no traceback."""
+"""Failing builds end with a single message with the reason and the remedy, and no traceback."""
 
 import re
 
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.install
 
 
 def message(log):
-    """The package's one message; a traceback is not one."""
+    """The single message of the build; fails on a traceback."""
     assert "Traceback" not in log, log
     lines = [line.strip() for line in log.splitlines() if line.strip().startswith("pix2pixhd: ")]
     final = [line for line in lines if not line.startswith("pix2pixhd: building ")]
@@ -18,34 +18,34 @@ def message(log):
     return final[0].removeprefix("pix2pixhd: ")
 
 
-def test_cuda_required_and_not_possible(builder, cpu_checkout, broken_nvcc):
+def test_required_cuda_that_cannot_be_built(builder, cpu_checkout, broken_nvcc):
     text = message(builder.fails(cpu_checkout, PIX2PIXHD_CUDA="1", PATH=broken_nvcc))
     assert text.startswith("PIX2PIXHD_CUDA=1, but ")
     assert no_cuda_reason() in text
     assert re.search(r"Set CUDA_HOME|install a CUDA build of torch", text)
 
 
-def test_no_compiler(builder, cpu_checkout):
+def test_missing_compiler(builder, cpu_checkout):
     text = message(builder.fails(cpu_checkout, PIX2PIXHD_CUDA="0", CXX="/no/such/compiler"))
     assert text.startswith("no C++ compiler was found (/no/such/compiler). Install one")
 
 
-def test_a_source_that_does_not_compile(builder, cpu_checkout):
-    """The compiler's own message stands in the log, and the build ends with a pointer to it."""
+def test_compiler_error(builder, cpu_checkout):
+    """The log contains the compiler's message, and the final message refers to it."""
     log = builder.fails(cpu_checkout, PIX2PIXHD_CUDA="0", CXXFLAGS="-include no/such/header.h")
     assert re.search(r"no/such/header\.h.*(No such file|not found)", log)
-    assert message(log) == "the extension did not compile; the compiler's own message stands above."
+    assert message(log) == "the extension did not compile; see the compiler's message above."
 
 
-def test_no_torch(cpu_checkout, tmp_path):
+def test_missing_torch(cpu_checkout, tmp_path):
     bare = Environment(tmp_path / "bare", leave_out=("torch",))
     text = message(bare.fails(cpu_checkout))
-    assert text.startswith("torch >= 2.10 is needed to build, and it does not import here (No module named 'torch')")
-    assert "leave --no-build-isolation away" in text
+    assert text.startswith("torch >= 2.10 is needed to build, and it cannot be imported (No module named 'torch')")
+    assert "omit --no-build-isolation" in text
 
 
 @pytest.mark.parametrize("package", ["pybind11", "ninja"])
-def test_no_build_tool(cpu_checkout, tmp_path, package):
+def test_missing_build_tool(cpu_checkout, tmp_path, package):
     bare = Environment(tmp_path / "bare", leave_out=(package,))
     text = message(bare.fails(cpu_checkout, PIX2PIXHD_CUDA="0"))
     assert text == f"the package `{package}` is needed to build. Run: pip install {package}"

@@ -1,4 +1,4 @@
-"""A package whose libraries are missing or broken: it imports, computes in plain PyTorch and says why."""
+"""With missing or broken libraries the package imports, computes in plain PyTorch and reports the reason."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import torch
 
 pytestmark = pytest.mark.install
 
-# Computes three losses twice and prints them with the warnings they gave and the error that asking for more gives.
+# Computes three losses twice. Prints them, the warnings, and the error of requesting the fused backend.
 LOSSES = """
 import json, warnings
 with warnings.catch_warnings(record=True) as caught:
@@ -42,7 +42,7 @@ def missing(path):
 
 
 def garbage(path):
-    path.write_bytes(b"this is no library\n" * 100)
+    path.write_bytes(b"not a library\n" * 100)
 
 
 def empty(path):
@@ -53,33 +53,33 @@ DAMAGE = {missing: "_ops.so was not built", garbage: "invalid ELF header", empty
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_without_the_cpu_operators(package_copy, run_in_copy, damage):
+def test_losses_fall_back_to_plain_pytorch_with_one_warning(package_copy, run_in_copy, damage):
     damage(package_copy / "pix2pixhd" / "_ops.so")
-    said = json.loads(run_in_copy("-c", LOSSES).stdout.splitlines()[-1])
-    assert said["file"].startswith(str(package_copy))
-    assert said["imported"] == 0
-    assert said["loss"] == LOSS
-    assert said["gradient"] == GRADIENT
-    ((category, text, _),) = said["warnings"]
+    printed = json.loads(run_in_copy("-c", LOSSES).stdout.splitlines()[-1])
+    assert printed["file"].startswith(str(package_copy))
+    assert printed["imported"] == 0
+    assert printed["loss"] == LOSS
+    assert printed["gradient"] == GRADIENT
+    ((category, text, _),) = printed["warnings"]
     assert category == "RuntimeWarning"
     assert text.startswith(
         "pix2pixhd: the losses on cpu run in plain PyTorch, which is slower and takes more memory: _ops.so "
     )
     assert DAMAGE[damage] in text
     assert REMEDY in text
-    assert said["error"].startswith("backend('fused') was requested, but _ops.so ")
-    assert DAMAGE[damage] in said["error"]
-    assert REMEDY in said["error"]
+    assert printed["error"].startswith("backend('fused') was requested, but _ops.so ")
+    assert DAMAGE[damage] in printed["error"]
+    assert REMEDY in printed["error"]
 
 
-def test_plain_pytorch_that_was_asked_for_gives_no_warning(package_copy, run_in_copy):
+def test_requested_reference_backend_gives_no_warning(package_copy, run_in_copy):
     missing(package_copy / "pix2pixhd" / "_ops.so")
-    said = json.loads(run_in_copy("-c", LOSSES, PIX2PIXHD_BACKEND="reference").stdout.splitlines()[-1])
-    assert (said["loss"], said["gradient"], said["warnings"]) == (LOSS, GRADIENT, [])
+    printed = json.loads(run_in_copy("-c", LOSSES, PIX2PIXHD_BACKEND="reference").stdout.splitlines()[-1])
+    assert (printed["loss"], printed["gradient"], printed["warnings"]) == (LOSS, GRADIENT, [])
 
 
 @pytest.mark.parametrize("damage", [missing, garbage])
-def test_doctor_without_the_cpu_operators(package_copy, run_in_copy, damage):
+def test_doctor_reports_missing_cpu_operators(package_copy, run_in_copy, damage):
     damage(package_copy / "pix2pixhd" / "_ops.so")
     doctor = run_in_copy("-m", "pix2pixhd", "doctor", check=False)
     assert doctor.returncode == 1, doctor.stderr
@@ -93,7 +93,7 @@ def test_doctor_without_the_cpu_operators(package_copy, run_in_copy, damage):
     assert "Traceback" not in doctor.stderr
 
 
-def test_a_broken_cuda_library_leaves_the_cpu_alone(package_copy, run_in_copy):
+def test_broken_cuda_library_does_not_affect_the_cpu_operators(package_copy, run_in_copy):
     garbage(package_copy / "pix2pixhd" / "_ops_cuda.so")
     doctor = run_in_copy("-m", "pix2pixhd", "doctor", CUDA_VISIBLE_DEVICES="").stdout
     (line,) = [line for line in doctor.splitlines() if line.strip().startswith("CUDA operators")]
@@ -101,13 +101,13 @@ def test_a_broken_cuda_library_leaves_the_cpu_alone(package_copy, run_in_copy):
     assert doctor.endswith("result: all well\n")
 
 
-def test_nothing_built_at_all(package_copy, run_in_copy):
-    """The package as its sources, as on a platform without the extension."""
+def test_package_without_any_built_library(package_copy, run_in_copy):
+    """The plain sources, as on a platform without the extension."""
     for path in (package_copy / "pix2pixhd").glob("*.so"):
         path.unlink()
-    said = json.loads(run_in_copy("-c", LOSSES).stdout.splitlines()[-1])
-    assert (said["loss"], said["gradient"]) == (LOSS, GRADIENT)
-    assert [category for category, *_ in said["warnings"]] == ["RuntimeWarning"]
+    printed = json.loads(run_in_copy("-c", LOSSES).stdout.splitlines()[-1])
+    assert (printed["loss"], printed["gradient"]) == (LOSS, GRADIENT)
+    assert [category for category, *_ in printed["warnings"]] == ["RuntimeWarning"]
     doctor = run_in_copy("-m", "pix2pixhd", "doctor", check=False)
     assert doctor.returncode == 1
     assert re.search(r"pix2pixhd\._C +not there: nothing was built", doctor.stdout)

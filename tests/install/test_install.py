@@ -1,4 +1,4 @@
-"""``pip install .`` and ``pip install -e .``: what is imported afterwards is the built package, and it computes."""
+"""``pip install .`` and ``pip install -e .``: the built package is imported and computes."""
 
 import pathlib
 
@@ -11,7 +11,7 @@ from tests.install.tools import no_cuda_reason
 pytestmark = pytest.mark.install
 
 
-def test_pip_install_gives_a_package_that_computes(cpu_install):
+def test_installed_package_computes(cpu_install):
     facts = cpu_install.facts()
     assert pathlib.Path(facts["file"]).parent == cpu_install.package
     assert facts["version"] == facts["package"] == pix2pixhd.__version__
@@ -21,11 +21,11 @@ def test_pip_install_gives_a_package_that_computes(cpu_install):
     assert (facts["cuda_version"], facts["cuda_archs"], facts["cuda"]) == ("", "", False)
 
 
-def test_the_build_says_that_it_has_no_cuda_kernels_and_why(cpu_install):
+def test_build_without_cuda_kernels_reports_the_reason(cpu_install):
     assert cpu_install.log.count("pix2pixhd: building without CUDA kernels: PIX2PIXHD_CUDA=0") == 1
 
 
-def test_doctor_says_all_well(cpu_install):
+def test_doctor_finds_no_problem(cpu_install):
     doctor = cpu_install.command("doctor", CUDA_VISIBLE_DEVICES="")
     lines = doctor.stdout.splitlines()
     assert lines[-1] == "result: all well"
@@ -35,13 +35,15 @@ def test_doctor_says_all_well(cpu_install):
     assert "Traceback" not in doctor.stderr
 
 
-def test_editable_install(environment, cpu_install, cpu_checkout, broken_nvcc):
-    """It builds into the checkout, takes away what an earlier build left there, and follows edits of the sources.
+def test_editable_install_removes_stale_libraries_and_follows_edits(
+    environment, cpu_install, cpu_checkout, broken_nvcc
+):
+    """It builds into the checkout, removes libraries of an earlier build, and uses edited sources.
 
-    With an nvcc that does not work it goes on without CUDA kernels, and its log says so.
+    With a broken nvcc it builds without CUDA kernels, and its log reports the reason.
     """
     stale = cpu_checkout / "pix2pixhd" / "_ops_cuda.so"
-    stale.write_text("of an earlier build with CUDA")
+    stale.write_text("from an earlier build with CUDA")
     log = environment.pip("install", "-v", "--editable", cpu_checkout, PATH=broken_nvcc, CXXFLAGS="-O0")
     (line,) = [line for line in log.splitlines() if "building without CUDA kernels" in line]
     assert no_cuda_reason() in line

@@ -1,6 +1,6 @@
-"""What needs the network and minutes: builds in an environment of pip's own, and other releases of torch.
+"""Slow tests that need the network: builds in pip's isolated environment, and other releases of torch.
 
-Runs with ``PIX2PIXHD_TEST_SLOW_INSTALL=1``.
+They run with ``PIX2PIXHD_TEST_SLOW_INSTALL=1``.
 """
 
 import shutil
@@ -20,11 +20,11 @@ pytestmark = [
 def alone(tmp_path):
     environment = Environment(tmp_path / "alone", alone=True)
     yield environment
-    shutil.rmtree(environment.folder)  # gigabytes, which pytest would keep
+    shutil.rmtree(environment.folder)  # gigabytes that pytest would keep
 
 
-def test_isolated_install(alone, cpu_checkout):
-    """``pip install .`` where nothing is installed yet, torch least of all."""
+def test_isolated_install_builds_and_computes(alone, cpu_checkout):
+    """``pip install .`` into an empty environment."""
     alone.run("-m", "pip", "install", cpu_checkout, PIX2PIXHD_CUDA="0")
     facts = alone.facts()
     assert facts["torch_version"].split("+")[0] == facts["torch"].split("+")[0]
@@ -32,8 +32,8 @@ def test_isolated_install(alone, cpu_checkout):
 
 
 @pytest.mark.parametrize("torch", ["torch==2.10.*", "torch===2.13.0", "torch==2.13.0+cpu"])
-def test_one_wheel_runs_under_every_torch(alone, wheel, torch):
-    """Also under a torch without CUDA, though CUDA kernels are in it."""
+def test_one_wheel_runs_with_every_supported_torch(alone, wheel, torch):
+    """A wheel with CUDA kernels also runs with a torch without CUDA."""
     found = alone.run("-m", "pip", "install", torch, "numpy", check=False)
     if "No matching distribution found" in found.stderr:
         pytest.skip(f"{torch} is not in the package index")

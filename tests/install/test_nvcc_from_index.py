@@ -1,4 +1,4 @@
-"""nvcc of the package index: when the build asks for it, what of it setup.py takes, and that it compiles."""
+"""nvcc from the package index: when the build requires it, which parts setup.py uses, and that it compiles."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ from tests.install.tools import SLOW, Environment, nvcc, torch_with
 
 pytestmark = pytest.mark.install
 
-# The packages for CUDA 13.2, by name.
+# The packages for CUDA 13.2.
 PACKAGES = [
     "nvidia-cuda-nvcc==13.2.*",
     "nvidia-nvvm==13.2.*",
@@ -28,20 +28,20 @@ PACKAGES = [
 GPU = (9, 0)
 
 
-def toolkit(site, *left_out, release="13.2"):
-    """What the packages put into site-packages."""
+def toolkit(site, *omitted, release="13.2"):
+    """Create the files that the packages install into site-packages."""
     home = site / "nvidia" / "cu13"
     for part in (*cuda_toolkit.OWN_PARTS, *cuda_toolkit.OTHER_PARTS):
-        if part not in left_out:
+        if part not in omitted:
             (home / part).parent.mkdir(parents=True, exist_ok=True)
             (home / part).touch()
-    if "bin/nvcc" not in left_out:
+    if "bin/nvcc" not in omitted:
         nvcc(home / "bin" / "nvcc", release)
     return home
 
 
 @pytest.mark.parametrize(
-    ("cuda", "gpus", "wish", "packages"),
+    ("cuda", "gpus", "option", "packages"),
     [
         ("13.2", [GPU], "auto", PACKAGES),
         ("13.2", [], "auto", []),  # no GPU, no download
@@ -53,18 +53,18 @@ def toolkit(site, *left_out, release="13.2"):
     ],
 )
 @pytest.mark.usefixtures("bare_machine")
-def test_nvcc_is_asked_for_where_there_is_none(monkeypatch, capsys, cuda, gpus, wish, packages):
-    monkeypatch.setenv("PIX2PIXHD_CUDA", wish)
+def test_nvcc_is_required_if_the_machine_has_none(monkeypatch, capsys, cuda, gpus, option, packages):
+    monkeypatch.setenv("PIX2PIXHD_CUDA", option)
     assert cuda_toolkit.missing_requirements(torch_with(cuda, *gpus)) == packages
-    said = capsys.readouterr().err
-    assert ("no nvcc on this machine: taking it from the package index, nvidia-cuda-nvcc==13." in said) == bool(
+    message = capsys.readouterr().err
+    assert ("no nvcc on this machine: installing it from the package index, nvidia-cuda-nvcc==13." in message) == bool(
         packages
     )
 
 
 @pytest.mark.parametrize("where", ["PATH", "CUDA_HOME", "usual", "site-packages"])
 @pytest.mark.usefixtures("bare_machine")
-def test_nvcc_is_not_asked_for_where_there_is_one(monkeypatch, tmp_path, where):
+def test_nvcc_is_not_required_if_the_machine_has_one(monkeypatch, tmp_path, where):
     if where == "PATH":
         nvcc(tmp_path / "bin" / "nvcc")
     elif where == "CUDA_HOME":
@@ -78,23 +78,23 @@ def test_nvcc_is_not_asked_for_where_there_is_one(monkeypatch, tmp_path, where):
 
 
 @pytest.mark.parametrize("kind", ["wheel", "editable"])
-def test_the_backend_adds_it_to_what_setuptools_needs(monkeypatch, kind):
+def test_backend_adds_nvcc_to_the_requirements_of_setuptools(monkeypatch, kind):
     hook = f"get_requires_for_build_{kind}"
     monkeypatch.setattr(build_meta, hook, lambda settings: [f"setuptools wants {settings}"])
     monkeypatch.setattr(cuda_toolkit, "missing_requirements", lambda module: [module.__name__])
     assert getattr(backend, hook)({"a": "b"}) == ["setuptools wants {'a': 'b'}", "torch"]
-    monkeypatch.setitem(sys.modules, "torch", None)  # does not import
+    monkeypatch.setitem(sys.modules, "torch", None)  # the import fails
     assert getattr(backend, hook)() == ["setuptools wants None"]
 
 
-def test_the_backend_is_setuptools_otherwise():
+def test_other_backend_hooks_are_those_of_setuptools():
     hooks = [name for name in build_meta.__all__ if re.match("build_|prepare_|get_requires_for_build_sdist", name)]
     assert len(hooks) > 4
     assert all(getattr(backend, name) is getattr(build_meta, name) for name in hooks)
 
 
 @pytest.mark.usefixtures("bare_machine")
-def test_setup_takes_it_where_the_machine_has_none(tmp_path):
+def test_setup_uses_the_index_nvcc_only_if_the_machine_has_none(tmp_path):
     home = toolkit(tmp_path / "site")
     cuda = cuda_toolkit.find_cuda(torch_with("13.2"))
     assert (cuda.nvcc, cuda.version) == (str(home / "bin" / "nvcc"), "13.2")
@@ -106,8 +106,8 @@ def test_setup_takes_it_where_the_machine_has_none(tmp_path):
 
 
 @pytest.mark.usefixtures("bare_machine")
-def test_parts_beside_torch_go_before_those_beside_nvcc(tmp_path):
-    """As in pip's build environment, where nvcc brings a newer runtime than torch's into a folder of its own."""
+def test_parts_next_to_torch_precede_those_next_to_nvcc(tmp_path):
+    """As in pip's build environment, where nvcc installs a newer runtime than torch's into a separate folder."""
     theirs = toolkit(tmp_path / "overlay", *cuda_toolkit.OWN_PARTS, "include/crt/host_config.h")
     ours = toolkit(tmp_path / "site", "include/nv/target")
     cuda = cuda_toolkit.find_cuda(torch_with("13.2", folder=tmp_path / "overlay"))
@@ -118,35 +118,35 @@ def test_parts_beside_torch_go_before_those_beside_nvcc(tmp_path):
 
 @pytest.mark.parametrize("part", [*cuda_toolkit.OWN_PARTS[1:], *cuda_toolkit.OTHER_PARTS])
 @pytest.mark.usefixtures("bare_machine")
-def test_an_incomplete_one_is_passed_over(tmp_path, capsys, part):
+def test_incomplete_index_toolkit_is_ignored(tmp_path, capsys, part):
     home = toolkit(tmp_path / "site", part)
     assert cuda_toolkit.find_cuda(torch_with("13.2")) is None
-    said = capsys.readouterr().err
-    assert f"{home} has nvcc but not {part}; passed over" in said
-    assert "building without CUDA kernels: no nvcc was found. " in said
+    message = capsys.readouterr().err
+    assert f"{home} has nvcc but not {part}; ignored" in message
+    assert "building without CUDA kernels: no nvcc was found. " in message
     assert cuda_toolkit.missing_requirements(torch_with("13.2", GPU)) == PACKAGES
 
 
 @pytest.mark.usefixtures("bare_machine")
-def test_one_for_another_cuda_is_not_seen(tmp_path):
+def test_index_toolkit_for_another_cuda_is_ignored(tmp_path):
     toolkit(tmp_path / "site")
     assert cuda_toolkit.find_cuda(torch_with("14.0")) is None
     assert cuda_toolkit.find_cuda(torch_with("12.8")) is None
 
 
 @pytest.mark.usefixtures("bare_machine")
-def test_the_message_names_the_command(capsys):
+def test_message_without_nvcc_contains_the_install_command(capsys):
     assert cuda_toolkit.find_cuda(torch_with("13.2")) is None
-    said = capsys.readouterr().err
-    assert "by PIX2PIXHD_CUDA=1 pip install . without --no-build-isolation" in said
-    assert said.endswith("pip install " + " ".join(f"'{name}'" for name in PACKAGES) + "\n")
+    message = capsys.readouterr().err
+    assert "run PIX2PIXHD_CUDA=1 pip install . without --no-build-isolation" in message
+    assert message.endswith("pip install " + " ".join(f"'{name}'" for name in PACKAGES) + "\n")
     assert cuda_toolkit.find_cuda(torch_with("12.8")) is None
-    said = capsys.readouterr().err
-    assert said.endswith("set CUDA_HOME; the package index has no nvcc for CUDA 12.\n")
+    message = capsys.readouterr().err
+    assert message.endswith("set CUDA_HOME; the package index has no nvcc for CUDA 12.\n")
 
 
 @pytest.mark.parametrize("cuda", ["12.8", "13.2", "14.0"])
-def test_the_installed_package_tells_of_the_index_where_it_has_nvcc(cuda):
+def test_installed_package_recommends_the_index_only_if_it_has_nvcc(cuda):
     remedy = extension.nvcc_remedy(cuda)
     assert f"install a CUDA toolkit for CUDA {cuda}" in remedy
     assert ("PIX2PIXHD_CUDA=1" in remedy) == bool(cuda_toolkit.index_requirements(torch_with(cuda)))
@@ -171,7 +171,7 @@ def hidden(tmp_path):
 
 @pytest.fixture
 def source(unpacked, tmp_path):
-    """The sources, looking for no toolkit in the usual place."""
+    """The sources, without the default location of the toolkit."""
     target = tmp_path / "source"
     shutil.copytree(unpacked, target)
     module = target / "build_tools" / "cuda_toolkit.py"
@@ -197,21 +197,21 @@ def check(environment, archs):
 
 
 @needs_network
-def test_the_command_of_the_message_is_enough(environment, source, hidden):
-    """Without nvcc the message names a command; after it the same build has CUDA kernels."""
+def test_install_command_in_the_message_enables_cuda_kernels(environment, source, hidden):
+    """After running the command in the message, the same build has CUDA kernels."""
     variables = {"PIX2PIXHD_CUDA": "1", "PATH": hidden, "CXXFLAGS": "-O0", "TORCH_CUDA_ARCH_LIST": "8.0;9.0+PTX"}
-    said = environment.fails(source, **variables)
-    (command,) = re.findall(r"with it after: pip (install .*)", said)
+    message = environment.fails(source, **variables)
+    (command,) = re.findall(r"with it after: pip (install .*)", message)
     environment.pip(*shlex.split(command), PIP_NO_INDEX="0")
     environment.pip("install", source, **variables)
     check(environment, "8.0;9.0+PTX")
 
 
 @needs_network
-def test_pip_fetches_it_into_its_build_environment(tmp_path, source, hidden):
+def test_pip_installs_nvcc_into_its_build_environment(tmp_path, source, hidden):
     alone = Environment(tmp_path / "alone", alone=True)
     try:
         alone.run("-m", "pip", "install", source, PIX2PIXHD_CUDA="1", PATH=hidden, TORCH_CUDA_ARCH_LIST="9.0+PTX")
         check(alone, "9.0+PTX")
     finally:
-        shutil.rmtree(alone.folder)  # gigabytes, which pytest would keep
+        shutil.rmtree(alone.folder)  # gigabytes that pytest would keep

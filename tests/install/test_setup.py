@@ -1,4 +1,4 @@
-"""What setup.py decides about torch and the compilers, without building, and the messages it gives."""
+"""setup.py's decisions about torch and the compilers, and its messages, without building."""
 
 import importlib.util
 import sys
@@ -29,14 +29,14 @@ def build(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("version", ["2.9.1", "1.13.1+cu117", "2.9.0a0+git1234"])
-def test_an_older_torch_is_refused(build, monkeypatch, version):
+def test_unsupported_torch_is_rejected(build, monkeypatch, version):
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(__version__=version))
     with pytest.raises(SystemExit, match=f"torch >= 2.10 is needed to build, found {version.replace('+', '.')}"):
         build.import_torch()
 
 
 @pytest.mark.parametrize("version", ["2.10.0", "2.15.0+cu130", "3.0.0a0+git1234"])
-def test_any_newer_torch_is_taken(build, monkeypatch, version):
+def test_newer_torch_is_accepted(build, monkeypatch, version):
     module = types.SimpleNamespace(__version__=version)
     monkeypatch.setitem(sys.modules, "torch", module)
     assert build.import_torch() is module
@@ -52,7 +52,7 @@ def test_any_newer_torch_is_taken(build, monkeypatch, version):
         (["g++"], "", ["g++"]),
     ],
 )
-def test_compilers(build, monkeypatch, tmp_path, compilers, cxx, found):
+def test_compiler_is_chosen_by_cxx_or_found_on_the_path(build, monkeypatch, tmp_path, compilers, cxx, found):
     for name in compilers:
         script(tmp_path / "bin" / name, f"echo '{name} (made up) 12.2'")
     if cxx is not None:
@@ -61,7 +61,7 @@ def test_compilers(build, monkeypatch, tmp_path, compilers, cxx, found):
 
 
 @pytest.mark.parametrize(("cxx", "named"), [(None, r"g\+\+, c\+\+, clang\+\+"), ("/no/such/c++", r"/no/such/c\+\+")])
-def test_no_compiler(build, monkeypatch, cxx, named):
+def test_missing_compiler_is_reported_with_the_remedy(build, monkeypatch, cxx, named):
     if cxx is not None:
         monkeypatch.setenv("CXX", cxx)
     with pytest.raises(SystemExit, match=rf"no C\+\+ compiler was found \({named}\).*apt install g\+\+.*or set CXX"):
@@ -69,7 +69,7 @@ def test_no_compiler(build, monkeypatch, cxx, named):
 
 
 @pytest.mark.parametrize("body", ["exit 1", "true", "kill -SEGV $$"])
-def test_a_compiler_that_does_not_work(build, tmp_path, body):
+def test_broken_compiler_is_reported(build, tmp_path, body):
     path = script(tmp_path / "bin" / "g++", body)
     with pytest.raises(SystemExit, match=r"g\+\+ --version") as caught:
         build.compiler_version([str(path)])
@@ -80,7 +80,7 @@ def test_a_compiler_that_does_not_work(build, tmp_path, body):
     ("cxx", "host"),
     [(["g++-12"], "g++-12"), (["ccache", "g++-12"], "g++-12"), (["/opt/bin/sccache", "clang++", "-m64"], "clang++")],
 )
-def test_nvcc_gets_the_compiler_and_not_its_launcher(build, tmp_path, cxx, host):
+def test_nvcc_is_given_the_compiler_without_its_launcher(build, tmp_path, cxx, host):
     graph = build.Graph(tmp_path, cxx, Cuda("nvcc", "13.0", ["9.0"]))
     graph.file.close()
     rules = (tmp_path / "build.ninja").read_text()

@@ -1,4 +1,4 @@
-"""What the build decides about CUDA, without building: every machine it can meet, and the message it gives."""
+"""The build's decisions about CUDA and its messages, for all kinds of machines, without building."""
 
 import pytest
 
@@ -9,14 +9,14 @@ from tests.install.tools import nvcc, script, torch_with
 pytestmark = [pytest.mark.install, pytest.mark.usefixtures("bare_machine")]
 
 
-def test_a_wrapper_script_on_the_path_is_enough(tmp_path, capsys):
+def test_nvcc_may_be_a_wrapper_script_on_the_path(tmp_path, capsys):
     path = nvcc(tmp_path / "bin" / "nvcc")
     cuda = cuda_toolkit.find_cuda(torch_with("13.2"))
     assert (cuda.nvcc, cuda.version, cuda.archs) == (str(path), "13.0", ["8.0", "9.0+PTX"])
     assert "building CUDA kernels with nvcc 13.0 for 8.0;9.0+PTX (torch's CUDA: 13.2)" in capsys.readouterr().err
 
 
-def test_cuda_home_goes_before_the_path_and_the_path_before_the_usual_place(monkeypatch, tmp_path):
+def test_nvcc_of_cuda_home_precedes_the_path_and_the_path_precedes_the_default_location(monkeypatch, tmp_path):
     usual = nvcc(tmp_path / "usual" / "nvcc", "11.1")
     monkeypatch.setattr(cuda_toolkit, "USUAL_NVCC", usual)
     assert cuda_toolkit.find_cuda(torch_with("13.2")).nvcc == str(usual)
@@ -30,21 +30,21 @@ def test_cuda_home_goes_before_the_path_and_the_path_before_the_usual_place(monk
     assert cuda_toolkit.find_cuda(torch_with("13.2")).nvcc == str(other)
 
 
-def test_a_cuda_home_without_nvcc_is_said_and_passed_over(monkeypatch, tmp_path, capsys):
+def test_cuda_home_without_nvcc_is_reported_and_ignored(monkeypatch, tmp_path, capsys):
     path = nvcc(tmp_path / "bin" / "nvcc")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "empty"))
     assert cuda_toolkit.find_cuda(torch_with("13.2")).nvcc == str(path)
     assert f"CUDA_HOME={tmp_path / 'empty'} has no bin/nvcc; looking on the PATH" in capsys.readouterr().err
 
 
-# What is there, torch's CUDA, and what the message names: the reason and the remedy.
+# What is installed, torch's CUDA, and the reason and the remedy in the message.
 WITHOUT = {
     "torch without CUDA": (lambda bin: nvcc(bin / "nvcc"), None, ["torch 2.15.0 is a build without CUDA"], "of torch"),
     "no nvcc": (lambda bin: None, "13.2", ["no nvcc was found"], "install the CUDA 13.2 toolkit or set CUDA_HOME"),
     "newer major": (
         lambda bin: nvcc(bin / "nvcc", "14.1"),
         "13.2",
-        ["nvcc is of CUDA 14.1 and torch of CUDA 13.2"],
+        ["nvcc has CUDA 14.1 and torch has CUDA 13.2"],
         "Point CUDA_HOME at a CUDA 13.2 toolkit",
     ),
     "nvcc fails": (
@@ -53,7 +53,7 @@ WITHOUT = {
         ["--version fails", "exit status 3"],
         "CUDA_HOME",
     ),
-    "nvcc is garbage": (lambda bin: script(bin / "nvcc", "echo hello"), "13.2", ["names no release"], "CUDA_HOME"),
+    "nvcc is garbage": (lambda bin: script(bin / "nvcc", "echo hello"), "13.2", ["has no release"], "CUDA_HOME"),
     "nvcc does not start": (
         lambda bin: script(bin / "nvcc", "").write_text("#!/no/such/shell\n"),
         "13.2",
@@ -63,14 +63,14 @@ WITHOUT = {
     "nvcc answers bytes": (
         lambda bin: script(bin / "nvcc", r"printf '\377\376'"),
         "13.2",
-        ["names no release"],
+        ["has no release"],
         "CUDA_HOME",
     ),
 }
 
 
 @pytest.mark.parametrize("case", WITHOUT)
-def test_without_cuda_the_reason_is_said(monkeypatch, tmp_path, capsys, case):
+def test_building_without_cuda_reports_the_reason_and_the_remedy(monkeypatch, tmp_path, capsys, case):
     make, torch_cuda, reasons, remedy = WITHOUT[case]
     make(tmp_path / "bin")
     assert cuda_toolkit.find_cuda(torch_with(torch_cuda)) is None
@@ -87,23 +87,23 @@ def test_without_cuda_the_reason_is_said(monkeypatch, tmp_path, capsys, case):
     assert all(reason in line for reason in [*reasons, remedy])
 
 
-@pytest.mark.parametrize(("wish", "built"), [("0", False), ("1", True), ("auto", True), ("", True)])
-def test_the_wish_decides(monkeypatch, tmp_path, capsys, wish, built):
+@pytest.mark.parametrize(("option", "built"), [("0", False), ("1", True), ("auto", True), ("", True)])
+def test_the_environment_variable_decides(monkeypatch, tmp_path, capsys, option, built):
     nvcc(tmp_path / "bin" / "nvcc")
-    monkeypatch.setenv("PIX2PIXHD_CUDA", wish)
+    monkeypatch.setenv("PIX2PIXHD_CUDA", option)
     assert (cuda_toolkit.find_cuda(torch_with("13.2")) is not None) == built
     assert ("building without CUDA kernels: PIX2PIXHD_CUDA=0" in capsys.readouterr().err) == (not built)
 
 
-@pytest.mark.parametrize("wish", ["yes", "2", "ON"])
-def test_a_wish_that_is_none_is_refused(monkeypatch, wish):
-    monkeypatch.setenv("PIX2PIXHD_CUDA", wish)
-    with pytest.raises(SystemExit, match=f"PIX2PIXHD_CUDA must be auto, 0 or 1, got '{wish}'"):
+@pytest.mark.parametrize("option", ["yes", "2", "ON"])
+def test_unknown_value_of_the_environment_variable_is_rejected(monkeypatch, option):
+    monkeypatch.setenv("PIX2PIXHD_CUDA", option)
+    with pytest.raises(SystemExit, match=f"PIX2PIXHD_CUDA must be auto, 0 or 1, got '{option}'"):
         cuda_toolkit.find_cuda(torch_with("13.2"))
 
 
 @pytest.mark.parametrize(
-    ("asked", "gpus", "expected"),
+    ("requested", "gpus", "expected"),
     [
         ("", (), ["8.0", "9.0+PTX"]),
         ("", ((9, 0), (8, 6), (9, 0)), ["8.6", "9.0+PTX"]),
@@ -113,19 +113,19 @@ def test_a_wish_that_is_none_is_refused(monkeypatch, wish):
         (";9.0;", (), ["9.0"]),
     ],
 )
-def test_architectures(monkeypatch, asked, gpus, expected):
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+def test_requested_architectures_precede_the_visible_gpus(monkeypatch, requested, gpus, expected):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", requested)
     assert archs.wanted(torch_with("13.2", *gpus)) == expected
 
 
-@pytest.mark.parametrize("asked", ["Hopper", "sm_90", "90", "9.0;native", ";", "9.0+SASS"])
-def test_bad_architectures(monkeypatch, asked):
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
-    with pytest.raises(SystemExit, match=r"TORCH_CUDA_ARCH_LIST must be numbers such as '8.0;9.0\+PTX', got '"):
+@pytest.mark.parametrize("requested", ["Hopper", "sm_90", "90", "9.0;native", ";", "9.0+SASS"])
+def test_invalid_architectures_are_rejected(monkeypatch, requested):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", requested)
+    with pytest.raises(SystemExit, match=r"TORCH_CUDA_ARCH_LIST must list architectures such as '8.0;9.0\+PTX', got '"):
         archs.wanted(torch_with("13.2"))
 
 
-def test_flags_of_nvcc():
+def test_gencode_flags_for_architectures_and_ptx():
     cuda = cuda_toolkit.Cuda("nvcc", "13.0", ["8.0", "9.0a+PTX"])
     assert cuda.gencode == [
         "-gencode=arch=compute_80,code=sm_80",
@@ -134,60 +134,60 @@ def test_flags_of_nvcc():
     ]
 
 
-# nvcc 12.6 of the docker images that name GPUs for every toolkit, and nvcc 13.0.
+# The architectures of nvcc 12.6 and of nvcc 13.0.
 OLD, NEW = [(5, 0), (7, 0), (8, 0), (8, 7), (9, 0)], [(7, 5), (8, 0), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1)]
 
 
 @pytest.mark.parametrize(
-    ("asked", "capabilities", "expected", "said"),
+    ("requested", "capabilities", "expected", "message"),
     [
         ("8.0;9.0+PTX", OLD, "8.0;9.0+PTX", ""),
         ("9.0+PTX;9.0", OLD, "9.0+PTX", ""),
         ("9.0a;10.0f", NEW, "9.0a;10.0f", ""),
-        ("13.0", NEW, "12.1+PTX", "nvcc 13 does not know 13.0; taking 12.1+PTX, which a GPU of 13.0 compiles"),
-        ("13.0a", NEW, "12.1+PTX", "does not know 13.0a"),
-        ("10.0+PTX", OLD, "9.0+PTX", "does not know 10.0; taking 9.0+PTX"),
-        ("8.8", OLD, "8.7+PTX", "does not know 8.8; taking 8.7+PTX"),
-        ("9.0;12.0;10.0", OLD, "9.0+PTX", "does not know 12.0"),
-        ("7.0;8.0", NEW, "8.0", "does not build for 7.0 any more; left out"),
+        ("13.0", NEW, "12.1+PTX", "nvcc 13 does not support 13.0; using 12.1+PTX, which a GPU of 13.0 compiles"),
+        ("13.0a", NEW, "12.1+PTX", "does not support 13.0a"),
+        ("10.0+PTX", OLD, "9.0+PTX", "does not support 10.0; using 9.0+PTX"),
+        ("8.8", OLD, "8.7+PTX", "does not support 8.8; using 8.7+PTX"),
+        ("9.0;12.0;10.0", OLD, "9.0+PTX", "does not support 12.0"),
+        ("7.0;8.0", NEW, "8.0", "no longer supports 7.0; skipped"),
         ("13.0", [], "13.0", ""),
-        ("6.1;8.0+PTX", OLD, "8.0+PTX", "6.1 is left out: the CUDA kernels need compute capability 7.0 or newer"),
-        ("5.0;8.0", OLD, "8.0", "5.0 is left out"),
-        ("6.1+PTX;7.0", [], "7.0", "6.1 is left out"),
+        ("6.1;8.0+PTX", OLD, "8.0+PTX", "6.1 is skipped: the CUDA kernels need compute capability 7.0 or newer"),
+        ("5.0;8.0", OLD, "8.0", "5.0 is skipped"),
+        ("6.1+PTX;7.0", [], "7.0", "6.1 is skipped"),
     ],
 )
-def test_architectures_that_nvcc_does_not_know(capsys, asked, capabilities, expected, said):
-    assert archs.fit(asked.split(";"), capabilities, "nvcc 13") == expected.split(";")
+def test_unsupported_architectures_are_replaced_or_skipped(capsys, requested, capabilities, expected, message):
+    assert archs.fit(requested.split(";"), capabilities, "nvcc 13") == expected.split(";")
     err = capsys.readouterr().err
-    assert said in err
-    assert bool(said) == bool(err)
+    assert message in err
+    assert bool(message) == bool(err)
 
 
-def test_nvcc_is_asked_what_it_knows(monkeypatch, tmp_path, capsys):
+def test_architectures_are_fitted_to_those_that_nvcc_lists(monkeypatch, tmp_path, capsys):
     answers = "case $1 in --version) echo 'release 13.0,';; *) printf 'compute_%s\\n' 75 90 103; esac"
     path = script(tmp_path / "bin" / "nvcc", answers)
     assert archs.known(str(path)) == [(7, 5), (9, 0), (10, 3)]
     assert cuda_toolkit.find_cuda(torch_with("13.2", (12, 0))).archs == ["10.3+PTX"]
-    assert "nvcc 13.0 does not know 12.0; taking 10.3+PTX" in capsys.readouterr().err
+    assert "nvcc 13.0 does not support 12.0; using 10.3+PTX" in capsys.readouterr().err
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "5.2 7.0")
     assert cuda_toolkit.find_cuda(torch_with("13.2")) is None
-    assert "nvcc 13.0 builds for no GPU of 5.2;7.0. Use a torch and a toolkit" in capsys.readouterr().err
+    assert "nvcc 13.0 supports no GPU of 5.2;7.0. Use a torch and a toolkit" in capsys.readouterr().err
 
 
-def test_an_nvcc_that_does_not_tell_what_it_knows(tmp_path):
+def test_nvcc_without_a_list_of_architectures_is_accepted(tmp_path):
     assert archs.known(str(script(tmp_path / "bin" / "nvcc", "exit 1"))) == []
 
 
-def test_an_old_gpu_beside_a_newer_one_is_left_out(tmp_path, capsys):
+def test_unsupported_gpu_beside_a_supported_one_is_skipped(tmp_path, capsys):
     nvcc(tmp_path / "bin" / "nvcc")
     assert cuda_toolkit.find_cuda(torch_with("13.2", (6, 1), (8, 6))).archs == ["8.6+PTX"]
-    assert "6.1 is left out: the CUDA kernels need compute capability 7.0 or newer" in capsys.readouterr().err
+    assert "6.1 is skipped: the CUDA kernels need compute capability 7.0 or newer" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("asked", "gpus"), [("", ((6, 1),)), ("5.2 6.1+PTX", ()), ("6.1", ((9, 0),))])
-def test_only_old_gpus_build_without_cuda(monkeypatch, tmp_path, capsys, asked, gpus):
+@pytest.mark.parametrize(("requested", "gpus"), [("", ((6, 1),)), ("5.2 6.1+PTX", ()), ("6.1", ((9, 0),))])
+def test_only_unsupported_gpus_build_without_cuda(monkeypatch, tmp_path, capsys, requested, gpus):
     nvcc(tmp_path / "bin" / "nvcc")
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", requested)
     assert cuda_toolkit.find_cuda(torch_with("13.2", *gpus)) is None
     assert "building without CUDA kernels: the CUDA kernels need compute capability 7.0" in capsys.readouterr().err
     monkeypatch.setenv("PIX2PIXHD_CUDA", "1")
@@ -195,7 +195,7 @@ def test_only_old_gpus_build_without_cuda(monkeypatch, tmp_path, capsys, asked, 
         cuda_toolkit.find_cuda(torch_with("13.2", *gpus))
 
 
-def test_nvcc_is_not_fetched_for_an_old_gpu(monkeypatch):
+def test_nvcc_is_not_downloaded_for_an_unsupported_gpu(monkeypatch):
     assert cuda_toolkit.missing_requirements(torch_with("13.2", (6, 1))) == []
     assert cuda_toolkit.missing_requirements(torch_with("13.2", (6, 1), (9, 0))) != []
     monkeypatch.setenv("PIX2PIXHD_CUDA", "1")

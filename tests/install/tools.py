@@ -1,4 +1,4 @@
-"""What the installation tests share: an environment to install into, a copy of the checkout, the operators' check."""
+"""Shared by the installation tests: environments, copies of the checkout, a check of the operators."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SLOW = os.environ.get("PIX2PIXHD_TEST_SLOW_INSTALL", "") not in ("", "0")
 
-# What would change a build, or which package a subprocess sees.
+# Variables that change a build, or the packages that a subprocess imports.
 _UNSET = (
     "CUDA_HOME",
     "CUDA_PATH",
@@ -32,13 +32,13 @@ _UNSET = (
 
 
 def find_nvcc() -> str | None:
-    """nvcc as setup.py would find it, when the environment is as the tests leave it."""
+    """nvcc as setup.py finds it in the environment of the tests."""
     usual = pathlib.Path("/usr/local/cuda/bin/nvcc")
     return shutil.which("nvcc") or (str(usual) if usual.exists() else None)
 
 
 def archs_here() -> str:
-    """The architectures for a test build: the GPUs of this machine, else one."""
+    """The architectures of a test build: those of this machine's GPUs, or else a single one."""
     if not torch.cuda.is_available():
         return "9.0"
     found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
@@ -46,12 +46,12 @@ def archs_here() -> str:
 
 
 def no_cuda_reason() -> str:
-    """Why no CUDA kernels are built with a broken nvcc: that, or a torch that has no use for it."""
+    """Why no CUDA kernels are built with a broken nvcc: nvcc fails, or torch is a build without CUDA."""
     return "--version fails" if torch.version.cuda else "is a build without CUDA"
 
 
 def script(path: pathlib.Path, body: str) -> pathlib.Path:
-    """Writes a program that is only ever called."""
+    """Write an executable shell script."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)
@@ -61,7 +61,7 @@ def script(path: pathlib.Path, body: str) -> pathlib.Path:
 def torch_with(
     cuda: str | None, *capabilities: tuple[int, int], folder: pathlib.Path | str = "/no/such"
 ) -> types.SimpleNamespace:
-    """A torch of that CUDA version, in that folder, which sees GPUs of those capabilities."""
+    """A stand-in for torch with this CUDA version, in this folder, with GPUs of these capabilities."""
     return types.SimpleNamespace(
         __version__="2.15.0",
         __file__=f"{folder}/torch/__init__.py",
@@ -75,18 +75,18 @@ def torch_with(
 
 
 def nvcc(path: pathlib.Path, release: str = "13.0") -> pathlib.Path:
-    """An nvcc that answers with its version."""
+    """Write an nvcc that prints its version."""
     return script(path, f"echo 'Cuda compilation tools, release {release}, V{release}.48'")
 
 
 def variables(**changes: str) -> dict[str, str]:
-    """The environment of a subprocess: ours without what changes a build, and never with the network."""
+    """The environment of a subprocess, without variables that change a build and without the network."""
     kept = {k: v for k, v in os.environ.items() if k not in _UNSET and not k.startswith("PIX2PIXHD_")}
     return {**kept, "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONWARNINGS": "default", **changes}
 
 
 def checkout(target: pathlib.Path) -> pathlib.Path:
-    """Copies the sources, committed or not, without anything built."""
+    """Copy the sources, committed or not, without built files."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=ROOT,
@@ -99,16 +99,16 @@ def checkout(target: pathlib.Path) -> pathlib.Path:
         shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*built))
         return target
     for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():  # tracked and deleted
+        if (ROOT / name).is_file():  # skip files that are tracked but deleted
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
     return target
 
 
 class Environment:
-    """A virtual environment that sees the running one's packages, except this one and those left out.
+    """A virtual environment with links to the running environment's packages, except this one and ``leave_out``.
 
-    One that is ``alone`` sees none, has a pip of its own, and installs from the network.
+    With ``alone`` it has no links but its own pip, and it installs from the network.
     """
 
     def __init__(self, folder: pathlib.Path, leave_out: tuple[str, ...] = (), alone: bool = False) -> None:
@@ -138,7 +138,7 @@ class Environment:
     def run(
         self, *arguments: object, cwd: pathlib.Path | None = None, check: bool = True, **changes: str
     ) -> subprocess.CompletedProcess[str]:
-        """Runs the environment's Python away from the checkout; what it said is in the failure's message."""
+        """Run the environment's Python outside the checkout. The message of a failure contains the output."""
         command = [str(self.python), *map(str, arguments)]
         if self.alone:
             changes = {"PIP_NO_INDEX": "0", **changes}
@@ -150,13 +150,13 @@ class Environment:
         return result
 
     def pip(self, command: str, *arguments: object, check: bool = True, **changes: str) -> str:
-        """Runs pip without build isolation and without dependencies; returns all it said."""
+        """Run pip without build isolation and without dependencies. Returns the output."""
         options = ("--no-build-isolation", "--no-deps", "--no-cache-dir")
         result = self.run("-m", "pip", command, *options, *arguments, check=check, **changes)
         return result.stdout + result.stderr
 
     def fails(self, *arguments: object, **changes: str) -> str:
-        """pip wheel of a source that must not build; returns what it said."""
+        """Run pip wheel, which must fail. Returns the output."""
         result = self.run(
             *("-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-cache-dir", *arguments),
             check=False,
@@ -166,24 +166,25 @@ class Environment:
         return result.stdout + result.stderr
 
     def facts(self, **changes: str) -> dict[str, object]:
-        """Runs the operators' check and returns what it printed."""
+        """Run the check of the operators and return its results."""
         return json.loads(self.run("-c", CHECK, **changes).stdout.splitlines()[-1])
 
     def command(self, *arguments: str, check: bool = True, **changes: str) -> subprocess.CompletedProcess[str]:
-        """Runs the installed ``pix2pixhd`` command."""
+        """Run the installed ``pix2pixhd`` command."""
         return self.run(self.folder / "bin" / "pix2pixhd", *arguments, check=check, **changes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Wheel:
-    """A built wheel, the names in it and what the build said."""
+    """A built wheel, the names in it and the build log."""
 
     path: pathlib.Path
     names: list[str]
     log: str
 
 
-# Needs torch and numpy only. Values and gradients of a fused operator against plain PyTorch, and what was loaded.
+# Compares values and gradients of fused operators with plain PyTorch, and prints what was loaded. Needs only torch and
+# numpy.
 CHECK = """
 import json, warnings
 warnings.simplefilter("error", RuntimeWarning)

@@ -1,4 +1,4 @@
-// Stands in for CUDA's header: bfloat16 with conversions that round to nearest, ties to even.
+// Replaces CUDA's header of this name: bfloat16 conversions that round to nearest, ties to even.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Stands in for CUDA's header: IEEE half with conversions that round to nearest, ties to even.
+// Replaces CUDA's header of this name: IEEE half conversions that round to nearest, ties to even.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +36,7 @@ inline __half __float2half_rn(float x) {
   if (bits >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // 65520 and more round to infinity
   if (bits < 0x33000000u) return {sign};                                    // below 2^-25, half the least subnormal
   const uint32_t exponent = bits >> 23;
-  // Below 2^-14 a subnormal: the mantissa with its leading one, shifted further by every step below.
+  // Below 2^-14 the result is subnormal: the mantissa with its leading one, shifted once more per exponent below.
   const uint32_t mantissa = exponent < 113 ? (bits & 0x7fffffu) | 0x800000u : bits - (112u << 23);
   const uint32_t shift = exponent < 113 ? 126 - exponent : 13;
   const uint32_t kept = mantissa >> shift;

@@ -1,5 +1,5 @@
-// Stands in for CUDA's header of this name, so that a C++ compiler builds the kernels' own sources for the CPU.
-// Only what they use is here; the execution itself is in simulator.cpp.
+// Replaces CUDA's header of this name, so that a C++ compiler can build the kernels' sources for the CPU. It declares
+// only what they use; simulator.cpp executes the kernels.
 #pragma once
 
 #include <cmath>
@@ -16,8 +16,8 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __grid_constant__
-// One block runs at a time, so that a block's shared memory can be static. Its own section lets the simulator fill all
-// of it with garbage before every block.
+// One block runs at a time, so shared memory can be static. The section lets the simulator overwrite it before every
+// block.
 #define __shared__ static __attribute__((section("harness_shared")))
 
 struct uint3 {
@@ -60,12 +60,12 @@ namespace harness {
 
 enum class WarpOperation { kBallot, kShuffle, kShuffleDown };
 
-// Runs body once for every thread of every block.
+// Runs `body` once per thread of every block.
 cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& body);
 
 void block_barrier(int line);
 
-// Waits for all lanes of the mask and returns what this lane gets: the ballot, or the value of the lane it asks for.
+// Waits for all lanes of the mask. Returns the ballot, or the value of the requested lane.
 uint64_t warp_operation(WarpOperation operation, unsigned mask, uint64_t value, int argument, int line);
 
 template <typename T>
@@ -80,7 +80,7 @@ T shuffle(WarpOperation operation, unsigned mask, T value, int argument, int lin
 
 }  // namespace harness
 
-// The caller's line, by default argument, tells two places of the code apart.
+// The caller's line, a default argument, distinguishes the calls in the source.
 inline void __syncthreads(int line = __builtin_LINE()) { harness::block_barrier(line); }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
@@ -100,7 +100,7 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int line = __builtin_
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
-  // Copied as a launch copies them: a kernel sees neither later changes nor the caller's own objects.
+  // Copied, as by a launch: a kernel sees neither later changes nor the caller's objects.
   const std::tuple<Parameters...> copies(std::forward<Arguments>(arguments)...);
   static_assert(sizeof(copies) <= 4096, "kernel arguments are limited to 4 KiB");
   return harness::run_grid(*config, reinterpret_cast<const void*>(kernel), [&] { std::apply(kernel, copies); });
