@@ -165,8 +165,8 @@ def test_a_loss_scale_of_65536_does_not_overflow_in_double_backward_in_float16(n
     with torch.autocast("cpu", dtype=torch.float16):
         loss = ours(x)
     (gradient,) = torch.autograd.grad(loss * 65536.0, x, create_graph=True)
-    (wanted,) = torch.autograd.grad(plain(exact) * 65536.0, exact)
-    torch.testing.assert_close(gradient.detach().double(), wanted, rtol=2e-3, atol=0.1)
+    (expected,) = torch.autograd.grad(plain(exact) * 65536.0, exact)
+    torch.testing.assert_close(gradient.detach().double(), expected, rtol=2e-3, atol=0.1)
     assert gradient.requires_grad
 
 

@@ -131,8 +131,8 @@ def test_a_label_is_rounded_to_the_dtype_of_its_tensor(loss, dtype):
         plain = F.mse_loss if loss is lsgan_loss else F.binary_cross_entropy_with_logits
     expected = plain(exact, torch.full_like(x, 0.9).double())
     torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
-    (gradient,), (wanted,) = (torch.autograd.grad(v * 4096, y) for v, y in ((value, x), (expected, exact)))
-    torch.testing.assert_close(gradient, wanted.to(dtype))
+    (gradient,), (expected_gradient,) = (torch.autograd.grad(v * 4096, y) for v, y in ((value, x), (expected, exact)))
+    torch.testing.assert_close(gradient, expected_gradient.to(dtype))
 
 
 @pytest.mark.parametrize("loss", [lsgan_loss, logistic_loss])
