@@ -116,8 +116,8 @@ def patch(networks: ModuleType | str | pathlib.Path, *, vgg: str | pathlib.Path 
     * ``criterionFeat``, the ``torch.nn.L1Loss`` of the model's feature matching loop, by the fused ``L1Loss``. The loop
       itself is part of the model's ``forward`` and stays, with one call per layer. For a single call, replace the loop
       by ``lambda_feat * FeatureMatchingLoss()(pred_fake, pred_real)``;
-    * pix2pixHD's ``networks.define_D``, by a wrapper that disables ``use_sigmoid``, because with ``--no_lsgan`` the vanilla
-      loss takes logits, see ``GANLoss``.
+    * pix2pixHD's ``networks.define_D``, by a wrapper that disables ``use_sigmoid``, because with ``--no_lsgan`` the
+      vanilla loss takes logits, see ``GANLoss``.
 
     Networks, optimisers, options, checkpoints and ``torch.nn.L1Loss`` elsewhere are unchanged. Names that were
     imported before (``from models.networks import VGGLoss``) still refer to the originals.

@@ -78,19 +78,19 @@ def _composed_gradient(grad: Tensor, x: Tensor, constant: float, weight: float, 
 
 def _gradients(ctx: Any, grad: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
     """Return the gradients of the inputs; None where none is required."""
-    kept, constant, weight, kind = ctx.arguments
+    saved, constant, weight, kind = ctx.arguments
     input = ctx.saved_tensors
-    if not all(needs[k] for k in kept):
-        positions = [i for i, k in enumerate(kept) if needs[k]]
-        kept, input, constant, weight = ([values[i] for i in positions] for values in (kept, input, constant, weight))
+    if not all(needs[k] for k in saved):
+        positions = [i for i, k in enumerate(saved) if needs[k]]
+        saved, input, constant, weight = ([values[i] for i in positions] for values in (saved, input, constant, weight))
     result: list[Tensor | None] = [None] * len(needs)
-    if not kept:
+    if not saved:
         return result
     if transformed(grad):
         gradients = [_composed_gradient(grad, x, c, w, kind) for x, c, w in zip(input, constant, weight, strict=True)]
     else:
         gradients = _backward(grad, input, constant, weight, kind)
-    for k, gradient in zip(kept, gradients, strict=True):
+    for k, gradient in zip(saved, gradients, strict=True):
         result[k] = gradient
     return result
 
@@ -109,11 +109,11 @@ def _backward(
 
 def _save(ctx: Any, input: Sequence[Tensor], constant: list[float], weight: list[float], kind: int) -> None:
     """Save only the tensors that require a gradient."""
-    kept = [k for k, tensor in enumerate(input) if tensor.requires_grad]
-    if len(kept) < len(input):
-        input = [input[k] for k in kept]
-        constant, weight = [constant[k] for k in kept], [weight[k] for k in kept]
-    ctx.arguments = kept, constant, weight, kind
+    saved = [k for k, tensor in enumerate(input) if tensor.requires_grad]
+    if len(saved) < len(input):
+        input = [input[k] for k in saved]
+        constant, weight = [constant[k] for k in saved], [weight[k] for k in saved]
+    ctx.arguments = saved, constant, weight, kind
     ctx.save_for_backward(*input)
 
 

@@ -118,8 +118,9 @@ class Pool:
     """A pool of storages for large outputs.
 
     The lock is acquired with a ``with`` statement, because no KeyboardInterrupt can occur between its acquisition and
-    the block that releases it. The methods first test whether the lock is free, so that they never wait. In particular,
-    they must not wait for their own thread: a garbage collection or a signal handler may run in the middle of a method.
+    the block that releases it. The methods first test whether the lock is free, so that they never block on it. In
+    particular, they must not wait for their own thread, because a garbage collection or a signal handler may run in the
+    middle of a method.
 
     Args:
         idle: ``_Block.references()`` of an unused storage.

@@ -1,4 +1,4 @@
-"""Names and shapes of NVIDIA's checkpoints, counted out by hand from the published architecture, not from our code."""
+"""Names and shapes of NVIDIA's checkpoints, derived by hand from the published architecture, not from this code."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def block(table, name, channels):
     conv(table, f"{name}.conv_block.5", channels, channels, 3)
 
 
-def test_global_generator_of_the_512p_checkpoint():
+def test_global_generator_matches_the_512p_checkpoint():
     """label2city_512p: 35 labels and the edge map, ngf 64, 4 downsamplings, 9 blocks, netG global."""
     table = {}
     conv(table, "model.1", 64, 36, 7)
@@ -45,7 +45,7 @@ def test_global_generator_of_the_512p_checkpoint():
     assert shapes(network) == table
 
 
-def test_local_enhancer_of_the_1024p_checkpoint():
+def test_local_enhancer_matches_the_1024p_checkpoint():
     """label2city_1024p: netG local, ngf 32, the global part without its output layers."""
     table = {}
     conv(table, "model.1", 64, 36, 7)
@@ -93,7 +93,7 @@ def test_two_enhancers_have_their_output_in_the_last():
 PATCHGAN = [(64, 39, 4), (128, 64, 4), (256, 128, 4), (512, 256, 4), (1, 512, 4)]
 
 
-def test_discriminator_with_features():
+def test_discriminator_with_features_has_nvidias_names():
     table = {}
     for scale in range(2):
         for layer, (outputs, inputs, kernel) in enumerate(PATCHGAN):
@@ -101,7 +101,7 @@ def test_discriminator_with_features():
     assert shapes(define_D(39, 64, 3, num_D=2, getIntermFeat=True)) == table
 
 
-def test_discriminator_without_features():
+def test_discriminator_without_features_has_nvidias_names():
     table = {}
     for scale in range(3):
         for position, (outputs, inputs, kernel) in zip((0, 2, 5, 8, 11), PATCHGAN, strict=True):
@@ -109,13 +109,13 @@ def test_discriminator_without_features():
     assert shapes(MultiscaleDiscriminator(39)) == table
 
 
-def test_batch_norm_keeps_its_names():
+def test_batch_norm_has_nvidias_names():
     names = set(shapes(define_G(4, 3, 4, "global", 1, 1, norm="batch")))
     assert {"model.2.weight", "model.2.running_mean", "model.7.conv_block.6.running_var"} <= names
 
 
 @pytest.mark.parametrize("padding", ["reflect", "replicate", "zero"])
-def test_paddings(padding):
+def test_every_padding_type_has_nvidias_names_and_keeps_the_size(padding):
     network = GlobalGenerator(4, 3, 4, 1, 1, padding_type=padding)
     position = 0 if padding == "zero" else 1
     assert f"model.7.conv_block.{position}.weight" in shapes(network)

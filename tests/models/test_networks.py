@@ -1,3 +1,5 @@
+"""Generators and discriminators: architecture, initial weights, errors, memory formats."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ from pix2pixhd.models import (
 )
 
 
-def test_generators_keep_the_size_and_stay_in_range():
+def test_generators_keep_the_size_and_output_values_in_range():
     for network in (GlobalGenerator(5, 3, 4, 2, 1), LocalEnhancer(5, 3, 4, 2, 1, 1, 1)):
         for size in ((16, 24), (32, 16)):
             output = network(torch.randn(2, 5, *size) * 5)
@@ -24,8 +26,8 @@ def test_generators_keep_the_size_and_stay_in_range():
             assert output.abs().max() <= 1
 
 
-def test_global_generator_is_the_published_chain_of_layers():
-    """The forward written out with functions, from the checkpoint's own names."""
+def test_global_generator_computes_the_published_sequence_of_layers():
+    """Compared with a functional forward that reads the weights by checkpoint name."""
     torch.manual_seed(0)
     network = GlobalGenerator(3, 2, 4, n_downsampling=1, n_blocks=1).double()
     w = network.state_dict()
@@ -71,19 +73,19 @@ def test_full_resolution_comes_first_and_is_the_last_named_scale():
         torch.testing.assert_close(scale[0], named(y))
 
 
-def test_discriminator_layers():
+def test_discriminator_layers_have_the_published_shapes():
     network = MultiscaleDiscriminator(5, 4, 3, num_D=2, getIntermFeat=True)
     results = network(torch.randn(2, 5, 32, 48))
     assert [tuple(x.shape[1:]) for x in results[0]] == [(4, 17, 25), (8, 9, 13), (16, 5, 7), (32, 6, 8), (1, 7, 9)]
     assert [len(scale) for scale in results] == [5, 5]
 
 
-def test_channels_stop_at_512():
+def test_discriminator_channels_are_limited_to_512():
     widths = [stage[0].out_channels for stage in NLayerDiscriminator(3, 256, 3, getIntermFeat=True).children()]
     assert widths == [256, 512, 512, 512, 1]
 
 
-def test_features_and_plain_give_the_same_prediction():
+def test_the_prediction_is_the_same_with_and_without_features():
     torch.manual_seed(0)
     features = MultiscaleDiscriminator(5, 4, 2, num_D=2, getIntermFeat=True)
     plain = MultiscaleDiscriminator(5, 4, 2, num_D=2)
@@ -95,7 +97,7 @@ def test_features_and_plain_give_the_same_prediction():
 
 
 @pytest.mark.parametrize("features", [False, True])
-def test_sigmoid_makes_probabilities_and_changes_no_name(features):
+def test_sigmoid_gives_probabilities_and_keeps_the_parameter_names(features):
     network = MultiscaleDiscriminator(3, 4, 2, use_sigmoid=True, num_D=2, getIntermFeat=features)
     names = set(MultiscaleDiscriminator(3, 4, 2, num_D=2, getIntermFeat=features).state_dict())
     assert set(network.state_dict()) == names
@@ -103,7 +105,7 @@ def test_sigmoid_makes_probabilities_and_changes_no_name(features):
         assert 0 < scale[-1].min() <= scale[-1].max() < 1
 
 
-def test_initial_weights():
+def test_initial_weights_follow_the_papers_distribution():
     torch.manual_seed(0)
     for network in (define_G(36, 3, 32, "global", 2, 2), define_D(39, 32, 3, getIntermFeat=True)):
         for layer in network.modules():
@@ -125,21 +127,21 @@ def test_instance_norm_has_no_state():
     assert layer.running_mean is None
 
 
-def test_dropout_block():
+def test_a_block_with_dropout_keeps_the_shape_and_shifts_the_names():
     block = ResnetBlock(4, "reflect", nn.InstanceNorm2d, use_dropout=True)
     assert block(torch.randn(1, 4, 8, 8)).shape == (1, 4, 8, 8)
     assert "conv_block.6.weight" in block.state_dict()
 
 
 @pytest.mark.parametrize("size", [(30, 32), (32, 20), (8, 8)])
-def test_size_that_cannot_be_halved_names_the_multiple(size):
+def test_the_error_for_an_invalid_size_names_the_multiple(size):
     with pytest.raises(ValueError, match=rf"{size[1]}x{size[0]} .*multiples of 8 and at least 16"):
         GlobalGenerator(3, 3, 4, 3, 1)(torch.zeros(1, 3, *size))
     with pytest.raises(ValueError, match="multiples of 8"):
         LocalEnhancer(3, 3, 4, 2, 1, 1, 1)(torch.zeros(1, 3, *size))
 
 
-def test_wrong_channels():
+def test_a_wrong_number_of_channels_is_rejected():
     with pytest.raises(ValueError, match=r"must be \[N, 3, H, W\], got \[1, 4, 16, 16\]"):
         GlobalGenerator(3, 3, 4, 1, 1)(torch.zeros(1, 4, 16, 16))
 
@@ -156,7 +158,7 @@ def test_wrong_channels():
         (lambda: NLayerDiscriminator(3, n_layers=0), "n_layers must be at least 1"),
     ],
 )
-def test_bad_arguments(make, message):
+def test_invalid_arguments_are_named_in_the_error(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -173,7 +175,7 @@ def test_gradients_reach_every_parameter():
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_gradients_do_not_depend_on_the_memory_format(n):
-    """PyTorch's own instance norm gives other gradients for one image whose gradient lies channels last."""
+    """PyTorch's instance norm computes wrong gradients for one image with a channels-last upstream gradient."""
     torch.manual_seed(0)
     network = define_G(5, 3, 4, "global", 2, 1).double()
     x = torch.randn(n, 5, 16, 24, dtype=torch.float64)
@@ -186,7 +188,7 @@ def test_gradients_do_not_depend_on_the_memory_format(n):
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 5, 7), (2, 3, 4, 4), (3, 6, 8)])
-def test_instance_norm_is_torchs(shape):
+def test_instance_norm_matches_pytorch(shape):
     x = torch.randn(shape, dtype=torch.float64)
     torch.testing.assert_close(InstanceNorm2d(3)(x), torch.nn.InstanceNorm2d(3)(x), rtol=1e-12, atol=1e-12)
     affine, plain = InstanceNorm2d(3, affine=True).double(), torch.nn.InstanceNorm2d(3, affine=True).double()

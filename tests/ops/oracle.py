@@ -99,10 +99,10 @@ def tensor_pairs(draw, special=True, dtypes=DTYPES):
 def assert_gradient(actual: Tensor, expected: Tensor) -> None:
     """Compare gradients: zeros (ties) exactly, everything else up to a single rounding in the gradient's dtype."""
     eps = EPS[actual.dtype]
-    wanted = expected.to(actual.dtype).double()
-    assert torch.equal(actual.double() == 0, wanted == 0), "zeros (ties) must agree exactly"
+    rounded = expected.to(actual.dtype).double()
+    assert torch.equal(actual.double() == 0, rounded == 0), "zeros (ties) must agree exactly"
     torch.testing.assert_close(
-        actual.double(), wanted, rtol=eps, atol=2 * torch.finfo(actual.dtype).tiny, equal_nan=True
+        actual.double(), rounded, rtol=eps, atol=2 * torch.finfo(actual.dtype).tiny, equal_nan=True
     )
 
 
@@ -133,8 +133,8 @@ def check_l1(pairs, weights, upstream=1.0):
     )
 
     gradients = torch.autograd.grad(loss, inputs + targets, torch.tensor(upstream, dtype=loss.dtype))
-    wanted = l1_gradients(inputs, targets, weights, upstream)
+    expected_gradients = l1_gradients(inputs, targets, weights, upstream)
     for k, x in enumerate(inputs + targets):
         sign = 1.0 if k < len(inputs) else -1.0
         assert gradients[k].dtype == x.dtype
-        assert_gradient(gradients[k], sign * wanted[k % len(inputs)])
+        assert_gradient(gradients[k], sign * expected_gradients[k % len(inputs)])

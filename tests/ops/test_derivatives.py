@@ -1,4 +1,4 @@
-"""Derivatives beyond the plain backward: forward mode, batched, second order; and gradients only where required."""
+"""Forward-mode, batched and second derivatives, and gradients that are computed only where required."""
 
 import gc
 import weakref
@@ -33,7 +33,7 @@ def leaf(*shape, seed=0, dtype=torch.float64):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).requires_grad_()
 
 
-def test_forward_mode(pair):
+def test_forward_mode_matches_plain_pytorch(pair):
     x, tangent = leaf(6).detach(), leaf(6, seed=1).detach()
     tangents = []
     for loss in pair:
@@ -45,7 +45,7 @@ def test_forward_mode(pair):
         torch.testing.assert_close(value, tangents[-1])
 
 
-def test_forward_mode_over_a_backward(pair):
+def test_forward_mode_over_backward_matches_plain_pytorch(pair):
     x, tangent = leaf(6), torch.tensor(0.7, dtype=torch.float64)
     results = []
     for loss in pair:
@@ -56,7 +56,7 @@ def test_forward_mode_over_a_backward(pair):
     torch.testing.assert_close(*results)
 
 
-def test_batched_gradients(pair):
+def test_batched_gradients_jacobians_and_hessians_match_plain_pytorch(pair):
     x, upstream = leaf(6), leaf(4, seed=1).detach()
     results = [torch.autograd.grad(loss(x), x, upstream, is_grads_batched=True)[0] for loss in pair]
     torch.testing.assert_close(*results)
@@ -69,42 +69,44 @@ def test_batched_gradients(pair):
         torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "mean"])  # PyTorch's mean refuses it too
-@pytest.mark.parametrize("kept", [True, False], ids=["loss kept", "loss dropped"])
-def test_a_gradient_penalty_alone(name, kept):
+@pytest.mark.parametrize(
+    "name", [name for name in LOSSES if name != "mean"]
+)  # PyTorch's mean does not support it either
+@pytest.mark.parametrize("keep_loss", [True, False], ids=["loss kept", "loss dropped"])
+def test_a_gradient_penalty_without_the_loss_matches_plain_pytorch(name, keep_loss):
     results = []
     for loss in LOSSES[name]:
         x = leaf(6)
-        value = loss(x * 2) if kept else 3 * loss(x * 2)
+        value = loss(x * 2) if keep_loss else 3 * loss(x * 2)
         (gradient,) = torch.autograd.grad(value, x, create_graph=True)
         gradient.square().sum().backward()
         results.append(x.grad)
     torch.testing.assert_close(*results)
 
 
-def test_a_gradient_penalty_reaches_the_inputs_themselves():
+def test_a_gradient_can_be_differentiated_with_respect_to_the_inputs():
     x = leaf(6) * 2
     loss = multi_l1_loss([x], [torch.zeros_like(x)])
     (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
     assert torch.equal(torch.autograd.grad(gradient.sum(), x)[0], torch.zeros_like(x))
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["loss kept", "loss dropped"])
+@pytest.mark.parametrize("keep_loss", [True, False], ids=["loss kept", "loss dropped"])
 @pytest.mark.parametrize("of_targets", [False, True])
-def test_second_derivatives_of_l1_are_zeros_for_tensors_inside_the_graph(kept, of_targets):
+def test_second_derivatives_of_l1_are_zero_for_non_leaf_tensors(keep_loss, of_targets):
     results = []
     for loss in (
         lambda x, y: multi_l1_loss([x, x[:2]], [y, y[:2]]),
         lambda x, y: F.l1_loss(x, y) + F.l1_loss(x[:2], y[:2]),
     ):
         x, y = leaf(6) * 2, leaf(6, seed=1) * 2
-        value = loss(x, y) if kept else 2 * loss(x, y)
+        value = loss(x, y) if keep_loss else 2 * loss(x, y)
         (gradient,) = torch.autograd.grad(value, y if of_targets else x, create_graph=True)
         results += torch.autograd.grad(gradient.sum(), [x, y])
     assert [torch.count_nonzero(result) for result in results] == [0, 0, 0, 0]
 
 
-def test_a_second_differentiation_leaves_leaves_outside_it_alone():
+def test_a_second_differentiation_does_not_change_unrelated_leaves():
     table = torch.nn.Embedding(5, 6, sparse=True)
     x = leaf(6, dtype=torch.float32)
     loss = 2 * multi_l1_loss([x * 2, table(torch.tensor(1))], [torch.zeros(6), torch.zeros(6)])
@@ -128,7 +130,7 @@ def test_the_loss_is_freed_without_a_garbage_collection():
         gc.enable()
 
 
-def test_a_zero_that_depends_on_a_tensor_does_not_copy_it():
+def test_zero_of_does_not_copy_the_tensor():
     class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             result = function(*args, **(kwargs or {}))
@@ -144,7 +146,7 @@ def test_a_zero_that_depends_on_a_tensor_does_not_copy_it():
     assert torch.equal(torch.autograd.grad(zero, x)[0], torch.zeros_like(x))
 
 
-def test_the_loss_may_be_changed_in_place():
+def test_the_loss_can_be_modified_in_place():
     x = leaf(6)
     loss = multi_l1_loss([x], [torch.zeros_like(x)])
     loss *= 3
@@ -152,21 +154,23 @@ def test_the_loss_may_be_changed_in_place():
     torch.testing.assert_close(gradient, x.sign() / 2)
 
 
-@pytest.mark.parametrize("name", ["l1", "lsgan", "logistic"])  # plain hinge and mean are half under autocast
-def test_a_loss_scale_survives_double_backward_in_float16(name):
-    # Multiples of 1/8: float16 holds them and their differences to the labels exactly enough.
+@pytest.mark.parametrize(
+    "name", ["l1", "lsgan", "logistic"]
+)  # under autocast, plain hinge and mean stay in half precision
+def test_a_loss_scale_of_65536_does_not_overflow_in_double_backward_in_float16(name):
+    # Multiples of 1/8 and their differences to the labels have small rounding errors in float16.
     x = (leaf(1000).detach() * 8).round().div(8).half().requires_grad_()
-    wide = x.detach().double().requires_grad_()
+    exact = x.detach().double().requires_grad_()
     ours, plain = LOSSES[name]
     with torch.autocast("cpu", dtype=torch.float16):
         loss = ours(x)
     (gradient,) = torch.autograd.grad(loss * 65536.0, x, create_graph=True)
-    (wanted,) = torch.autograd.grad(plain(wide) * 65536.0, wide)
-    torch.testing.assert_close(gradient.detach().double(), wanted, rtol=2e-3, atol=0.1)
+    (expected,) = torch.autograd.grad(plain(exact) * 65536.0, exact)
+    torch.testing.assert_close(gradient.detach().double(), expected, rtol=2e-3, atol=0.1)
     assert gradient.requires_grad
 
 
-def test_inference_tensors_beside_tensors_that_require_a_gradient():
+def test_inference_tensors_can_be_mixed_with_tensors_that_require_a_gradient():
     x = leaf(6)
     with torch.inference_mode():
         y = torch.randn(6, dtype=torch.float64)
@@ -202,7 +206,7 @@ def test_only_required_tensors_are_saved_and_only_required_gradients_written(mon
         xs[3].grad = None
 
 
-@pytest.mark.parametrize("inside", [False, True], ids=["leaves", "inside the graph"])
+@pytest.mark.parametrize("inside", [False, True], ids=["leaves", "non-leaves"])
 @pytest.mark.parametrize("name", ["l1", "l1 of targets", "lsgan", "logistic"])
 def test_only_requested_gradients_are_written(name, inside):
     leaves = [torch.randn(1 << 18, requires_grad=True) for _ in range(6)]
@@ -234,7 +238,7 @@ def test_only_requested_gradients_are_written(name, inside):
 
 
 class _Recorder(TorchDispatchMode):
-    """Records how many gradients each backward operator returned."""
+    """Record how many gradients each backward operator returns."""
 
     def __init__(self, written):
         super().__init__()
@@ -247,7 +251,7 @@ class _Recorder(TorchDispatchMode):
         return result
 
 
-def test_signs_are_packed_per_pair():
+def test_signs_are_packed_only_for_the_requested_pairs():
     xs, ys = [torch.randn(300) for _ in range(3)], [torch.zeros(300) for _ in range(3)]
     _, every = ops.multi_l1.default(xs, ys, [1.0] * 3, [0, 1, 2])
     _, some = ops.multi_l1.default(xs, ys, [1.0] * 3, [0, 2])

@@ -1,4 +1,4 @@
-"""What bad arguments are told, and which implementation runs."""
+"""Error messages for invalid arguments, and selection of the backend."""
 
 import os
 import subprocess
@@ -77,12 +77,12 @@ ops = torch.ops.pix2pixhd
         ),
     ],
 )
-def test_bad_arguments_are_named(backend, call, error, message):
+def test_invalid_arguments_are_named_in_the_error(backend, call, error, message):
     with pix2pixhd.backend(backend), pytest.raises(error, match=message):
         call()
 
 
-def test_operators_check_what_they_are_given():
+def test_operators_check_their_arguments():
     _, signs = ops.multi_l1.default([x], [x], [1.0], [0])
     rest = ([1.0], *multi_l1.Layouts.of([x]), [0])
     one = torch.tensor(1.0)
@@ -130,7 +130,7 @@ def test_operators_check_what_they_are_given():
         ops.multi_l1([x.clone().requires_grad_()], [x], [1.0], [])
 
 
-def test_backend_is_chosen_and_restored():
+def test_the_backend_context_selects_and_restores_the_implementation():
     y = torch.ones(3, requires_grad=True)
 
     def node():
@@ -158,7 +158,7 @@ def run(code, **environment):
     )
 
 
-def test_backend_from_the_environment():
+def test_the_environment_variable_selects_the_backend():
     code = (
         "import torch; from pix2pixhd.functional import multi_l1_loss;"
         "print(type(multi_l1_loss([torch.ones(2, requires_grad=True)], [torch.zeros(2)]).grad_fn).__name__)"
@@ -169,7 +169,7 @@ def test_backend_from_the_environment():
     assert "PIX2PIXHD_BACKEND must be one of auto, fused, reference, got 'fast'" in bad.stderr
 
 
-def test_where_no_kernel_is_the_reference_takes_over_with_one_warning(monkeypatch):
+def test_without_kernels_plain_pytorch_runs_with_one_warning(monkeypatch):
     monkeypatch.setattr(backend, "_REASONS", {"cpu": "the reason; the remedy"})
     monkeypatch.setattr(backend, "_warned", set())
     with pytest.warns(RuntimeWarning, match="run in plain PyTorch, .*the reason; the remedy") as caught:
@@ -183,14 +183,14 @@ def test_where_no_kernel_is_the_reference_takes_over_with_one_warning(monkeypatc
         multi_l1_loss([x], [x])
 
 
-def test_losses_import_no_sympy():
+def test_importing_the_losses_does_not_import_sympy():
     """SymPy takes almost a second to import, and only ``torch.compile`` needs it."""
     code = "import sys, torch; before = set(sys.modules); import {}; print('sympy' in set(sys.modules) - before)"
     for module in ("pix2pixhd.ops", "pix2pixhd.losses", "pix2pixhd.functional"):
         assert run(code.format(module)).stdout.strip() == "False"
 
 
-def test_losses_import_neither_training_nor_lightning():
+def test_importing_the_losses_imports_neither_training_nor_lightning():
     code = (
         "import sys, pix2pixhd.losses;"
         "print([m for m in sys.modules if m.startswith(('lightning', 'pix2pixhd.training'))])"

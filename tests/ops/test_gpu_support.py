@@ -1,4 +1,4 @@
-"""A GPU that no kernel was built for: the reference takes over, said once, with the way out. Needs no GPU."""
+"""Unsupported GPUs: plain PyTorch runs instead, with one warning that names the remedy. Runs without a GPU."""
 
 import os
 import types
@@ -18,24 +18,24 @@ from pix2pixhd.ops import backend, extension, gpu_support, reference
     ("archs", "capability", "covered"),
     [
         ("8.0", (8, 0), True),
-        ("8.0", (8, 9), True),  # machine code: the same major version, the same minor version or a higher one
+        ("8.0", (8, 9), True),  # machine code: the same major version and the same or a higher minor version
         ("8.6", (8, 0), False),
         ("8.0", (9, 0), False),
         ("9.0", (8, 9), False),
         ("8.0;9.0", (9, 0), True),
-        ("8.0+PTX", (12, 0), True),  # PTX: all that is not older
+        ("8.0+PTX", (12, 0), True),  # PTX: the same or a newer version
         ("8.0+PTX", (7, 5), False),
         ("8.6+PTX", (8, 0), False),
         ("9.0;8.0+PTX", (10, 0), True),
-        ("9.0a", (9, 0), True),  # of one architecture: that one, PTX too
+        ("9.0a", (9, 0), True),  # specific to one architecture, PTX too
         ("10.0a+PTX", (10, 0), True),
         ("10.0a+PTX", (10, 3), False),
         ("10.0a+PTX", (12, 0), False),
         ("9.0a;9.0+PTX", (12, 0), True),
-        ("10.0f", (10, 3), True),  # of a family: higher minor versions
+        ("10.0f", (10, 3), True),  # for a family: higher minor versions too
         ("10.3f", (10, 0), False),
         ("10.0f+PTX", (12, 0), False),
-        ("8.0", (8, 7), False),  # boards run neither a desktop GPU's machine code nor the other way round
+        ("8.0", (8, 7), False),  # machine code is not compatible between Tegra boards and discrete GPUs
         ("8.7", (8, 9), False),
         ("8.7", (8, 7), True),
         ("8.0+PTX", (8, 7), True),
@@ -44,18 +44,18 @@ from pix2pixhd.ops import backend, extension, gpu_support, reference
         ("", (9, 0), False),
     ],
 )
-def test_the_rule(archs, capability, covered):
+def test_covers_follows_the_compatibility_rules(archs, capability, covered):
     assert gpu_support.covers(archs, capability) == covered
 
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """Makes torch see GPUs of these capabilities under kernels for 8.0 and 9.0a; counts how often they are asked."""
-    asked = []
+    """Simulate GPUs of the given capabilities, with kernels for 8.0 and 9.0a; record each capability query."""
+    queried = []
 
     def install(*capabilities, archs="8.0;9.0a"):
         def capability(index=None):
-            asked.append(index)
+            queried.append(index)
             return capabilities[index or 0]
 
         monkeypatch.setattr(extension, "build_facts", lambda: types.SimpleNamespace(cuda_archs=archs))
@@ -65,13 +65,13 @@ def gpus(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=None: f"Card {capabilities[index or 0][0]}")
         monkeypatch.setitem(backend._REASONS, "cuda", "")
         monkeypatch.setattr(backend, "_warned", set())
-        return asked
+        return queried
 
     return install
 
 
 @pytest.fixture(autouse=True)
-def nothing_asked_yet():
+def clear_cached_queries():
     gpu_support._find_missing.cache_clear()
     yield
     gpu_support._find_missing.cache_clear()
@@ -83,39 +83,39 @@ REASON = (
 )
 
 
-def test_each_gpu_is_asked_once(gpus):
-    asked = gpus((12, 0), (8, 6))
+def test_the_capability_of_each_gpu_is_queried_once(gpus):
+    queried = gpus((12, 0), (8, 6))
     for _ in range(3):
         assert backend.unavailable(torch.device("cuda", 0)).startswith(REASON)
         assert backend.unavailable(torch.device("cuda", 1)) == ""
         assert backend.unavailable(torch.device("cpu")) == ""
-    assert asked == [0, 1]
+    assert queried == [0, 1]
 
 
-def test_a_gpu_that_no_build_supports_is_not_told_to_rebuild(gpus):
+def test_the_message_for_a_gpu_that_no_build_supports_does_not_suggest_a_rebuild(gpus):
     gpus((6, 1))
     reason = backend.unavailable(torch.device("cuda", 0))
     assert reason == "the CUDA kernels need compute capability 7.0 or newer, and Card 6 has 6.1"
 
 
-def test_what_is_not_known_is_no_obstacle(gpus):
-    """No facts of the build, or tensors of a GPU that is not there: what torch makes up while it traces."""
-    asked = gpus((12, 0), archs="")
+def test_unknown_architectures_or_absent_gpus_do_not_disable_the_kernels(gpus):
+    """The build may not record its architectures, and tracing creates tensors on a GPU that does not exist."""
+    queried = gpus((12, 0), archs="")
     assert backend.unavailable(torch.device("cuda", 0)) == ""
-    assert asked == []
+    assert queried == []
     gpu_support._find_missing.cache_clear()
     gpus()
     assert backend.unavailable(torch.device("cuda", 0)) == ""
 
 
-def test_kernels_that_do_not_load_are_the_reason_that_counts(gpus, monkeypatch):
-    asked = gpus((12, 0))
+def test_a_load_failure_takes_precedence_over_the_capability(gpus, monkeypatch):
+    queried = gpus((12, 0))
     monkeypatch.setitem(backend._REASONS, "cuda", "they do not load")
     assert backend.unavailable(torch.device("cuda", 0)) == "they do not load"
-    assert asked == []
+    assert queried == []
 
 
-def test_the_reference_takes_over_with_one_warning(gpus, monkeypatch):
+def test_plain_pytorch_runs_instead_with_one_warning(gpus, monkeypatch):
     gpus((12, 0), (12, 0), (8, 0))
     for name in ("multi_l1_loss", "hinge_loss"):
         monkeypatch.setattr(reference, name, lambda *_: "plain PyTorch")
@@ -137,19 +137,19 @@ def test_the_reference_takes_over_with_one_warning(gpus, monkeypatch):
     )
 
 
-def test_torch_compile_takes_the_answer_for_a_constant(monkeypatch):
-    """Also the first time: then what asks CUDA must not be traced."""
-    asked = []
+def test_torch_compile_treats_the_result_as_a_constant(monkeypatch):
+    """This includes the first call, whose CUDA query must not be traced."""
+    queried = []
 
     def capability(index):
         with open(os.devnull):  # cannot be traced
-            asked.append(index)
+            queried.append(index)
         return [(12, 0), (9, 0)][index]
 
     cuda = types.SimpleNamespace(
         is_available=lambda: True, get_device_capability=capability, get_device_name=lambda index: "Card"
     )
-    # Not torch itself: torch.compile would believe in the GPUs too.
+    # Replaced only in gpu_support: torch.compile must not see the simulated GPUs.
     monkeypatch.setattr(gpu_support, "torch", types.SimpleNamespace(cuda=cuda))
     monkeypatch.setattr(extension, "build_facts", lambda: types.SimpleNamespace(cuda_archs="9.0"))
     monkeypatch.setitem(backend._REASONS, "cuda", "")
@@ -165,10 +165,10 @@ def test_torch_compile_takes_the_answer_for_a_constant(monkeypatch):
         warnings.simplefilter("error", UserWarning)
         for _ in range(2):
             assert negated_where_covered(torch.ones(1)).item() == -1.0
-    assert asked == [0, 1]
+    assert queried == [0, 1]
 
 
-def test_doctor_says_it(gpus, capsys):
+def test_doctor_reports_unsupported_gpus(gpus, capsys):
     gpus((9, 0), (12, 0))
     assert not doctor._gpus(loaded=True)
     lines = capsys.readouterr().out.splitlines()
@@ -187,8 +187,7 @@ def test_doctor_says_it(gpus, capsys):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu(monkeypatch):
-    """Kernels that are said to be for a museum piece are not launched."""
+def test_unsupported_kernels_are_not_launched_on_a_real_gpu(monkeypatch):
     monkeypatch.setattr(extension, "build_facts", lambda: types.SimpleNamespace(cuda_archs="5.0"))
     monkeypatch.setattr(backend, "_warned", set())
     x = torch.tensor([1.0, -3.0], device="cuda", requires_grad=True)

@@ -52,10 +52,10 @@ def test_large_infinite_and_nan_logits_match_pytorch(instruction_set, dtype, lab
         x = torch.full((3,), number, dtype=dtype)
         exact = value_and_gradient(plain, x.double(), torch.tensor(label, dtype=dtype).item())
         found = zip(value_and_gradient(fused, x, label), value_and_gradient(plain, x, label), exact, strict=True)
-        for ours, theirs, wanted in found:
+        for ours, theirs, expected in found:
             assert torch.equal(ours.isnan(), theirs.isnan())
             assert torch.equal(ours.isinf(), theirs.isinf())
-            torch.testing.assert_close(ours, wanted.to(dtype), rtol=tolerance, atol=tolerance + tiny, equal_nan=True)
+            torch.testing.assert_close(ours, expected.to(dtype), rtol=tolerance, atol=tolerance + tiny, equal_nan=True)
 
 
 def test_float32_is_accurate_to_a_few_ulps(instruction_set):
@@ -99,8 +99,8 @@ def test_dtypes_match_pytorch_inside_and_outside_autocast():
             loss = logistic_loss([x], 1.0)
             assert loss.dtype == plain(x, 1.0).dtype == torch.float32
         (gradient,) = torch.autograd.grad(65536.0 * loss, x)  # a loss scale alone does not overflow
-        wanted = 65536.0 / 8 * (torch.sigmoid(x.detach().double()) - 1)
-        torch.testing.assert_close(gradient.double(), wanted, rtol=8e-3, atol=0)
+        expected = 65536.0 / 8 * (torch.sigmoid(x.detach().double()) - 1)
+        torch.testing.assert_close(gradient.double(), expected, rtol=8e-3, atol=0)
 
 
 def test_results_are_bitwise_equal_for_all_thread_counts_and_instruction_sets(select_instruction_set):

@@ -1,4 +1,4 @@
-"""Labels and weights: numbers of any kind, tensors with gradients, numbers that change under torch.compile."""
+"""Labels and weights: numbers of any kind, tensors with gradients, changing numbers under torch.compile."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ SCALARS = [0.9, np.float32(0.9), np.float64(0.9), np.array(0.9), torch.tensor(0.
 
 
 @pytest.mark.parametrize("number", SCALARS, ids=repr)
-def test_numbers_of_any_kind(number):
+def test_numbers_of_any_kind_are_accepted(number):
     x = torch.randn(7)
     torch.testing.assert_close(lsgan_loss([x], number), ((x - 0.9) ** 2).mean())
     torch.testing.assert_close(logistic_loss([x], 1.0, number), 0.9 * F.softplus(-x).mean())
@@ -39,7 +39,7 @@ def test_numbers_of_any_kind(number):
 
 
 @pytest.mark.parametrize("flag", [True, 1, np.bool_(True), torch.tensor(True), [True], np.array([True])], ids=repr)
-def test_flags_of_any_kind(flag):
+def test_flags_of_any_kind_are_accepted(flag):
     x = torch.randn(7)
     torch.testing.assert_close(hinge_loss([x], flag), F.relu(1 - x).mean())
     if not isinstance(flag, list):
@@ -67,7 +67,7 @@ def test_flags_of_any_kind(flag):
         (lambda x: GANLoss(target_real_label="1"), TypeError, "target_real_label must be a number, got '1'"),
     ],
 )
-def test_what_is_no_number_is_refused(call, error, message):
+def test_values_that_are_not_numbers_are_rejected(call, error, message):
     with pytest.raises(error, match=message):
         call(torch.zeros(3))
 
@@ -91,7 +91,7 @@ WITH_NUMBERS = {
 
 @pytest.mark.parametrize("name", WITH_NUMBERS)
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_numbers_changed_before_the_backward_do_not_change_the_gradient(name, container):
+def test_numbers_modified_before_backward_do_not_change_the_gradient(name, container):
     xs = [torch.full((4,), 0.25, requires_grad=True), torch.full((3,), 0.5, requires_grad=True)]
     expected = torch.autograd.grad(WITH_NUMBERS[name](xs, [0.5, 0.75]), xs)
     numbers = CONTAINERS[container]([0.5, 0.75])
@@ -102,9 +102,9 @@ def test_numbers_changed_before_the_backward_do_not_change_the_gradient(name, co
     torch.testing.assert_close(torch.autograd.grad(loss, xs), expected)
 
 
-# Without the label of lsgan: the fused side saves the difference, which does not change with the label.
+# Excludes the label of lsgan: the fused loss saves the difference, which does not change with the label.
 @pytest.mark.parametrize("name", sorted(WITH_NUMBERS.keys() - {"lsgan, labels"}))
-def test_a_learned_number_changed_before_the_backward_is_refused(name):
+def test_a_learned_number_modified_before_backward_raises_an_error(name):
     x = torch.full((4,), 0.25, requires_grad=True)
     number = torch.tensor(0.5, requires_grad=True)
     loss = WITH_NUMBERS[name]([x], number)
@@ -114,7 +114,7 @@ def test_a_learned_number_changed_before_the_backward_is_refused(name):
         torch.autograd.grad(loss, x)
 
 
-def test_tensors_get_their_gradients():
+def test_tensors_as_weights_and_labels_receive_gradients():
     xs, ys = [torch.randn(5), torch.randn(3)], [torch.randn(5), torch.randn(3)]
     weights = torch.tensor([0.5, 2.0], requires_grad=True)
     label = torch.tensor(0.9, requires_grad=True)
@@ -135,19 +135,19 @@ def test_tensors_get_their_gradients():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_label_is_rounded_to_the_dtype_of_its_tensor(loss, dtype):
     x = torch.full((4096,), 0.89, dtype=dtype, requires_grad=True)
-    wide = x.detach().double().requires_grad_()
+    exact = x.detach().double().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):  # the loss in float32
         value = loss([x], 0.9)
         plain = F.mse_loss if loss is lsgan_loss else F.binary_cross_entropy_with_logits
-    expected = plain(wide, torch.full_like(x, 0.9).double())
+    expected = plain(exact, torch.full_like(x, 0.9).double())
     torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
-    (gradient,), (wanted,) = (torch.autograd.grad(v * 4096, y) for v, y in ((value, x), (expected, wide)))
-    torch.testing.assert_close(gradient, wanted.to(dtype))
+    (gradient,), (expected_gradient,) = (torch.autograd.grad(v * 4096, y) for v, y in ((value, x), (expected, exact)))
+    torch.testing.assert_close(gradient, expected_gradient.to(dtype))
 
 
 @pytest.mark.parametrize("loss", [lsgan_loss, logistic_loss])
-def test_a_finite_label_beyond_the_dtypes_range_is_refused(loss):
-    """As ``torch.full_like`` refuses it, except for one element of half precision."""
+def test_a_finite_label_beyond_the_range_of_the_dtype_is_rejected(loss):
+    """``torch.full_like`` rejects it too, except for a single half-precision element."""
     for dtype, label in [
         (torch.float16, 1e6),
         (torch.float16, 65505.0),
@@ -172,7 +172,7 @@ def test_a_finite_label_beyond_the_dtypes_range_is_refused(loss):
 @pytest.mark.parametrize("weight", [torch.float64, torch.float32, torch.float16, torch.int64], ids=str)
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("learned", [False, True])
-def test_a_tensor_as_a_weight_promotes_the_dtype_as_in_plain_pytorch(dtype, weight, autocast, learned):
+def test_a_tensor_weight_promotes_the_dtype_as_in_plain_pytorch(dtype, weight, autocast, learned):
     x, w = torch.randn(9).to(dtype), torch.tensor(2, dtype=weight)
     if learned and weight.is_floating_point:
         w.requires_grad_()
@@ -195,7 +195,7 @@ def test_a_tensor_as_a_weight_promotes_the_dtype_as_in_plain_pytorch(dtype, weig
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
-def test_the_losses_dtype_is_plain_pytorchs(dtype, autocast):
+def test_the_dtype_of_the_loss_matches_plain_pytorch(dtype, autocast):
     x = torch.randn(9).to(dtype)
     label = torch.ones_like(x)
     with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
@@ -212,7 +212,7 @@ def test_the_losses_dtype_is_plain_pytorchs(dtype, autocast):
 
 
 def graphs(function, arguments_of, steps=4):
-    """Compiles under fullgraph, compares each step with eager, and counts graphs."""
+    """Compile with fullgraph=True, compare each step with eager mode, and return the number of graphs."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(function, backend=counter, fullgraph=True)
@@ -245,12 +245,12 @@ CHANGING = {
 
 
 @pytest.mark.parametrize("name", CHANGING)
-def test_changing_numbers_compile_at_most_twice(name):
+def test_changing_numbers_compile_at_most_two_graphs(name):
     assert graphs(CHANGING[name], lambda k: (leaf(4), number(k))) <= 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_sum_over_changing_sizes_compiles_at_most_twice(dtype):
+def test_a_sum_over_changing_sizes_compiles_at_most_two_graphs(dtype):
     def arguments(k):
         x = (torch.randn(k + 2, 3) * 1e-6).to(dtype).requires_grad_()
         return x, torch.zeros(k + 2, 3, dtype=dtype)
@@ -259,7 +259,7 @@ def test_a_sum_over_changing_sizes_compiles_at_most_twice(dtype):
 
 
 @pytest.mark.parametrize("mode", ["lsgan", "vanilla", "hinge", "wgan"])
-def test_annealed_weights_and_labels_of_modules_compile_at_most_twice(mode):
+def test_annealed_weights_and_labels_of_modules_compile_at_most_two_graphs(mode):
     criterion = GeneratorLoss(lambda_vgg=0.0, gan_mode=mode)
 
     def step(x, y, k):

@@ -35,8 +35,8 @@ def test_storages_of_gradients_can_be_resized(mib):
 
 def test_freed_memory_is_reused_by_the_next_call_of_the_same_size():
     pointer = gradient(4).data_ptr()
-    kept = gradient(4)
-    assert kept.data_ptr() == pointer
+    live = gradient(4)
+    assert live.data_ptr() == pointer
     assert gradient(4).data_ptr() != pointer, "it is in use"
 
 
@@ -61,13 +61,13 @@ def test_many_outputs_are_recycled_with_few_reference_checks(monkeypatch, loss):
         torch.testing.assert_close(own, torch.full_like(x, 1 / x.numel()))
 
 
-@pytest.mark.parametrize("keep", [lambda g: g.view(2, -1)[1], lambda g: g.untyped_storage(), lambda g: g.numpy()])
-def test_memory_with_any_reference_is_not_reused(keep):
+@pytest.mark.parametrize("refer", [lambda g: g.view(2, -1)[1], lambda g: g.untyped_storage(), lambda g: g.numpy()])
+def test_memory_with_any_reference_is_not_reused(refer):
     grad = gradient(4)
-    pointer, kept = grad.data_ptr(), keep(grad)
+    pointer, reference = grad.data_ptr(), refer(grad)
     del grad
     assert gradient(4).data_ptr() != pointer
-    del kept
+    del reference
 
 
 @pytest.mark.parametrize("change", [lambda g: g.share_memory_(), lambda g: g.numpy(), lambda g: g.resize_(2 * MIB)])

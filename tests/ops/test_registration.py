@@ -1,4 +1,4 @@
-"""What PyTorch asks of an operator: opcheck, gradcheck, compile, functorch, double backward."""
+"""PyTorch's requirements of operators: opcheck, gradcheck, compile, functorch, double backward."""
 
 import pytest
 import torch
@@ -22,14 +22,14 @@ def samples(requires_grad, empty=False):
     yield [make((2, 3, 5, 4), memory_format=torch.channels_last)]
     yield [make((33,), torch.bfloat16), make((300,), torch.float16), make((2, 2), torch.float64)]
     yield [make((4, 4)), make(())]
-    if empty:  # the loss is NaN, which opcheck does not take for equal to itself
+    if empty:  # the loss is NaN, which opcheck does not consider equal to itself
         yield [make((0, 3)), make((4, 4))]
     yield [make((4, 6)).t()]
     for crop in CROPS.values():
         yield [crop(make((2, 8, 6, 6)).detach()).requires_grad_(requires_grad)]
 
 
-# Not dense, and in another order than contiguous.
+# Non-dense tensors whose memory order is not contiguous.
 CROPS = {
     "channels-last crop": lambda x: x.contiguous(memory_format=torch.channels_last)[:, :, 1:, 1:-1],
     "permuted slice": lambda x: x[0].permute(2, 0, 1)[:, ::2],
@@ -37,7 +37,7 @@ CROPS = {
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
-def test_opcheck_multi_l1(requires_grad):
+def test_multi_l1_passes_opcheck(requires_grad):
     for inputs in samples(requires_grad):
         targets = [torch.randn_like(x) for x in inputs]
         every = list(range(len(inputs)))
@@ -47,7 +47,7 @@ def test_opcheck_multi_l1(requires_grad):
             opcheck(ops.multi_l1.default, (inputs, targets, [0.5] * len(inputs), every[1:]))
 
 
-def test_opcheck_multi_l1_backward():
+def test_multi_l1_backward_passes_opcheck():
     for inputs in samples(False, empty=True):
         weights = [0.5] * len(inputs)
         every = list(range(len(inputs)))
@@ -67,7 +67,7 @@ def test_opcheck_multi_l1_backward():
 
 @pytest.mark.parametrize("kind", [0, 1, 2, 3])
 @pytest.mark.parametrize("requires_grad", [False, True])
-def test_opcheck_multi_pointwise(kind, requires_grad):
+def test_multi_pointwise_passes_opcheck(kind, requires_grad):
     for inputs in samples(requires_grad):
         arguments = (inputs, [1.0] * len(inputs), [0.5] * len(inputs), kind)
         opcheck(ops.multi_pointwise.default, arguments)
@@ -76,7 +76,9 @@ def test_opcheck_multi_pointwise(kind, requires_grad):
         opcheck(ops.multi_pointwise_backward.default, backward)
         expected = ops.multi_pointwise_backward.default(*backward)
         out = [torch.empty_like(gradient) for gradient in expected]
-        if all(map(torch.ops.aten.is_non_overlapping_and_dense, plain)):  # opcheck's copies of others are dense
+        if all(
+            map(torch.ops.aten.is_non_overlapping_and_dense, plain)
+        ):  # opcheck makes dense copies of non-dense tensors
             opcheck(ops.multi_pointwise_backward_out.default, (*backward, out))
         ops.multi_pointwise_backward_out.default(*backward, out)
         assert all(map(torch.equal, out, expected))
@@ -93,8 +95,8 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_gradcheck_and_double_backward(name):
-    generator = torch.Generator().manual_seed(0)  # away from ties and edges: |x − 0.3|, |1 − |x|| > 0.05
+def test_gradcheck_and_gradgradcheck_pass(name):
+    generator = torch.Generator().manual_seed(0)  # avoids ties and edges: |x − 0.3|, |1 − |x|| > 0.05
     xs = [torch.rand(s, generator=generator, dtype=torch.float64) * 0.5 + 0.36 for s in [(3, 4), (5,)]]
     xs = [(x * (-1) ** torch.arange(x.numel(), dtype=torch.float64).view(x.shape)).requires_grad_() for x in xs]
     assert torch.autograd.gradcheck(lambda *a: LOSSES[name](list(a)), xs)
@@ -102,7 +104,7 @@ def test_gradcheck_and_double_backward(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_double_backward_is_the_references(name):
+def test_double_backward_matches_the_reference(name):
     results = []
     for backend in ("fused", "reference"):
         generator = torch.Generator().manual_seed(1)
@@ -132,8 +134,8 @@ def test_compiles_without_a_graph_break(name, backend):
 
 
 @pytest.mark.parametrize("name", ["l1", "lsgan"])
-@torch._inductor.config.patch(force_disable_caches=True)  # the cache's key does not cover the fake kernels
-def test_inductor_gets_the_right_gradient_strides_for_crops(name):
+@torch._inductor.config.patch(force_disable_caches=True)  # the cache key does not include the fake kernels
+def test_inductor_receives_the_right_gradient_strides_for_crops(name):
     torch._dynamo.reset()
     generator = torch.Generator().manual_seed(4)
     xs = [crop(torch.randn(2, 8, 6, 6, generator=generator)).detach().requires_grad_() for crop in CROPS.values()]
@@ -143,7 +145,7 @@ def test_inductor_gets_the_right_gradient_strides_for_crops(name):
         torch.testing.assert_close(a, b)
 
 
-def test_batch_sizes_do_not_recompile_again_and_again():
+def test_changing_batch_sizes_compile_at_most_two_graphs():
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(
@@ -157,7 +159,7 @@ def test_batch_sizes_do_not_recompile_again_and_again():
     assert counter.frame_count <= 2, "one static, one dynamic"
 
 
-def test_autocast_inside_compile():
+def test_autocast_inside_compile_gives_the_eager_dtype():
     torch._dynamo.reset()
 
     def step(x, y):
@@ -170,7 +172,7 @@ def test_autocast_inside_compile():
     torch.testing.assert_close(loss, step(x, torch.zeros(64)))
 
 
-def test_functorch_transforms():
+def test_functorch_transforms_match_analytic_derivatives():
     x, y = torch.randn(4, 5), torch.zeros(4, 5)
     torch.testing.assert_close(torch.func.grad(lambda a: multi_l1_loss([a], [y]))(x), torch.sign(x) / 20)
     per_row = torch.func.vmap(lambda a: lsgan_loss([a], 1.0))(x)
@@ -179,7 +181,7 @@ def test_functorch_transforms():
     torch.testing.assert_close(hessian, 2 / 3 * torch.eye(3))
 
 
-def test_export():
+def test_the_loss_can_be_exported():
     class Loss(torch.nn.Module):
         def forward(self, x, y):
             return multi_l1_loss([x], [y])
@@ -188,7 +190,7 @@ def test_export():
     torch.testing.assert_close(torch.export.export(Loss(), (x, y)).module()(x, y), x.abs().mean())
 
 
-def test_fake_tensors_carry_shapes_and_types():
+def test_fake_tensors_have_the_right_shapes_and_dtypes():
     from torch._subclasses import FakeTensorMode
 
     with FakeTensorMode():
