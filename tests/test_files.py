@@ -118,7 +118,7 @@ def test_symbolic_links_are_followed_and_devices_not_replaced(tmp_path):
 
 def test_unwritable_places_are_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"--output: cannot write into .*file/out"):
+    with pytest.raises(InputError, match=r"--output: cannot write to .*file/out"):
         check_writable(tmp_path / "file" / "out", "--output")
     with pytest.raises(InputError, match=r"file/out: cannot be written"):
         write_text(tmp_path / "file" / "out", "text")

@@ -109,7 +109,7 @@ def test_missing_and_empty_folders(root, tmp_path):
 def test_colour_label_map(root):
     path = root / "train_label" / "a.png"
     Image.open(path).convert("RGB").save(path)
-    fails(root, str(path), "one channel", "mode RGB", "gray PNG")
+    fails(root, str(path), "one channel", "mode RGB", "grayscale PNG")
 
 
 def test_deep_and_transparent_pictures(root):

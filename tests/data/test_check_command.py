@@ -64,7 +64,7 @@ def test_label_maps_saved_as_jpeg_are_refused(capsys, dataset):
     path.unlink()
     code, out = check(capsys, dataset)
     assert code == 1
-    assert "a.jpg: a label map saved as JPEG has lost its ids" in out
+    assert "a.jpg: a label map must not be a JPEG file" in out
 
 
 def test_missing_partners_and_folders(capsys, dataset, tmp_path):

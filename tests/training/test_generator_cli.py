@@ -167,7 +167,9 @@ def test_ids_that_the_generator_does_not_know(refused, checkpoint, data_root, tm
     told = refused(*generate(checkpoint, data_root, tmp_path / "out"))
     assert "label id 255 is outside data.label_nc=4, which allows 0 to 3; the generator was trained with" in told
     assert "set data.label_nc" not in told
-    assert f"--input: {path} is a file; give its folder" in refused(*generate(checkpoint, path, tmp_path / "out"))
+    assert f"--input: {path} is a file; give the folder that contains it" in refused(
+        *generate(checkpoint, path, tmp_path / "out")
+    )
 
 
 def test_scaling_applies_to_a_ckpt(checkpoint, data_root, tmp_path):
