@@ -22,8 +22,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pix2pixhd generate",
         description="Generate an image for every label map or image of a folder. A checkpoint of this package contains "
-        "the options of its networks. For NVIDIA's latest_net_G.pth, they are read from the opt.txt beside it, or given "
-        "by the options below.",
+        "the options of its networks. For NVIDIA's latest_net_G.pth, they are read from the opt.txt beside it, or "
+        "given by the options below.",
     )
     parser.add_argument(
         "--input",
