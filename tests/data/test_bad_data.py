@@ -100,7 +100,7 @@ def test_missing_and_empty_folders(root, tmp_path):
         find_pairs(DataOptions(), "train")
     for path in (root / "train_inst").iterdir():
         path.unlink()
-    fails(root, "train_inst", "holds no images", "no_instance")
+    fails(root, "train_inst", "contains no images", "no_instance")
     (root / "train_inst").rmdir()
     fails(root, "train_inst", "there is no folder")
     check(root, no_instance=True)

@@ -86,7 +86,10 @@ def test_sizes_are_checked_as_the_configuration_trains_them(capsys, dataset, tmp
         config.write_text(sections.format(halvings))
         found, out = check(capsys, dataset, "--config", str(config))
         assert found == code, out
-    assert "would be trained at 16x16 (width x height), but this generator needs multiples of 16, at least 32" in out
+    assert (
+        "would be trained at 16x16 (width x height), but this generator needs multiples of 16 that are at least 32"
+        in out
+    )
     assert check(capsys, dataset, "--config", str(config), "--multiple", "8")[0] == 0
 
 

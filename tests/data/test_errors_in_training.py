@@ -134,7 +134,7 @@ def test_without_the_check_nothing_is_decoded_before_training(root, monkeypatch)
         ({"label_nc": 3}, "label id 3 is outside data.label_nc=3"),
         ({"resize_or_crop": "crop", "fineSize": 64}, "smaller than the crop data.fineSize=64"),
         ({"resize_or_crop": "scale_width", "loadSize": 30}, "multiples of 4"),
-        ({"resize_or_crop": "none", "batchSize": 4}, "batchSize=4 needs images of one size"),
+        ({"resize_or_crop": "none", "batchSize": 4}, "batchSize=4 needs images of equal size"),
     ],
 )
 def test_without_the_check_the_loader_refuses_the_same(root, make_data, changes, message):

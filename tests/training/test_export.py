@@ -107,7 +107,7 @@ def test_another_picture_is_an_error_and_no_file(last, tmp_path, monkeypatch, ca
         (["--output", "city.tflite"], "must end with .onnx or .pt2, or be a folder"),
         (
             ["--output", "city", "--size", "16x16"],
-            "--size: networks in NVIDIA's format are not limited to one image size",
+            "--size: networks in NVIDIA's format are not limited to one",
         ),
         (["--output", "city.pt2", "--ngf", "8"], "--ngf: "),
     ],
