@@ -1,4 +1,4 @@
-"""The one exception for input that a user can correct."""
+"""The exception for invalid input that the user can correct."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ __all__ = ["InputError"]
 
 
 class InputError(ValueError):
-    """An input cannot be used: a file, a folder, an option, a checkpoint.
+    """Raised for invalid input: a file, a folder, an option or a checkpoint.
 
-    The message names the input, what was expected, what was found and the remedy. The ``pix2pixhd`` command prints it
+    The message names the input, the expected and the actual value, and the remedy. The ``pix2pixhd`` command prints it
     without a traceback and exits with code 2.
 
     Example:

@@ -1,7 +1,7 @@
-"""The one way in which every command writes its files.
+"""Atomic file output, used by all commands.
 
-A file appears under its name whole or not at all, and a file that this package did not write is not replaced unless the
-user asks for it with ``--force``.
+A file appears under its final name only when it is complete. Files that this package did not write are not replaced,
+unless the user asks for it with ``--force``.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ __all__ = [
     "write_text",
 ]
 
-# Images, pages and other files with room for a comment carry this near their beginning, so that a later run may replace
-# them without being asked to.
+# Images, pages and other files that can store a comment contain this text near their beginning, so that later runs may
+# replace them without ``--force``.
 MARK = "Written by pix2pixhd"
 _HEAD = 4096
 
@@ -38,7 +38,7 @@ _REMEDY = "free some space or choose another place"
 
 
 def is_own(path: pathlib.Path) -> bool:
-    """Whether a file carries ``MARK``, so that it was written by this package.
+    """Returns whether a file contains ``MARK``, which means that this package wrote it.
 
     Example:
         >>> is_own(pathlib.Path("no such file"))
@@ -52,25 +52,25 @@ def is_own(path: pathlib.Path) -> bool:
 
 
 def check_writable(folder: pathlib.Path, name: str) -> None:
-    """Creates a folder and checks that files can be written into it, before any work is done.
+    """Creates a folder and checks that files can be written to it. Commands call this before other work.
 
     Args:
         folder: The folder.
-        name: The option that names it, for the message.
+        name: The option that specifies the folder, for the message.
 
     Raises:
-        InputError: If that fails; names the option, the folder and the reason.
+        InputError: If the folder cannot be written to. The message names the option, the folder and the reason.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"{name}: cannot write into {folder} ({error.strerror}); choose another folder") from None
+        raise InputError(f"{name}: cannot write to {folder} ({error.strerror}); choose another folder") from None
 
 
 def _is_device(path: pathlib.Path) -> bool:
-    """Whether a path is a terminal, a pipe or ``/dev/null``, which are written to and never replaced."""
+    """Returns whether a path is a terminal, a pipe or ``/dev/null``, which are written to and never replaced."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -88,21 +88,23 @@ def check_replaceable(
     option: str = "--output",
     remedy: str = "choose another place, or replace existing files with --force",
 ) -> None:
-    """Refuses to replace files that this package did not write, before any work is done.
+    """Checks that a command would not replace files that this package did not write. Commands call this first.
 
     Args:
-        paths: The files that a command is going to write.
-        force: Whether the user allowed it.
-        option: The option that names them, for the message.
-        remedy: What to do, for the message.
+        paths: The files that the command will write.
+        force: Whether the user allowed replacing such files.
+        option: The option that specifies the files, for the message.
+        remedy: The remedy, for the message.
 
     Raises:
-        InputError: If one of them is a folder; without ``force``, if one of them exists and does not carry ``MARK``.
+        InputError: If one of the paths is a folder or, without ``force``, an existing file without ``MARK``.
     """
     foreign = []
     for path in paths:
         if os.path.isdir(path):
-            raise InputError(f"{option}: {path} is a folder, but a file of this name is to be written; choose another")
+            raise InputError(
+                f"{option}: {path} is a folder, but a file of this name would be written; choose another name"
+            )
         if not force and _is_foreign(path):
             foreign.append(path)
     if foreign:
@@ -121,15 +123,15 @@ def _identity(path: pathlib.Path) -> tuple[int, int] | None:
 def check_apart(
     outputs: Iterable[pathlib.Path], inputs: Mapping[str, Iterable[pathlib.Path | None]], option: str = "--output"
 ) -> None:
-    """Refuses outputs that are inputs or lie inside a folder of inputs, before anything is written.
+    """Checks that no output is an input or lies inside a folder of inputs. Commands call this before they write.
 
-    Files are compared by device and inode, so that symbolic links, hard links, relative paths, bind mounts and file
-    systems that ignore case make no difference.
+    Files are compared by device and inode. This handles symbolic links, hard links, relative paths, bind mounts and
+    case-insensitive file systems.
 
     Args:
-        outputs: Files and folders that a command is going to write.
-        inputs: Files and folders that it reads, by the option that names them; None is skipped.
-        option: The option that names the outputs, for the message.
+        outputs: Files and folders that the command will write.
+        inputs: Files and folders that the command reads, by the option that specifies them. None is skipped.
+        option: The option that specifies the outputs, for the message.
 
     Raises:
         InputError: If an output is an input or lies inside one.
@@ -140,7 +142,7 @@ def check_apart(
             identity = None if path is None else _identity(path)
             if path is not None and identity is not None:
                 read[identity] = (name, path)
-    apart: set[pathlib.Path] = set()  # folders that are known to lie outside
+    apart: set[pathlib.Path] = set()  # folders that are known not to lie inside an input
     for output in outputs:
         resolved = output.resolve()
         for place in (resolved, *resolved.parents):
@@ -158,7 +160,7 @@ def check_apart(
 
 def _check_one(path: pathlib.Path, force: bool) -> None:
     if os.path.isdir(path):
-        raise InputError(f"{path}: is a folder, but a file of this name is to be written; choose another")
+        raise InputError(f"{path}: is a folder, but a file of this name would be written; choose another name")
     if not force and _is_foreign(path):
         raise InputError(
             f"{path}: exists and was not written by pix2pixhd, so it is kept; move it away or choose another place"
@@ -166,13 +168,13 @@ def _check_one(path: pathlib.Path, force: bool) -> None:
 
 
 def _temporary(target: pathlib.Path) -> pathlib.Path:
-    """A hidden name beside ``target``, with its suffix, from which some writers infer the format."""
+    """Returns a hidden name beside ``target``, with the same suffix, from which some writers infer the format."""
     return target.with_name(f".pix2pixhd-{secrets.token_hex(6)}{target.suffix}")
 
 
 def _sync(path: pathlib.Path, access: int = os.O_RDWR) -> None:
-    """Flushes a file, or a folder's names, to the disk."""
-    # Windows and some network file systems flush only files that are open for writing.
+    """Flushes a file, or the entries of a folder, to the disk."""
+    # Windows and some network file systems only flush files that are open for writing.
     handle = os.open(path, access)
     try:
         os.fsync(handle)
@@ -181,7 +183,7 @@ def _sync(path: pathlib.Path, access: int = os.O_RDWR) -> None:
 
 
 def _sync_folder(folder: pathlib.Path) -> None:
-    # Some file systems cannot flush folders; the files themselves have been flushed.
+    # Some file systems cannot flush folders. The files themselves are flushed already.
     with contextlib.suppress(OSError):
         _sync(folder, os.O_RDONLY)
 
@@ -190,19 +192,19 @@ def _sync_folder(folder: pathlib.Path) -> None:
 def replacing_all(
     paths: Iterable[pathlib.Path], *, force: bool = False, remedy: str = _REMEDY
 ) -> Iterator[list[pathlib.Path]]:
-    """Writes several files, all of them or none.
+    """Writes several files, either all of them or none.
 
-    The files are written under temporary names beside their places and take their names when the block ends without an
-    exception. Otherwise, an interrupt included, the temporary files are removed and existing files stay as they are.
+    The files are written under temporary names in the same folders and are renamed when the block ends without an
+    exception. On an exception or an interrupt, the temporary files are removed and existing files are left unchanged.
     Existing terminals, pipes and devices are written to directly. Symbolic links are followed.
 
     Args:
-        paths: The files to write; missing folders are created.
-        force: Whether files that do not carry ``MARK`` may be replaced.
-        remedy: What to do when they cannot be written, for the message.
+        paths: The files to write. Missing folders are created.
+        force: Whether files without ``MARK`` may be replaced.
+        remedy: The remedy if the files cannot be written, for the message.
 
     Yields:
-        For every file the path to write to.
+        The temporary path of every file.
 
     Raises:
         InputError: If a file cannot be written, or if it exists and may not be replaced.
@@ -222,13 +224,13 @@ def replacing_all(
                 continue
             current.parent.mkdir(parents=True, exist_ok=True)
             parts.append((_temporary(current), current))
-            # Exclusively, and with the permissions of the umask, which tempfile ignores.
+            # Create the file exclusively, with the permissions of the umask, which tempfile ignores.
             os.close(os.open(parts[-1][0], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         yield [part for part, _ in parts]
         for part, current in parts:
             if part != current:
                 _sync(part)
-        # Commands check before they begin to work. This one counts: files may have appeared since then.
+        # Commands also check before they start to work, but files may have appeared since then.
         for _, current in parts:
             _check_one(current, force)
         for part, current in parts:
@@ -247,7 +249,7 @@ def replacing_all(
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path, *, force: bool = False, remedy: str = _REMEDY) -> Iterator[pathlib.Path]:
-    """Writes one file, whole or not at all; see ``replacing_all``.
+    """Writes one file atomically; see ``replacing_all``.
 
     Example:
         >>> with replacing(pathlib.Path("city.onnx")) as part:  # doctest: +SKIP
@@ -258,23 +260,23 @@ def replacing(path: pathlib.Path, *, force: bool = False, remedy: str = _REMEDY)
 
 
 def write_text(path: pathlib.Path, text: str, *, force: bool = False) -> None:
-    """Writes a text file in UTF-8, whole or not at all; see ``replacing_all``.
+    """Writes a UTF-8 text file atomically; see ``replacing_all``.
 
     Raises:
-        InputError: If it cannot be written, or if it exists and may not be replaced.
+        InputError: If the file cannot be written, or if it exists and may not be replaced.
     """
     with replacing(path, force=force) as part, part.open("w", encoding="utf-8") as file:
         file.write(text)
 
 
 class Record:
-    """The files that a command wrote into a folder, so that it can later remove these and no others.
+    """Record of the files that a command wrote to a folder, so that a later run removes only these files.
 
-    A file counts as the command's as long as size and modification time are those on record.
+    A file is considered the command's own while its size and modification time match the record.
 
     Args:
         folder: The folder.
-        parts: Files and subfolders of it that the command writes.
+        parts: Files and subfolders that the command writes.
 
     Example:
         >>> Record(pathlib.Path("runs/demo"), ["data", "run", "demo.yaml"]).clear("--out")  # doctest: +SKIP
@@ -301,18 +303,18 @@ class Record:
         return files if isinstance(files, dict) else {}
 
     def save(self) -> None:
-        """Records the files that are there now."""
+        """Records the files that currently exist."""
         text = json.dumps({"comment": MARK, "files": self._present()}, indent=1)
         write_text(self.path, text + "\n")
 
     def clear(self, option: str) -> None:
-        """Removes the files on record.
+        """Removes the recorded files.
 
         Args:
-            option: The option that names the folder, for the message.
+            option: The option that specifies the folder, for the message.
 
         Raises:
-            InputError: If there are files of other origin, or if one was changed; nothing is removed then.
+            InputError: If there are other files, or if a file has changed. Nothing is removed in this case.
         """
         recorded, present = self._recorded(), self._present()
         foreign = sorted(name for name, status in present.items() if recorded.get(name) != status)
@@ -320,12 +322,12 @@ class Record:
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
             raise InputError(
                 f"{option}: {self.folder / foreign[0]}{more} would be replaced, but was not written by an earlier run "
-                "of this command, or was changed since; move or delete it, or choose another folder"
+                "of this command, or has changed since; move or delete it, or choose another folder"
             )
         for name in present:
             (self.folder / name).unlink()
         for part in self.parts:
             folders = [path for path in (self.folder / part).rglob("*") if path.is_dir()]
             for folder in (*sorted(folders, reverse=True), self.folder / part):
-                with contextlib.suppress(OSError):  # it holds a folder that appeared just now
+                with contextlib.suppress(OSError):  # not empty: a file or folder has appeared in it
                     folder.rmdir()

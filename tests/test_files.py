@@ -1,4 +1,4 @@
-"""The helper that writes every command's files: whole or not at all, never over foreign files or inputs."""
+"""Files are written atomically, and neither inputs nor files of other programs are replaced."""
 
 import fcntl
 import os
@@ -21,7 +21,7 @@ from pix2pixhd.files import (
 )
 
 
-def test_a_file_appears_whole_with_the_permissions_of_the_umask(tmp_path):
+def test_a_complete_file_appears_with_the_permissions_of_the_umask(tmp_path):
     path = tmp_path / "new" / "a.txt"
     before = os.umask(0o027)
     try:
@@ -37,7 +37,7 @@ def test_a_file_appears_whole_with_the_permissions_of_the_umask(tmp_path):
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("bug")])
-def test_a_failure_leaves_the_old_files_and_no_others(tmp_path, failure):
+def test_a_failure_leaves_old_files_unchanged_and_no_temporary_files(tmp_path, failure):
     paths = [tmp_path / "a", tmp_path / "b"]
     for path in paths:
         path.write_text("old")
@@ -58,7 +58,7 @@ def test_a_failure_leaves_the_old_files_and_no_others(tmp_path, failure):
 
 
 def test_files_are_flushed_through_a_descriptor_that_can_write(tmp_path, monkeypatch):
-    """As Windows and some network file systems require."""
+    """Windows and some network file systems require this."""
     flushed, original = [], os.fsync
 
     def fsync(handle):
@@ -71,7 +71,7 @@ def test_files_are_flushed_through_a_descriptor_that_can_write(tmp_path, monkeyp
     assert flushed == [os.O_RDWR]
 
 
-def test_foreign_files_are_kept_and_own_ones_replaced(tmp_path):
+def test_only_own_files_are_replaced_without_force(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("mine")
     with pytest.raises(InputError, match=r"a\.txt: exists and was not written by pix2pixhd, so it is kept"):
@@ -100,7 +100,7 @@ def test_a_file_that_appears_while_writing_is_kept(tmp_path):
     assert path.read_text() == "mine"
 
 
-def test_symbolic_links_are_followed_and_devices_not_replaced(tmp_path):
+def test_symbolic_links_are_followed_and_devices_are_not_replaced(tmp_path):
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("mine")
     link.symlink_to(target)
@@ -116,9 +116,9 @@ def test_symbolic_links_are_followed_and_devices_not_replaced(tmp_path):
     assert device.is_symlink()
 
 
-def test_unwritable_places_are_named(tmp_path):
+def test_folders_that_cannot_be_written_to_are_reported(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"--output: cannot write into .*file/out"):
+    with pytest.raises(InputError, match=r"--output: cannot write to .*file/out"):
         check_writable(tmp_path / "file" / "out", "--output")
     with pytest.raises(InputError, match=r"file/out: cannot be written"):
         write_text(tmp_path / "file" / "out", "text")
@@ -136,13 +136,13 @@ def labels(tmp_path):
     return folder
 
 
-def test_outputs_apart_from_inputs(labels, tmp_path):
+def test_outputs_outside_the_inputs_are_accepted(labels, tmp_path):
     outside = [tmp_path / "out", tmp_path / "data" / "labels2" / "a.png", tmp_path / "data" / "a.png"]
     check_apart(outside, {"--input": [labels, None, tmp_path / "missing"]})
 
 
 @pytest.mark.parametrize("kind", ["same", "inside", "relative", "link", "link of parent", "file", "hard link"])
-def test_outputs_that_are_inputs(labels, tmp_path, monkeypatch, kind):
+def test_outputs_that_are_or_lie_inside_inputs_are_rejected(labels, tmp_path, monkeypatch, kind):
     output, read = labels, [labels]
     if kind == "inside":
         output = labels / "new" / "out"
@@ -162,20 +162,20 @@ def test_outputs_that_are_inputs(labels, tmp_path, monkeypatch, kind):
         check_apart([tmp_path / "other", output], {"--input": read})
 
 
-def test_a_record_removes_its_files_and_no_others(tmp_path):
-    record = Record(tmp_path, ["data", "run", "sheet.png"])
-    record.clear("--out")  # nothing there
+def test_a_record_only_removes_its_own_files(tmp_path):
+    record = Record(tmp_path, ["data", "run", "grid.png"])
+    record.clear("--out")  # the folder is empty
     (tmp_path / "data" / "deep").mkdir(parents=True)
     (tmp_path / "data" / "deep" / "a").write_text("a")
-    (tmp_path / "sheet.png").write_text("b")
+    (tmp_path / "grid.png").write_text("b")
     (tmp_path / "elsewhere").write_text("mine")
     record.save()
     (tmp_path / "data" / "note").write_text("mine")
     with pytest.raises(InputError, match=r"--out: .*data/note would be replaced"):
         Record(tmp_path, record.parts).clear("--out")
     (tmp_path / "data" / "note").unlink()
-    (tmp_path / "sheet.png").write_text("changed")
-    with pytest.raises(InputError, match=r"sheet\.png would be replaced"):
+    (tmp_path / "grid.png").write_text("changed")
+    with pytest.raises(InputError, match=r"grid\.png would be replaced"):
         record.clear("--out")
     assert (tmp_path / "data" / "deep" / "a").read_text() == "a"
     record.save()
@@ -184,7 +184,7 @@ def test_a_record_removes_its_files_and_no_others(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"files": 3}', '{"files": {"../outside": [4, 0]}}'])
-def test_an_unusable_record_removes_nothing(tmp_path, content):
+def test_an_invalid_record_removes_nothing(tmp_path, content):
     folder = tmp_path / "out"
     folder.mkdir()
     (tmp_path / "outside").write_text("mine")

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Command-line interface of ``pix2pixhd``."""

@@ -1,4 +1,4 @@
-"""``pix2pixhd bench``: what the fused losses save on this machine."""
+"""``pix2pixhd bench``: benchmarks of the fused losses on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a reader needs to know of the machine to understand the figures."""
+    """Returns the properties of the machine and the software that affect the measurements."""
     facts: dict[str, Any] = {
         "pix2pixhd": pix2pixhd.__version__,
         "torch": torch.__version__,
@@ -38,29 +38,29 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def run_case(name: str, dtype: torch.dtype, device: torch.device, rounds: int, with_compile: bool) -> dict[str, Timing]:
-    """Times one of ``CASES`` against its rivals."""
+    """Times the implementations of one of ``CASES``."""
     return compare(CASES[name](dtype=dtype, device=device, with_compile=with_compile), rounds=rounds)
 
 
-def ratio(timings: dict[str, Timing], rival: str) -> float:
-    """How many times the fused median the rival's median is; for the limit, the share of it that is reached."""
-    return timings[rival].median / timings["fused"].median
+def ratio(timings: dict[str, Timing], baseline: str) -> float:
+    """Returns the speed-up over a baseline; for ``limit``, the fraction of the bandwidth limit that is reached."""
+    return timings[baseline].median / timings["fused"].median
 
 
 def describe(name: str, timings: dict[str, Timing]) -> str:
-    """One line of figures, for logs and for the end of a benchmark run."""
+    """Summarizes the measurements of one case in one line."""
     parts = [f"fused {timings['fused'].median * 1e3:.3f} ms"]
-    parts += [f"{ratio(timings, rival):.2f}x {rival}" for rival in ("plain", "compiled") if rival in timings]
+    parts += [f"{ratio(timings, name):.2f}x {name}" for name in ("plain", "compiled") if name in timings]
     if "limit" in timings:
         parts.append(f"{100 * ratio(timings, 'limit'):.0f} % of the bandwidth limit")
     return f"{name}: " + ", ".join(parts)
 
 
 def _device(name: str) -> torch.device:
-    """The device of a name.
+    """Converts ``--device`` to a device.
 
     Raises:
-        InputError: If it is neither a CPU nor a GPU of this machine.
+        InputError: If it is neither the CPU nor a GPU of this machine.
     """
     try:
         device = torch.device(name)
@@ -77,21 +77,22 @@ def _device(name: str) -> torch.device:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; see ``pix2pixhd bench --help``."""
+    """Runs ``pix2pixhd bench`` and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="pix2pixhd bench",
-        description="Forward and backward of the losses at the paper's 512p sizes (1024x512, batch 1), fused against "
-        "plain PyTorch, torch.compile and the memory bandwidth, timed in turns in one process. Medians, their ratios.",
+        description="Benchmark forward and backward of the losses at the paper's 512p sizes (1024x512, batch 1): fused "
+        "kernels, plain PyTorch, torch.compile and the limit of the memory bandwidth. Timings are interleaved in one "
+        "process. Prints medians and speed-ups.",
     )
     parser.add_argument(
-        "--case", action="append", choices=sorted(CASES), help="one case; repeat for more (default: all)"
+        "--case", action="append", choices=sorted(CASES), help="case to run; may be repeated (default: all)"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=sorted(_DTYPES), default="float32")
-    parser.add_argument("--rounds", type=int, default=15, help="how often each rival is timed (default: 15)")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (no C++ compiler needed)")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write all figures to FILE")
-    parser.add_argument("--force", action="store_true", help="let --json replace an existing file")
+    parser.add_argument("--rounds", type=int, default=15, help="number of timings per implementation (default: 15)")
+    parser.add_argument("--no-compile", action="store_true", help="skip torch.compile, which needs a C++ compiler")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write all measurements to FILE")
+    parser.add_argument("--force", action="store_true", help="allow --json to replace an existing file")
     arguments = parser.parse_args(argv)
     if arguments.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
@@ -115,22 +116,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(
                 f"torch.compile failed ({str(error).splitlines()[0]}); install a C++ compiler, or use --no-compile"
             ) from error
-        results[name] = {rival: dataclasses.asdict(timing) for rival, timing in timings.items()}
+        results[name] = {key: dataclasses.asdict(timing) for key, timing in timings.items()}
 
-        def column(rival: str, timings: dict[str, Timing] = timings) -> str:
-            return f"{timings[rival].median * 1e3:.3f} ms" if rival in timings else "-"
+        def milliseconds(key: str, timings: dict[str, Timing] = timings) -> str:
+            return f"{timings[key].median * 1e3:.3f} ms" if key in timings else "-"
 
-        def times(rival: str, timings: dict[str, Timing] = timings) -> str:
-            return f"{ratio(timings, rival):.2f}" if rival in timings else "-"
+        def speed_up(key: str, timings: dict[str, Timing] = timings) -> str:
+            return f"{ratio(timings, key):.2f}" if key in timings else "-"
 
         share = f"{100 * ratio(timings, 'limit'):.0f} %" if "limit" in timings else "-"
         print(
-            f"{name:<22} {column('fused'):>10} {column('plain'):>10} {column('compiled'):>10} "
-            f"{times('plain'):>8} {times('compiled'):>8} {share:>9}",
+            f"{name:<22} {milliseconds('fused'):>10} {milliseconds('plain'):>10} {milliseconds('compiled'):>10} "
+            f"{speed_up('plain'):>8} {speed_up('compiled'):>8} {share:>9}",
             flush=True,
         )
     if arguments.json is not None:
         document = {"machine": facts, "dtype": arguments.dtype, "rounds": arguments.rounds, "seconds": results}
         write_text(arguments.json, json.dumps(document, indent=2) + "\n", force=arguments.force)
-        print(f"\nwritten to {arguments.json}")
+        print(f"\nwrote {arguments.json}")
     return 0

@@ -1,4 +1,4 @@
-"""``pix2pixhd data check``: what a dataset contains and all that is wrong with it, without training."""
+"""``pix2pixhd data check``: reports the contents and all problems of a dataset, without training."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     check = commands.add_parser(
         "check",
-        help="report what a dataset contains and all that is wrong with it",
-        description="Reads every file of a dataset once and reports image sizes, label ids and instance ids, and all "
-        "problems: labels outside label_nc, missing partners, sizes that differ, files that cannot be read. Exit code: "
-        "0 without problems, 1 with problems, 2 for wrong options. Photographs of a phase that is not trained or "
-        "validated on may be missing.",
+        help="report the contents and all problems of a dataset",
+        description="Read every file of a dataset and report image sizes, label ids, instance ids and all problems: "
+        "label ids outside label_nc, files without a partner, different sizes within a sample, unreadable files. Exit "
+        "code: 0 without problems, 1 with problems, 2 for invalid options. Real images may be missing for phases that "
+        "are not used for training or validation.",
     )
     check.add_argument(
-        "dataroot", type=pathlib.Path, help="holds train_label, train_inst, train_img or train_A, train_B"
+        "dataroot", type=pathlib.Path, help="contains train_label, train_inst, train_img or train_A, train_B"
     )
     check.add_argument(
-        "--config", metavar="FILE", help="a training configuration: sizes are checked as it scales and crops"
+        "--config", metavar="FILE", help="training configuration, to check sizes after its scaling and cropping"
     )
-    check.add_argument("--phase", action="append", help="prefix of the folders; repeat for more (default: train, test)")
-    check.add_argument("--label-nc", "--label_nc", type=int, help="number of label ids; 0 for images as input")
+    check.add_argument("--phase", action="append", help="prefix of the folders; may be repeated (default: train, test)")
+    check.add_argument("--label-nc", "--label_nc", type=int, help="number of classes; 0 for images as input")
     check.add_argument(
         "--no-instance", "--no_instance", action="store_true", default=None, help="there are no instance maps"
     )
-    check.add_argument("--multiple", type=int, help="what the generator needs of sizes (default: the configuration's)")
+    check.add_argument("--multiple", type=int, help="required divisor of sizes (default: the configuration's)")
     check.add_argument(
-        "--json", type=pathlib.Path, metavar="FILE", help="write everything that was found to FILE; - for stdout"
+        "--json", type=pathlib.Path, metavar="FILE", help="write the complete report to FILE; - for stdout"
     )
     check.add_argument("--force", action="store_true", help="replace FILE if it exists")
     return parser
@@ -69,7 +69,7 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
 
 @dataclasses.dataclass
 class _Phase:
-    """What was found in one phase."""
+    """Report on one phase."""
 
     found: Survey
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -97,7 +97,7 @@ def _counts(items: Sequence[tuple[str, int]], most: int) -> str:
 
 
 def _lines(phase: str, result: _Phase, options: DataOptions) -> list[str]:
-    """The report on one phase, as text."""
+    """Formats the report on one phase as text."""
     found = result.found
     count = len(found.problems)
     lines = [f"{phase}: {found.count} images, {count or 'no'} problem{'s' * (count != 1)}"]
@@ -131,13 +131,13 @@ def main(argv: Sequence[str]) -> int:
     """Runs ``pix2pixhd data check``.
 
     Args:
-        argv: What follows ``pix2pixhd data``.
+        argv: The arguments after ``pix2pixhd data``.
 
     Returns:
-        0 when all is well, 1 when something is wrong.
+        The exit code: 0 without problems, 1 with problems.
 
     Raises:
-        InputError: For options that cannot be used.
+        InputError: If an option is invalid.
 
     Example:
         >>> main(["check", "datasets/cityscapes", "--label-nc", "35"])  # doctest: +SKIP
@@ -145,7 +145,7 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = _parser().parse_args(argv)
     if arguments.command is None:
-        raise InputError("pix2pixhd data: name a command; pix2pixhd data check DIR")
+        raise InputError("pix2pixhd data: the command is missing; use pix2pixhd data check DIR")
     if arguments.multiple is not None and arguments.multiple < 1:
         raise InputError(f"--multiple must be at least 1, got {arguments.multiple}")
     to_stdout = arguments.json == pathlib.Path("-")

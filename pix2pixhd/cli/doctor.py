@@ -1,4 +1,4 @@
-"""``pix2pixhd doctor``: what was built, for what, what loads, what does not and why."""
+"""``pix2pixhd doctor``: reports the installation, tests the operators and measures the speed-up."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def _build() -> None:
     print("build")
     facts = extension.build_facts()
     if facts is None:
-        _line("pix2pixhd._C", "not there: nothing was built, or for another Python; the losses run in plain PyTorch")
+        _line("pix2pixhd._C", "missing: not built, or built for another Python; the losses run in plain PyTorch")
         return
     _line("built with", f"{facts.compiler}, against torch {facts.torch_version} (runs under torch 2.10 and newer)")
     if facts.version != pix2pixhd.__version__:
-        _line("stale", f"the extension is of version {facts.version}: reinstall the package")
+        _line("stale", f"the extension has version {facts.version}: reinstall the package")
     _line("CPU kernels", facts.instruction_sets.replace(",", ", "))
     archs = f"nvcc {facts.cuda_version}, for {facts.cuda_archs}" if facts.cuda_version else "not built"
     _line("CUDA kernels", archs)
 
 
 def _gpus(loaded: bool) -> bool:
-    """Prints the GPUs that torch sees; returns whether the CUDA kernels can run on all of them."""
+    """Prints the visible GPUs. Returns whether the CUDA kernels can run on all of them."""
     if not torch.cuda.is_available():
         _line("GPU", "none visible to torch")
         return True
@@ -63,13 +63,13 @@ def _gpus(loaded: bool) -> bool:
     return covered
 
 
-def _parts() -> bool:
-    """Prints what loads; returns whether something that should load does not."""
+def _extensions() -> bool:
+    """Prints which extensions are loaded. Returns whether one that should be loaded is not."""
     print("loaded")
     cpu, cuda = extension.cpu(), extension.cuda()
     if cpu.loaded:
         supported, current = torch.ops.pix2pixhd.cpu_instruction_sets().split(";")
-        _line("CPU operators", f"yes, using {current} (this processor runs {supported.replace(',', ', ')})")
+        _line("CPU operators", f"yes, using {current} (this processor supports {supported.replace(',', ', ')})")
     else:
         _line("CPU operators", f"no: {cpu.reason}")
     _line("CUDA operators", "yes" if cuda.loaded else f"no: {cuda.reason}")
@@ -83,7 +83,7 @@ def _parts() -> bool:
 
 
 def _self_test(device: torch.device) -> str:
-    """Compares values and gradients with float64 plain PyTorch; returns what is wrong, or nothing."""
+    """Compares values and gradients with plain PyTorch in float64. Returns the error, or an empty string."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(2, 3, 17, 19), (1, 5, 64, 65), (1, 1, 1, 1)]
     fake = [torch.randn(shape, generator=generator).to(device).requires_grad_() for shape in shapes]
@@ -98,9 +98,9 @@ def _self_test(device: torch.device) -> str:
             value = loss(fake, real)
             gradients = torch.autograd.grad(value, fake)
         with pix2pixhd.backend("reference"):
-            wide = [x.detach().double().requires_grad_() for x in fake]
-            expected = loss(wide, [y.double() for y in real])
-            expected_gradients = torch.autograd.grad(expected, wide)
+            fake64 = [x.detach().double().requires_grad_() for x in fake]
+            expected = loss(fake64, [y.double() for y in real])
+            expected_gradients = torch.autograd.grad(expected, fake64)
         pairs = [(value, expected), *zip(gradients, expected_gradients, strict=True)]
         if not all(torch.allclose(a.double(), b, rtol=1e-6, atol=1e-12) for a, b in pairs):
             return f"{name} disagrees with plain PyTorch in float64"
@@ -108,7 +108,10 @@ def _self_test(device: torch.device) -> str:
 
 
 def _perceptual_self_test(device: torch.device) -> str:
-    """The VGG loss's operators on a small chain of convolutions, in float64 where near ties decide alike."""
+    """Tests the perceptual loss's operators on a small stack of convolutions.
+
+    The test runs in float64, where rounding does not change the sign of small differences.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def make(*shape: int) -> torch.Tensor:
@@ -132,7 +135,7 @@ def _perceptual_self_test(device: torch.device) -> str:
     (expected_gradient,) = torch.autograd.grad(expected, fake)
     pairs = [(value, expected), (gradient, expected_gradient)]
     agrees = all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in pairs)
-    return "" if agrees else "the VGG loss's operators disagree with plain PyTorch"
+    return "" if agrees else "the perceptual loss's operators disagree with plain PyTorch"
 
 
 def _speed_up(device: torch.device) -> str:
@@ -150,27 +153,28 @@ def _speed_up(device: torch.device) -> str:
 
 
 def _check(device: torch.device) -> bool:
-    """Self-test and speed on one device; returns whether it failed."""
+    """Tests the operators on one device and measures the speed-up. Returns whether the test failed."""
     try:
-        wrong = _self_test(device)
+        failure = _self_test(device)
     except RuntimeError as error:
-        wrong = str(error)
-    _line(f"self-test, {device.type}", f"FAILED: {wrong}" if wrong else "passed (values and gradients against float64)")
-    if not wrong:
+        failure = str(error)
+    result = f"FAILED: {failure}" if failure else "passed (values and gradients against float64)"
+    _line(f"self-test, {device.type}", result)
+    if not failure:
         _line(f"speed, {device.type}", _speed_up(device))
-    return bool(wrong)
+    return bool(failure)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the report; returns 1 when something that should work does not."""
+    """Runs ``pix2pixhd doctor`` and returns the exit code: 1 if something that should work does not."""
     argparse.ArgumentParser(
         prog="pix2pixhd doctor",
-        description="Says what was built, for what, what loads, what does not and why; runs a self-test; prints one "
-        "measured speed-up. Exit status 1 when something that should work on this machine does not.",
+        description="Report which extensions were built, which are loaded, and why others are not; run a self-test; "
+        "measure a speed-up. The exit code is 1 if something that should work on this machine does not.",
     ).parse_args(argv)
     _versions()
     _build()
-    failed = _parts()
+    failed = _extensions()
     print("check")
     devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
     for device in devices:

@@ -18,12 +18,12 @@ __all__ = ["main"]
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pix2pixhd export",
-        description="Writes a trained generator for other programs: FILE.onnx, FILE.pt2 (torch.export), or a folder of "
+        description="Export a trained generator to FILE.onnx, to FILE.pt2 (torch.export), or to a folder of "
         "latest_net_*.pth for NVIDIA's code. FILE.onnx and FILE.pt2 are run once and compared with the original.",
     )
     parser.add_argument("--output", type=pathlib.Path, required=True, help="FILE.onnx, FILE.pt2, or a folder")
     parser.add_argument("--force", action="store_true", help="replace existing files")
-    parser.add_argument("--size", help="width x height of the pictures (default: 1024x512); for FILE.onnx, FILE.pt2")
+    parser.add_argument("--size", help="WIDTHxHEIGHT of the images, for FILE.onnx and FILE.pt2 (default: 1024x512)")
     generator_options.add_checkpoint(parser)
     return parser
 
@@ -31,22 +31,22 @@ def _parser() -> argparse.ArgumentParser:
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if match is None:
-        raise InputError(f"--size must be WIDTHxHEIGHT, 1024x512 say, got {text}")
+        raise InputError(f"--size must be WIDTHxHEIGHT, for example 1024x512, got {text}")
     return int(match[1]), int(match[2])
 
 
-def _main_folder(options: argparse.Namespace) -> None:
+def _export_folder(options: argparse.Namespace) -> None:
     """Writes a folder for NVIDIA's code."""
     suffix = options.output.suffix
-    # Not a suffix: the end of a version, as in city_v1.5.
+    # Digits are not a suffix, but the end of a version number, as in city_v1.5.
     if suffix and not suffix[1:].isdigit() and not options.output.is_dir():
         raise InputError(f"--output: must end with .onnx or .pt2, or be a folder, got {options.output}")
     if options.checkpoint.suffix == ".pth":
         raise InputError(
-            f"--checkpoint: {options.checkpoint} is in NVIDIA's format already; copy it, or write FILE.onnx"
+            f"--checkpoint: {options.checkpoint} is already in NVIDIA's format; copy it, or export to FILE.onnx"
         )
     if options.size is not None:
-        raise InputError("--size: networks for NVIDIA's code take pictures of any size; leave it out")
+        raise InputError("--size: networks in NVIDIA's format are not limited to one image size; remove --size")
     generator_options.check_networks(options)
     check_writable(options.output, "--output")
     files = export_nvidia(options.checkpoint, options.output, not options.no_ema, force=options.force)
@@ -54,15 +54,15 @@ def _main_folder(options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs ``pix2pixhd export``; returns the exit code.
+    """Runs ``pix2pixhd export`` and returns the exit code.
 
     Raises:
-        InputError: For a checkpoint, size or file that cannot be used.
+        InputError: If the checkpoint, the size or the output cannot be used.
     """
     options = _parser().parse_args(argv)
     write = {".onnx": export_onnx, ".pt2": export_program}.get(options.output.suffix)
     if write is None:
-        _main_folder(options)
+        _export_folder(options)
         return 0
     size = _size(options.size or "1024x512")
     check_apart([options.output], {"checkpoint": generator_options.files_read(options.checkpoint)})
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     difference = write(generator, options.output, size, force=options.force)
     names = ", ".join(ExportedGenerator(generator).names)
     print(
-        f"wrote {options.output}: takes {names} of {size[0]}x{size[1]}; largest difference from PyTorch's picture "
+        f"wrote {options.output}: inputs {names} of {size[0]}x{size[1]}; largest difference from PyTorch's image "
         f"{difference:.1g} (in [−1, 1])"
     )
     return 0

@@ -21,11 +21,11 @@ __all__ = ["main"]
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pix2pixhd features",
-        description="Clusters the looks of a data set's instances, class by class, for pix2pixhd generate --features.",
+        description="Cluster the style features of a dataset's instances per class, for pix2pixhd generate --features.",
     )
-    parser.add_argument("--dataroot", help="data set; default: the one it was trained on")
+    parser.add_argument("--dataroot", help="dataset (default: the training data)")
     parser.add_argument("--phase", default="train", help="prefix of the folders (default: train)")
-    parser.add_argument("--n_clusters", type=int, default=10, help="most looks per class (default: 10)")
+    parser.add_argument("--n_clusters", type=int, default=10, help="maximum number of styles per class (default: 10)")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="the .npz file to write")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     generator_options.add_device(parser)
@@ -35,17 +35,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _data_options(trained: DataOptions, options: argparse.Namespace) -> DataOptions:
-    """The data to cluster; the limit of the training data applies to the training data only."""
+    """Returns the options of the data to cluster. ``max_dataset_size`` only applies to the training data."""
     if options.dataroot is None and options.phase == trained.phase:
         return trained
     return dataclasses.replace(trained, dataroot=options.dataroot or trained.dataroot, max_dataset_size=None)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs ``pix2pixhd features``; returns the exit code.
+    """Runs ``pix2pixhd features`` and returns the exit code.
 
     Raises:
-        InputError: For a checkpoint or data that cannot be used.
+        InputError: If the checkpoint or the data cannot be used.
     """
     options = _parser().parse_args(argv)
     check_cluster_count(options.n_clusters)
@@ -66,6 +66,6 @@ def main(argv: Sequence[str]) -> int:
     with progress_bar("encoding", len(pairs), shown) as advance:
         clusters = cluster_features(generator, dataset, options.n_clusters, advance)
     clusters.save(options.output, force=options.force)
-    looks = sum(len(center) for center in clusters.centers.values())
-    print(f"wrote {looks} looks of {len(clusters.centers)} classes to {options.output}")
+    styles = sum(len(center) for center in clusters.centers.values())
+    print(f"wrote {styles} styles of {len(clusters.centers)} classes to {options.output}")
     return 0

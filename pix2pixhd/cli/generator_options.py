@@ -1,18 +1,18 @@
-"""Options that ``generate``, ``features`` and ``export`` share: the checkpoint, its networks, its data, the device."""
+"""Shared options of ``generate``, ``features`` and ``export``: the checkpoint, its networks, its data, the device."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from pix2pixhd.checkpoints.format import last_checkpoint
 from pix2pixhd.checkpoints.generators import LoadedGenerator, load_generator
 from pix2pixhd.config.nvidia import to_config
-from pix2pixhd.config.schema import DataOptions, ModelOptions
+from pix2pixhd.config.schema import DataOptions, GeneratorName, ModelOptions, NormName, ResizeOrCrop
 from pix2pixhd.errors import InputError
 
 __all__ = ["add_checkpoint", "add_device", "add_scaling", "check_networks", "files_read", "load", "move"]
@@ -36,7 +36,7 @@ _SCALING = ("resize_or_crop", "loadSize", "fineSize")
 
 
 def _checkpoint(text: str) -> pathlib.Path:
-    """The file that ``--checkpoint`` names; a run's folder stands for its last checkpoint."""
+    """Returns the file that ``--checkpoint`` specifies; for a run folder, its last checkpoint."""
     path = pathlib.Path(text)
     return last_checkpoint(path) or path
 
@@ -44,25 +44,26 @@ def _checkpoint(text: str) -> pathlib.Path:
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Adds ``--checkpoint``, ``--no-ema`` and, for NVIDIA's files, the options that define the networks."""
     parser.add_argument(
-        "--checkpoint", type=_checkpoint, required=True, help="a .ckpt, a run's folder, or NVIDIA's latest_net_G.pth"
+        "--checkpoint", type=_checkpoint, required=True, help="a .ckpt, a run folder, or NVIDIA's latest_net_G.pth"
     )
-    parser.add_argument("--no-ema", action="store_true", help="the last weights instead of their moving average")
+    parser.add_argument("--no-ema", action="store_true", help="use the last weights instead of their moving average")
     nvidia = parser.add_argument_group(
         "networks of NVIDIA's .pth files",
-        "NVIDIA's option names; default: its opt.txt beside the file, else its defaults. A .ckpt knows its networks.",
+        "NVIDIA's option names. Defaults are read from the opt.txt beside the file, or are NVIDIA's. A .ckpt contains "
+        "these options.",
     )
-    nvidia.add_argument("--netG", choices=["global", "local"])
+    nvidia.add_argument("--netG", choices=get_args(GeneratorName))
     for name in _NUMBERS:
         nvidia.add_argument(f"--{name}", type=int)
-    nvidia.add_argument("--norm", choices=["instance", "batch"])
+    nvidia.add_argument("--norm", choices=get_args(NormName))
     for name in _FLAGS:
         nvidia.add_argument(f"--{name}", action="store_true", default=None)
 
 
 def add_scaling(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that scale the images."""
-    group = parser.add_argument_group("scaling of the images", "NVIDIA's option names; default: as in training")
-    modes = ["scale_width", "scale_width_and_crop", "crop", "resize_and_crop", "none"]
+    """Adds the scaling options."""
+    group = parser.add_argument_group("scaling of the images", "NVIDIA's option names. Defaults are those of training.")
+    modes = get_args(ResizeOrCrop)
     group.add_argument("--resize_or_crop", choices=modes, help="as in training, but images are never cropped")
     group.add_argument("--loadSize", type=int, help="width to scale to")
     group.add_argument("--fineSize", type=int, help=argparse.SUPPRESS)
@@ -79,7 +80,7 @@ def _opt_txt(checkpoint: pathlib.Path) -> pathlib.Path | None:
 
 
 def files_read(checkpoint: pathlib.Path) -> list[pathlib.Path]:
-    """The files that loading a checkpoint reads; those that do not exist are included."""
+    """Returns the files that are read when a checkpoint is loaded, including files that do not exist."""
     encoder = checkpoint.with_name(checkpoint.name.replace("net_G", "net_E"))
     return [checkpoint, checkpoint.with_name("opt.txt"), encoder]
 
@@ -90,42 +91,45 @@ def _merged(section: Any, given: dict[str, Any]) -> Any:
 
 
 def _scaled(data: DataOptions, given: dict[str, Any]) -> DataOptions:
-    """The data's options with the scaling from the command line."""
+    """Returns the ``data`` section with the scaling options of the command line."""
     if "fineSize" in given:
-        raise InputError("--fineSize: images are never cropped here, so it has no effect; leave it out")
+        raise InputError("--fineSize: has no effect, since this command never crops images; remove it")
     data = _merged(data, {name: value for name, value in given.items() if name in _SCALING})
     if "loadSize" in given and data.resize_or_crop in ("crop", "none"):
         raise InputError(
             f"--loadSize: has no effect with resize_or_crop {data.resize_or_crop!r}, which does not scale to a width; "
-            "add --resize_or_crop scale_width, or leave it out"
+            "add --resize_or_crop scale_width, or remove --loadSize"
         )
     return data
 
 
 def check_networks(options: argparse.Namespace) -> None:
-    """Refuses options of the networks beside a ``.ckpt``, which has its own, and ``--no-ema`` beside NVIDIA's files.
+    """Checks that the options match the kind of checkpoint.
+
+    Options of the networks are only for NVIDIA's files, since a ``.ckpt`` contains them. ``--no-ema`` is only for a
+    ``.ckpt``.
 
     Raises:
-        InputError: If there are any.
+        InputError: If an option does not match.
     """
     if options.no_ema and options.checkpoint.suffix == ".pth":
-        raise InputError(f"--no-ema: {options.checkpoint} holds no moving average of the weights; leave it out")
+        raise InputError(f"--no-ema: {options.checkpoint} contains no moving average of the weights; remove --no-ema")
     refused = [f"--{name}" for name in _NETWORK if getattr(options, name) is not None]
     if refused and options.checkpoint.suffix != ".pth":
         raise InputError(
-            f"{', '.join(refused)}: {options.checkpoint} knows its networks; leave "
-            f"{'it' if len(refused) == 1 else 'them'} out, as options of the networks are for NVIDIA's .pth files"
+            f"{', '.join(refused)}: {options.checkpoint} contains the options of its networks; remove "
+            f"{'it' if len(refused) == 1 else 'them'}, since these options are only for NVIDIA's .pth files"
         )
 
 
 def load(options: argparse.Namespace) -> LoadedGenerator:
-    """The generator that the command line names, on the CPU.
+    """Loads the generator of ``--checkpoint`` on the CPU.
 
     Args:
-        options: Of a parser with ``add_checkpoint`` and perhaps ``add_scaling``.
+        options: The parsed options of ``add_checkpoint`` and, optionally, ``add_scaling``.
 
     Raises:
-        InputError: For a checkpoint that cannot be used, and for options that do not go with it.
+        InputError: If the checkpoint cannot be used, or if the options do not match it.
     """
     check_networks(options)
     given = {name: value for name, value in vars(options).items() if value is not None}
@@ -150,15 +154,19 @@ def _device(name: str) -> torch.device:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"--device: {name} cannot be used ({reason}); take auto or cpu") from None
+        raise InputError(f"--device: {name} cannot be used ({reason}); use auto or cpu") from None
     return device
 
 
 def move(generator: LoadedGenerator, name: str) -> None:
-    """Moves a generator and its encoder to the device of ``--device``.
+    """Moves a generator and its encoder to a device.
+
+    Args:
+        generator: The generator.
+        name: The value of ``--device``.
 
     Raises:
-        InputError: If there is no such device.
+        InputError: If the device cannot be used.
     """
     device = _device(name)
     generator.network.to(device)

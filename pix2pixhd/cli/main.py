@@ -1,4 +1,4 @@
-"""The ``pix2pixhd`` command."""
+"""The ``pix2pixhd`` command, which dispatches to its subcommands."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _TRAIN_EXTRAS = {
     "yaml",
 }
 _COMMANDS = {
-    "train": "train a generator: --config FILE.yaml, --resume, and any option of the file",
+    "train": "train a generator: --config FILE.yaml, --resume, and any option of the configuration",
     "generate": "generate images from label maps or images with a trained generator",
     "features": "cluster the instance features of a dataset, for generators trained with features",
     "export": "write a trained generator as ONNX, as a torch.export program, or for NVIDIA's code",
     "migrate": "print the configuration that corresponds to an opt.txt of NVIDIA's code",
     "data": "check DIR: report all problems of a dataset",
-    "demo": "train on photographs that scikit-image ships and write a sheet of results",
-    "doctor": "report what was built, what loads, and what the fused losses save on this machine",
-    "bench": "measure the fused losses against plain PyTorch and torch.compile",
+    "demo": "train on photographs shipped with scikit-image and write an image grid of results",
+    "doctor": "report the state of the installation, test the operators and measure the speed-up",
+    "bench": "benchmark the fused losses, plain PyTorch and torch.compile",
 }
 
 
-# Each command imports what it needs: `pix2pixhd doctor` must work, and start fast, without Lightning.
+# Each command imports its own dependencies, so that `pix2pixhd doctor` works without Lightning and starts fast.
 
 
 def _train(argv: Sequence[str]) -> int:
@@ -89,7 +89,7 @@ def _export(argv: Sequence[str]) -> int:
 def _migrate(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="pix2pixhd migrate",
-        description="Prints the configuration that corresponds to an opt.txt of NVIDIA's code; save it to a file for "
+        description="Print the configuration that corresponds to an opt.txt of NVIDIA's code. Save it to a file for "
         "`pix2pixhd train --config`.",
     )
     parser.add_argument("options", type=pathlib.Path, metavar="OPT.TXT", help="checkpoints/NAME/opt.txt")
@@ -107,10 +107,10 @@ def _data(argv: Sequence[str]) -> int:
 
 
 def _demo(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="pix2pixhd demo", description="Trains on photographs, without a download.")
+    parser = argparse.ArgumentParser(prog="pix2pixhd demo", description="Train on photographs, without a download.")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/demo"), help="folder for the results")
-    parser.add_argument("--max-minutes", type=float, default=4.0, help="upper bound of the whole demo's duration")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-minutes", type=float, default=4.0, help="maximum duration (default: 4)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the data and the training (default: 0)")
     options = parser.parse_args(argv)
     from pix2pixhd.demo.run import run_demo
 
@@ -144,10 +144,10 @@ _RUN: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {name:<10}{purpose}" for name, purpose in _COMMANDS.items())
+    commands = "\n".join(f"  {name:<10}{purpose}" for name, purpose in _COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="pix2pixhd",
-        description=f"{pix2pixhd.__doc__}\n\ncommands:\n{listed}",
+        description=f"{pix2pixhd.__doc__}\n\ncommands:\n{commands}",
         epilog="`pix2pixhd COMMAND --help` lists a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -167,10 +167,10 @@ _LESS_MEMORY = {
 
 
 def _message(error: Exception, command: str) -> str | None:
-    """What to tell the user about an error that they can correct; None for any other."""
+    """Returns the message for an error that the user can correct; None for other errors."""
     if isinstance(error, ModuleNotFoundError):
         return _missing(error)
-    torch = sys.modules.get("torch")  # not imported here, as most errors come before it is needed
+    torch = sys.modules.get("torch")  # not imported here: most errors occur before it is needed
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         remedy = _LESS_MEMORY.get(command, "end other programs that use the GPU, or hide it: CUDA_VISIBLE_DEVICES=")
         return f"out of GPU memory ({str(error).partition(chr(10))[0]}); {remedy}"
@@ -178,7 +178,7 @@ def _message(error: Exception, command: str) -> str | None:
 
 
 def _missing(error: ModuleNotFoundError) -> str | None:
-    """Which extra to install, if the missing module belongs to one."""
+    """Returns the extra to install, if the missing module belongs to one."""
     package = (error.name or "").split(".")[0]
     if package == "skimage":
         return "this command needs scikit-image: pip install 'pix2pixhd-fused[train,demo]'"
@@ -190,14 +190,14 @@ def _missing(error: ModuleNotFoundError) -> str | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
-    Errors that the user can correct end with one message on stderr and exit code 2; set ``PIX2PIXHD_TRACEBACK=1`` for
-    the traceback.
+    For errors that the user can correct, the command prints a message to stderr and returns exit code 2. Set
+    ``PIX2PIXHD_TRACEBACK=1`` for the traceback.
 
     Args:
-        argv: The arguments; those of the process when None.
+        argv: The arguments. None uses the arguments of the process.
 
     Returns:
-        The exit code: 0, or 2 for input that cannot be used.
+        The command's exit code; 2 for invalid input, 130 for an interrupt.
 
     Example:
         >>> main(["train", "--config", "missing.yaml"])

@@ -1,4 +1,4 @@
-"""Paired images in NVIDIA's folder layout, checked before training."""
+"""Paired datasets in NVIDIA's folder layout, with validation of all files before training."""
 
 from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.data.check import check_pairs, survey

@@ -1,4 +1,4 @@
-"""Images of any number of channels, from ``.npy`` files that are checked before anything is allocated."""
+"""Images with any number of channels, read from ``.npy`` files that are validated before memory is allocated."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["ArrayError", "ChannelStack", "load_array"]
 
 
 class ArrayError(ValueError):
-    """An ``.npy`` file that cannot be used: what was found, and the remedy."""
+    """An ``.npy`` file cannot be used. The message gives the reason and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ChannelStack:
-    """An image of any number of channels, with the methods of Pillow's images that geometry needs.
+    """An image with any number of channels and the geometric methods of Pillow's images.
 
     Attributes:
-        channels: One image of mode ``"L"`` per channel, all of one size.
+        channels: One image of mode ``"L"`` per channel, all of the same size.
 
     Example:
         >>> ChannelStack((Image.new("L", (4, 2)),) * 5).size
@@ -43,15 +43,15 @@ class ChannelStack:
         return ChannelStack(tuple(change(channel) for channel in self.channels))
 
     def resize(self, size: tuple[int, int], resample: Image.Resampling) -> ChannelStack:
-        """Every channel scaled."""
+        """Returns the scaled image."""
         return self._each(lambda channel: channel.resize(size, resample))
 
     def crop(self, box: tuple[int, int, int, int]) -> ChannelStack:
-        """Every channel cropped."""
+        """Returns the cropped image."""
         return self._each(lambda channel: channel.crop(box))
 
     def transpose(self, method: Image.Transpose) -> ChannelStack:
-        """Every channel flipped or rotated."""
+        """Returns the flipped or rotated image."""
         return self._each(lambda channel: channel.transpose(method))
 
 
@@ -65,20 +65,20 @@ def _readable(count: int) -> str:
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and dtype, from the header; leaves the file at the first byte of the data."""
+    """Reads the shape and the dtype from the header. The file is then positioned at the first byte of the data."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     elif version == (2, 0):
         shape, _, dtype = np.lib.format.read_array_header_2_0(file)
     else:
-        # Version 3 differs in the names of structured dtypes, which are no images.
-        raise ArrayError(f"has format version {version[0]}.{version[1]}, which images do not need; save it again")
+        # Version 3 only differs in the names of structured dtypes, which images do not use.
+        raise ArrayError(f"has the unsupported format version {version[0]}.{version[1]}; save it again")
     return shape, dtype
 
 
 def _check_kind(path: pathlib.Path, file: IO[bytes]) -> None:
-    """Refuses other kinds of files that are often named ``.npy``."""
+    """Rejects other kinds of files that are often named ``.npy``."""
     start = file.read(6)
     file.seek(0)
     if not start:
@@ -91,17 +91,21 @@ def _check_kind(path: pathlib.Path, file: IO[bytes]) -> None:
             names = "unreadable contents"
         raise ArrayError(f"is an .npz archive ({names}), not an .npy file; save its array with numpy.save")
     if start != b"\x93NUMPY":
-        raise ArrayError("is not an .npy file (it does not begin as one); save the array with numpy.save")
+        raise ArrayError("is not an .npy file (its header is missing); save the array with numpy.save")
 
 
 def load_array(path: pathlib.Path, channels: int) -> ChannelStack:
     """Reads an array ``[height, width, channels]`` (or ``[height, width]``) of uint8, in C or Fortran order.
 
-    The header is compared with the size of the file first, so that a damaged one cannot make the process allocate
-    more memory than the file has bytes. Nothing is unpickled.
+    The header is first compared with the size of the file, so that a damaged header cannot cause an allocation larger
+    than the file. Nothing is unpickled.
+
+    Args:
+        path: The ``.npy`` file.
+        channels: Expected number of channels.
 
     Raises:
-        ArrayError: If the file holds something else or less than its header claims.
+        ArrayError: If the file has other contents, or fewer data than its header specifies.
         OSError: If the file cannot be read.
     """
     with path.open("rb") as file:
@@ -110,22 +114,22 @@ def load_array(path: pathlib.Path, channels: int) -> ChannelStack:
             shape, dtype = _header(file)
         except ArrayError:
             raise
-        except Exception as error:  # a damaged header fails in numpy's tokenizer, in struct or in literal_eval
+        except Exception as error:  # a damaged header causes errors of numpy's tokenizer, struct or literal_eval
             raise ArrayError(f"has a damaged header ({str(error).splitlines()[0]}); save the array again") from None
         if dtype.hasobject:
-            raise ArrayError("holds Python objects, which are never unpickled; save an array of uint8")
+            raise ArrayError("contains Python objects, which are never unpickled; save an array of uint8")
         expected = math.prod(shape) * dtype.itemsize
         found = os.fstat(file.fileno()).st_size - file.tell()
         if min(shape, default=1) < 0 or expected > found:
             raise ArrayError(
-                f"its header claims {list(shape)} of {dtype} ({_readable(expected)}), but only {_readable(found)} of "
-                "data follow; the file is truncated or damaged, save the array again"
+                f"its header specifies {list(shape)} of {dtype} ({_readable(expected)}), but only {_readable(found)} "
+                "of data follow; the file is truncated or damaged, save the array again"
             )
         full = (*shape, 1) if len(shape) == 2 else shape
         if dtype != np.uint8 or len(full) != 3 or full[2] != channels or 0 in full:
             raise ArrayError(
-                f"must hold an array [height, width, {channels}] of uint8, got {list(full)} of {dtype}; save it again, "
-                "or set data.input_nc and data.output_nc to its channels"
+                f"must contain an array [height, width, {channels}] of uint8, got {list(full)} of {dtype}; save it "
+                "again, or set data.input_nc and data.output_nc to its number of channels"
             )
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and full[0] * full[1] > 2 * limit:

@@ -1,4 +1,4 @@
-"""The check before training: every file is decoded once, and all problems are reported together."""
+"""The data check before training: every file is decoded once, and all problems are reported together."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = ["Survey", "check_pairs", "survey"]
 
 @dataclasses.dataclass
 class Survey:
-    """What was found in the files of a phase.
+    """Result of the data check of a phase.
 
     Attributes:
         count: Number of samples.
-        problems: All that prevents training on them.
-        sizes: How many inputs have each width and height.
-        label_ids: In how many label maps each id occurs. Maps with more than 1024 ids count for the smallest and
-            largest only.
+        problems: All problems that prevent training.
+        sizes: Number of inputs with each width and height.
+        label_ids: Number of label maps that contain each id. For maps with more than 1024 ids, only the smallest and
+            the largest id are counted.
         instance_ids: Smallest and largest instance id; None without instance maps.
-        most_instances: The largest number of different ids in one instance map.
+        most_instances: The largest number of distinct ids in one instance map.
     """
 
     count: int = 0
@@ -41,7 +41,7 @@ class Survey:
     most_instances: int = 0
 
     def hints(self, options: DataOptions) -> list[str]:
-        """What is probably not meant, though it can be trained on."""
+        """Returns hints about options that are valid but probably not intended."""
         if not options.label_nc or not self.label_ids:
             return []
         used = max(self.label_ids) + 1
@@ -49,13 +49,13 @@ class Survey:
             return []
         return [
             f"the largest label id is {used - 1}, but data.label_nc is {options.label_nc}: if the dataset has {used} "
-            f"classes, set data.label_nc to {used}; classes that never occur cost memory and time"
+            f"classes, set data.label_nc to {used}; unused classes cost memory and time"
         ]
 
 
 @dataclasses.dataclass
 class _Sample:
-    """What was found in the files of one sample."""
+    """Facts and problems of the files of one sample."""
 
     problems: list[Problem]
     source: FileFacts | None = None
@@ -63,7 +63,7 @@ class _Sample:
 
 
 class _Reader:
-    """Reads the facts of every file of some samples, each kind of file through its cache."""
+    """Reads the facts of the files of samples, with one cache per kind of file."""
 
     def __init__(self, pairs: Sequence[Pair], options: DataOptions) -> None:
         source: Role = "label map" if options.label_nc else options.input_nc
@@ -72,7 +72,7 @@ class _Reader:
         self.image = FactsCache(options.output_nc, [pair.image for pair in pairs if pair.image is not None])
 
     def read(self, pair: Pair) -> _Sample:
-        """The files of one sample; what cannot be read becomes a problem."""
+        """Reads the files of one sample. Unreadable files become problems."""
         sample = _Sample([])
 
         def read(cache: FactsCache, path: pathlib.Path) -> FileFacts | None:
@@ -95,7 +95,7 @@ class _Reader:
         return sample
 
     def save(self) -> None:
-        """Keeps what was decoded for later runs."""
+        """Saves the caches for later runs."""
         for cache in (self.source, self.instance, self.image):
             cache.save()
 
@@ -144,17 +144,20 @@ def survey(
     on_checked: Callable[[], object] = lambda: None,
     trained: bool = False,
 ) -> Survey:
-    """Reads every file once, in parallel threads, and collects what is in them and all problems.
+    """Reads every file once, in parallel threads, and collects the contents and all problems.
 
-    Files that an earlier call read are not decoded again as long as they did not change; see ``FactsCache``.
+    Unchanged files that an earlier call read are not decoded again; see ``FactsCache``.
 
     Args:
         pairs: The files, from ``find_pairs``.
         options: The ``data`` section.
-        multiple: What the generator needs of height and width.
-        training: Whether sizes after scaling and cropping are checked too; validation and generation pad them.
-        on_checked: Called after each sample, from several threads.
-        trained: Whether the generator is trained already, so that ``data.label_nc`` cannot be changed.
+        multiple: Number of which width and height must be multiples for the generator.
+        training: Whether to check the sizes after scaling and cropping, too. Validation and generation pad images.
+        on_checked: Function to call after each sample, from several threads.
+        trained: Whether the generator is already trained, so that ``data.label_nc`` cannot be changed.
+
+    Returns:
+        The contents and problems.
 
     Example:
         >>> survey(find_pairs(options, "train"), options, multiple=16).problems  # doctest: +SKIP
@@ -169,7 +172,7 @@ def survey(
         on_checked()
         return sample
 
-    # Pillow releases Python's global lock while it decodes, so threads run in parallel.
+    # Pillow releases the GIL while it decodes, so threads run in parallel.
     with concurrent.futures.ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 1)) as pool:
         samples = list(pool.map(check, pairs))
     reader.save()
@@ -188,23 +191,23 @@ def check_pairs(
     everything: str = "",
     trained: bool = False,
 ) -> Survey:
-    """Raises one error for all problems that ``survey`` finds; the arguments are the same.
+    """Checks files like ``survey``, and raises one error for all problems.
 
     Args:
         pairs: The files, from ``find_pairs``.
         options: The ``data`` section.
-        multiple: What the generator needs of height and width.
-        training: Whether sizes after scaling and cropping are checked too.
-        on_checked: Called after each sample, from several threads.
-        everything: Where all problems are found when there are too many for the message.
-        trained: Whether the generator is trained already, so that ``data.label_nc`` cannot be changed.
+        multiple: Number of which width and height must be multiples for the generator.
+        training: Whether to check the sizes after scaling and cropping, too.
+        on_checked: Function to call after each sample, from several threads.
+        everything: Hint on how to list all problems, for the message.
+        trained: Whether the generator is already trained, so that ``data.label_nc`` cannot be changed.
 
     Returns:
-        What was found, when there are no problems.
+        The contents of the files.
 
     Raises:
         InputError: For unreadable files, label ids outside ``label_nc``, label maps saved as JPEG, sizes that differ
-            within a sample, sizes that the generator or the batch cannot take.
+            within a sample, and sizes that the generator or the batch does not support.
 
     Example:
         >>> check_pairs(find_pairs(options, "train"), options, multiple=16)  # doctest: +SKIP

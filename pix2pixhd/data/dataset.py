@@ -1,4 +1,4 @@
-"""The data set of paired pictures and the order it is read in."""
+"""The dataset of paired images and the sampler that determines their order."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = ["EpochSampler", "PairedDataset", "Sample"]
 
 
 class Sample(TypedDict):
-    """One picture, or a batch of them with a leading dimension.
+    """One sample, or a batch with a leading batch dimension.
 
     Attributes:
-        input: Label ids ``[H, W]`` int32, or a picture ``[C, H, W]`` float32 in [−1, 1].
+        input: Label ids ``[H, W]`` int32, or an image ``[C, H, W]`` float32 in [−1, 1].
         instance: Instance ids ``[H, W]`` int32.
-        image: The real picture ``[C, H, W]`` float32 in [−1, 1].
-        name: The picture's name.
+        image: The real image ``[C, H, W]`` float32 in [−1, 1].
+        name: The sample's name.
     """
 
     input: Tensor
@@ -48,17 +48,17 @@ def _raise(problem: Problem | None) -> None:
 
 
 class PairedDataset(Dataset[Sample]):
-    """Label maps or input pictures with their instance maps and real pictures.
+    """Label maps or input images with their instance maps and real images.
 
-    Augmentation of item ``k`` depends on ``seed`` and ``k`` alone, not on worker processes or on what was read before.
-    Indices go beyond the number of pictures: item ``epoch · len + i`` is picture ``i`` as augmented in that epoch.
+    The augmentation of item ``k`` only depends on ``seed`` and ``k``, not on worker processes or earlier items. Indices
+    may exceed the number of samples: item ``epoch · len + i`` is sample ``i`` as augmented in that epoch.
 
     Args:
         pairs: The files, from ``find_pairs`` or ``find_inputs``.
         options: The ``data`` section.
-        multiple: What the generator needs; used by the mode ``none``.
-        augment: Whether to crop and flip at random, for training. Without, pictures are scaled as ``resize_or_crop``
-            says and neither cropped nor flipped.
+        multiple: Number of which width and height must be multiples for the generator. Used by the mode ``none``.
+        augment: Whether to crop and flip at random, for training. Otherwise, images are scaled according to
+            ``resize_or_crop``, but not cropped or flipped.
         seed: Seed of the augmentation.
 
     Example:
@@ -78,22 +78,23 @@ class PairedDataset(Dataset[Sample]):
         return len(self.pairs)
 
     def plain(self) -> PairedDataset:
-        """The same pictures, neither cropped nor flipped."""
+        """Returns the dataset without augmentation: images are neither cropped nor flipped."""
         return PairedDataset(self.pairs, self.options, self.multiple, augment=False)
 
     def _geometry(self, pair: Pair, size: Size, key: int) -> Geometry:
         if self.augment:
             _raise(geometry_problem(pair.input, size, self.options, self.multiple))
-            # A string seed is hashed whole; the sum of two integers would give neighbours the same draws.
+            # A string seed is hashed as a whole. With the sum of two integers, (seed, key + 1) and (seed + 1, key)
+            # would have the same augmentation.
             return draw_geometry(size, self.options, self.multiple, random.Random(f"{self.seed}:{key}"))
         return Geometry(scaled_size(size, self.options, self.multiple))
 
     def __getitem__(self, key: int) -> Sample:
-        """Sample ``key % len(self)`` as augmented in epoch ``key // len(self)``.
+        """Returns sample ``key % len(self)`` as augmented in epoch ``key // len(self)``.
 
         Raises:
-            InputError: If a file cannot be used. The check before training reports the same, unless it was turned off
-                or the file changed since.
+            InputError: If a file is invalid. The check before training reports the same problems, unless it was
+                disabled or the file has changed since.
         """
         pair = self.pairs[key % len(self.pairs)]
         source: LoadedImage
@@ -101,7 +102,7 @@ class PairedDataset(Dataset[Sample]):
             source = read_index_map(pair.input)
             geometry = self._geometry(pair, source.size, key)
             ids = _ids(geometry.apply(source, smooth=False))
-            # One-hot encoding would give ids outside the classes zeros without a word.
+            # One-hot encoding would silently encode ids outside the classes as zeros.
             _raise(label_problem(pair.input, int(ids.min()), int(ids.max()), self.options.label_nc))
             sample = Sample(input=ids, name=pair.name)
         else:
@@ -120,17 +121,18 @@ class PairedDataset(Dataset[Sample]):
 
 
 class EpochSampler(Sampler[int]):
-    """A new order per epoch that depends on seed and epoch alone; tells the data set the epoch through the index.
+    """Sampler whose order only depends on the seed and the epoch. Its indices encode the epoch for the dataset.
 
     Args:
-        length: Number of pictures.
+        length: Number of samples.
         shuffle: Whether to shuffle.
         seed: Seed of the order.
-        rank: Which of the processes this is.
-        processes: Number of processes that share the pictures; each gets as many, some twice where it does not divide.
+        rank: Rank of this process.
+        processes: Number of processes that share the samples. All of them get the same number of samples, so some
+            samples are repeated if the numbers are not divisible.
 
     Attributes:
-        skip: How many pictures the next reading leaves out at its beginning, once.
+        skip: Number of samples to skip at the start of the next iteration only.
 
     Example:
         >>> sampler = EpochSampler(4, shuffle=False)
@@ -149,7 +151,7 @@ class EpochSampler(Sampler[int]):
         self.skip = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch; Lightning calls this before each one."""
+        """Sets the epoch. Lightning calls this before every epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:

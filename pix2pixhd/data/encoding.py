@@ -1,4 +1,4 @@
-"""From label and instance maps to what the networks take: one-hot channels and an edge channel."""
+"""Encoding of label and instance maps for the networks, as one-hot channels and an edge channel."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["encode_input", "feature_region", "instance_edges", "one_hot"]
 
 
 def one_hot(label: Tensor, label_nc: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """One channel per class: 1 where the label map has the class, else 0.
+    """One-hot encodes a label map.
 
-    One comparison on the device, without a copy to the host (``torch.nn.functional.one_hot`` makes one to check ids;
-    here they are checked before training).
+    This is a single comparison on the device, without a copy to the host. ``torch.nn.functional.one_hot`` copies to the
+    host to check the ids, which are checked before training here.
 
     Args:
-        label: Integer ids ``[N, H, W]`` in 0 … ``label_nc − 1``; a pixel with another id gets zeros only.
+        label: Integer ids ``[N, H, W]`` in 0 … ``label_nc − 1``. Other ids are encoded as zeros.
         label_nc: Number of classes.
-        dtype: Type of the result.
+        dtype: Dtype of the result.
 
     Returns:
         ``[N, label_nc, H, W]``.
@@ -31,17 +31,19 @@ def one_hot(label: Tensor, label_nc: int, dtype: torch.dtype = torch.float32) ->
                 [0., 0.],
                 [0., 1.]])
     """
-    # int32, because an id that a narrow type cannot hold would wrap in the comparison.
+    # int32, because ids that a narrower dtype cannot represent would wrap around in the comparison.
     classes = torch.arange(label_nc, device=label.device, dtype=torch.int32).view(1, -1, 1, 1)
     return (label.unsqueeze(1) == classes).to(dtype)
 
 
 def instance_edges(instance: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Boundary map: 1 where a pixel's id differs from any of its four neighbours' (arXiv 1711.11585, section 3.3).
+    """Computes the boundary map of instances (arXiv 1711.11585, section 3.3).
+
+    A pixel is 1 if its id differs from the id of any of its four neighbours, and 0 otherwise.
 
     Args:
         instance: Integer ids ``[N, H, W]``.
-        dtype: Type of the result.
+        dtype: Dtype of the result.
 
     Returns:
         ``[N, 1, H, W]``.
@@ -61,13 +63,13 @@ def instance_edges(instance: Tensor, dtype: torch.dtype = torch.float32) -> Tens
 
 
 def encode_input(input: Tensor, instance: Tensor | None, label_nc: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The networks' input of a batch: one-hot labels or pictures, and the edge map where there are instances.
+    """Encodes a batch for the networks: one-hot labels or images, and the edge map if there are instance ids.
 
     Args:
-        input: Ids ``[N, H, W]`` when ``label_nc`` is not 0, else pictures ``[N, C, H, W]`` in [−1, 1].
-        instance: Instance ids ``[N, H, W]``; None for no edge channel.
-        label_nc: Number of classes; 0 for pictures.
-        dtype: Type of the result.
+        input: Label ids ``[N, H, W]``, or images ``[N, C, H, W]`` in [−1, 1] if ``label_nc`` is 0.
+        instance: Instance ids ``[N, H, W]``. None for no edge channel.
+        label_nc: Number of classes; 0 for images.
+        dtype: Dtype of the result.
 
     Returns:
         ``[N, C, H, W]`` with ``DataOptions.input_channels`` channels.
@@ -84,11 +86,11 @@ def encode_input(input: Tensor, instance: Tensor | None, label_nc: int, dtype: t
 
 
 def feature_region(sample: Sample, model: ModelOptions) -> Tensor:
-    """The ids over whose regions the encoder averages its features.
+    """Returns the ids of the regions over which the encoder averages its features.
 
     Args:
         sample: One sample, or a batch.
-        model: The networks' options: classes with ``label_feat``, instances with ``instance_feat``.
+        model: The ``model`` section. Regions are classes with ``label_feat``, and instances with ``instance_feat``.
 
     Returns:
         Label ids or instance ids, ``[H, W]`` or ``[N, H, W]``.

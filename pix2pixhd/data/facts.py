@@ -1,4 +1,4 @@
-"""What a check needs to know of a file, and a cache of it, so that unchanged files are decoded once."""
+"""Facts about files that the data check needs, with a cache, so that unchanged files are decoded only once."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from pix2pixhd.files import write_text
 
 __all__ = ["FactsCache", "FileFacts", "Role"]
 
-Role = Literal["label map", "instance map"] | int  # an int is an image of so many channels
+Role = Literal["label map", "instance map"] | int  # an integer is the number of channels of an image
 
-# Files with more different ids than this are summarised by smallest and largest.
-_MOST_IDS = 1024
+# For files with more distinct ids, only the smallest and the largest id are stored.
+_MAX_IDS = 1024
 
-# A file changed within this time could be changed again without a new time stamp, on file systems with coarse ones.
+# On file systems with coarse time stamps, a file that changed this recently may change again with an equal one.
 _SETTLED_NS = 2_000_000_000
 
-# Increase whenever reading changes what is found in a file.
+# Increase this whenever a change to the readers changes the facts of a file.
 _FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class FileFacts:
-    """What a check needs to know of a readable file. It depends on the file and its role alone, not on options.
+    """Facts about a valid file. They only depend on the file and its role, not on options.
 
     Attributes:
-        size: Width and height, after the EXIF orientation.
+        size: Width and height, after applying the EXIF orientation.
         low: The smallest id of a label or instance map; 0 for images.
-        high: The largest.
-        count: The number of different ids; 0 for images.
-        ids: The ids; None for images and where there are more than 1024.
+        high: The largest id; 0 for images.
+        count: The number of distinct ids; 0 for images.
+        ids: The distinct ids; None for images, and if there are more than 1024.
     """
 
     size: tuple[int, int]
@@ -57,25 +57,25 @@ class FileFacts:
         """Decodes a file.
 
         Raises:
-            InputError: If the file cannot be used in this role.
+            InputError: If the file is not valid in this role.
         """
         if isinstance(role, int):
             return cls(read_image(path, role).size)
         image = read_index_map(path, role)
         ids = _distinct(np.asarray(image))
-        kept = tuple(ids.tolist()) if len(ids) <= _MOST_IDS else None
-        return cls(image.size, int(ids[0]), int(ids[-1]), len(ids), kept)
+        stored = tuple(ids.tolist()) if len(ids) <= _MAX_IDS else None
+        return cls(image.size, int(ids[0]), int(ids[-1]), len(ids), stored)
 
     def as_json(self) -> list[Any]:
-        """A list that ``from_json`` takes."""
+        """Returns a list for JSON that ``from_json`` accepts."""
         return list(dataclasses.astuple(self))
 
     @classmethod
     def from_json(cls, stored: Any) -> FileFacts:
-        """The facts that ``as_json`` wrote.
+        """Converts the result of ``as_json`` back to facts.
 
         Raises:
-            ValueError: If it is something else.
+            ValueError: If ``stored`` is not such a list.
         """
         match stored:
             case [[int(width), int(height)], int(low), int(high), int(count), None | list()]:
@@ -86,7 +86,7 @@ class FileFacts:
 
 
 def _distinct(ids: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
-    """The different ids in ascending order; counting is many times faster than the sort of ``np.unique``."""
+    """Returns the distinct ids in ascending order. Counting is many times faster than sorting in ``np.unique``."""
     low, high = int(ids.min()), int(ids.max())
     if high - low < 2**17:
         return np.flatnonzero(np.bincount((ids - low).ravel())) + low
@@ -94,7 +94,7 @@ def _distinct(ids: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[A
 
 
 def _cache_folder() -> pathlib.Path | None:
-    """The user's cache folder, by the XDG base directory specification; None when there is no home."""
+    """Returns the cache folder of the XDG base directory specification; None if there is no home folder."""
     named = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(named):
         return pathlib.Path(named) / "pix2pixhd"
@@ -104,19 +104,21 @@ def _cache_folder() -> pathlib.Path | None:
 
 
 def _signature(status: os.stat_result) -> list[int]:
-    # The change time cannot be set by programs: it tells a file apart that was replaced with size and time preserved.
+    # Programs cannot set the change time, so it detects files that were replaced with the same size and modification
+    # time.
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 class FactsCache:
-    """The facts of the files of one folder and role, kept in the user's cache folder between runs.
+    """Cache of the facts of the files in one folder with one role, stored in the user's cache folder.
 
-    An entry counts while size, modification time, change time and inode of its file stay the same. Files that cannot be
-    used are never kept, so that their message is always current. A cache that is damaged, of another version or not
-    readable counts as empty; one that cannot be written is not an error. Concurrent runs replace the file as a whole.
+    An entry is valid while the size, modification time, change time and inode of its file are unchanged. Invalid files
+    are not cached, so that their messages are always current. A cache that is damaged, unreadable or from another
+    version is treated as empty. Failure to write the cache is not an error. Concurrent runs replace the cache file
+    atomically.
 
     Args:
-        role: What the files are.
+        role: The role of the files.
         paths: The files.
 
     Example:
@@ -151,16 +153,16 @@ class FactsCache:
             return {}
 
     def facts(self, path: pathlib.Path) -> FileFacts:
-        """The facts of a file, from the cache or by decoding it.
+        """Returns the facts of a file, from the cache or by decoding it.
 
         Raises:
-            InputError: If the file cannot be used in its role.
+            InputError: If the file is not valid in its role.
         """
         name, now = self.names[path], time.time_ns()
         try:
             before = _signature(os.stat(name))
         except OSError:
-            return FileFacts.read(path, self.role)  # which reports why
+            return FileFacts.read(path, self.role)  # raises an error with the reason
         with contextlib.suppress(KeyError, ValueError, TypeError):
             signature, stored = self._known[name]
             if signature == before:
@@ -172,7 +174,7 @@ class FactsCache:
         return facts
 
     def save(self) -> None:
-        """Writes the cache when something new was decoded; forgets files that no longer exist."""
+        """Writes the cache if files were decoded, and removes the entries of files that no longer exist."""
         if self.file is None or not self._new:
             return
         current = set(self.names.values())

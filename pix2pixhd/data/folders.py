@@ -1,4 +1,4 @@
-"""NVIDIA's folder layout: which files belong together."""
+"""NVIDIA's folder layout, and matching of the files of each sample."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WITHOUT_PARTNER = "files without a partner"
 
 _EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp", ".npy"}
 
-# Cityscapes, the original's own example, names the three files of one picture differently.
+# Suffixes of the three files of a sample in Cityscapes, the example dataset of NVIDIA's code.
 _SUFFIXES = (
     "_gtFine_labelIds",
     "_gtFine_instanceIds",
@@ -41,13 +41,13 @@ _SUFFIXES = (
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """The files of one picture.
+    """The files of one sample.
 
     Attributes:
-        name: What the files have in common: the name without extension and known suffixes.
-        input: The label map, or the input picture.
-        instance: The instance map; None when there are none.
-        image: The real picture; None where only an input is needed.
+        name: Common name of the files, without extension and known suffixes.
+        input: The label map, or the input image.
+        instance: The instance map; None without instance maps.
+        image: The real image; None if only the input is needed.
     """
 
     name: str
@@ -65,7 +65,7 @@ def _key(path: pathlib.Path, folder: pathlib.Path) -> str:
 
 
 def _folder_problem(folder: pathlib.Path) -> str | None:
-    """Why a path is not a folder that can be searched; None when it is one."""
+    """Explains why a path is not a folder that can be searched. Returns None if it is one."""
     try:
         found = "" if stat.S_ISDIR(folder.stat().st_mode) else "there is a file instead of the folder"
     except PermissionError:
@@ -76,7 +76,7 @@ def _folder_problem(folder: pathlib.Path) -> str | None:
 
 
 def _is(entry: os.DirEntry[str], kind: Literal["dir", "file"]) -> bool:
-    """Like ``is_dir`` and ``is_file``, but False for links that lead nowhere or in circles."""
+    """Like ``is_dir`` and ``is_file``, but returns False for broken and circular links."""
     try:
         return entry.is_dir() if kind == "dir" else entry.is_file()
     except OSError:
@@ -84,7 +84,7 @@ def _is(entry: os.DirEntry[str], kind: Literal["dir", "file"]) -> bool:
 
 
 def _walk(folder: pathlib.Path, problems: list[Problem]) -> Iterator[os.DirEntry[str]]:
-    """All entries below a folder but hidden ones, in alphabetical order. Links to folders are followed, once each."""
+    """Yields all entries below a folder except hidden ones, in alphabetical order. Follows links to folders once."""
     seen: set[tuple[int, int]] = set()
     waiting = [folder]
     while waiting:
@@ -105,7 +105,7 @@ def _walk(folder: pathlib.Path, problems: list[Problem]) -> Iterator[os.DirEntry
 
 
 def _entry_problem(path: pathlib.Path, folder: pathlib.Path, entry: os.DirEntry[str]) -> str | None:
-    """Why an entry with an image's name cannot be an image; None when it can."""
+    """Explains why an entry with an image's extension cannot be an image. Returns None if it can be one."""
     if _is(entry, "dir"):
         return "is a folder, not an image; rename it or move it elsewhere"
     if not _is(entry, "file"):
@@ -117,13 +117,13 @@ def _entry_problem(path: pathlib.Path, folder: pathlib.Path, entry: os.DirEntry[
     try:
         path.relative_to(folder).as_posix().encode()
     except UnicodeEncodeError:
-        # Outputs and pages are named after their inputs and are UTF-8 throughout.
+        # Outputs and results pages contain the names of their inputs and are in UTF-8.
         return "the file name is not valid UTF-8; rename it"
     return None
 
 
 def _scan(folder: pathlib.Path, purpose: str) -> tuple[dict[str, pathlib.Path], list[Problem]]:
-    """The images below a folder by key, and all that is wrong with the folder's entries."""
+    """Returns the images below a folder by key, and all problems with the folder's entries."""
     missing = _folder_problem(folder)
     if missing is not None:
         return {}, [Problem("missing folders", f"{missing}; {purpose} are expected there", display(folder))]
@@ -147,17 +147,17 @@ def _scan(folder: pathlib.Path, purpose: str) -> tuple[dict[str, pathlib.Path], 
         images[key] = path
     if not images and not problems:
         kinds = ", ".join(sorted(_EXTENSIONS))
-        text = f"{display(folder)}: the folder holds no images ({kinds}); {purpose} are expected there"
+        text = f"{display(folder)}: the folder contains no images ({kinds}); {purpose} are expected there"
         problems.append(Problem("empty folders", text, display(folder)))
     return dict(sorted(images.items(), key=lambda item: item[1])), problems
 
 
 def list_images(folder: pathlib.Path, purpose: str) -> dict[str, pathlib.Path]:
-    """All images below a folder, by the name that the files of one sample have in common.
+    """Lists all images below a folder, by the common name of the files of a sample.
 
     Args:
-        folder: The folder; searched with its subfolders, except hidden ones.
-        purpose: What the images are, for messages.
+        folder: The folder. Its subfolders are searched too, except hidden ones.
+        purpose: Kind of images, for messages.
 
     Returns:
         Files by name, in alphabetical order. The name is the path below ``folder`` without extension and without the
@@ -178,28 +178,28 @@ def list_images(folder: pathlib.Path, purpose: str) -> dict[str, pathlib.Path]:
 
 def _root(options: DataOptions, phase: str) -> pathlib.Path:
     if not options.dataroot:
-        raise InputError("data.dataroot is not set; name the folder that holds the images, or try `pix2pixhd demo`")
+        raise InputError("data.dataroot is not set; give the folder that contains the images, or try `pix2pixhd demo`")
     root = pathlib.Path(options.dataroot)
     missing = _folder_problem(root)
     if missing is not None:
-        raise InputError(f"data.dataroot: {missing}; name the folder that holds {phase}_img or {phase}_B")
+        raise InputError(f"data.dataroot: {missing}; give the folder that contains {phase}_img or {phase}_B")
     return root
 
 
 def match_files(options: DataOptions, phase: str, images_optional: bool = False) -> tuple[list[Pair], list[Problem]]:
-    """The files of a phase matched by name, and what is wrong with the folders.
+    """Matches the files of a phase by name and collects the problems of its folders.
 
     Args:
         options: The ``data`` section.
         phase: Prefix of the folders, for example ``"train"``.
-        images_optional: Whether the folder of real images may be missing; ``Pair.image`` is None then.
+        images_optional: Whether the folder of real images may be missing. ``Pair.image`` is None in this case.
 
     Returns:
-        One entry per complete sample, in alphabetical order; and the problems: missing or empty folders, files that
-        cannot be images, files without a partner.
+        One entry per complete sample, in alphabetical order, and the problems: missing or empty folders, files that
+        cannot be images, and files without a partner.
 
     Raises:
-        InputError: If ``dataroot`` is not set or missing.
+        InputError: If ``dataroot`` is not set or does not exist.
 
     Example:
         >>> pairs, problems = match_files(DataOptions(dataroot="datasets/cityscapes"), "train")  # doctest: +SKIP
@@ -230,7 +230,7 @@ def match_files(options: DataOptions, phase: str, images_optional: bool = False)
         for name, path in found[options.input_folder].items()
         if name in complete
     ]
-    # An empty or missing folder would be repeated for every file of the others.
+    # With an empty or missing folder, every file of the other folders would be reported.
     if all(found.values()):
         problems += _without_partner(root, phase, found)
     return pairs[: options.max_dataset_size], problems
@@ -252,14 +252,14 @@ def _without_partner(root: pathlib.Path, phase: str, found: dict[str, dict[str, 
 
 
 def find_pairs(options: DataOptions, phase: str) -> list[Pair]:
-    """The pictures of a phase, matched by file name, never by position.
+    """Finds the samples of a phase. Files are matched by name, not by position.
 
     Args:
         options: The ``data`` section.
-        phase: Prefix of the folders, ``"train"`` say.
+        phase: Prefix of the folders, for example ``"train"``.
 
     Returns:
-        One entry per picture, in alphabetical order.
+        One entry per sample, in alphabetical order.
 
     Raises:
         InputError: If a folder is missing or empty, or if a file has no partner in another folder.
@@ -273,14 +273,14 @@ def find_pairs(options: DataOptions, phase: str) -> list[Pair]:
 
 
 def check_command(options: DataOptions) -> str:
-    """What to say where a message leaves out problems of a dataset."""
+    """Returns the hint for messages that do not list all problems of a dataset."""
     return f"all of them: pix2pixhd data check {display(options.dataroot)} --json FILE"
 
 
 def input_folders(
     folder: pathlib.Path, options: DataOptions, instances: pathlib.Path | None = None
 ) -> tuple[pathlib.Path, pathlib.Path | None]:
-    """The folders that ``find_inputs`` reads: of the inputs, and of the instance maps where there are any.
+    """Returns the folders that ``find_inputs`` reads: inputs and, if the generator needs them, instance maps.
 
     Args:
         folder: As for ``find_inputs``.
@@ -301,12 +301,15 @@ def input_folders(
 
 
 def find_inputs(folder: pathlib.Path, options: DataOptions, instances: pathlib.Path | None = None) -> list[Pair]:
-    """The inputs to generate pictures from, with their instance maps where the generator was trained with them.
+    """Finds the inputs for generation, with their instance maps if the generator was trained with them.
 
     Args:
-        folder: Label maps or input pictures. Of a data set's root, ``test_label`` or ``test_A`` is taken.
-        options: How the generator was trained.
-        instances: Folder of instance maps; looked for beside ``folder`` (``test_inst`` for ``test_label``) when None.
+        folder: Folder of label maps or input images, or the root of a dataset with ``test_label`` or ``test_A``.
+        options: The ``data`` section with which the generator was trained.
+        instances: Folder of instance maps. None uses the one beside ``folder``: ``test_inst`` for ``test_label``.
+
+    Returns:
+        One entry per input, in alphabetical order.
 
     Raises:
         InputError: If a folder is missing or empty, or if an instance map is missing.
@@ -316,13 +319,13 @@ def find_inputs(folder: pathlib.Path, options: DataOptions, instances: pathlib.P
     """
     given = instances
     folder, instances = input_folders(folder, options, instances)
-    inputs = list_images(folder, "label maps" if options.label_nc else "input pictures")
+    inputs = list_images(folder, "label maps" if options.label_nc else "input images")
     if instances is None:
         return [Pair(name, path) for name, path in inputs.items()]
     if given is None and not instances.is_dir():
         raise InputError(
-            f"{instances}: there is no such folder; this generator needs instance maps: name their "
-            "folder with --instances"
+            f"{instances}: there is no such folder; this generator needs instance maps: give their folder with "
+            "--instances"
         )
     maps = list_images(instances, "instance maps")
     raise_problems(

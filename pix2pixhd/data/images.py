@@ -1,4 +1,4 @@
-"""Reading and writing of label maps, instance maps and pictures."""
+"""Reading and writing of label maps, instance maps and images."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ __all__ = [
     "tensor_to_image",
 ]
 
+# Pillow's modes of label and instance maps, and of images with more than 8 bits per channel.
 _INDEX_MODES = {"1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N"}
 _DEEP_MODES = {"I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 
@@ -44,7 +45,7 @@ def _refused(path: pathlib.Path, what: str, kind: str = UNREADABLE) -> DataError
 
 
 def _access_problem(path: pathlib.Path, error: OSError) -> str | None:
-    """Why a file cannot be opened, for reasons other than its contents."""
+    """Explains why a file cannot be opened. Returns None if the reason is its contents."""
     if isinstance(error, FileNotFoundError):
         if path.is_symlink():
             return (
@@ -55,7 +56,7 @@ def _access_problem(path: pathlib.Path, error: OSError) -> str | None:
         return "permission denied; make the file and its folders readable (chmod u+r)"
     if isinstance(error, IsADirectoryError):
         return "is a folder, not an image; rename or remove it"
-    # An operating system's error has a number; Pillow's own, about the contents, have none.
+    # Errors of the operating system have a number. Pillow's errors about the contents have none.
     return None if error.errno is None else f"cannot be read ({error.strerror}); check the disk or the network share"
 
 
@@ -66,21 +67,21 @@ def _read_array(path: pathlib.Path, channels: int) -> ChannelStack:
         raise _refused(path, str(error)) from None
     except OSError as error:
         raise _refused(path, _access_problem(path, error) or f"cannot be read ({error}); replace it") from None
-    except (ValueError, EOFError, MemoryError) as error:  # truncated since its size was compared with its header
+    except (ValueError, EOFError, MemoryError) as error:  # truncated after its size was compared with its header
         raise _refused(path, f"cannot be read ({error}); the file is damaged, replace it") from None
 
 
 def _apply_orientation(image: Image.Image) -> None:
-    """Applies the EXIF orientation, as viewers and annotation tools do, so that images fit their label maps."""
-    # Viewers ignore EXIF data that cannot be parsed; it is not part of the image.
+    """Applies the EXIF orientation as viewers and annotation tools do, so that images match their label maps."""
+    # Viewers ignore EXIF data that cannot be parsed.
     with contextlib.suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)
 
 
 def _open(path: pathlib.Path) -> Image.Image:
     try:
-        # Pillow maps uncompressed images into memory when it is given a name. For TIFFs with an EXIF orientation it
-        # then takes the width after rotation for the length of a row, which scrambles the pixels.
+        # Given a file name, Pillow memory-maps uncompressed images. For TIFFs with an EXIF orientation it then uses the
+        # width after rotation as the row length, which scrambles the pixels. An open file avoids this.
         with path.open("rb") as file, Image.open(file) as image:
             image.load()
             _apply_orientation(image)
@@ -88,14 +89,14 @@ def _open(path: pathlib.Path) -> Image.Image:
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise _refused(
-            path, f"claims more than {limit} pixels, which no image here should have; replace it or scale it down"
+            path, f"has more than {limit} pixels according to its header, the limit; replace it or scale it down"
         ) from None
-    # Pillow reports a damaged file in many ways: SyntaxError for a bad PNG chunk, struct.error, zlib.error, …
+    # Pillow raises many kinds of errors for damaged files: SyntaxError for a bad PNG chunk, struct.error, zlib.error, …
     except Exception as error:
         access = _access_problem(path, error) if isinstance(error, OSError) else None
         if access is None and isinstance(error, OSError) and path.is_file() and path.stat().st_size == 0:
             access = "is empty (0 bytes); replace it"
-        reason = f"cannot be read ({error or type(error).__name__}); the file is damaged or no image, replace it"
+        reason = f"cannot be read ({error or type(error).__name__}); the file is damaged or not an image, replace it"
         raise _refused(path, access or reason) from None
     if 0 in loaded.size:
         raise _refused(path, f"has no pixels ({loaded.width}x{loaded.height}); replace it")
@@ -103,35 +104,35 @@ def _open(path: pathlib.Path) -> Image.Image:
 
 
 def read_index_map(path: pathlib.Path, kind: Literal["label map", "instance map"] = "label map") -> Image.Image:
-    """A label or instance map with its ids as they are stored, 32 bits wide.
+    """Reads a label map or an instance map, with unchanged ids.
 
     Args:
-        path: A gray PNG of 8 or 16 bits, or a palette PNG, whose indices are the ids.
-        kind: What it is, for messages.
+        path: A grayscale PNG of 8 or 16 bits, or a palette PNG, whose indices are the ids.
+        kind: The kind of map, for messages.
 
     Returns:
-        A picture of Pillow's mode ``"I"``: 16-bit ids above 32767 survive.
+        An image of Pillow's 32-bit mode ``"I"``, which also represents 16-bit ids above 32767.
 
     Raises:
-        InputError: If the file cannot be read or is a colour picture.
+        InputError: If the file cannot be read or is a colour image.
 
     Example:
         >>> ids = np.asarray(read_index_map(pathlib.Path("train_inst/a.png"), "instance map"))  # doctest: +SKIP
     """
     if path.suffix.lower() == ".npy":
-        raise _refused(path, f"a {kind} must be an image file, not .npy; save it as a gray PNG", _WRONG_FORMAT)
+        raise _refused(path, f"a {kind} must be an image file, not .npy; save it as a grayscale PNG", _WRONG_FORMAT)
     image = _open(path)
     if image.format in ("JPEG", "MPO"):
         raise _refused(
             path,
-            f"a {kind} saved as JPEG has lost its ids to lossy compression; export it again as a PNG from its source",
+            f"a {kind} must not be a JPEG file, since lossy compression changes ids; export it again as a PNG",
             _WRONG_FORMAT,
         )
     if image.mode not in _INDEX_MODES:
         raise _refused(
             path,
             f"a {kind} must have one channel with an id per pixel, got an image of mode {image.mode}; "
-            "save it as a gray PNG of 8 or 16 bits (or a palette PNG)",
+            "save it as a grayscale PNG of 8 or 16 bits (or a palette PNG)",
             _WRONG_FORMAT,
         )
     if image.mode == "1":
@@ -140,25 +141,29 @@ def read_index_map(path: pathlib.Path, kind: Literal["label map", "instance map"
 
 
 def read_image(path: pathlib.Path, channels: int = 3) -> LoadedImage:
-    """A picture of 8 bits per channel: in colour, gray, or with any number of channels.
+    """Reads an image with 8 bits per channel.
 
     Args:
-        path: Any format that Pillow reads, or an ``.npy`` file with an array ``[height, width, channels]`` of uint8.
-        channels: 3 for RGB, 1 for gray; other numbers need ``.npy`` files.
+        path: A file in any format that Pillow reads, or an ``.npy`` file with an array ``[height, width, channels]`` of
+            uint8.
+        channels: Number of channels: 3 for RGB, 1 for grayscale. Other numbers require ``.npy`` files.
+
+    Returns:
+        The image. A Pillow image is converted to RGB or grayscale.
 
     Raises:
-        InputError: If the file cannot be read, has more than 8 bits per channel, is partly transparent, or has another
-            number of channels than an ``.npy`` file is needed for.
+        InputError: If the file cannot be read, has more than 8 bits per channel or is partly transparent, or if
+            ``channels`` requires an ``.npy`` file.
 
     Example:
-        >>> picture = read_image(pathlib.Path("train_img/a.png"))  # doctest: +SKIP
+        >>> image = read_image(pathlib.Path("train_img/a.png"))  # doctest: +SKIP
     """
     if path.suffix.lower() == ".npy":
         return _read_array(path, channels)
     if channels not in (1, 3):
         raise _refused(
             path,
-            f"images of {channels} channels must be .npy files [height, width, {channels}] of uint8",
+            f"images with {channels} channels must be .npy files [height, width, {channels}] of uint8",
             _WRONG_FORMAT,
         )
     image = _open(path)
@@ -172,7 +177,7 @@ def read_image(path: pathlib.Path, channels: int = 3) -> LoadedImage:
 
 
 def image_to_tensor(image: LoadedImage) -> Tensor:
-    """A picture as ``[C, H, W]`` float32 in [−1, 1].
+    """Converts an image to a float32 tensor ``[C, H, W]`` in [−1, 1].
 
     Example:
         >>> image_to_tensor(Image.new("RGB", (4, 2), (255, 0, 0)))[:, 0, 0]
@@ -186,13 +191,13 @@ def image_to_tensor(image: LoadedImage) -> Tensor:
 
 
 def _to_bytes(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """``[C, H, W]`` in [−1, 1] as ``[H, W, C]`` in 0 … 255."""
+    """Converts ``[C, H, W]`` in [−1, 1] to ``[H, W, C]`` in 0 … 255."""
     scaled = tensor.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu()
     return np.ascontiguousarray(scaled.permute(1, 2, 0).numpy())
 
 
 def tensor_to_image(tensor: Tensor) -> Image.Image:
-    """``[C, H, W]`` in [−1, 1], C = 1 or 3, as an 8-bit picture; values outside are clipped.
+    """Converts ``[C, H, W]`` in [−1, 1], with C = 1 or 3, to an 8-bit image. Values outside the range are clipped.
 
     Example:
         >>> tensor_to_image(torch.ones(3, 2, 4)).getpixel((0, 0))
@@ -203,15 +208,15 @@ def tensor_to_image(tensor: Tensor) -> Image.Image:
 
 
 def save_png(image: Image.Image, path: pathlib.Path, *, force: bool = False) -> pathlib.Path:
-    """Writes a PNG, whole or not at all, with a comment by which a later run recognises it as its own.
+    """Atomically writes a PNG with a comment that marks it as written by this package.
 
     Args:
         image: The image.
-        path: The file.
+        path: The file to write.
         force: Whether a file that this package did not write may be replaced.
 
     Returns:
-        The file written.
+        The path of the file.
 
     Raises:
         InputError: If the file cannot be written, or if it exists and may not be replaced.
@@ -227,20 +232,20 @@ def save_png(image: Image.Image, path: pathlib.Path, *, force: bool = False) -> 
 
 
 def image_path(path: pathlib.Path, channels: int) -> pathlib.Path:
-    """The file that ``save_image`` writes: ``.npy`` instead of ``.png`` for other channels than 1 and 3."""
+    """Returns the path that ``save_image`` writes: ``.npy`` replaces ``.png`` unless there are 1 or 3 channels."""
     return path if channels in (1, 3) else path.with_suffix(".npy")
 
 
 def save_image(tensor: Tensor, path: pathlib.Path, *, force: bool = False) -> pathlib.Path:
-    """Writes ``[C, H, W]`` in [−1, 1]: as a PNG, or for other channels than 1 and 3 as an ``.npy`` file beside it.
+    """Writes an image as a PNG, or as an ``.npy`` file if it does not have 1 or 3 channels.
 
     Args:
-        tensor: The image.
-        path: The PNG file.
+        tensor: The image ``[C, H, W]`` in [−1, 1].
+        path: The PNG file; an ``.npy`` file has the same name with another suffix.
         force: Whether a file that this package did not write may be replaced.
 
     Returns:
-        The file written.
+        The path of the file.
 
     Raises:
         InputError: If the file cannot be written, or if it exists and may not be replaced.

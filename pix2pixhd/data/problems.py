@@ -1,4 +1,4 @@
-"""Problems found in a dataset, and how they are reported: grouped by kind, each group cut to its first few."""
+"""Problems in a dataset, and their report: grouped by kind, with the first few problems of each kind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pix2pixhd.errors import InputError
 
 __all__ = ["DataError", "Problem", "display", "grouped", "raise_problems"]
 
-# More of one kind than this are counted instead of listed.
+# Number of problems of each kind that are listed. Further problems are only counted.
 _LISTED = 10
 
 
@@ -19,9 +19,9 @@ class Problem:
     """One problem with one file.
 
     Attributes:
-        kind: What the group of such problems is called, in the plural.
-        message: The file, what was expected, what was found and the remedy.
-        file: The file or folder alone, as in the message; empty for a problem of several files.
+        kind: Name of this kind of problem, in the plural.
+        message: The file, the expected and the actual value, and the remedy.
+        file: The file or folder, as in the message; empty for a problem with several files.
     """
 
     kind: str
@@ -30,14 +30,14 @@ class Problem:
 
 
 class DataError(InputError):
-    """Data that cannot be used.
+    """Raised for invalid data.
 
     Attributes:
-        problems: Every problem; the message lists the first ten of each kind.
+        problems: All problems. The message lists the first ten of each kind.
 
     Args:
         problems: At least one problem.
-        everything: Where the rest is found when the message does not list all problems.
+        everything: Hint on how to list all problems, which is added if the message does not.
 
     Example:
         >>> str(DataError([Problem("unreadable files", "a.png: is empty")]))
@@ -58,7 +58,7 @@ class DataError(InputError):
 
 
 def display(path: os.PathLike[str] | str) -> str:
-    """A path as text that every terminal and file takes: bytes that are not UTF-8 become ``\\xNN``.
+    """Converts a path to text that can be printed anywhere. Bytes that are not valid UTF-8 become ``\\xNN``.
 
     Example:
         >>> display(os.fsdecode(b"caf\\xe9.png"))
@@ -68,11 +68,14 @@ def display(path: os.PathLike[str] | str) -> str:
 
 
 def grouped(problems: Sequence[Problem], everything: str = "") -> list[str]:
-    """Lines that list the problems by kind: a heading with the count, the first ten, and how many more there are.
+    """Lists problems by kind: a heading with the count, the first ten problems, and the number of further problems.
 
     Args:
         problems: Any number of problems.
-        everything: Appended as a last line when problems were left out.
+        everything: Last line, which is added if problems were omitted.
+
+    Returns:
+        The lines of the list.
     """
     kinds: dict[str, list[str]] = {}
     for problem in problems:
@@ -89,11 +92,11 @@ def grouped(problems: Sequence[Problem], everything: str = "") -> list[str]:
 
 
 def raise_problems(problems: Sequence[Problem], everything: str = "") -> None:
-    """Raises one error for all problems; returns when there are none.
+    """Raises one error for all problems, if there are any.
 
     Args:
         problems: Any number of problems.
-        everything: Where the rest is found when the message does not list all of them.
+        everything: Hint on how to list all problems, which is added if the message does not.
 
     Raises:
         DataError: If there are problems.

@@ -1,4 +1,4 @@
-"""What the files of a dataset must satisfy; checked before training, and again whenever a sample is read."""
+"""Requirements on the files of a dataset, which are checked before training and whenever a sample is read."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ _UNUSABLE_SIZES = "sizes that cannot be trained on"
 
 
 def label_problem(path: pathlib.Path, low: int, high: int, label_nc: int, trained: bool = False) -> Problem | None:
-    """Ids outside ``label_nc``, which one-hot encoding would drop.
+    """Checks for ids outside ``label_nc``, which one-hot encoding would drop.
 
     Args:
         path: The label map.
         low: Its smallest id.
         high: Its largest id.
         label_nc: Number of classes.
-        trained: Whether they are those of a trained generator, which cannot be changed.
+        trained: Whether the classes are those of a trained generator and cannot be changed.
+
+    Returns:
+        The problem, or None.
     """
     if low >= 0 and high < label_nc:
         return None
@@ -46,19 +49,19 @@ def label_problem(path: pathlib.Path, low: int, high: int, label_nc: int, traine
 
 
 def size_problem(path: pathlib.Path, size: Size, input_path: pathlib.Path, input_size: Size) -> Problem | None:
-    """Another size than the input's."""
+    """Checks that a file has the size of its input."""
     if size == input_size:
         return None
     return Problem(
         _DIFFERENT_SIZES,
         f"{display(path)} is {size[0]}x{size[1]} (width x height), but {display(input_path)} is "
-        f"{input_size[0]}x{input_size[1]}; the files of one sample must have one size: resize or replace one of them",
+        f"{input_size[0]}x{input_size[1]}; the files of a sample must have equal sizes: resize or replace one of them",
         display(path),
     )
 
 
 def geometry_problem(path: pathlib.Path, size: Size, options: DataOptions, multiple: int) -> Problem | None:
-    """A size that the generator cannot be trained at after scaling and cropping."""
+    """Checks that the generator can be trained at an image's size after scaling and cropping."""
     try:
         width, height = output_size(size, options, multiple)
     except InputError as error:
@@ -68,24 +71,27 @@ def geometry_problem(path: pathlib.Path, size: Size, options: DataOptions, multi
     return Problem(
         _UNUSABLE_SIZES,
         f"{display(path)}: would be trained at {width}x{height} (width x height), but this generator needs "
-        f"multiples of {multiple}, at least {2 * multiple}; change data.loadSize or data.fineSize, or use "
+        f"multiples of {multiple} that are at least {2 * multiple}; change data.loadSize or data.fineSize, or use "
         "data.resize_or_crop: none, which rounds sizes",
         display(path),
     )
 
 
 def batch_problem(examples: dict[Size, str], batch: int) -> Problem | None:
-    """Images of different sizes that would share a batch.
+    """Checks that images of different sizes would not share a batch.
 
     Args:
-        examples: A file or sample for every size, as trained.
-        batch: Samples per batch.
+        examples: An example file or sample for every size after scaling and cropping.
+        batch: Batch size.
+
+    Returns:
+        The problem, or None.
     """
     if batch == 1 or len(examples) < 2:
         return None
     found = ", ".join(f"{name} at {width}x{height}" for (width, height), name in list(examples.items())[:2])
     return Problem(
         _UNUSABLE_SIZES,
-        f"data.batchSize={batch} needs images of one size, got {found}; set batchSize to 1 or use a "
-        "resize_or_crop with a crop",
+        f"data.batchSize={batch} needs images of equal size, got {found}; set data.batchSize to 1, or use a "
+        "data.resize_or_crop that crops",
     )

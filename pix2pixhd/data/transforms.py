@@ -1,4 +1,4 @@
-"""Geometry: scaling, cropping and flipping, the same for all files of one picture."""
+"""Scaling, cropping and flipping, with the same parameters for all files of a sample."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Size = tuple[int, int]  # width, height
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """What happens to the files of one picture: scaling, then a crop, then a flip.
+    """Parameters of the transform of one sample's files: scaling, then cropping, then flipping.
 
     Attributes:
         size: Width and height to scale to.
-        crop: Left, upper, right and lower edge of the crop; None for the whole.
-        flip: Whether to mirror left and right.
+        crop: Left, upper, right and lower edge of the crop. None disables cropping.
+        flip: Whether to flip horizontally.
     """
 
     size: Size
@@ -31,7 +31,12 @@ class Geometry:
     flip: bool = False
 
     def apply(self, image: LoadedImage, smooth: bool) -> LoadedImage:
-        """The picture scaled (bicubic when ``smooth``, else nearest, as ids need it), cropped and flipped."""
+        """Returns the scaled, cropped and flipped image.
+
+        Args:
+            image: The image.
+            smooth: Whether to use bicubic interpolation, for images, instead of nearest-neighbour, for ids.
+        """
         if image.size != self.size:
             resampling = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
             image = image.resize(self.size, resampling)
@@ -43,12 +48,12 @@ class Geometry:
 
 
 def scaled_size(size: Size, options: DataOptions, multiple: int) -> Size:
-    """Width and height after scaling and before cropping, by ``resize_or_crop``.
+    """Returns the width and height after scaling and before cropping, according to ``resize_or_crop``.
 
     Args:
-        size: Width and height of the stored picture.
+        size: Width and height of the stored image.
         options: The ``data`` section.
-        multiple: What the generator needs; used by the mode ``none``.
+        multiple: Number of which width and height must be multiples for the generator. Used by the mode ``none``.
 
     Example:
         >>> scaled_size((2048, 1024), DataOptions(resize_or_crop="scale_width", loadSize=512), 16)
@@ -69,10 +74,15 @@ def _nearest_multiple(length: int, multiple: int) -> int:
 
 
 def output_size(size: Size, options: DataOptions, multiple: int) -> Size:
-    """Width and height that the networks see in training.
+    """Returns the width and height of the networks' inputs in training.
+
+    Args:
+        size: Width and height of the stored image.
+        options: The ``data`` section.
+        multiple: Number of which width and height must be multiples for the generator. Used by the mode ``none``.
 
     Raises:
-        InputError: If the picture is smaller than the crop.
+        InputError: If the scaled image is smaller than the crop.
 
     Example:
         >>> output_size((2048, 1024), DataOptions(resize_or_crop="crop", fineSize=256), 16)
@@ -91,13 +101,13 @@ def output_size(size: Size, options: DataOptions, multiple: int) -> Size:
 
 
 def draw_geometry(size: Size, options: DataOptions, multiple: int, rng: random.Random) -> Geometry:
-    """A random crop and flip for training.
+    """Selects a random crop and flip for training.
 
     Args:
-        size: Width and height of the stored picture.
+        size: Width and height of the stored image.
         options: The ``data`` section.
-        multiple: What the generator needs; used by the mode ``none``.
-        rng: Where the randomness comes from.
+        multiple: Number of which width and height must be multiples for the generator. Used by the mode ``none``.
+        rng: Random number generator.
 
     Example:
         >>> draw_geometry((64, 64), DataOptions(resize_or_crop="crop", fineSize=64), 4, random.Random(0)).crop

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The demo: trains on photographs shipped with scikit-image."""

@@ -1,8 +1,8 @@
-"""A label → photograph data set from the photographs that scikit-image ships.
+"""A dataset of label maps and images, made from photographs shipped with scikit-image.
 
-Each photograph is smoothed into flat patches, and these are clustered by colour and texture: a class is "the cat's fur"
-or "the dark wood", an instance a connected piece of a class. One column of every photograph is held out, so that what
-the generator is judged on it has never seen.
+Each photograph is smoothed into flat patches, which are clustered by colour and texture. A class is, for example, the
+cat's fur or the dark wood; an instance is a connected component of a class. One column of every photograph is held out
+for evaluation.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from pix2pixhd.data.images import save_png
 __all__ = ["COLUMN", "CROP", "LABEL_NC", "write_demo_data"]
 
 _HEIGHT = 320
-COLUMN = 160  # width of the held-out column, and of the crops from it
+COLUMN = 160  # width of the held-out column, and size of the crops from it
 CROP = 144
 _CLASSES_PER_PHOTOGRAPH = 10
-_NEIGHBOURHOOD = np.hypot(*np.mgrid[-2:3, -2:3]) <= 2  # a disc, within which single pixels of another class vanish
+_NEIGHBOURHOOD = np.hypot(*np.mgrid[-2:3, -2:3]) <= 2  # disc of the majority filter, which removes isolated pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class _Photograph:
-    """A photograph inside scikit-image's wheel, and the left edge of its held-out column, as a share of the width."""
+    """A photograph in scikit-image's wheel, and the left edge of its held-out column as a fraction of the width."""
 
     name: str
     held_out: float
@@ -48,18 +48,18 @@ LABEL_NC = len(_PHOTOGRAPHS) * _CLASSES_PER_PHOTOGRAPH
 
 def _load(photograph: _Photograph) -> NDArray[np.uint8]:
     pixels = getattr(data, photograph.name)()
-    picture = Image.fromarray(pixels[0] if isinstance(pixels, tuple) else pixels)
-    width = round(picture.width * _HEIGHT / picture.height)
-    return np.asarray(picture.resize((width, _HEIGHT), Image.Resampling.LANCZOS))
+    image = Image.fromarray(pixels[0] if isinstance(pixels, tuple) else pixels)
+    width = round(image.width * _HEIGHT / image.height)
+    return np.asarray(image.resize((width, _HEIGHT), Image.Resampling.LANCZOS))
 
 
-def _segment(picture: NDArray[np.uint8], seed: int) -> NDArray[np.int64]:
-    """Class ids ``[H, W]`` from 0, by decreasing area."""
-    # Total-variation denoising leaves flat patches with the photograph's own outlines; the clusters of their colours
-    # are pieces of things rather than grains of fur.
-    flat = restoration.denoise_tv_chambolle(picture / 255.0, weight=0.06, channel_axis=-1)  # type: ignore[no-untyped-call]
+def _segment(image: NDArray[np.uint8], seed: int) -> NDArray[np.int64]:
+    """Segments an image into class ids ``[H, W]``, from 0 in order of decreasing area."""
+    # Total-variation denoising produces flat patches with the outlines of objects, so the clusters of their colours are
+    # parts of objects instead of fine texture.
+    flat = restoration.denoise_tv_chambolle(image / 255.0, weight=0.06, channel_axis=-1)  # type: ignore[no-untyped-call]
     lab = color.rgb2lab(flat)
-    lightness = color.rgb2lab(picture)[..., 0]
+    lightness = color.rgb2lab(image)[..., 0]
     contrast = np.sqrt(np.maximum(gaussian_filter(lightness**2, 3) - gaussian_filter(lightness, 3) ** 2, 0))
     features = np.concatenate([lab * [1.0, 1.5, 1.5], contrast[..., None] * 0.7], axis=-1).reshape(-1, 4)
     rng = np.random.default_rng(seed)
@@ -78,7 +78,7 @@ def _save(folder: pathlib.Path, name: str, pixels: NDArray[np.generic]) -> None:
 
 
 def _training_crops(width: int, left: int, count: int, rng: np.random.Generator) -> list[tuple[slice, slice]]:
-    """Squares left and right of the held-out column, which none of them touches."""
+    """Selects random squares to the left and right of the held-out column, which do not overlap it."""
     sides = [(0, left), (left + COLUMN, width)]
     rooms = [(start, stop - CROP) for start, stop in sides if stop - start >= CROP]
     weights = np.array([stop - start + CROP // 2 for start, stop in rooms], dtype=float)
@@ -91,27 +91,27 @@ def _training_crops(width: int, left: int, count: int, rng: np.random.Generator)
 
 
 def write_demo_data(root: pathlib.Path, crops: int = 160, seed: int = 0) -> None:
-    """Writes ``{train,test}_{label,inst,img}/`` in NVIDIA's layout.
+    """Writes ``{train,test}_{label,inst,img}/`` in NVIDIA's folder layout.
 
-    Training crops and held-out crops come from disjoint parts of the photographs.
+    Training crops and held-out crops are from disjoint parts of the photographs.
 
     Args:
-        root: Folder to write into.
-        crops: Number of training crops, ``CROP`` pixels square, shared evenly by the photographs.
-        seed: Seed of clustering and crops.
+        root: Folder to write to.
+        crops: Number of training crops of ``CROP``×``CROP`` pixels, distributed evenly over the photographs.
+        seed: Seed of the clustering and the crops.
 
     Example:
         >>> write_demo_data(pathlib.Path("runs/demo/data"))  # doctest: +SKIP
     """
     rng = np.random.default_rng(seed)
     for k, photograph in enumerate(_PHOTOGRAPHS):
-        picture = _load(photograph)
-        classes = _segment(picture, seed)
+        image = _load(photograph)
+        classes = _segment(image, seed)
         label = (classes + k * _CLASSES_PER_PHOTOGRAPH).astype(np.uint8)
-        # Ids start high on purpose: instance maps have 16 bits, and this makes use of all of them.
+        # Ids start at a high number to use all 16 bits of instance maps.
         pieces = measure.label(classes, background=-1, connectivity=1)  # type: ignore[no-untyped-call]
         instance = (pieces + 40000).astype(np.uint16)
-        width = picture.shape[1]
+        width = image.shape[1]
         left = min(round(photograph.held_out * width), width - COLUMN)
         column = slice(left, left + COLUMN)
         areas = {
@@ -121,5 +121,5 @@ def write_demo_data(root: pathlib.Path, crops: int = 160, seed: int = 0) -> None
         for phase, squares in areas.items():
             for part, square in enumerate(squares):
                 name = f"{photograph.name}_{part:03d}"
-                for kind, pixels in (("label", label), ("inst", instance), ("img", picture)):
+                for kind, pixels in (("label", label), ("inst", instance), ("img", image)):
                     _save(root / f"{phase}_{kind}", name, pixels[square])

@@ -1,4 +1,4 @@
-"""``pix2pixhd demo``: the whole package in minutes, from photographs that scikit-image ships."""
+"""``pix2pixhd demo``: a complete training in minutes, on photographs shipped with scikit-image."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ __all__ = ["Results", "demo_config", "run_demo"]
 _EPOCHS = 16
 _CROPS = 320
 _CONFIG = "demo.yaml"
-_SHEET = "results.png"
-_SECONDS_AROUND = 15.0  # validation, sample sheets, the results
+_RESULTS = "results.png"
+_OVERHEAD_SECONDS = 15.0  # for validation, samples and results
 
 
 def demo_config(out: pathlib.Path, seed: int, epochs: int) -> TrainConfig:
-    """The demo's configuration: a small global generator, a discriminator of two scales, crops of 64×64."""
+    """Returns the demo's configuration: a small global generator, two discriminator scales and 64×64 crops."""
     return TrainConfig(
         data=DataOptions(
             dataroot=str(out / "data"),
@@ -49,10 +49,10 @@ def demo_config(out: pathlib.Path, seed: int, epochs: int) -> TrainConfig:
             batchSize=8,
             nThreads=0,
         ),
-        # Batch norm, because instance norm takes from a crop that lies in one class the very class it lies in, and
-        # learns colours several times more slowly.
+        # Batch norm, because instance norm removes the information about the class from a crop that lies in one class,
+        # and learns colours several times more slowly.
         model=ModelOptions(ngf=32, n_downsample_global=2, n_blocks_global=3, norm="batch", ndf=32),
-        # The perceptual loss needs VGG19's ImageNet weights, a download of 550 MB.
+        # The perceptual loss would need a download of 550 MB, VGG19's ImageNet weights.
         loss=LossOptions(lambda_vgg=0.0),
         optimizer=OptimizerOptions(lr=1e-3, niter=epochs - epochs // 2, niter_decay=epochs // 2),
         run=RunOptions(output=str(out / "run"), seed=seed, display_freq=160, save_epoch_freq=_EPOCHS),
@@ -62,7 +62,7 @@ def demo_config(out: pathlib.Path, seed: int, epochs: int) -> TrainConfig:
 
 @torch.no_grad()
 def _held_out_error(module: Pix2PixHD, dataset: PairedDataset) -> float:
-    """Mean absolute difference per channel, of pictures in [−1, 1]."""
+    """Computes the mean absolute error of the generated images, in [−1, 1]."""
     module.eval()
     errors = []
     for i in range(len(dataset)):
@@ -72,8 +72,8 @@ def _held_out_error(module: Pix2PixHD, dataset: PairedDataset) -> float:
     return float(torch.stack(errors).mean())
 
 
-class _Before(pl.Callback):
-    """Takes the untrained generator's error."""
+class _UntrainedError(pl.Callback):
+    """Measures the error of the untrained generator."""
 
     def __init__(self, dataset: PairedDataset) -> None:
         self.dataset = dataset
@@ -84,10 +84,10 @@ class _Before(pl.Callback):
         self.error = _held_out_error(pl_module, self.dataset)
 
 
-class _Plan(pl.Callback):
-    """Trains fewer epochs where the time is too short for all, with the same course of the learning rate.
+class _FitSchedule(pl.Callback):
+    """Reduces the number of epochs to fit the time limit, and scales the learning-rate schedule accordingly.
 
-    Measured as it goes, because a machine's speed in the first second says little about the next minutes.
+    The duration is estimated again after every epoch, because the first seconds are not representative.
     """
 
     def __init__(self, options: OptimizerOptions, seconds: float) -> None:
@@ -102,23 +102,26 @@ class _Plan(pl.Callback):
         recent = self.times[-4:]
         per_epoch = (recent[-1] - recent[0]) / (len(recent) - 1)
         total = min(self.epochs, done + max(0, int((self.end - recent[-1]) / per_epoch)))
-        # The schedulers ask these options for the rate of the next epoch.
+        # The learning-rate schedulers read these options for the next epoch.
         self.options.niter, self.options.niter_decay = total - total // 2, total // 2
         trainer.should_stop = trainer.should_stop or done >= total
 
 
 def _shortened(limit: str | None, steps: int, total: int, seconds: float) -> str:
-    """What the time limit cut off; empty for a complete training.
+    """Describes how much of the training the time limit removed.
 
     Args:
         limit: The limit that stopped the run; ``max_time`` stops it within an epoch.
-        steps: Steps that were trained.
-        total: Steps of the complete training.
+        steps: Number of steps that were trained.
+        total: Number of steps of the complete training.
         seconds: Duration of the training.
+
+    Returns:
+        The description; empty for a complete training.
     """
     if steps >= total:
         return ""
-    minutes = math.ceil((seconds * total / max(steps, 1) + _SECONDS_AROUND) / 60)
+    minutes = math.ceil((seconds * total / max(steps, 1) + _OVERHEAD_SECONDS) / 60)
     remedy = f"give it more time with --max-minutes {minutes}"
     if limit == "max_time":
         return f"stopped by the time limit after {steps} of {total} steps; the images are unfinished; {remedy}"
@@ -136,7 +139,7 @@ def _held_out(config: TrainConfig) -> PairedDataset:
 
 
 def _savings(module: Pix2PixHD, config: TrainConfig) -> Savings:
-    """On the features of one batch of the run."""
+    """Measures the savings on the features of one training batch."""
     pairs = find_pairs(config.data, "train")
     dataset = PairedDataset(pairs, config.data, config.model.multiple, augment=True)
     batch: Any = default_collate([dataset[i] for i in range(config.data.batchSize)])
@@ -146,23 +149,23 @@ def _savings(module: Pix2PixHD, config: TrainConfig) -> Savings:
     return measure_savings(module, condition, fake, batch["image"])
 
 
-def _told(savings: Savings) -> str:
+def _describe_savings(savings: Savings) -> str:
     fused, plain = savings.fused, savings.plain
     return (
-        f"fused {fused.seconds * 1e3:.2f} ms a step, plain PyTorch {plain.seconds * 1e3:.2f} ms: "
-        f"{savings.ratio:.1f} times as fast; kept for the backward {fused.kept / 2**20:.1f} instead of "
-        f"{plain.kept / 2**20:.1f} MB ({savings.elements / 1e6:.1f} M feature elements)"
+        f"fused {fused.seconds * 1e3:.2f} ms per step, plain PyTorch {plain.seconds * 1e3:.2f} ms: "
+        f"{savings.ratio:.1f} times as fast; saved for backward {fused.saved / 2**20:.1f} instead of "
+        f"{plain.saved / 2**20:.1f} MiB ({savings.elements / 1e6:.1f} M feature elements)"
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What the demo found.
+    """Results of the demo.
 
     Attributes:
-        untrained: L1 error of the untrained generator on held-out crops, pictures in [−1, 1].
-        trained: The same after training.
-        savings: What the fused losses saved.
+        untrained: L1 error of the untrained generator on held-out crops, for images in [−1, 1].
+        trained: L1 error after training.
+        savings: Time and memory that the fused losses save.
     """
 
     untrained: float
@@ -171,21 +174,21 @@ class Results:
 
 
 def run_demo(out: pathlib.Path, max_minutes: float = 4.0, seed: int = 0) -> Results:
-    """Builds the data, trains, and writes a sheet of results on crops that the generator has never seen.
+    """Creates the dataset, trains, and writes an image grid of results on held-out crops.
 
     Args:
-        out: Folder for data, run and ``results.png``. Files of an earlier demo there are replaced, others never.
-        max_minutes: Upper bound of the duration.
-        seed: Seed of everything random.
+        out: Folder for the data, the run and ``results.png``. Only files of an earlier demo are replaced.
+        max_minutes: Maximum duration.
+        seed: Seed of the data and the training.
 
     Returns:
-        The errors before and after, and what the fused losses saved.
+        The errors before and after training, and the savings of the fused losses.
 
     Raises:
-        InputError: If ``out`` cannot be written to, or holds files of other origin in the places of the demo's.
+        InputError: If ``out`` cannot be written to, or if files of other origin would be replaced.
     """
     check_writable(out, "--out")
-    record = Record(out, ["data", "run", _CONFIG, _SHEET])
+    record = Record(out, ["data", "run", _CONFIG, _RESULTS])
     record.clear("--out")
     try:
         return _run(out, max_minutes, seed)
@@ -200,18 +203,18 @@ def _run(out: pathlib.Path, max_minutes: float, seed: int) -> Results:
     print("1/3  data: training and held-out crops of four photographs, with label and instance maps", flush=True)
     write_demo_data(out / "data", _CROPS, seed)
 
-    budget = max_minutes * 60 - (time.perf_counter() - began) - _SECONDS_AROUND
-    # Not in the file, which is for longer runs too.
+    budget = max_minutes * 60 - (time.perf_counter() - began) - _OVERHEAD_SECONDS
+    # The limit is not in the configuration file, since that can be used for longer runs.
     config.trainer["max_time"] = {"seconds": max(int(budget), 1)}
     print(
-        f"2/3  training: up to {_EPOCHS} epochs of {_CROPS} crops on the CPU. No perceptual loss (lambda_vgg 0): "
-        "VGG19's weights would be a download",
+        f"2/3  training: up to {_EPOCHS} epochs of {_CROPS} crops on the CPU, without the perceptual loss, which would "
+        "require a download of VGG19's weights",
         flush=True,
     )
     held_out = _held_out(config)
-    before = _Before(held_out)
+    untrained = _UntrainedError(held_out)
     started = time.perf_counter()
-    module = train(config, callbacks=[before, _Plan(config.optimizer, budget)])
+    module = train(config, callbacks=[untrained, _FitSchedule(config.optimizer, budget)])
     total = _EPOCHS * (_CROPS // config.data.batchSize)
     cut = _shortened(
         limit_reached(module.trainer), finished_steps(module.trainer), total, time.perf_counter() - started
@@ -220,14 +223,14 @@ def _run(out: pathlib.Path, max_minutes: float, seed: int) -> Results:
         print(f"     {cut}", flush=True)
 
     after = _held_out_error(module, held_out)
-    _save_results(module, held_out, out / _SHEET)
+    _save_results(module, held_out, out / _RESULTS)
     savings = _savings(module, config)
-    fall = 1 - after / before.error
+    fall = 1 - after / untrained.error
     print(f"3/3  results, after {(time.perf_counter() - began) / 60:.1f} minutes:")
-    print(f"     pictures   {out / _SHEET}: label | generated | real, of crops the generator has never seen")
-    print(f"     page       {out / 'run' / 'results' / 'index.html'}: the same one by one, with figures")
-    print(f"     L1 error   on held-out crops {before.error:.3f} untrained, {after:.3f} trained: {fall:.0%} lower")
-    print(f"     losses     {_told(savings)}")
+    print(f"     images     {out / _RESULTS}: label | generated | real, of held-out crops")
+    print(f"     page       {out / 'run' / 'results' / 'index.html'}: the same images with metrics")
+    print(f"     L1 error   on held-out crops: {untrained.error:.3f} untrained, {after:.3f} trained: {fall:.0%} lower")
+    print(f"     losses     {_describe_savings(savings)}")
     config_file, again = shlex.quote(str(out / _CONFIG)), shlex.quote(str(out / "again"))
     print(f"     again      {command_name()} train --config {config_file} --run.output {again}")
-    return Results(before.error, after, savings)
+    return Results(untrained.error, after, savings)

@@ -1,4 +1,4 @@
-"""What the fused losses save against plain PyTorch, on the feature maps of a run."""
+"""Measurement of the time and memory that the fused losses save, compared with plain PyTorch."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ _REPEATS = 30
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """One implementation's cost per step.
+    """Cost of one implementation of the losses per training step.
 
     Attributes:
-        seconds: Median duration of the losses' forward and backward.
-        kept: Bytes kept between forward and backward beyond what the networks hold anyway.
+        seconds: Median duration of forward and backward.
+        saved: Bytes that the losses save for backward, in addition to the networks' activations.
     """
 
     seconds: float
-    kept: int
+    saved: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Savings:
-    """Fused against plain PyTorch.
+    """Costs of the fused losses and of plain PyTorch.
 
     Attributes:
-        fused: What ``backend("auto")`` takes; plain PyTorch too where the extension was not built.
-        plain: Plain PyTorch.
-        elements: Elements of the feature maps, real and generated together.
+        fused: Cost with ``backend("auto")``, which is plain PyTorch if the extension was not built.
+        plain: Cost with plain PyTorch.
+        elements: Total number of elements of the real and generated feature maps.
     """
 
     fused: Cost
@@ -48,33 +48,38 @@ class Savings:
 
     @property
     def ratio(self) -> float:
-        """How many times faster the fused losses are."""
+        """Speed-up of the fused losses."""
         return self.plain.seconds / self.fused.seconds
 
 
-def _kept_bytes(step: Callable[[], Tensor]) -> int:
-    """Bytes that a forward saves for its backward."""
-    kept: dict[int, int] = {}
+def _saved_bytes(step: Callable[[], Tensor]) -> int:
+    """Measures how many bytes a forward pass saves for backward."""
+    saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = step()  # alive until its storages have been counted
+        loss = step()  # keep the graph until its storages have been counted
     del loss
-    return sum(kept.values())
+    return sum(saved.values())
 
 
 def measure_savings(module: Pix2PixHD, condition: Tensor, fake: Tensor, real: Tensor) -> Savings:
-    """Times the losses alone, fused and plain by turns, on the discriminator's own features of one batch.
+    """Measures the losses, without the networks, on the discriminator's features of one batch.
+
+    Fused losses and plain PyTorch run alternately.
 
     Args:
         module: A training module.
         condition: The encoded input ``[N, C, H, W]``.
-        fake: Generated pictures ``[N, C, H, W]``.
-        real: Real pictures ``[N, C, H, W]``.
+        fake: Generated images ``[N, C, H, W]``.
+        real: Real images ``[N, C, H, W]``.
+
+    Returns:
+        The costs of both implementations.
 
     Example:
         >>> savings = measure_savings(module, condition, module(condition), real)  # doctest: +SKIP
@@ -102,13 +107,13 @@ def measure_savings(module: Pix2PixHD, condition: Tensor, fake: Tensor, real: Te
 
     durations: dict[str, list[float]] = {"auto": [], "reference": []}
     for repeat in range(_REPEATS + 5):
-        for backend, taken in durations.items():
+        for backend, measured in durations.items():
             seconds = once(backend)
             if repeat >= 5:
-                taken.append(seconds)
-    kept = {}
+                measured.append(seconds)
+    saved = {}
     for backend in durations:
         with pix2pixhd.backend(backend):
-            kept[backend] = _kept_bytes(forward)
-    fused, plain = (Cost(statistics.median(durations[name]), kept[name]) for name in ("auto", "reference"))
+            saved[backend] = _saved_bytes(forward)
+    fused, plain = (Cost(statistics.median(durations[name]), saved[name]) for name in ("auto", "reference"))
     return Savings(fused, plain, sum(x.numel() for x in features))

@@ -1,4 +1,4 @@
-"""``pix2pixhd generate``: a folder of label maps or pictures in, a folder of pictures out."""
+"""``pix2pixhd generate``: generates an image for every label map or image of a folder."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ __all__ = ["StyleSource", "generate_folder", "generate_image"]
 def generate_image(
     generator: LoadedGenerator, input: Tensor, instance: Tensor | None = None, features: Tensor | None = None
 ) -> Tensor:
-    """One picture, or a batch of them.
+    """Generates an image, or a batch of images.
 
     Args:
-        generator: From ``load_generator``.
-        input: Label ids ``[H, W]``, or a picture ``[C, H, W]`` in [−1, 1]; or a batch, with one dimension more.
-        instance: Instance ids ``[H, W]`` where the generator was trained with them.
-        features: The look of the instances, ``[F, H, W]``, where it was trained with an encoder.
+        generator: The generator, from ``load_generator``.
+        input: Label ids ``[H, W]`` or an image ``[C, H, W]`` in [−1, 1], of any size. A batch has one more dimension.
+        instance: Instance ids ``[H, W]``, if the generator was trained with them.
+        features: Style features ``[F, H, W]``, if the generator was trained with an encoder.
 
     Returns:
-        ``[C, H, W]`` in [−1, 1], of the input's size, whatever that is.
+        The image ``[C, H, W]`` in [−1, 1], of the input's height and width; for a batch ``[N, C, H, W]``.
 
     Raises:
         InputError: If the generator needs features and none are given.
 
     Example:
-        >>> picture = generate_image(generator, ids)  # doctest: +SKIP
+        >>> image = generate_image(generator, ids)  # doctest: +SKIP
     """
     single = input.dim() == (2 if generator.data.label_nc else 3)
     device = next(generator.network.parameters()).device
@@ -69,22 +69,22 @@ def generate_image(
     if generator.model.has_features:
         if given is None:
             raise InputError(
-                "this generator takes features of every instance's look: give --features FILE (from `pix2pixhd "
-                "features`) or --encode FOLDER with pictures to take them from"
+                "this generator needs style features: give --features FILE (written by `pix2pixhd features`), or "
+                "--encode FOLDER with images from which to extract them"
             )
         condition = torch.cat([condition, given.to(condition)], dim=1)
-    pictures = generate_padded(generator.network, condition, generator.model.multiple)
-    return pictures[0] if single else pictures
+    images = generate_padded(generator.network, condition, generator.model.multiple)
+    return images[0] if single else images
 
 
 @dataclasses.dataclass(frozen=True)
 class StyleSource:
-    """Where the features of a generator with an encoder come from.
+    """Source of the style features for a generator with an encoder: either ``clusters`` or ``encode``.
 
     Attributes:
-        clusters: Styles drawn at random, by ``seed`` and picture.
-        encode: Or a folder with a picture of the same name for every input, whose look is taken.
-        seed: Of the draw.
+        clusters: Styles to select from at random. The selection depends on ``seed`` and the image's name.
+        encode: Folder with an image of the same name for every input, from which the features are extracted.
+        seed: Seed of the random selection.
     """
 
     clusters: FeatureClusters | None = None
@@ -92,7 +92,7 @@ class StyleSource:
     seed: int = 0
 
     def of(self, sample: Sample, generator: LoadedGenerator) -> Tensor | None:
-        """Features ``[F, H, W]`` for one sample; None for a generator that takes none."""
+        """Returns the features ``[F, H, W]`` of one sample, or None if the generator takes no features."""
         if not generator.model.has_features:
             return None
         if self.encode is not None:
@@ -100,8 +100,8 @@ class StyleSource:
         return None if self.clusters is None else self.clusters.draw(sample, generator, f"{self.seed}:{sample['name']}")
 
 
-def _with_pictures(pairs: list[Pair], folder: pathlib.Path, option: str) -> list[Pair]:
-    images = list_images(folder, f"pictures ({option})")
+def _with_images(pairs: list[Pair], folder: pathlib.Path, option: str) -> list[Pair]:
+    images = list_images(folder, f"images ({option})")
     raise_problems(
         [
             Problem(
@@ -117,7 +117,7 @@ def _with_pictures(pairs: list[Pair], folder: pathlib.Path, option: str) -> list
 
 
 def _batches(dataset: PairedDataset, size: int) -> Iterator[list[Sample]]:
-    """Samples in order, together as long as they have one size."""
+    """Yields the samples in order, in batches of equal image size."""
     batch: list[Sample] = []
     for i in range(len(dataset)):
         sample = dataset[i]
@@ -128,8 +128,8 @@ def _batches(dataset: PairedDataset, size: int) -> Iterator[list[Sample]]:
     yield batch
 
 
-def _generate_batch(generator: LoadedGenerator, batch: list[Sample], looks: StyleSource) -> Tensor:
-    features = [looks.of(sample, generator) for sample in batch]
+def _generate_batch(generator: LoadedGenerator, batch: list[Sample], style: StyleSource) -> Tensor:
+    features = [style.of(sample, generator) for sample in batch]
     return generate_image(
         generator,
         torch.stack([sample["input"] for sample in batch]),
@@ -139,7 +139,7 @@ def _generate_batch(generator: LoadedGenerator, batch: list[Sample], looks: Styl
 
 
 def _outputs(target: pathlib.Path, pairs: list[Pair], channels: int, page: bool) -> list[pathlib.Path]:
-    """All files that are going to be written."""
+    """Returns all files that will be written."""
     names = [pair.name for pair in pairs]
     images = [image_path(target / f"{name}.png", channels) for name in names]
     columns = ["input", "generated", *(["real"] if pairs[0].image is not None else [])]
@@ -147,7 +147,7 @@ def _outputs(target: pathlib.Path, pairs: list[Pair], channels: int, page: bool)
 
 
 def _check_outputs(outputs: list[pathlib.Path], inputs: Mapping[str, list[pathlib.Path | None]], force: bool) -> None:
-    """Refuses to replace inputs or files of other origin, and to write one file twice."""
+    """Checks that no input and no file of another program would be replaced, and that no file is written twice."""
     check_apart(outputs, inputs)
     twice = [path for path, count in collections.Counter(outputs).items() if count > 1]
     if twice:
@@ -164,60 +164,60 @@ def generate_folder(
     *,
     batch: int = 1,
     how_many: int | None = None,
-    looks: StyleSource | None = None,
+    style: StyleSource | None = None,
     real: pathlib.Path | None = None,
     page: bool = False,
     force: bool = False,
     files_read: Sequence[pathlib.Path] = (),
     progress: bool = False,
 ) -> list[pathlib.Path]:
-    """Generates a PNG of the same name for every label map or picture of a folder.
+    """Generates a PNG of the same name for every label map or image of a folder.
 
-    Inputs are scaled as in training (``resize_or_crop`` without its crop), so that things have the size that the
-    generator knows. Each file appears whole or not at all.
+    Inputs are scaled as in training (``resize_or_crop`` without its crop), so that objects have the scale of the
+    training images. Each file is written atomically.
 
     Args:
-        generator: From ``load_generator``.
-        source: Label maps or pictures, or the root of a data set with ``test_label`` or ``test_A``.
-        target: Where the pictures go; must not be, or lie inside, a folder that is read.
-        instances: Instance maps; beside ``source`` when None.
-        keep_size: Whether to leave the inputs' size as it is.
-        batch: Pictures of one size that are generated together.
-        how_many: Only the first so many pictures; None for all.
-        looks: Features, for a generator with an encoder.
-        real: Folder of real pictures, for the page and its figures.
+        generator: The generator, from ``load_generator``.
+        source: Folder of label maps or images, or the root of a dataset with ``test_label`` or ``test_A``.
+        target: Folder for the generated images. It must not be or lie inside a folder that is read.
+        instances: Folder of instance maps. None uses the folder beside ``source``.
+        keep_size: Whether to keep the size of the inputs instead of scaling them.
+        batch: Maximum batch size. Only images of equal size share a batch.
+        how_many: Maximum number of images to generate. None generates all of them.
+        style: Source of the style features, for a generator with an encoder.
+        real: Folder of real images, for the results page and its metrics.
         page: Whether to write a results page, ``target/index.html``.
         force: Whether files that this package did not write may be replaced.
-        files_read: Other files that must not be overwritten, the checkpoint for example.
+        files_read: Other files that must not be overwritten, for example the checkpoint.
         progress: Whether to show a progress bar on stderr.
 
     Returns:
-        The files written.
+        The paths of the images.
 
     Raises:
-        InputError: For folders or files that cannot be used; names file, value and remedy.
+        InputError: If a folder or file cannot be used. The message names the file, the value and the remedy.
 
     Example:
         >>> files = generate_folder(generator, pathlib.Path("test_label"), pathlib.Path("out"))  # doctest: +SKIP
     """
-    looks = looks or StyleSource()
+    style = style or StyleSource()
     if not source.is_dir():
         if source.exists():
-            raise InputError(f"--input: {source} is a file; give its folder")
+            raise InputError(f"--input: {source} is a file; give the folder that contains it")
         raise InputError(f"--input: there is no folder {source}")
     data = dataclasses.replace(generator.data, resize_or_crop="crop") if keep_size else generator.data
     read: dict[str, list[pathlib.Path | None]] = {
         "--input": [source],
         "--instances": [instances, input_folders(source, data, instances)[1]],  # by default the folder beside the input
-        "--encode": [looks.encode],
+        "--encode": [style.encode],
         "--real": [real],
     }
     check_apart([target], read)
     pairs = find_inputs(source, data, instances)[:how_many]
-    if looks.encode is not None:
-        pairs = _with_pictures(pairs, looks.encode, "--encode")
+    if style.encode is not None:
+        pairs = _with_images(pairs, style.encode, "--encode")
     elif real is not None:
-        pairs = _with_pictures(pairs, real, "--real")
+        pairs = _with_images(pairs, real, "--real")
     read["input"] = [path for pair in pairs for path in (pair.input, pair.instance, pair.image)]
     read["checkpoint and features"] = list(files_read)
     _check_outputs(_outputs(target, pairs, data.output_nc, page), read, force)
@@ -230,13 +230,13 @@ def generate_folder(
     def generated() -> Iterator[tuple[Sample, Tensor]]:
         with progress_bar("generating", len(pairs), progress) as advance:
             for samples in _batches(dataset, batch):
-                for sample, picture in zip(samples, _generate_batch(generator, samples, looks), strict=True):
-                    written.append(save_image(picture, target / f"{sample['name']}.png", force=force))
+                for sample, image in zip(samples, _generate_batch(generator, samples, style), strict=True):
+                    written.append(save_image(image, target / f"{sample['name']}.png", force=force))
                     advance()
-                    yield sample, picture
+                    yield sample, image
 
     if page:
-        rows = (_page_row(sample, picture, data) for sample, picture in generated())
+        rows = (_page_row(sample, image, data) for sample, image in generated())
         write_page(target, f"generated from {source}", rows, force=force)
     else:
         for _ in generated():
@@ -244,9 +244,9 @@ def generate_folder(
     return written
 
 
-def _page_row(sample: Sample, picture: Tensor, data: DataOptions) -> tuple[str, dict[str, Tensor], dict[str, float]]:
-    """Name, pictures and figures of one row; figures where there is a real picture to compare with."""
-    pictures = {"input": shown_input(sample, data), "generated": picture}
+def _page_row(sample: Sample, generated: Tensor, data: DataOptions) -> tuple[str, dict[str, Tensor], dict[str, float]]:
+    """Returns the name, the images and, if there is a real image, the metrics of one row of the results page."""
+    images = {"input": shown_input(sample, data), "generated": generated}
     if "image" not in sample:
-        return sample["name"], pictures, {}
-    return sample["name"], pictures | {"real": sample["image"]}, image_metrics(picture, sample["image"])
+        return sample["name"], images, {}
+    return sample["name"], images | {"real": sample["image"]}, image_metrics(generated, sample["image"])

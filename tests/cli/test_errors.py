@@ -120,7 +120,7 @@ def test_validation_data_are_checked_too(capsys, command_line, data_root):
 
 def test_output_that_cannot_be_written(capsys, command_line, tmp_path):
     (tmp_path / "file").write_text("")
-    fails(capsys, command_line(output="file/run"), "run.output: cannot write into", "choose another folder")
+    fails(capsys, command_line(output="file/run"), "run.output: cannot write to", "choose another folder")
 
 
 def test_vgg_weights_that_cannot_be_had(capsys, command_line, tmp_path):

@@ -72,7 +72,7 @@ def test_networks_of_a_ckpt_are_not_overridden(refused, checkpoint, data_root, t
         "export": ["export", "--checkpoint", checkpoint, "--output", tmp_path / "a.pt2"],
     }[command]
     error = refused(*arguments, option)
-    assert f"{option.split('=')[0]}: {checkpoint} knows its networks; leave it out" in error
+    assert f"{option.split('=')[0]}: {checkpoint} contains the options of its networks; remove it" in error
 
 
 @pytest.mark.parametrize("command", ["generate", "features", "export"])
@@ -83,7 +83,7 @@ def test_there_is_no_average_in_nvidias_files(refused, nvidia, data_root, tmp_pa
         "export": ["export", "--checkpoint", nvidia, "--output", tmp_path / "a.pt2", "--size", "16x16"],
     }[command]
     options = [*flags(NETWORK | FEATURES), "--instance_feat"]
-    assert f"--no-ema: {nvidia} holds no moving average" in refused(*arguments, *options, "--no-ema")
+    assert f"--no-ema: {nvidia} contains no moving average" in refused(*arguments, *options, "--no-ema")
 
 
 @pytest.mark.parametrize(
@@ -120,15 +120,15 @@ def test_the_limit_of_the_training_data_is_not_that_of_other_data(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--fineSize=16"], "--fineSize: images are never cropped here, so it has no effect"),
+        (["--fineSize=16"], "--fineSize: has no effect, since this command never crops images"),
         (["--loadSize=16"], "--loadSize: has no effect with resize_or_crop 'crop'"),
         (["--loadSize=0", "--resize_or_crop=scale_width"], "loadSize must be at least 1, got 0"),
-        (["--keep-size", "--resize_or_crop=none"], "--keep-size and the options of scaling exclude each other"),
+        (["--keep-size", "--resize_or_crop=none"], "--keep-size and the scaling options are mutually exclusive"),
         (["--features=a.npz"], "--features: {checkpoint} was trained without an encoder"),
         (["--encode={data}/test_img"], "--encode: {checkpoint} was trained without an encoder"),
-        (["--style-seed=0"], "--style-seed is the seed of the draw from --features"),
-        (["--real={data}/test_img"], "--real is for the results page; add --html"),
-        (["--html", "--real={data}", "--encode={data}"], "--real and --encode exclude each other"),
+        (["--style-seed=0"], "--style-seed only affects --features"),
+        (["--real={data}/test_img"], "--real only affects the results page; add --html"),
+        (["--html", "--real={data}", "--encode={data}"], "--real and --encode are mutually exclusive"),
         (["--device=foo"], "--device: foo cannot be used"),
         (["--device=meta"], "--device: meta cannot be used"),
         (["--how_many=0"], "--how_many must be at least 1"),
@@ -157,7 +157,7 @@ def test_the_folder_of_a_run_stands_for_its_last_checkpoint(make_checkpoint, dat
 def test_the_folder_that_was_taken_is_printed(checkpoint, data_root, tmp_path, capsys):
     for source in (data_root, data_root / "test_label"):
         assert main([str(x) for x in generate(checkpoint, source, tmp_path / "out")]) == 0
-        assert f"wrote 2 images of {data_root / 'test_label'} to {tmp_path / 'out'}\n" in capsys.readouterr().out
+        assert f"wrote 2 images from {data_root / 'test_label'} to {tmp_path / 'out'}\n" in capsys.readouterr().out
 
 
 def test_ids_that_the_generator_does_not_know(refused, checkpoint, data_root, tmp_path):
@@ -167,7 +167,9 @@ def test_ids_that_the_generator_does_not_know(refused, checkpoint, data_root, tm
     told = refused(*generate(checkpoint, data_root, tmp_path / "out"))
     assert "label id 255 is outside data.label_nc=4, which allows 0 to 3; the generator was trained with" in told
     assert "set data.label_nc" not in told
-    assert f"--input: {path} is a file; give its folder" in refused(*generate(checkpoint, path, tmp_path / "out"))
+    assert f"--input: {path} is a file; give the folder that contains it" in refused(
+        *generate(checkpoint, path, tmp_path / "out")
+    )
 
 
 def test_scaling_applies_to_a_ckpt(checkpoint, data_root, tmp_path):

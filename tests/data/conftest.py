@@ -10,7 +10,7 @@ def save(path, array):
 
 @pytest.fixture
 def make_data():
-    """Writes a small data set in NVIDIA's layout; label_nc=0 writes A/B pictures."""
+    """Writes a small dataset in NVIDIA's layout. ``label_nc=0`` writes A/B images."""
 
     def make(root, names=("a", "b", "c"), size=(24, 32), label_nc=4, instances=True, phase="train"):
         rng = np.random.default_rng(len(names))
@@ -32,5 +32,5 @@ def make_data():
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path_factory):
-    """Keeps what the data check remembers out of the user's cache folder; every test begins without."""
+    """Gives every test an empty cache folder, so that the user's cache is neither read nor written."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))

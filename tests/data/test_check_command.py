@@ -1,4 +1,4 @@
-"""``pix2pixhd data check`` tells all that is wrong, and nothing else."""
+"""``pix2pixhd data check`` reports all problems of a dataset, and no others."""
 
 import json
 
@@ -29,13 +29,13 @@ def check(capsys, dataset, *more):
     return code, capsys.readouterr().out
 
 
-def test_a_good_data_set(capsys, dataset):
+def test_a_valid_dataset_has_no_problems(capsys, dataset):
     code, out = check(capsys, dataset)
     assert code == 0
     assert out.startswith("train: 8 images, no problems\n")
 
 
-def test_all_problems_are_listed_each_with_file_value_and_remedy(capsys, dataset):
+def test_all_problems_are_listed_with_file_and_value(capsys, dataset):
     label = np.zeros((32, 48), dtype=np.uint8)
     for k, name in enumerate("abcdef"):
         label[0, 0] = 10 + k
@@ -58,16 +58,16 @@ def test_all_problems_are_listed_each_with_file_value_and_remedy(capsys, dataset
     assert [problem["file"] for problem in found["problems"]] == files
 
 
-def test_label_maps_saved_as_jpeg_are_refused(capsys, dataset):
+def test_jpeg_label_maps_are_reported(capsys, dataset):
     path = dataset / "train_label" / "a.png"
     Image.open(path).save(path.with_suffix(".jpg"))
     path.unlink()
     code, out = check(capsys, dataset)
     assert code == 1
-    assert "a.jpg: a label map saved as JPEG has lost its ids" in out
+    assert "a.jpg: a label map must not be a JPEG file" in out
 
 
-def test_missing_partners_and_folders(capsys, dataset, tmp_path):
+def test_missing_partners_and_folders_are_reported(capsys, dataset, tmp_path):
     (dataset / "train_inst" / "c.png").unlink()
     code, out = check(capsys, dataset)
     assert code == 1
@@ -78,19 +78,22 @@ def test_missing_partners_and_folders(capsys, dataset, tmp_path):
     assert f"there is no folder {dataset}/val_label" in out
 
 
-def test_sizes_are_checked_as_the_configuration_trains_them(capsys, dataset, tmp_path):
-    """Of the configuration's own generator, without being told its multiple again."""
+def test_sizes_are_checked_for_the_configured_generator(capsys, dataset, tmp_path):
+    """The required multiple of sizes is that of the configured generator, unless ``--multiple`` is given."""
     config = tmp_path / "config.yaml"
     sections = "data: {{resize_or_crop: crop, fineSize: 16}}\nmodel: {{n_downsample_global: {}}}\n"
-    for halvings, code in ((3, 0), (4, 1)):
-        config.write_text(sections.format(halvings))
+    for downsampling_layers, code in ((3, 0), (4, 1)):
+        config.write_text(sections.format(downsampling_layers))
         found, out = check(capsys, dataset, "--config", str(config))
         assert found == code, out
-    assert "would be trained at 16x16 (width x height), but this generator needs multiples of 16, at least 32" in out
+    assert (
+        "would be trained at 16x16 (width x height), but this generator needs multiples of 16 that are at least 32"
+        in out
+    )
     assert check(capsys, dataset, "--config", str(config), "--multiple", "8")[0] == 0
 
 
-def test_what_cannot_be_asked(capsys, dataset):
+def test_invalid_arguments_are_rejected(capsys, dataset):
     for multiple in ("0", "-8"):
         assert main(["data", "check", str(dataset), "--multiple", multiple]) == 2
         assert f"--multiple must be at least 1, got {multiple}" in capsys.readouterr().err

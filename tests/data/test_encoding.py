@@ -9,7 +9,7 @@ from pix2pixhd.data import encode_input, instance_edges, one_hot
 
 @given(st.integers(1, 6), st.integers(1, 7), st.integers(1, 7), st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
-def test_one_hot_against_brute_force(label_nc, height, width, seed):
+def test_one_hot_matches_a_loop_over_pixels(label_nc, height, width, seed):
     ids = np.random.default_rng(seed).integers(0, label_nc, (2, height, width))
     expected = np.zeros((2, label_nc, height, width))
     for n in range(2):
@@ -22,7 +22,7 @@ def test_one_hot_against_brute_force(label_nc, height, width, seed):
 
 @given(st.integers(1, 7), st.integers(1, 7), st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
-def test_edges_against_brute_force(height, width, seed):
+def test_instance_edges_match_a_loop_over_pixels(height, width, seed):
     ids = np.random.default_rng(seed).integers(0, 3, (2, height, width)) + 65533
     expected = np.zeros((2, 1, height, width))
     for n in range(2):
@@ -34,30 +34,30 @@ def test_edges_against_brute_force(height, width, seed):
     np.testing.assert_array_equal(instance_edges(torch.from_numpy(ids).int()).numpy(), expected)
 
 
-def test_classes_beyond_a_byte():
+def test_more_than_256_classes_are_encoded():
     ids = torch.tensor([[[299, 43]]], dtype=torch.int32)
     encoded = one_hot(ids, 300)
     assert encoded.sum() == 2
     assert encoded[0, 299, 0, 0] == encoded[0, 43, 0, 1] == 1
 
 
-def test_id_outside_gives_zeros_and_does_not_wrap():
+def test_ids_outside_the_classes_are_encoded_as_zeros():
     assert one_hot(torch.tensor([[[255]]], dtype=torch.uint8), 35).sum() == 0
     assert one_hot(torch.tensor([[[44]]], dtype=torch.uint8), 300)[0, 44] == 1
 
 
-def test_input_of_the_networks():
+def test_encode_input_concatenates_labels_and_edges():
     ids = torch.randint(0, 5, (2, 4, 6))
     both = encode_input(ids, ids, 5)
     assert both.shape == (2, 6, 4, 6)
     torch.testing.assert_close(both[:, :5], one_hot(ids, 5))
     torch.testing.assert_close(both[:, 5:], instance_edges(ids))
-    picture = torch.rand(2, 3, 4, 6)
-    torch.testing.assert_close(encode_input(picture, None, 0), picture)
-    assert encode_input(picture, ids, 0).shape == (2, 4, 4, 6)
+    image = torch.rand(2, 3, 4, 6)
+    torch.testing.assert_close(encode_input(image, None, 0), image)
+    assert encode_input(image, ids, 0).shape == (2, 4, 4, 6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_types(dtype):
+def test_encode_input_has_the_requested_dtype(dtype):
     ids = torch.randint(0, 5, (1, 4, 6))
     assert encode_input(ids, ids, 5, dtype).dtype == dtype

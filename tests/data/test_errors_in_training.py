@@ -1,4 +1,4 @@
-"""Data that go wrong after the check: one message that names the file, from any process that reads it."""
+"""Data that become invalid after the check are reported in one message, from whichever process reads them."""
 
 import multiprocessing
 import os
@@ -72,7 +72,7 @@ def truncate(path):
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("path", ["train_img/b.png", "test_img/y.png"])
 def test_one_message_from_workers_and_validation(capsys, command_line, root, path, workers):
-    # The first validation image is a sample for the run's sheets, which is read before; y is read by the loader.
+    # The first validation image is read earlier, as a sample for the image grids. The loader reads y.
     truncate(root / path)
     arguments = command_line("--data.check=false", f"--data.nThreads={workers}")
     one_message(capsys, arguments, str(root / path), "cannot be read", "replace it")
@@ -92,7 +92,7 @@ def config(root, tmp_path, **data):
 
 
 class Damage(pl.Callback):
-    """Does something to a file after the first epoch."""
+    """Changes a file after the first epoch."""
 
     def __init__(self, change):
         self.change = change
@@ -112,7 +112,7 @@ class Damage(pl.Callback):
         (lambda path: Image.new("L", (40, 24)).save(path), "is 32x24 .* but .*a.png is 40x24"),
     ],
 )
-def test_files_that_change_during_training(root, tmp_path, change, message, workers):
+def test_files_that_become_invalid_during_training_are_reported(root, tmp_path, change, message, workers):
     path = root / "train_label" / "a.png"
     with pytest.raises(DataError, match=message) as caught:
         train(config(root, tmp_path, nThreads=workers), callbacks=[Damage(lambda: change(path))])
@@ -134,10 +134,10 @@ def test_without_the_check_nothing_is_decoded_before_training(root, monkeypatch)
         ({"label_nc": 3}, "label id 3 is outside data.label_nc=3"),
         ({"resize_or_crop": "crop", "fineSize": 64}, "smaller than the crop data.fineSize=64"),
         ({"resize_or_crop": "scale_width", "loadSize": 30}, "multiples of 4"),
-        ({"resize_or_crop": "none", "batchSize": 4}, "batchSize=4 needs images of one size"),
+        ({"resize_or_crop": "none", "batchSize": 4}, "batchSize=4 needs images of equal size"),
     ],
 )
-def test_without_the_check_the_loader_refuses_the_same(root, make_data, changes, message):
+def test_without_the_check_the_loader_reports_the_same_problems(root, make_data, changes, message):
     make_data(root, names=("d",), size=(48, 32))
     options = DataOptions(dataroot=str(root), nThreads=0, check=False, **{"label_nc": 4, **changes})
     loader = PairedData(options, multiple=4).train_dataloader()
@@ -146,19 +146,19 @@ def test_without_the_check_the_loader_refuses_the_same(root, make_data, changes,
 
 
 class KillWorker(pl.Callback):
-    """Ends a worker process as the kernel does when memory runs out."""
+    """Kills a worker process, as the kernel does when it is out of memory."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         os.kill(trainer.train_dataloader._iterator._workers[0].pid, signal.SIGKILL)
         time.sleep(30)  # PyTorch raises as soon as the signal arrives
 
 
-def test_a_worker_that_the_system_ends(root, tmp_path):
+def test_a_worker_killed_by_the_system_is_reported(root, tmp_path):
     with pytest.raises(InputError, match=r"the system terminated a process.*lower data.nThreads"):
         train(config(root, tmp_path, nThreads=1), callbacks=[KillWorker()])
 
 
-def test_a_hint_about_classes_that_never_occur(root, capsys):
+def test_unused_classes_cause_a_hint(root, capsys):
     PairedData(DataOptions(dataroot=str(root), label_nc=35, resize_or_crop="none"), multiple=4)
     assert "if the dataset has 4 classes, set data.label_nc to 4" in capsys.readouterr().err
     PairedData(DataOptions(dataroot=str(root), label_nc=4, resize_or_crop="none"), multiple=4)
@@ -166,7 +166,7 @@ def test_a_hint_about_classes_that_never_occur(root, capsys):
 
 
 def follow(check, rank, port, output):
-    """One of two processes that srun starts at once; the first serves the store. Writes what a user would read."""
+    """Runs one of two SLURM processes. The first one hosts the store. Writes the message that a user would see."""
     os.environ |= {
         "SLURM_NTASKS": "2",
         "SLURM_NTASKS_PER_NODE": "2",
@@ -179,7 +179,7 @@ def follow(check, rank, port, output):
         on_first_process(check)
         output.write_text("passed")
         while rank == 0 and not output.with_name("1.txt").exists():
-            time.sleep(0.05)  # as the process group does, which every process joins next
+            time.sleep(0.05)  # like the process group, which every process joins next
     except InputError as error:
         output.write_text(str(error))
         raise SystemExit(2) from None
@@ -213,7 +213,7 @@ def free_port():
         (dies, [-signal.SIGKILL, 2], ["", "process 1: the first process, at 127.0.0.1:"]),
     ],
 )
-def test_the_first_process_checks_for_all(check, codes, messages, free_port, tmp_path, monkeypatch):
+def test_the_first_process_runs_the_check_for_all_processes(check, codes, messages, free_port, tmp_path, monkeypatch):
     monkeypatch.setattr(first_process, "_EXIT_DELAY_SECONDS", 0.1)
     context = multiprocessing.get_context("fork")
     outputs = [tmp_path / f"{rank}.txt" for rank in range(2)]
@@ -232,7 +232,7 @@ def test_the_first_process_checks_for_all(check, codes, messages, free_port, tmp
         assert (output.read_text() if output.exists() else "").startswith(message)
 
 
-def test_processes_of_lightnings_launcher_trust_the_first(root, monkeypatch):
+def test_processes_of_lightnings_launcher_do_not_repeat_the_check(root, monkeypatch):
     label = root / "train_label" / "a.png"
     Image.fromarray(np.full((24, 32), 9, np.uint8)).save(label)
     options = DataOptions(dataroot=str(root), label_nc=4, resize_or_crop="none")

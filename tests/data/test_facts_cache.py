@@ -1,4 +1,4 @@
-"""Unchanged files are decoded once, and no change goes unnoticed."""
+"""Unchanged files are decoded only once, and every change is detected."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from pix2pixhd.data import images as images_module
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """The files decoded so far."""
+    """List of the files decoded so far."""
     paths = []
     original = images_module._open
 
@@ -34,7 +34,7 @@ def check(root, **changes):
     return check_pairs(find_pairs(options, "train"), options, multiple=8)
 
 
-def test_the_second_check_decodes_nothing_and_finds_the_same(tmp_path, make_data, decoded):
+def test_a_second_check_decodes_no_files_and_has_the_same_result(tmp_path, make_data, decoded):
     make_data(tmp_path)
     first = check(tmp_path)
     assert len(decoded) == 9
@@ -46,7 +46,7 @@ def test_the_second_check_decodes_nothing_and_finds_the_same(tmp_path, make_data
     assert 40000 <= low < high < 65536
 
 
-def test_only_what_changed_is_decoded_again(tmp_path, make_data, decoded):
+def test_only_changed_files_are_decoded_again(tmp_path, make_data, decoded):
     make_data(tmp_path)
     label = tmp_path / "train_label" / "b.png"
     ids = np.zeros((24, 32), np.uint8)
@@ -55,7 +55,7 @@ def test_only_what_changed_is_decoded_again(tmp_path, make_data, decoded):
     decoded.clear()
     make_data(tmp_path, names=("d",))
     before = label.stat()
-    # Another id, the same size and modification time: only the change time differs.
+    # Change an id, but not the size and the modification time. Only the change time differs.
     ids[0, 0] = 3
     Image.fromarray(ids).save(label, compress_level=0)
     os.utime(label, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -65,7 +65,7 @@ def test_only_what_changed_is_decoded_again(tmp_path, make_data, decoded):
     assert sorted(decoded) == ["train_img/d.png", "train_inst/d.png", "train_label/b.png", "train_label/d.png"]
 
 
-def test_new_contents_are_noticed(tmp_path, make_data, decoded):
+def test_new_contents_are_detected(tmp_path, make_data, decoded):
     make_data(tmp_path)
     check(tmp_path)
     path = tmp_path / "train_label" / "b.png"
@@ -92,7 +92,7 @@ def test_changed_options_are_applied_to_cached_facts(tmp_path, make_data, decode
     assert sorted(decoded) == [f"train_img/{name}.png" for name in "abc"]
 
 
-def test_failures_are_not_cached(tmp_path, make_data, decoded):
+def test_invalid_files_are_not_cached(tmp_path, make_data, decoded):
     make_data(tmp_path)
     (tmp_path / "train_img" / "a.png").write_bytes(b"")
     for _ in range(2):
@@ -101,8 +101,8 @@ def test_failures_are_not_cached(tmp_path, make_data, decoded):
     assert decoded.count("train_img/a.png") == 2
 
 
-def test_files_changed_a_moment_ago_are_decoded_again(tmp_path, make_data, decoded, monkeypatch):
-    """Their next change might not get a new time stamp."""
+def test_recently_changed_files_are_decoded_again(tmp_path, make_data, decoded, monkeypatch):
+    """Another change might have the same time stamp."""
     monkeypatch.setattr(facts_module, "_SETTLED_NS", 3600 * 10**9)
     make_data(tmp_path)
     check(tmp_path)
@@ -111,7 +111,7 @@ def test_files_changed_a_moment_ago_are_decoded_again(tmp_path, make_data, decod
 
 
 @pytest.mark.parametrize("damage", ["truncated", "edited", "garbage", "old version"])
-def test_a_damaged_or_older_cache_counts_as_empty(tmp_path, make_data, decoded, damage, monkeypatch):
+def test_a_damaged_or_older_cache_is_ignored(tmp_path, make_data, decoded, damage, monkeypatch):
     make_data(tmp_path)
     expected = check(tmp_path)
     decoded.clear()
@@ -134,7 +134,7 @@ def test_a_damaged_or_older_cache_counts_as_empty(tmp_path, make_data, decoded, 
 
 
 @pytest.mark.parametrize("obstacle", ["a file in its place", "no home"])
-def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, make_data, decoded, obstacle, monkeypatch):
+def test_failure_to_write_the_cache_is_not_an_error(tmp_path, make_data, decoded, obstacle, monkeypatch):
     make_data(tmp_path / "data")
     if obstacle == "no home":
         monkeypatch.setattr(facts_module, "_cache_folder", lambda: None)
@@ -163,7 +163,7 @@ def test_concurrent_checks_agree(tmp_path, make_data, decoded):
     assert not decoded
 
 
-def test_a_subset_keeps_the_rest_and_missing_files_are_forgotten(tmp_path, make_data, decoded):
+def test_checking_a_subset_keeps_other_entries_and_removes_those_of_missing_files(tmp_path, make_data, decoded):
     make_data(tmp_path)
     check(tmp_path)
     decoded.clear()
@@ -177,10 +177,10 @@ def test_a_subset_keeps_the_rest_and_missing_files_are_forgotten(tmp_path, make_
     (tmp_path / "train_label" / "a.png").touch()
     check(tmp_path)
     texts = [path.read_text() for path in facts_module._cache_folder().iterdir()]
-    assert sum("c.png" in text for text in texts) == 2  # the files that had something new to write
+    assert sum("c.png" in text for text in texts) == 2  # only caches with new entries were written
 
 
-def test_many_ids_are_summarised(tmp_path):
+def test_maps_with_many_ids_only_store_the_smallest_and_the_largest(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(np.arange(3000, dtype=np.uint16).reshape(50, 60)).save(path)
     found = facts_module.FileFacts.read(path, "instance map")

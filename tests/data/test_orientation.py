@@ -18,7 +18,7 @@ def tagged(orientation):
 
 
 def upright(array, orientation):
-    """What the eight values mean, by the EXIF specification: where the stored 0th row and column belong."""
+    """Applies one of the eight orientations, as defined by the EXIF specification."""
     return {
         1: array,
         2: array[:, ::-1],
@@ -33,22 +33,22 @@ def upright(array, orientation):
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_of_images_and_index_maps(tmp_path, orientation, suffix):
-    """Uncompressed TIFFs too, whose files Pillow can map into memory."""
-    picture, ids_file = tmp_path / f"a{suffix}", tmp_path / f"ids{suffix}"
+def test_every_orientation_is_applied_to_images_and_index_maps(tmp_path, orientation, suffix):
+    """This includes uncompressed TIFFs, which Pillow can memory-map."""
+    image_file, ids_file = tmp_path / f"a{suffix}", tmp_path / f"ids{suffix}"
     rng = np.random.default_rng(0)
     photograph = rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    Image.fromarray(photograph).save(picture, exif=tagged(orientation))
-    np.testing.assert_array_equal(np.asarray(read_image(picture)), upright(photograph, orientation))
-    Image.fromarray(photograph[..., 0]).save(picture, exif=tagged(orientation))
-    np.testing.assert_array_equal(np.asarray(read_image(picture, 1)), upright(photograph[..., 0], orientation))
+    Image.fromarray(photograph).save(image_file, exif=tagged(orientation))
+    np.testing.assert_array_equal(np.asarray(read_image(image_file)), upright(photograph, orientation))
+    Image.fromarray(photograph[..., 0]).save(image_file, exif=tagged(orientation))
+    np.testing.assert_array_equal(np.asarray(read_image(image_file, 1)), upright(photograph[..., 0], orientation))
     for dtype in (np.uint8, np.uint16):
         ids = rng.integers(0, np.iinfo(dtype).max, (6, 9), dtype=dtype)
         Image.fromarray(ids).save(ids_file, exif=tagged(orientation))
         np.testing.assert_array_equal(np.asarray(read_index_map(ids_file)), upright(ids, orientation))
 
 
-def test_a_rotated_photograph_fits_the_label_map_drawn_on_it(tmp_path, make_data):
+def test_a_rotated_photograph_matches_its_label_map(tmp_path, make_data):
     make_data(tmp_path, names="a", size=(32, 24))
     photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8))
     path = tmp_path / "train_img" / "a.jpg"
@@ -67,7 +67,7 @@ def test_a_rotated_photograph_fits_the_label_map_drawn_on_it(tmp_path, make_data
         check_pairs(pairs, options, multiple=8)
 
 
-def test_both_sides_of_a_pair_are_rotated(tmp_path, make_data):
+def test_inputs_and_targets_are_rotated(tmp_path, make_data):
     make_data(tmp_path, names="a", label_nc=0, instances=False)
     for side, orientation in (("A", 6), ("B", 8)):
         path = tmp_path / f"train_{side}" / "a.png"

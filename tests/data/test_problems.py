@@ -1,4 +1,4 @@
-"""Many problems are grouped by kind and cut, in every command; the JSON report has all of them."""
+"""All commands group problems by kind and list the first ten; the JSON report contains all of them."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def test_a_single_problem_is_the_message():
     assert str(DataError([Problem("a kind", "a.png: is broken")])) == "a.png: is broken"
 
 
-def test_ten_of_each_kind_and_a_count():
+def test_ten_problems_of_each_kind_and_their_number_are_listed():
     problems = [Problem("one kind", f"one {k}") for k in range(13)] + [Problem("other kind", "other 0")]
     lines = grouped(problems, "everything: there")
     assert lines[0] == "  one kind: 13"
@@ -36,7 +36,7 @@ def test_errors_survive_pickling():
 
 @pytest.fixture
 def unmatched(tmp_path):
-    """40 input images and 40 targets, none of which belong together, as after a bad export."""
+    """40 input images and 40 targets without any matching names."""
     for folder, prefix in (("train_A", "a"), ("train_B", "b")):
         (tmp_path / folder).mkdir()
         for k in range(40):
@@ -44,7 +44,7 @@ def unmatched(tmp_path):
     return tmp_path
 
 
-def test_unmatched_files_do_not_flood_the_terminal(capsys, unmatched, tmp_path):
+def test_many_unmatched_files_cause_a_short_message(capsys, unmatched, tmp_path):
     arguments = ["--data.dataroot", str(unmatched), "--data.label_nc=0", "--data.no_instance=true"]
     assert main(["train", *arguments, "--run.output", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
@@ -59,7 +59,7 @@ def test_unmatched_files_do_not_flood_the_terminal(capsys, unmatched, tmp_path):
     assert "… and 70 more" in out
 
 
-def test_the_json_report_has_everything_and_replaces_nothing_unasked(capsys, unmatched, tmp_path):
+def test_the_json_report_is_complete_and_replaces_no_file_without_force(capsys, unmatched, tmp_path):
     report = tmp_path / "report.json"
     arguments = ["data", "check", str(unmatched), "--label-nc=0", "--no-instance", "--json", str(report)]
     assert main(arguments) == 1
@@ -76,7 +76,7 @@ def test_the_json_report_has_everything_and_replaces_nothing_unasked(capsys, unm
     assert main([*arguments[:-1], str(tmp_path / "no" / "folder.json")]) == 2
 
 
-def test_inputs_to_generate_from_are_grouped_too(tmp_path, make_data):
+def test_problems_with_inputs_for_generation_are_grouped(tmp_path, make_data):
     make_data(tmp_path, names=[f"{k:02}" for k in range(20)])
     for path in (tmp_path / "train_inst").iterdir():
         path.rename(path.with_name(f"x{path.name}"))
@@ -87,7 +87,7 @@ def test_inputs_to_generate_from_are_grouped_too(tmp_path, make_data):
     assert str(caught.value).count("\n") == 12
 
 
-def test_decoded_problems_are_grouped(tmp_path, make_data):
+def test_problems_with_contents_are_grouped(tmp_path, make_data):
     make_data(tmp_path, names=[f"{k:02}" for k in range(15)])
     (tmp_path / "train_img" / "00.png").write_bytes(b"")
     options = DataOptions(dataroot=str(tmp_path), label_nc=2, resize_or_crop="none")
@@ -100,7 +100,7 @@ def test_decoded_problems_are_grouped(tmp_path, make_data):
     assert "… and 5 more" in text
 
 
-def test_the_id_255_is_recognised_as_ignore(tmp_path, make_data):
+def test_the_message_about_id_255_explains_ignored_pixels(tmp_path, make_data):
     make_data(tmp_path, names="a")
     label = np.zeros((24, 32), np.uint8)
     label[0] = 255
@@ -110,5 +110,5 @@ def test_the_id_255_is_recognised_as_ignore(tmp_path, make_data):
         check_pairs(find_pairs(options, "train"), options, multiple=8)
 
 
-def test_paths_that_are_not_utf8_can_be_shown():
+def test_paths_that_are_not_utf8_can_be_displayed():
     assert display(os.fsdecode(b"caf\xe9.png")) == "caf\\xe9.png"

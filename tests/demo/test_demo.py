@@ -95,7 +95,7 @@ def test_a_demo_cut_short_says_so_and_its_hint_can_be_pasted(tmp_path, capsys, m
     monkeypatch.setattr(demo, "_EPOCHS", 40)
     monkeypatch.setattr(demo, "_CROPS", 8)
     monkeypatch.setattr(demo, "_savings", lambda module, config: None)
-    monkeypatch.setattr(demo, "_told", str)
+    monkeypatch.setattr(demo, "_describe_savings", str)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     out = tmp_path / "my demo"
     assert main(["demo", "--out", str(out), "--max-minutes", "0.001"]) == 0
@@ -141,7 +141,7 @@ def test_plan_ends_in_time_and_keeps_the_course_of_the_rate(monkeypatch):
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
     monkeypatch.setattr(demo, "time", clock)
     options = demo.OptimizerOptions(niter=8, niter_decay=8)
-    plan = demo._Plan(options, seconds=60)
+    plan = demo._FitSchedule(options, seconds=60)
     trainer = SimpleNamespace(current_epoch=0, should_stop=False)
     rates = []
     while not trainer.should_stop:

@@ -71,7 +71,7 @@ def test_nvidias_files_export_too(last, tmp_path, capsys):
     folder, path = tmp_path / "city", tmp_path / "city.pt2"
     assert run("export", "--checkpoint", last, "--output", folder) == 0
     assert run("export", "--checkpoint", folder / "latest_net_G.pth", "--output", tmp_path / "again") == 2
-    assert "is in NVIDIA's format already" in capsys.readouterr().err
+    assert "is already in NVIDIA's format" in capsys.readouterr().err
     (folder / "opt.txt").unlink()
     command = ["export", "--checkpoint", folder / "latest_net_G.pth", "--output", path, "--size", "16x24"]
     assert run(*command) == 2
@@ -105,7 +105,10 @@ def test_another_picture_is_an_error_and_no_file(last, tmp_path, monkeypatch, ca
         (["--output", "city.pt2", "--size", "18x16"], "--size: width and height must be multiples of 4"),
         (["--output", "city.pt2", "--size", "big"], "--size must be WIDTHxHEIGHT"),
         (["--output", "city.tflite"], "must end with .onnx or .pt2, or be a folder"),
-        (["--output", "city", "--size", "16x16"], "--size: networks for NVIDIA's code take pictures of any size"),
+        (
+            ["--output", "city", "--size", "16x16"],
+            "--size: networks in NVIDIA's format are not limited to one",
+        ),
         (["--output", "city.pt2", "--ngf", "8"], "--ngf: "),
     ],
 )

@@ -135,7 +135,7 @@ def run(*arguments):
 def test_the_commands(checkpoint, data_root, tmp_path, capsys):
     looks = tmp_path / "styles.npz"
     assert run("features", "--checkpoint", checkpoint, "--n_clusters", 2, "--output", looks) == 0
-    assert "looks of 4 classes" in capsys.readouterr().out
+    assert "styles of 4 classes" in capsys.readouterr().out
     common = ["generate", "--checkpoint", checkpoint, "--input", data_root]
     assert run(*common, "--output", tmp_path / "none") == 2
     assert "--features FILE" in capsys.readouterr().err

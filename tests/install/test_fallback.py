@@ -110,4 +110,4 @@ def test_package_without_any_built_library(package_copy, run_in_copy):
     assert [category for category, *_ in printed["warnings"]] == ["RuntimeWarning"]
     doctor = run_in_copy("-m", "pix2pixhd", "doctor", check=False)
     assert doctor.returncode == 1
-    assert re.search(r"pix2pixhd\._C +not there: nothing was built", doctor.stdout)
+    assert re.search(r"pix2pixhd\._C +missing: not built", doctor.stdout)
