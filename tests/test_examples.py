@@ -135,6 +135,19 @@ def test_paths_in_contributing_exist():
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
+def test_messages_under_troubleshooting_are_in_the_sources():
+    sources = [*(ROOT / "pix2pixhd").rglob("*.py"), *(ROOT / "build_tools").glob("*.py"), ROOT / "setup.py"]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in [*sources, ROOT / "Makefile"])
+    text = re.sub(r'"\s*\n\s*[frb]*"', "", text).replace("`", "")  # adjacent string literals are one
+    page = (ROOT / "docs" / "installation.md").read_text(encoding="utf-8").partition("## Troubleshooting")[2]
+    messages = [
+        message for cell in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for message in cell.split("`")[1::2]
+    ]
+    assert len(messages) > 10
+    pieces = [piece.strip() for message in messages for piece in message.split("…")]
+    assert [piece for piece in pieces if piece not in text] == []
+
+
 @pytest.mark.parametrize(
     ("name", "steps"), [("own_loop", 3), ("lightning_module", 2), ("super_resolution", 5)], ids=lambda x: str(x)
 )
