@@ -129,7 +129,7 @@ def test_links_of_the_readme_lead_to_files():
 
 def test_paths_in_contributing_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    paths = re.findall(r"`((?:csrc|pix2pixhd|tests|docs|build_tools|benchmarks)/[\w/.]+)`", text)
+    paths = re.findall(r"`((?:csrc|pix2pixhd|tests|docs|build_tools|benchmarks)/[\w/.]+\w)`", text)
     paths = [path for path in paths if "NAME" not in path]
     assert len(paths) > 15
     assert [path for path in paths if not (ROOT / path).exists()] == []
