@@ -129,10 +129,23 @@ def test_links_of_the_readme_lead_to_files():
 
 def test_paths_in_contributing_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    paths = re.findall(r"`((?:csrc|pix2pixhd|tests|docs|build_tools|benchmarks)/[\w/.]+)`", text)
+    paths = re.findall(r"`((?:csrc|pix2pixhd|tests|docs|build_tools|benchmarks)/[\w/.]+\w)`", text)
     paths = [path for path in paths if "NAME" not in path]
     assert len(paths) > 15
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_messages_under_troubleshooting_are_in_the_sources():
+    sources = [*(ROOT / "pix2pixhd").rglob("*.py"), *(ROOT / "build_tools").glob("*.py"), ROOT / "setup.py"]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in [*sources, ROOT / "Makefile"])
+    text = re.sub(r'"\s*\n\s*[frb]*"', "", text).replace("`", "")  # adjacent string literals are one
+    page = (ROOT / "docs" / "installation.md").read_text(encoding="utf-8").partition("## Troubleshooting")[2]
+    messages = [
+        message for cell in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for message in cell.split("`")[1::2]
+    ]
+    assert len(messages) > 10
+    pieces = [piece.strip() for message in messages for piece in message.split("…")]
+    assert [piece for piece in pieces if piece not in text] == []
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ def build_generator(model: ModelOptions, data: DataOptions) -> nn.Module:
         InputError: If the generator requires features that the data cannot provide.
 
     Example:
+        >>> import torch
         >>> network = build_generator(ModelOptions(ngf=8), DataOptions(label_nc=4))
         >>> network(torch.zeros(1, 5, 32, 32)).shape
         torch.Size([1, 3, 32, 32])
@@ -65,6 +66,7 @@ def build_discriminator(model: ModelOptions, data: DataOptions) -> MultiscaleDis
         data: Options of the data's encoding; the discriminator takes the encoded input and an image, concatenated.
 
     Example:
+        >>> import torch
         >>> discriminator = build_discriminator(ModelOptions(ndf=8, num_D=2), DataOptions(label_nc=4))
         >>> len(discriminator(torch.zeros(1, 8, 32, 32)))
         2
