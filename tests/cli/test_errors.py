@@ -13,8 +13,8 @@ from PIL import Image
 from torch._dynamo.exc import TorchDynamoException
 
 from pix2pixhd.cli import bench
+from pix2pixhd.cli import main as cli
 from pix2pixhd.cli.main import main
-from pix2pixhd.cli.main import main as cli
 from pix2pixhd.cli.train_help import MOST_USED
 from pix2pixhd.config.parser import SECTIONS, build_parser
 from pix2pixhd.config.schema.trainer import TrainerOptions
@@ -187,7 +187,7 @@ def test_short_help_names_options_that_exist(capsys):
     known = {option for action in build_parser()._actions for option in action.option_strings}
     assert set(MOST_USED) <= known
     assert "--help-all" in short
-    shipped = pathlib.Path(cli.__file__).parent / "configs"
+    shipped = pathlib.Path(cli.__file__).parents[1] / "config" / "shipped"
     assert all(path.stem in MOST_USED["--config"] for path in shipped.glob("*.yaml"))
 
 

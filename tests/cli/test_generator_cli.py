@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from pix2pixhd.cli import main as cli
 from pix2pixhd.cli.main import main
-from pix2pixhd.cli.main import main as cli
 from pix2pixhd.inference import instance_features as features
 from pix2pixhd.inference.instance_features import FeatureClusters
 from pix2pixhd.reporting.progress import progress_bar

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from pix2pixhd import files
-from pix2pixhd.cli.main import main as cli
+from pix2pixhd.cli import main as cli
 from pix2pixhd.config.schema import ModelOptions
 
 FEATURES = {"ngf": 4, "n_downsample_global": 2, "n_blocks_global": 1, "ndf": 4, "n_layers_D": 2, "num_D": 1}

@@ -48,7 +48,7 @@ def test_an_image_that_one_process_cannot_read_is_reported(command_line, data_ro
 
 def poisoned():
     """Runs the command line with a loss that is NaN only in the second process."""
-    from pix2pixhd.cli.main import main as cli
+    from pix2pixhd.cli import main as cli
     from pix2pixhd.training.module import Pix2PixHD
 
     compute = Pix2PixHD.compute_gradients
