@@ -46,12 +46,12 @@ def test_training_on_images_with_five_input_and_two_output_channels(make_config,
     assert written.dtype == np.uint8
     wrong = make_config("wrong", **{**options, "input_nc": 4})
     with pytest.raises(
-        InputError, match=r"a\.npy: must hold an array \[height, width, 4\] of uint8, got \[16, 20, 5\]"
+        InputError, match=r"a\.npy: must contain an array \[height, width, 4\] of uint8, got \[16, 20, 5\]"
     ):
         train(wrong)
     for array, dtype in ((np.zeros((16, 20, 5), np.float32), "float32"), (np.zeros((16, 20), np.uint8), "uint8")):
         np.save(tmp_path / "stacks" / "train_A" / "a.npy", array)
-        with pytest.raises(InputError, match=rf"a\.npy: must hold an array .* of uint8, got \[.*\] of {dtype}"):
+        with pytest.raises(InputError, match=rf"a\.npy: must contain an array .* of uint8, got \[.*\] of {dtype}"):
             train(make_config("wrong", **options))
     np.save(tmp_path / "stacks" / "train_A" / "a.npy", np.zeros((16, 20, 5), np.uint8))
     vgg = make_config("vgg", **options)
