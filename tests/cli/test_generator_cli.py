@@ -11,7 +11,6 @@ from PIL import Image
 
 from pix2pixhd.cli import main as cli
 from pix2pixhd.cli.main import main
-from pix2pixhd.inference import instance_features as features
 from pix2pixhd.inference.instance_features import FeatureClusters
 from pix2pixhd.reporting.progress import progress_bar
 
@@ -111,7 +110,7 @@ def test_the_limit_of_the_training_data_is_not_that_of_other_data(
         found.append(len(dataset))
         return FeatureClusters({0: np.zeros((1, 2), np.float32)})
 
-    monkeypatch.setattr(features, "cluster_features", cluster)
+    monkeypatch.setattr("pix2pixhd.cli.features.cluster_features", cluster)
     more = [*more, data_root] if more == ["--dataroot"] else more
     assert main([str(x) for x in ["features", "--checkpoint", checkpoint, "--output", tmp_path / "a.npz", *more]]) == 0
     assert found == [count]
