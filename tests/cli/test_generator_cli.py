@@ -233,7 +233,7 @@ def test_all_missing_images_are_listed_at_once(refused, checkpoint, with_feature
     [
         ({}, "it contains no classes"),
         ({"class_0": np.zeros((2, 3))}, "contains styles with 3 features, but this generator takes 2"),
-        ({"class_0": np.zeros((1, 2)), "class_1": np.zeros((1, 3))}, "classes of [2, 3] features"),
+        ({"class_0": np.zeros((1, 2)), "class_1": np.zeros((1, 3))}, "classes with [2, 3] features"),
         ({"class_0": np.zeros(2)}, "class_0 must be [styles, features]"),
         ({"class_0": np.zeros((0, 2))}, "got [0, 2]"),
         ({"class_0": np.zeros((1, 2), dtype=np.int64)}, "of int64"),

@@ -24,7 +24,7 @@ def last(make_checkpoint):
 def test_onnx_gives_the_generators_pictures(last, tmp_path, capsys):
     path = tmp_path / "city.onnx"
     assert run("export", "--checkpoint", last, "--output", path, "--size", "32x16") == 0
-    assert "takes label, instance of 32x16; largest difference" in capsys.readouterr().out
+    assert "inputs label, instance of 32x16; largest difference" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(3)
     label = rng.integers(0, 4, (1, 16, 32)).astype(np.int32)
