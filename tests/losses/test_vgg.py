@@ -209,7 +209,7 @@ def test_a_module_of_ones_own():
     fake, real = pictures(1, 3, 16, 16), pictures(1, 3, 16, 16, seed=1)
     loss = VGGLoss(vgg=Two(), weights=[1.0, 0.5])(fake, real)
     torch.testing.assert_close(loss, 2 * (fake - real).abs().mean())
-    with pytest.raises(ValueError, match="weights must have one number per map of vgg, 2, got 5"):
+    with pytest.raises(ValueError, match="weights must have one number per feature map of vgg, 2, got 5"):
         VGGLoss(vgg=Two())(fake, real)
 
 
@@ -272,7 +272,7 @@ def test_a_damaged_download_is_refused(monkeypatch, tmp_path):
 
 def test_types_that_do_not_agree_are_named(vgg):
     half = pictures(1, 3, 16, 16).half()
-    message = r"real is torch.float16 and the VGG torch.float32; convert the pictures, convert the loss"
+    message = r"real is torch.float16 and the VGG torch.float32; convert the images, convert the loss"
     with pytest.raises(TypeError, match=message):
         VGGLoss(vgg=vgg)(half.float(), half)
     with pytest.raises(TypeError, match=r"real is torch\.uint8 and the VGG"):
@@ -289,8 +289,8 @@ def test_train_mode_does_not_reach_the_vgg(vgg):
     ("fake", "real", "message"),
     [
         ((1, 3, 32, 32), (1, 3, 32, 31), r"real must have the shape of fake, \(1, 3, 32, 32\), got \(1, 3, 32, 31\)"),
-        ((3, 32, 32), (3, 32, 32), r"must be pictures \[N, 3, H, W\]"),
-        ((1, 4, 32, 32), (1, 4, 32, 32), r"must be pictures \[N, 3, H, W\]"),
+        ((3, 32, 32), (3, 32, 32), r"must be images \[N, 3, H, W\]"),
+        ((1, 4, 32, 32), (1, 4, 32, 32), r"must be images \[N, 3, H, W\]"),
         ((1, 3, 15, 32), (1, 3, 15, 32), "must be at least 16x16, got 15x32"),
     ],
 )

@@ -12,7 +12,7 @@ from pix2pixhd.losses import fingerprint as fingerprints
 from .test_vgg import pictures
 
 LAYERS = ("relu2_1",)
-REFUSED = r"real holds features made with other VGG weights.*compute them again with this loss's features\(\)"
+REFUSED = r"real holds features made with other VGG weights.*recompute them with this loss's features\(\)"
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_features_made_with_other_weights_are_refused(criterion, tmp_path):
     features = criterion.features(real)
     with pytest.raises(ValueError, match=REFUSED):
         other(fake, features)
-    with pytest.raises(ValueError, match="parts must be of one loss, got features made with different VGG weights"):
+    with pytest.raises(ValueError, match="parts must come from the same loss, got features computed with different VGG weights"):
         type(features).cat([features, other.features(real)])
 
 

@@ -191,7 +191,7 @@ def test_it_compiles_with_features_mask_and_scales(vgg):
         ({"layers": ["relu3_5"]}, "layers: vgg19 has no layer 'relu3_5'; it has relu1_1, relu1_2"),
         ({"layers": ["relu3_1", "relu_3_1"]}, "layers: 'relu_3_1' is listed twice"),
         ({"layers": []}, "layers must name at least one of relu1_1"),
-        ({"layers": ["relu1_1"], "weights": [1.0, 2.0]}, "weights must have one number per map of vgg, 1, got 2"),
+        ({"layers": ["relu1_1"], "weights": [1.0, 2.0]}, "weights must have one number per feature map of vgg, 1, got 2"),
         ({"criterion": "l2"}, "criterion must be l1 or mse, got 'l2'"),
         ({"reduction": "sum"}, "reduction must be mean or none, got 'sum'"),
         ({"input_range": (1, 0)}, r"input_range must be \(lowest, highest\)"),
@@ -288,11 +288,11 @@ def test_features_are_cut_joined_and_moved(vgg):
     torch.testing.assert_close(criterion(fake[1:], features[1:]), expected[1:], rtol=1e-6, atol=0)
     joined = type(features).cat([features[2:3], features[:1]])
     torch.testing.assert_close(criterion(fake[[2, 0]], joined), expected[[2, 0]], rtol=1e-6, atol=0)
-    with pytest.raises(TypeError, match="features are taken by slice"):
+    with pytest.raises(TypeError, match="features must be indexed with a slice"):
         features[0]
     with pytest.raises(ValueError, match="parts is empty"):
         type(features).cat([])
-    with pytest.raises(ValueError, match="parts must be of pictures of one size and of one loss"):
+    with pytest.raises(ValueError, match="parts must have the same image size and come from the same loss"):
         type(features).cat([features, criterion.features(pictures(1, 3, 32, 48))])
 
 
