@@ -65,8 +65,8 @@ class VGGLoss(nn.Module):
     By default the layers φ are relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1 of VGG19, with the weights 1/32, 1/16,
     1/8, 1/4 and 1.
 
-    The VGG is frozen. The gradient with respect to ``fake`` is therefore computed together with the value, and only this
-    gradient, which has the size of the image, is saved for backward; no activations are saved. With
+    The VGG is frozen. The gradient with respect to ``fake`` is therefore computed together with the value. Only this
+    gradient, which has the size of the image, is saved for backward; activations are not. With
     ``keep_activations=True`` autograd saves the activations, which allows derivatives of any order.
 
     The signature matches NVIDIA's ``networks.VGGLoss``: ``VGGLoss(gpu_ids)(fake, real)`` works unchanged.
@@ -249,7 +249,8 @@ class VGGLoss(nn.Module):
             TypeError: As for ``forward``.
             ValueError: As for ``forward``.
         """
-        maps = tuple(() if images is None else tuple(self._feature_maps(images)) for images in self._scales("real", real))
+        scales = self._scales("real", real)
+        maps = tuple(() if images is None else tuple(self._feature_maps(images)) for images in scales)
         return VGGFeatures(maps, real.shape, self._identity(), fingerprint(self.vgg))
 
     def _identity(self) -> tuple[Any, ...]:
@@ -320,7 +321,7 @@ class VGGLoss(nn.Module):
         whole = mask.view(1, 1, *mask.shape) if mask.dim() == 2 else mask
         if whole.dim() != 4 or whole.shape[1:] != size[1:] or len(whole) not in (1, len(fake)):
             raise ValueError(
-                f"mask must be [N, 1, H, W], [1, 1, H, W] or [H, W] matching the images, {size}, got {tuple(mask.shape)}"
+                f"mask must be [N, 1, H, W], [1, 1, H, W] or [H, W] like the images, {size}, got {tuple(mask.shape)}"
             )
         if mask.requires_grad and torch.is_grad_enabled():
             raise ValueError("mask requires a gradient, which the loss does not compute; pass mask.detach()")

@@ -14,7 +14,7 @@ from pix2pixhd.losses.fingerprint import same_weights
 
 @dataclasses.dataclass(frozen=True)
 class VGGFeatures:
-    """VGG feature maps of real images: the result of ``VGGLoss.features(real)``, accepted by ``VGGLoss(fake, features)``.
+    """VGG feature maps of real images, returned by ``VGGLoss.features(real)`` and accepted in place of ``real``.
 
     For the paper's five layers they hold 122 values per pixel: 244 MiB for a 1024×512 image in float32, and 122 MiB in
     bfloat16.

@@ -40,7 +40,9 @@ def test_features_made_with_other_weights_are_refused(criterion, tmp_path):
     features = criterion.features(real)
     with pytest.raises(ValueError, match=REFUSED):
         other(fake, features)
-    with pytest.raises(ValueError, match="parts must come from the same loss, got features computed with different VGG weights"):
+    with pytest.raises(
+        ValueError, match="parts must come from the same loss, got features computed with different VGG weights"
+    ):
         type(features).cat([features, other.features(real)])
 
 

@@ -191,7 +191,10 @@ def test_it_compiles_with_features_mask_and_scales(vgg):
         ({"layers": ["relu3_5"]}, "layers: vgg19 has no layer 'relu3_5'; it has relu1_1, relu1_2"),
         ({"layers": ["relu3_1", "relu_3_1"]}, "layers: 'relu_3_1' is listed twice"),
         ({"layers": []}, "layers must name at least one of relu1_1"),
-        ({"layers": ["relu1_1"], "weights": [1.0, 2.0]}, "weights must have one number per feature map of vgg, 1, got 2"),
+        (
+            {"layers": ["relu1_1"], "weights": [1.0, 2.0]},
+            "weights must have one number per feature map of vgg, 1, got 2",
+        ),
         ({"criterion": "l2"}, "criterion must be l1 or mse, got 'l2'"),
         ({"reduction": "sum"}, "reduction must be mean or none, got 'sum'"),
         ({"input_range": (1, 0)}, r"input_range must be \(lowest, highest\)"),
