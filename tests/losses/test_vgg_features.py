@@ -9,7 +9,7 @@ import torch
 from pix2pixhd.losses import VGGLoss
 from pix2pixhd.losses import fingerprint as fingerprints
 
-from .test_vgg import pictures
+from .helpers import random_images
 
 LAYERS = ("relu2_1",)
 REFUSED = r"real holds features made with other VGG weights.*recompute them with this loss's features\(\)"
@@ -22,7 +22,7 @@ def criterion():
 
 
 def images(dtype=torch.float32):
-    return pictures(1, 3, 16, 16).to(dtype), pictures(1, 3, 16, 16, seed=1).to(dtype)
+    return random_images(1, 3, 16, 16).to(dtype), random_images(1, 3, 16, 16, seed=1).to(dtype)
 
 
 def with_other_weights(criterion):
