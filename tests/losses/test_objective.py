@@ -1,4 +1,4 @@
-"""The objectives: every preset against its formula written out, and a generator step against plain PyTorch."""
+"""Objectives: every preset compared with its formula, and a generator step compared with plain PyTorch."""
 
 import copy
 
@@ -32,13 +32,12 @@ def perceptual(vgg, fake, real, imagenet=False):
         mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64).view(1, 3, 1, 1)
         std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64).view(1, 3, 1, 1)
         fake, real = (((x + 1) / 2 - mean) / std for x in (fake, real))
-    maps = zip(WEIGHTS, *(plain_feature_maps(vgg.state_dict(), x.double()) for x in (fake, real)), strict=True)
-    return sum(w * (x - y).abs().mean() for w, x, y in maps)
+    layers = zip(WEIGHTS, *(plain_feature_maps(vgg.state_dict(), x.double()) for x in (fake, real)), strict=True)
+    return sum(w * (x - y).abs().mean() for w, x, y in layers)
 
 
-# (preset, mode): generator's adversarial term, discriminator's (fake, real), feature matching, VGG — as in the papers
-# and code bases, written out.
 def expected(preset, mode, vgg, pred_fake, pred_real, fake, real):
+    """Returns the terms gan, feat, vgg, d_fake and d_real by the formulas of the papers and code bases."""
     fm = sum(sum(scale) for scale in features(pred_fake, pred_real))
     if preset in ("paper", "nvidia"):
         gan = (0.5 if preset == "paper" else 1.0) * sum(mse(pred_fake, 1))
@@ -71,9 +70,9 @@ def expected(preset, mode, vgg, pred_fake, pred_real, fake, real):
         ("mlops", None),
     ],
 )
-def test_every_preset_is_its_formula_in_value_and_gradient(vgg, preset, gan_mode):
+def test_value_and_gradient_of_every_preset_match_the_formula(vgg, preset, gan_mode):
     pred_fake, pred_real = (predictions(NUM_D, N_LAYERS, seed=seed, requires_grad=True) for seed in (0, 1))
-    # In float64, where ReLUs, poolings and signs decide alike at near ties.
+    # In float64, near ties of ReLU, pooling and sign are resolved the same way in both implementations.
     vgg = copy.deepcopy(vgg).double()
     fake, real = random_images(1, 3, 32, 32).double().requires_grad_(), random_images(1, 3, 32, 32, seed=1).double()
     mode = gan_mode or ("hinge" if preset in ("spade", "imaginaire") else "lsgan")
@@ -83,11 +82,11 @@ def test_every_preset_is_its_formula_in_value_and_gradient(vgg, preset, gan_mode
     for actual, wanted in zip(terms, (gan, feat, perception, gan + feat + perception), strict=True):
         torch.testing.assert_close(actual.double(), wanted, rtol=2e-6, atol=1e-9)
     leaves = [x for scale in pred_fake for x in scale]
-    *ours, picture = torch.autograd.grad(terms.total, [*leaves, fake])
-    *theirs, expected_picture = torch.autograd.grad(gan + feat + perception, [*leaves, fake])
+    *ours, image_gradient = torch.autograd.grad(terms.total, [*leaves, fake])
+    *theirs, expected_image_gradient = torch.autograd.grad(gan + feat + perception, [*leaves, fake])
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)
-    torch.testing.assert_close(picture, expected_picture, rtol=1e-8, atol=1e-14)
+    torch.testing.assert_close(image_gradient, expected_image_gradient, rtol=1e-8, atol=1e-14)
 
     d_terms = DiscriminatorLoss(preset, gan_mode=gan_mode)(pred_fake, pred_real)
     for actual, wanted in zip(d_terms, (d_fake, d_real, d_fake + d_real), strict=True):
@@ -99,7 +98,7 @@ def test_every_preset_is_its_formula_in_value_and_gradient(vgg, preset, gan_mode
 
 
 @pytest.mark.parametrize("gan_mode", ["vanilla", "wgan"])
-def test_the_presets_factors_hold_in_the_other_modes(gan_mode):
+def test_preset_factors_apply_to_other_modes(gan_mode):
     def score(pred, real):
         x = torch.stack([scale[-1].double().flatten() for scale in pred])
         label = torch.full_like(x, float(real))
@@ -120,7 +119,7 @@ def test_the_presets_factors_hold_in_the_other_modes(gan_mode):
         torch.testing.assert_close(d_terms.total.double(), wanted, rtol=1e-6, atol=1e-9)
 
 
-def test_weights_given_override_the_presets(vgg):
+def test_explicit_weights_override_the_preset(vgg):
     pred, other = predictions(), predictions(seed=1)
     fake, real = random_images(1, 3, 32, 32), random_images(1, 3, 32, 32, seed=1)
     one = GeneratorLoss(1.0, 1.0, 1.0, vgg=vgg)(pred, other, fake, real)
@@ -129,7 +128,7 @@ def test_weights_given_override_the_presets(vgg):
         torch.testing.assert_close(a, factor * b)
 
 
-def test_nvidias_code_has_one_weight_for_features_and_vgg(vgg):
+def test_nvidia_preset_uses_lambda_feat_for_the_vgg_loss(vgg):
     assert GeneratorLoss(lambda_feat=5.0, preset="nvidia", vgg=vgg).lambda_vgg == 5.0
     assert GeneratorLoss(lambda_feat=5.0, lambda_vgg=2.0, preset="nvidia", vgg=vgg).lambda_vgg == 2.0
     assert GeneratorLoss(lambda_feat=0.0, preset="nvidia", vgg=vgg).lambda_vgg == 10.0
@@ -146,7 +145,7 @@ def test_nvidias_code_has_one_weight_for_features_and_vgg(vgg):
         (torch.bfloat16, True, torch.float32),
     ],
 )
-def test_types_are_those_of_plain_pytorch(dtype, autocast, expected):
+def test_dtypes_match_plain_pytorch(dtype, autocast, expected):
     pred_fake, pred_real = (predictions(seed=seed, dtype=dtype, requires_grad=seed == 0) for seed in (0, 1))
     criterion = GeneratorLoss(lambda_vgg=0.0)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
@@ -160,7 +159,7 @@ def test_types_are_those_of_plain_pytorch(dtype, autocast, expected):
     torch.testing.assert_close(terms.total.double(), criterion(*wide).total, rtol=2e-2, atol=0)
 
 
-def test_zero_turns_a_term_off_and_asks_for_nothing():
+def test_zero_weight_disables_a_term_and_its_inputs():
     criterion = GeneratorLoss(lambda_feat=0.0, lambda_vgg=0.0, vgg="/no/such/file")
     terms = criterion([[torch.zeros(1, 1, 2, 2)]])
     assert (terms.feat, terms.vgg) == (0.0, 0.0)
@@ -172,14 +171,14 @@ def test_zero_turns_a_term_off_and_asks_for_nothing():
 
 @pytest.mark.parametrize("mode", ["lsgan", "hinge"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_a_term_that_is_off_does_not_change_the_dtype_of_the_total(dtype, mode):
+def test_disabled_term_does_not_change_the_dtype_of_the_total(dtype, mode):
     pred = predictions(dtype=dtype)
     for off in ({"lambda_feat": 0.0}, {"lambda_gan": 0.0}):
         terms = GeneratorLoss(lambda_vgg=0.0, gan_mode=mode, **off)(pred, predictions(seed=1, dtype=dtype))
         assert {term.dtype for term in terms} == {dtype}
 
 
-def test_missing_inputs_and_unknown_presets_are_named(vgg):
+def test_missing_inputs_and_unknown_presets_are_rejected(vgg):
     with pytest.raises(ValueError, match="pred_real is needed for feature matching; pass it or set lambda_feat=0"):
         GeneratorLoss(lambda_vgg=0.0)(predictions())
     with pytest.raises(ValueError, match="fake and real are needed for the VGG loss; pass them or set lambda_vgg=0"):
@@ -189,7 +188,7 @@ def test_missing_inputs_and_unknown_presets_are_named(vgg):
             criterion(preset="hd")
 
 
-def test_a_vgg_loss_can_be_shared(vgg):
+def test_vgg_loss_can_be_shared(vgg):
     shared = VGGLoss(vgg=vgg)
     assert GeneratorLoss(vgg=shared).vgg is shared
 
@@ -212,8 +211,8 @@ class TinyDiscriminator(torch.nn.Module):
         return result
 
 
-def test_a_generator_step_is_plain_pytorchs(vgg):
-    """The issue's own check: value and gradient of the step to 1e-6 relative at float32."""
+def test_generator_step_matches_plain_pytorch(vgg):
+    """Value and gradient of a float32 step match to a relative error of 1e-6."""
     torch.manual_seed(0)
     netD = TinyDiscriminator()
     generator = torch.nn.Conv2d(5, 3, 3, padding=1)
@@ -243,11 +242,11 @@ def test_a_generator_step_is_plain_pytorchs(vgg):
 
 
 @pytest.mark.usefixtures("any_backend")
-def test_the_sign_of_every_gradient_is_plain_pytorchs_ties_included():
+def test_gradient_signs_match_plain_pytorch_including_ties():
     torch.manual_seed(0)
     netD, real = TinyDiscriminator(), random_images(1, 3, 32, 32)
     fake = real.clone()
-    fake[..., 16:] += 0.1  # the left half is equal: ties in every layer
+    fake[..., 16:] += 0.1  # the left halves are equal and give ties in every layer
     with torch.no_grad():
         pred_fake, pred_real = netD(fake), netD(real)
     leaves = [x.requires_grad_() for scale in pred_fake for x in scale]

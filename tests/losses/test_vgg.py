@@ -1,8 +1,7 @@
-"""VGGLoss: its value and gradient, where its weights come from, and what is said when they cannot be had."""
+"""VGGLoss: value, gradient, loading of the VGG weights, and error messages."""
 
 import copy
 import io
-import pathlib
 import urllib.error
 
 import pytest
@@ -22,7 +21,7 @@ def plain_loss(state, fake, real):
 
 @pytest.mark.usefixtures("any_backend")
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32), (2, 3, 16, 35)])
-def test_it_is_the_formula_in_value_and_gradient(vgg, shape):
+def test_value_and_gradient_match_the_formula(vgg, shape):
     fake, real = random_images(*shape).requires_grad_(), random_images(*shape, seed=1).requires_grad_()
     loss = VGGLoss(vgg=vgg)(fake, real)
     wide = fake.detach().double().requires_grad_()
@@ -30,14 +29,14 @@ def test_it_is_the_formula_in_value_and_gradient(vgg, shape):
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
     (2.0 * loss).backward()
     (gradient,) = torch.autograd.grad(2.0 * expected, wide)
-    # In float32 a ReLU, a pooling or a sign may decide otherwise at a near tie, each a jump of the gradient: the exact
-    # comparison is the next test's.
+    # In float32, rounding at near ties of ReLU, pooling or sign changes single gradient values.
+    # test_vgg_options.py compares the gradient in float64.
     assert (fake.grad.double() - gradient).norm() / gradient.norm() < 0.02
     assert real.grad is None
     assert all(p.grad is None and not p.requires_grad for p in vgg.parameters())
 
 
-def test_real_picture_itself_gives_zero_loss_and_gradient(vgg):
+def test_identical_images_give_zero_loss_and_gradient(vgg):
     fake = random_images(1, 3, 32, 32).requires_grad_()
     loss = VGGLoss(vgg=vgg)(fake, fake.detach())
     loss.backward()
@@ -46,8 +45,8 @@ def test_real_picture_itself_gives_zero_loss_and_gradient(vgg):
 
 
 @pytest.mark.parametrize(("network", "build"), [("vgg19", vgg19), ("vgg16", vgg16)])
-def test_the_maps_are_torchvisions_layers(network, build):
-    """Counted from the names: relu3_2 is the second ReLU after the second pooling."""
+def test_layer_names_match_torchvision_layers(network, build):
+    """The names count layers: relu3_2 is the second ReLU after the second pooling layer."""
     whole = build(weights=None).features
     block, number, names = 1, 0, {}
     for index, layer in enumerate(whole):
@@ -71,7 +70,7 @@ def test_the_maps_are_torchvisions_layers(network, build):
     torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_imagenet_normalisation_and_gray_pictures(vgg):
+def test_imagenet_normalization_and_grayscale_images(vgg):
     fake, real = random_images(1, 1, 32, 32), random_images(1, 1, 32, 32, seed=1)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
@@ -81,7 +80,7 @@ def test_imagenet_normalisation_and_gray_pictures(vgg):
     torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=0)
 
 
-def test_random_weights_announce_themselves_are_seeded_and_leave_the_random_state_alone():
+def test_random_weights_warn_are_seeded_and_preserve_the_rng_state():
     before = torch.get_rng_state()
     with pytest.warns(UserWarning, match="random weights"):
         first = load_vgg("random")
@@ -93,20 +92,20 @@ def test_random_weights_announce_themselves_are_seeded_and_leave_the_random_stat
 
 
 @pytest.mark.filterwarnings("error")
-def test_state_dicts_of_the_known_layouts(vgg, vgg_file, tmp_path):
+def test_known_state_dict_layouts_are_loaded(vgg, vgg_file, tmp_path):
     expected = vgg.state_dict()
     slices = {0: 1, 2: 2, 5: 2, 7: 3, 10: 3, 12: 4, 14: 4, 16: 4, 19: 4, 21: 5, 23: 5, 25: 5, 28: 5}
-    nvidias = {}
+    nvidia = {}
     for name, value in expected.items():
         _, index, kind = name.split(".")
-        nvidias[f"slice{slices[int(index)]}.{index}.{kind}"] = value
-    torch.save(nvidias, tmp_path / "nvidia.pth")
+        nvidia[f"slice{slices[int(index)]}.{index}.{kind}"] = value
+    torch.save(nvidia, tmp_path / "nvidia.pth")
     for path in (vgg_file, str(vgg_file), tmp_path / "nvidia.pth"):
         loaded = load_vgg(path).state_dict()
         assert all(torch.equal(loaded[name], value) for name, value in expected.items())
 
 
-def test_files_that_do_not_fit_are_named(vgg, tmp_path):
+def test_unsuitable_weight_files_are_rejected(vgg, tmp_path):
     state = vgg.state_dict()
     with pytest.raises(FileNotFoundError, match=r"file .*absent\.pth does not exist; pass 'imagenet', 'random'"):
         load_vgg(tmp_path / "absent.pth")
@@ -125,7 +124,7 @@ def test_files_that_do_not_fit_are_named(vgg, tmp_path):
 
 
 def damaged_files():
-    """A small file of ``torch.save``, truncated and with bytes overwritten, in the zip and in the legacy format."""
+    """Yields truncated and corrupted ``torch.save`` files, in the zip and in the legacy format."""
     for zipped in (True, False):
         buffer = io.BytesIO()
         torch.save({"features.0.weight": torch.ones(3)}, buffer, _use_new_zipfile_serialization=zipped)
@@ -135,11 +134,11 @@ def damaged_files():
             yield whole[:k] + b"\xff\x00(c" + whole[k + 4 :]
 
 
-def test_damaged_files_are_named_whatever_is_damaged(tmp_path, monkeypatch):
-    path = tmp_path / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth"  # torchvision's name
+def test_damaged_weight_files_are_rejected(tmp_path, monkeypatch):
+    path = tmp_path / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth"  # torchvision's file name
     path.parent.mkdir(parents=True)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("asked the network"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("accessed the network"))
     for content in damaged_files():
         path.write_bytes(content)
         with pytest.raises(
@@ -152,7 +151,7 @@ def test_damaged_files_are_named_whatever_is_damaged(tmp_path, monkeypatch):
             load_vgg("imagenet", layers=["relu1_1"])
 
 
-def test_without_network_the_message_says_which_file_to_put_where(monkeypatch, tmp_path):
+def test_failed_download_reports_url_and_target_path(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
     def refuse(*args, **kwargs):
@@ -168,17 +167,17 @@ def test_without_network_the_message_says_which_file_to_put_where(monkeypatch, t
     assert 'VGGLoss(vgg="' in message
 
 
-def test_the_pretrained_file_in_torch_hubs_folder_is_taken_without_network(monkeypatch, tmp_path, vgg, vgg_file):
+def test_pretrained_file_in_the_torch_hub_folder_is_loaded_offline(monkeypatch, tmp_path, vgg, vgg_file):
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / "vgg19-dcbb9e9d.pth").symlink_to(vgg_file)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("asked the network"))
-    criterion = VGGLoss([0])  # NVIDIA's call, on a machine with or without GPU
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("accessed the network"))
+    criterion = VGGLoss([0])  # as NVIDIA's code calls it; must work without a GPU too
     assert torch.equal(criterion.vgg.features[28].weight.cpu(), vgg.features[28].weight)
 
 
-def test_a_module_of_ones_own():
+def test_custom_module():
     class Two(torch.nn.Module):
         def forward(self, x):
             return [x, x * 2]
@@ -195,7 +194,7 @@ def test_autocast_and_converted_modules(vgg):
     fake, real = random_images(1, 3, 32, 32).requires_grad_(), random_images(1, 3, 32, 32, seed=1)
     expected = VGGLoss(vgg=vgg)(fake, real).detach()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = VGGLoss(vgg=vgg)(fake.bfloat16(), real)  # a generator's half output beside a float32 picture
+        loss = VGGLoss(vgg=vgg)(fake.bfloat16(), real)  # half-precision generator output and float32 real image
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected, rtol=2e-2, atol=0)
     (gradient,) = torch.autograd.grad(loss, fake)
@@ -207,7 +206,7 @@ def test_autocast_and_converted_modules(vgg):
     torch.testing.assert_close(channels_last, expected, rtol=2e-6, atol=0)
 
 
-def test_one_operator_call_for_all_maps_and_no_graph_on_the_real_side(monkeypatch, vgg):
+def test_all_layers_use_one_operator_call_and_real_features_have_no_graph(monkeypatch, vgg):
     calls = []
     from pix2pixhd.losses import perceptual as module
 
@@ -221,7 +220,7 @@ def test_one_operator_call_for_all_maps_and_no_graph_on_the_real_side(monkeypatc
     assert [y.requires_grad for y in real_maps] == [False] * 5
 
 
-def test_checkpoints_of_a_module_that_holds_the_loss_leave_vgg_out(vgg):
+def test_state_dict_of_a_parent_module_excludes_the_vgg(vgg):
     class Training(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -230,13 +229,13 @@ def test_checkpoints_of_a_module_that_holds_the_loss_leave_vgg_out(vgg):
 
     saved = Training().state_dict()
     assert list(saved) == ["netG.weight", "netG.bias"]
-    Training().load_state_dict(saved)  # strict
+    Training().load_state_dict(saved)  # strict loading
     with pytest.raises(RuntimeError, match="Unexpected key"):
         Training().load_state_dict({**saved, "criterion.vgg.features.99.weight": torch.zeros(1)})
     assert list(copy.deepcopy(VGGLoss(vgg=vgg)).state_dict()) == []
 
 
-def test_a_damaged_download_is_refused(monkeypatch, tmp_path):
+def test_damaged_download_is_rejected(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
     def damaged(url, destination, hash_prefix=None, progress=True):
@@ -247,7 +246,7 @@ def test_a_damaged_download_is_refused(monkeypatch, tmp_path):
         VGGLoss()
 
 
-def test_types_that_do_not_agree_are_named(vgg):
+def test_mismatched_dtypes_are_rejected(vgg):
     half = random_images(1, 3, 16, 16).half()
     message = r"real is torch.float16 and the VGG torch.float32; convert the images, convert the loss"
     with pytest.raises(TypeError, match=message):
@@ -258,7 +257,7 @@ def test_types_that_do_not_agree_are_named(vgg):
         VGGLoss("random")
 
 
-def test_train_mode_does_not_reach_the_vgg(vgg):
+def test_vgg_stays_in_evaluation_mode(vgg):
     assert not VGGLoss(vgg=vgg).train().vgg.training
 
 
@@ -271,19 +270,21 @@ def test_train_mode_does_not_reach_the_vgg(vgg):
         ((1, 3, 15, 32), (1, 3, 15, 32), "must be at least 16x16, got 15x32"),
     ],
 )
-def test_bad_pictures_are_named(vgg, fake, real, message):
+def test_invalid_images_are_rejected(vgg, fake, real, message):
     with pytest.raises(ValueError, match=message):
         VGGLoss(vgg=vgg)(torch.zeros(fake), torch.zeros(real))
 
 
-def test_pictures_on_another_device_are_named(vgg):
+def test_images_on_another_device_are_rejected(vgg):
     x = torch.zeros(1, 3, 16, 16, device="meta")
     with pytest.raises(ValueError, match=r"is on meta and the VGG on cpu; move the loss"):
         VGGLoss(vgg=vgg)(x, x)
 
 
-def test_uninitialised_until_loaded():
+def test_frozen_vgg_has_no_trainable_parameters():
     assert not any(p.requires_grad for p in FrozenVGG().parameters())
+
+
+def test_unknown_normalization_is_rejected():
     with pytest.raises(ValueError, match="normalize must be none or imagenet, got 'vgg'"):
         VGGLoss(vgg=torch.nn.Identity(), normalize="vgg")
-    assert isinstance(pathlib.PurePosixPath(VGG19_Weights.IMAGENET1K_V1.url).name, str)

@@ -1,4 +1,4 @@
-"""What PyTorch's autograd, transforms and compiler offer, on VGGLoss: equal to the plain form, or a clear error."""
+"""VGGLoss with PyTorch's autograd features, transforms and compiler, compared with the autograd implementation."""
 
 import functools
 
@@ -57,28 +57,28 @@ def test_vectorized_jacobian(wide):
 
 
 @pytest.mark.parametrize("criterion", ["l1", "mse"])
-def test_forward_mode_gives_the_directional_derivative(wide, criterion):
+def test_forward_mode_returns_the_directional_derivative(wide, criterion):
     fake, real = inputs()
     tangent = random_images(*fake.shape, seed=2).double()
-    lean, full = both(wide, criterion=criterion)
-    (gradient,) = torch.autograd.grad(full(fake, real), fake)
+    fused, plain = both(wide, criterion=criterion)
+    (gradient,) = torch.autograd.grad(plain(fake, real), fake)
     with fwAD.dual_level():
-        dual = lean(fwAD.make_dual(fake.detach(), tangent), real)
+        dual = fused(fwAD.make_dual(fake.detach(), tangent), real)
         same(fwAD.unpack_dual(dual).tangent, (gradient * tangent).sum())
-    same(torch.func.jvp(lambda x: lean(x, real), (fake.detach(),), (tangent,))[1], (gradient * tangent).sum())
+    same(torch.func.jvp(lambda x: fused(x, real), (fake.detach(),), (tangent,))[1], (gradient * tangent).sum())
 
 
 def test_func_transforms(wide):
     fake, real = inputs()
-    lean, full = both(wide, criterion="mse", reduction="none")
-    (gradient,) = torch.autograd.grad(full(fake, real).sum(), fake)
+    fused, plain = both(wide, criterion="mse", reduction="none")
+    (gradient,) = torch.autograd.grad(plain(fake, real).sum(), fake)
     fake = fake.detach()
 
     def one(x, y):
-        return lean(x[None], y[None])[0]
+        return fused(x[None], y[None])[0]
 
-    same(torch.func.grad(lambda x: lean(x, real).sum())(fake), gradient)
-    same(torch.vmap(one)(fake, real), full(fake, real))
+    same(torch.func.grad(lambda x: fused(x, real).sum())(fake), gradient)
+    same(torch.vmap(one)(fake, real), plain(fake, real))
     same(torch.vmap(torch.func.grad(one))(fake, real), gradient)
 
     def curvature(criterion):
@@ -87,10 +87,10 @@ def test_func_transforms(wide):
 
         return torch.func.hessian(along)(torch.tensor(0.01, dtype=torch.float64))
 
-    same(curvature(lean), curvature(full))
+    same(curvature(fused), curvature(plain))
 
 
-def test_a_second_derivative_with_respect_to_the_upstream_gradient_alone_is_exact(wide):
+def test_second_derivative_with_respect_to_the_upstream_gradient_is_exact(wide):
     fake, real = inputs()
     weight = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     found = []
@@ -100,36 +100,36 @@ def test_a_second_derivative_with_respect_to_the_upstream_gradient_alone_is_exac
     same(*found)
 
 
-def test_a_weight_that_is_learned_gets_its_gradient(wide):
+def test_learned_weight_receives_its_gradient(wide):
     fake, real = inputs()
     weight = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    lean, _ = both(wide)
-    same(torch.autograd.grad(lean.weighted(fake, real, weight), weight)[0], lean(fake, real).detach())
+    fused, _ = both(wide)
+    same(torch.autograd.grad(fused.weighted(fake, real, weight), weight)[0], fused(fake, real).detach())
 
 
-def test_only_what_requires_a_gradient_gets_one(wide, monkeypatch):
+def test_gradients_are_computed_only_where_required(wide, monkeypatch):
     fake, real = inputs()
-    lean, _ = both(wide)
-    lean(fake, real.requires_grad_()).backward()
+    fused, _ = both(wide)
+    fused(fake, real.requires_grad_()).backward()
     assert fake.grad is not None
     assert real.grad is None
     monkeypatch.setattr(perceptual_engine.TilePass, "backward", lambda *a: pytest.fail("computed a gradient"))
-    assert not lean(fake.detach(), real).requires_grad
+    assert not fused(fake.detach(), real).requires_grad
     mask = torch.ones(16, 20, requires_grad=True)
     with pytest.raises(ValueError, match=r"mask requires a gradient.*pass mask\.detach\(\)"):
-        lean(fake, real.detach(), mask)
+        fused(fake, real.detach(), mask)
 
 
-def test_images_and_features_of_inference_mode(wide):
+def test_images_and_features_from_inference_mode(wide):
     fake, real = inputs()
-    lean, full = both(wide)
-    expected = torch.autograd.grad(full(fake, real), fake)
+    fused, plain = both(wide)
+    expected = torch.autograd.grad(plain(fake, real), fake)
     with torch.inference_mode():
         inside = real.clone()
-        features = lean.features(inside)
-        same(lean(fake.detach().clone(), inside), full(fake, real).detach().clone())
-    same(torch.autograd.grad(lean(fake, inside), fake), expected)
-    same(torch.autograd.grad(lean(fake, features), fake), expected)
+        features = fused.features(inside)
+        same(fused(fake.detach().clone(), inside), plain(fake, real).detach().clone())
+    same(torch.autograd.grad(fused(fake, inside), fake), expected)
+    same(torch.autograd.grad(fused(fake, features), fake), expected)
 
 
 def contiguous(function):
@@ -141,16 +141,16 @@ def contiguous(function):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_convolutions_that_return_another_memory_format(wide, monkeypatch, dtype):
+def test_convolutions_may_return_another_memory_format(wide, monkeypatch, dtype):
     fake, real = inputs()
     vgg = wide if dtype == torch.float64 else in_float32(wide)
     options = {} if dtype == torch.float64 else {"dtype": dtype}
     fake, real = fake.detach().to(next(vgg.parameters()).dtype).requires_grad_(), real.to(next(vgg.parameters()).dtype)
-    lean = VGGLoss(vgg=vgg, **options)
-    expected = torch.autograd.grad(lean(fake, real), fake)
+    fused = VGGLoss(vgg=vgg, **options)
+    expected = torch.autograd.grad(fused(fake, real), fake)
     for name in ("conv2d", "conv_transpose2d"):
         monkeypatch.setattr(F, name, contiguous(getattr(F, name)))
-    torch.testing.assert_close(torch.autograd.grad(lean(fake, real), fake), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(fused(fake, real), fake), expected, rtol=1e-6, atol=0)
 
 
 def in_float32(vgg):
@@ -163,16 +163,16 @@ def test_without_onednn(wide):
     fake, real = inputs()
     vgg = in_float32(wide)
     fake, real = fake.detach().float().requires_grad_(), real.float()
-    lean, full = both(vgg)
+    fused, plain = both(vgg)
     with torch.backends.mkldnn.flags(enabled=False):
-        ours, theirs = (torch.autograd.grad(criterion(fake, real), fake)[0] for criterion in (lean, full))
+        ours, theirs = (torch.autograd.grad(criterion(fake, real), fake)[0] for criterion in (fused, plain))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("criterion", ["l1", "mse"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_an_empty_batch_has_a_mean_of_nan_and_an_empty_gradient(vgg, dtype, criterion, masked):
+def test_empty_batch_gives_nan_and_an_empty_gradient(vgg, dtype, criterion, masked):
     fake = torch.zeros(0, 3, 32, 32, requires_grad=True)
     mask = torch.ones(32, 32) if masked else None
     for reduction in ("mean", "none"):
@@ -191,18 +191,18 @@ def transposed(x):
 @pytest.mark.parametrize("shape", [(1, 3, 16, 16), (1, 1, 16, 16), (1, 3, 16, 300), (2, 1, 17, 16)])
 @pytest.mark.parametrize("layout", [lambda x: x.contiguous(memory_format=torch.channels_last), transposed])
 def test_ambiguous_strides(vgg, shape, layout):
-    """Maps of one pixel, one row, one image; images of one channel."""
+    """Shapes with ambiguous strides: one-pixel and one-row feature maps, single images, one channel."""
     fake, real = random_images(*shape), random_images(*shape, seed=1)
     found = []
     for criterion in both(vgg):
         leaf = layout(fake).detach().requires_grad_()
         assert leaf.shape == shape
         found.append(torch.autograd.grad(criterion(leaf, layout(real)), leaf)[0])
-    assert (found[0] - found[1]).norm() < 2e-2 * found[1].norm()  # near ties decide otherwise in float32
+    assert (found[0] - found[1]).norm() < 2e-2 * found[1].norm()  # float32 rounding changes gradients at near ties
 
 
 @pytest.mark.parametrize("options", [{}, {"scale_weights": (1.0, 1.0), "normalize": "imagenet"}])
-def test_new_numbers_and_sizes_compile_at_most_one_more_graph_each(wide, options):
+def test_new_weights_and_sizes_compile_at_most_one_more_graph_each(wide, options):
     torch._dynamo.reset()
     criterion = VGGLoss(vgg=wide, **options)
     counter = CompileCounter()
@@ -219,8 +219,8 @@ def test_new_numbers_and_sizes_compile_at_most_one_more_graph_each(wide, options
     assert counter.frame_count <= 3
 
 
-def test_an_annealed_lambda_vgg_compiles_as_often_as_an_annealed_attribute_does(wide):
-    """An attribute of a module: PyTorch decides whether its value is a constant of the graph."""
+def test_annealed_lambda_vgg_recompiles_no_more_than_a_plain_module_attribute(wide):
+    """PyTorch decides whether the value of a module attribute is a constant of the graph."""
     fake, real = inputs(1, (16, 16))
     counts = []
     plain = torch.nn.Module()

@@ -1,4 +1,4 @@
-"""VGGLoss in two processes: the averaged gradients are those of one process with the joint batch."""
+"""VGGLoss in two DDP processes: the averaged gradients match one process with the whole batch."""
 
 import warnings
 
@@ -36,7 +36,7 @@ def work(rank, vgg_file, folder, label, real):
     dist.destroy_process_group()
 
 
-def test_two_processes_are_one_with_the_joint_batch(vgg_file, tmp_path):
+def test_two_processes_match_one_process_with_the_whole_batch(vgg_file, tmp_path):
     label, real = random_images(4, 3, 32, 32).double(), random_images(4, 3, 32, 32, seed=1).double()
     mp.spawn(work, args=(vgg_file, tmp_path, label, real), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))

@@ -1,4 +1,4 @@
-"""VGGLoss's gradient in float16: neither overflow nor underflow, whatever the weights, masks and sizes."""
+"""The float16 gradient of VGGLoss neither overflows nor underflows for any weights, masks and sizes."""
 
 import copy
 
@@ -12,7 +12,7 @@ from .helpers import WEIGHTS, random_images
 
 
 def grad_scaler_gradient(criterion, fake, real, mask):
-    """Plain autocast under the largest power of two that a ``GradScaler`` would settle on."""
+    """Returns the autocast gradient with the largest power-of-two loss scale that keeps it finite."""
     loss = criterion(fake, real, mask)
     for exponent in range(16, -40, -4):
         (gradient,) = torch.autograd.grad(loss * 2.0**exponent, fake, retain_graph=True)
@@ -22,7 +22,7 @@ def grad_scaler_gradient(criterion, fake, real, mask):
 
 
 def check(vgg, size, distance=1.0, mask=None, **options):
-    """The error against float64 is at most twice that of plain autocast with a ``GradScaler``."""
+    """Checks that the error against float64 is at most twice that of autocast with a ``GradScaler``."""
     fake, real = random_images(1, 3, size, size).requires_grad_(), random_images(1, 3, size, size, seed=1)
     real = fake.detach() + distance * (real - fake.detach())
     exact = VGGLoss(vgg=copy.deepcopy(vgg), keep_activations=True, **options).double()
@@ -50,7 +50,7 @@ def test_weights_of_different_magnitude(vgg, weights):
 
 @pytest.mark.parametrize("criterion", ["l1", "mse"])
 @pytest.mark.parametrize("factor", [1e5, 1e-5])
-def test_masks_of_any_magnitude(vgg, criterion, factor):
+def test_large_and_small_masks(vgg, criterion, factor):
     mask = factor * torch.rand(16, 16, generator=torch.Generator().manual_seed(0))
     check(vgg, 16, mask=mask, criterion=criterion)
 
@@ -59,7 +59,7 @@ def test_differences_near_zero(vgg):
     check(vgg, 16, distance=0.01, criterion="mse")
 
 
-def test_a_network_whose_gradient_grows_or_shrinks_by_orders_of_magnitude(vgg):
+def test_gradients_that_grow_or_shrink_across_layers(vgg):
     for shallow, deep in ((2.5, 0.4), (0.4, 2.5), (0.5, 0.5)):
         other = copy.deepcopy(vgg)
         for k, layer in enumerate(other.convolutions()):
@@ -68,7 +68,7 @@ def test_a_network_whose_gradient_grows_or_shrinks_by_orders_of_magnitude(vgg):
 
 
 def test_each_image_has_its_own_scale(vgg):
-    """One image's outlier must not cost the others their gradient."""
+    """An outlier in one image must not underflow the gradients of the others."""
     fake, real = random_images(2, 3, 32, 32), random_images(2, 3, 32, 32, seed=1)
     mask = torch.ones(2, 1, 32, 32)
     mask[0] = 1e12
@@ -80,7 +80,7 @@ def test_each_image_has_its_own_scale(vgg):
     assert a[0].isfinite().all()
 
 
-def test_a_nan_in_the_mask_stays_in_its_image(vgg):
+def test_nan_in_the_mask_affects_only_its_image(vgg):
     fake, real = random_images(2, 3, 32, 32).requires_grad_(), random_images(2, 3, 32, 32, seed=1)
     mask = torch.ones(2, 1, 32, 32)
     mask[0, 0, 5, 5] = float("nan")
@@ -89,7 +89,7 @@ def test_a_nan_in_the_mask_stays_in_its_image(vgg):
     assert gradient[1].isfinite().all()
 
 
-def test_the_scale_is_a_power_of_two_for_any_peak():
+def test_scale_is_a_power_of_two_for_any_peak():
     peaks = torch.tensor([0.0, 1e-30, 1e-7, 0.99, 1.0, 31.0, 1e30, torch.inf, torch.nan])
     scale = Float16Scale([None, peaks, None], len(peaks), peaks.device)
     factors = scale.weigh(None, torch.zeros(len(peaks), 32, 1, 1))[:, 0, 0]

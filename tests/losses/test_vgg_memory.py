@@ -1,4 +1,4 @@
-"""VGGLoss within a bound on memory: groups of pictures and bands of rows."""
+"""VGGLoss with a memory limit: processing in groups of images and bands of rows."""
 
 import copy
 import itertools
@@ -26,8 +26,8 @@ def tiles_of(vgg, shape, itemsize, limit, squared=False, sides=2):
     return plan_tiles(vgg.layer_kinds, channels, shape, itemsize, squared, sides, limit)
 
 
-def least_bound(vgg, shape, itemsize=8, squared=False):
-    """The least bound under which one picture stays whole."""
+def minimum_limit(vgg, shape, itemsize=8, squared=False):
+    """Returns the smallest memory limit at which images are not split into bands."""
     low, high = 1, 2**40
     while high - low > 1:
         middle = (low + high) // 2
@@ -45,7 +45,7 @@ def wide(vgg):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are alive and were made in here."""
+    """Counts the bytes of live tensors that were allocated in this mode."""
 
     def __init__(self, *given):
         super().__init__()
@@ -55,7 +55,7 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, torch.Tensor) and tensor.shape[2:] != (3, 3):  # not a copy of a layer's weights
+            if isinstance(tensor, torch.Tensor) and tensor.shape[2:] != (3, 3):  # skip copies of convolution weights
                 self.count(tensor.untyped_storage())
         return out
 
@@ -81,7 +81,7 @@ class LiveBytes(TorchDispatchMode):
         ("vgg19", ("relu5_4",), 401),
     ],
 )
-def test_bands_give_the_value_and_the_gradient_of_the_whole(name, layers, height):
+def test_bands_match_the_value_and_gradient_without_limit(name, layers, height):
     vgg = network(name, layers)
     fake, real = (
         random_images(2, 3, height, 17).double().requires_grad_(),
@@ -91,7 +91,7 @@ def test_bands_give_the_value_and_the_gradient_of_the_whole(name, layers, height
     whole = VGGLoss(vgg=vgg)
     expected = [whole(fake, real), whole(fake, real, mask)]
     gradients = [torch.autograd.grad(loss, fake)[0] for loss in expected]
-    needed = least_bound(vgg, fake.shape)
+    needed = minimum_limit(vgg, fake.shape)
     counts = set()
     for share in (1.5, 0.8, 0.72):
         limit = int(share * needed)
@@ -103,19 +103,19 @@ def test_bands_give_the_value_and_the_gradient_of_the_whole(name, layers, height
             ):
                 torch.testing.assert_close(loss, value, rtol=1e-12, atol=0)
                 torch.testing.assert_close(torch.autograd.grad(loss, fake)[0], gradient, rtol=1e-9, atol=1e-15)
-    assert 2 in counts  # picture by picture
-    assert max(counts) >= 4  # bands
+    assert 2 in counts  # one image at a time
+    assert max(counts) >= 4  # bands of rows
 
 
 @pytest.mark.parametrize("squared", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("share", [1.0, 0.7, 0.5])
-def test_the_bound_is_kept_and_is_not_far_off(vgg, squared, dtype, share):
-    """Counted tensor by tensor, for the feature maps, saved bits and gradients of every tile."""
+def test_peak_memory_is_close_to_but_below_the_limit(vgg, squared, dtype, share):
+    """Counts the feature maps, saved bits and gradients of every tile."""
     shape = (1, 3, 512, 64)
     fake, real = random_images(*shape), random_images(*shape, seed=1)
     stack, comparison = vgg.conv_stack().to(dtype), Comparison([1.0] * 5, squared)
-    limit = int(share * least_bound(vgg, shape, dtype.itemsize, squared))
+    limit = int(share * minimum_limit(vgg, shape, dtype.itemsize, squared))
     tiles, peak = tiles_of(vgg, shape, dtype.itemsize, limit, squared), 0
     assert (len(tiles) > 1) == (share < 1.0)
     for tile in tiles:
@@ -126,9 +126,9 @@ def test_the_bound_is_kept_and_is_not_far_off(vgg, squared, dtype, share):
     assert peak > 0.7 * limit
 
 
-def test_as_few_tiles_as_the_bound_allows(wide):
+def test_tiles_are_as_few_as_the_limit_allows(wide):
     shape = (5, 3, 64, 32)
-    one = least_bound(wide, (1, *shape[1:]))
+    one = minimum_limit(wide, (1, *shape[1:]))
     assert [(p.first, p.end) for p in tiles_of(wide, shape, 8, 2 * one)] == [(0, 2), (2, 4), (4, 5)]
     assert len(tiles_of(wide, shape, 8, 5 * one)) == 1
     assert len(tiles_of(wide, shape, 8, None)) == 1
@@ -137,7 +137,7 @@ def test_as_few_tiles_as_the_bound_allows(wide):
 def test_bands_cover_every_row_once(wide):
     shape = (1, 3, 1000, 32)
     for share in (0.6, 0.4, 0.3):
-        tiles = tiles_of(wide, shape, 8, int(share * least_bound(wide, shape)))
+        tiles = tiles_of(wide, shape, 8, int(share * minimum_limit(wide, shape)))
         for level in range(5):
             rows = [tile.stages[level] for tile in tiles]
             assert rows[0].own_first == 0
@@ -146,7 +146,7 @@ def test_bands_cover_every_row_once(wide):
             assert all(0 <= r.first <= r.own_first < r.own_end <= r.end <= r.height for r in rows)
 
 
-def test_a_bound_that_is_too_low_is_named(vgg):
+def test_too_low_limit_is_rejected(vgg):
     x = torch.zeros(1, 3, 512, 256)
     with pytest.raises(
         ValueError, match=r"memory_limit is 10 MiB, but images of 512x256 need at least \d+ MiB in 32-bit"
@@ -154,7 +154,7 @@ def test_a_bound_that_is_too_low_is_named(vgg):
         VGGLoss(vgg=vgg, memory_limit=10 * 2**20)(x, x)
 
 
-def test_other_types_within_a_bound(vgg):
+def test_half_precision_with_a_limit(vgg):
     fake, real = random_images(1, 3, 400, 32).requires_grad_(), random_images(1, 3, 400, 32, seed=1)
     for dtype, tolerance in ((torch.float16, 2e-3), (torch.bfloat16, 2e-2)):
         whole = VGGLoss(vgg=vgg, dtype=dtype)(fake, real)

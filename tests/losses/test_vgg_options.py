@@ -1,4 +1,4 @@
-"""VGGLoss's options, each against the formula written out in float64."""
+"""Options of VGGLoss, each compared with its formula in float64."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from pix2pixhd.models.vgg import PAPER_LAYERS, load_vgg
 
 from .helpers import random_images
 
-JOHNSON = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")  # arXiv 1603.08155; each is followed by a pooling
+JOHNSON = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")  # arXiv 1603.08155; each is followed by a pooling layer
 LAYERS = {
     "vgg19": [PAPER_LAYERS, ("relu5_4", "relu1_1"), ("relu2_2",), ("relu_3_2", "relu_1_2", "relu3_1")],
     "vgg16": [PAPER_LAYERS, JOHNSON, ("relu5_3",)],
@@ -34,25 +34,25 @@ def networks():
     return get
 
 
-def maps_by_name(vgg, x):
-    """Every ReLU's map, by name: the network as its state dict and its pattern of poolings define it."""
+def feature_maps_by_name(vgg, x):
+    """Computes the feature maps of all ReLU layers, by name, from the state dict."""
     per_block = {"vgg19": (2, 2, 4, 4, 4), "vgg16": (2, 2, 3, 3, 3)}[vgg.network]
-    state, index, maps = vgg.state_dict(), 0, {}
+    state, index, feature_maps = vgg.state_dict(), 0, {}
     for block, count in enumerate(per_block, 1):
         for number in range(1, count + 1):
             if f"features.{index}.weight" not in state:
-                return maps
+                return feature_maps
             x = F.relu(F.conv2d(x, state[f"features.{index}.weight"], state[f"features.{index}.bias"], padding=1))
-            maps[f"relu{block}_{number}"] = x
+            feature_maps[f"relu{block}_{number}"] = x
             index += 2
         x, index = F.max_pool2d(x, 2), index + 1
-    return maps
+    return feature_maps
 
 
 def formula(vgg, layers, weights, fake, real, squared=False, mask=None):
-    """The loss of each picture."""
+    """Computes the loss of each image."""
     total = 0.0
-    a, b = maps_by_name(vgg, fake), maps_by_name(vgg, real)
+    a, b = feature_maps_by_name(vgg, fake), feature_maps_by_name(vgg, real)
     for layer, weight in zip(layers, weights, strict=True):
         name = layer.replace("relu_", "relu")
         difference = a[name] - b[name]
@@ -64,7 +64,7 @@ def formula(vgg, layers, weights, fake, real, squared=False, mask=None):
 
 
 def check(criterion, expected, fake, real, mask=None, upstream=None):
-    """Value and gradient, of both forms and with kept features."""
+    """Checks value and gradient of both implementations, with and without precomputed features."""
     criterion = criterion.double()
     wanted = torch.autograd.grad(expected, fake, upstream)
     for keep in (False, True):
@@ -87,16 +87,16 @@ def test_networks_and_layers(networks, network, layers, criterion):
 
 @pytest.mark.parametrize("criterion", ["l1", "mse"])
 @pytest.mark.parametrize("shape", [(2, 1, 40, 37), (1, 1, 40, 37), (40, 37)])
-def test_a_weight_map(networks, criterion, shape):
+def test_mask(networks, criterion, shape):
     vgg = networks("vgg16", JOHNSON)
     fake, real = random_images(2, 3, 40, 37).double().requires_grad_(), random_images(2, 3, 40, 37, seed=1).double()
-    mask = random_images(*shape, seed=2).double() * 2  # below zero too
+    mask = random_images(*shape, seed=2).double() * 2  # includes negative weights
     whole = mask.expand(2, 1, 40, 37)
     expected = formula(vgg, JOHNSON, [1.0] * 4, fake, real, criterion == "mse", whole).mean()
     check(VGGLoss(vgg=vgg, criterion=criterion), expected, fake, real, mask)
 
 
-def test_a_mask_of_ones_changes_nothing_and_one_of_zeros_leaves_nothing(vgg):
+def test_mask_of_ones_has_no_effect_and_mask_of_zeros_gives_zero(vgg):
     fake, real = random_images(1, 3, 48, 40).requires_grad_(), random_images(1, 3, 48, 40, seed=1)
     criterion = VGGLoss(vgg=vgg)
     loss = criterion(fake, real)
@@ -109,7 +109,7 @@ def test_a_mask_of_ones_changes_nothing_and_one_of_zeros_leaves_nothing(vgg):
 
 
 @pytest.mark.parametrize("criterion", ["l1", "mse"])
-def test_one_number_per_picture(networks, criterion):
+def test_one_value_per_image(networks, criterion):
     vgg = networks("vgg19", PAPER_LAYERS)
     fake, real = random_images(3, 3, 32, 35).double().requires_grad_(), random_images(3, 3, 32, 35, seed=1).double()
     weights = [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0]
@@ -120,7 +120,7 @@ def test_one_number_per_picture(networks, criterion):
 
 
 @pytest.mark.parametrize("scale_weights", [(1.0, 0.5, 0.25), (0.0, 1.0), (2.0,)])
-def test_scales_of_the_picture(networks, scale_weights):
+def test_image_scales(networks, scale_weights):
     vgg = networks("vgg16", JOHNSON)
     fake, real = random_images(1, 3, 70, 67).double().requires_grad_(), random_images(1, 3, 70, 67, seed=1).double()
     mask = random_images(1, 1, 70, 67, seed=2).double()
@@ -134,7 +134,7 @@ def test_scales_of_the_picture(networks, scale_weights):
     check(VGGLoss(vgg=vgg, scale_weights=scale_weights), expected, fake, real, mask)
 
 
-def test_the_range_of_the_pictures(networks):
+def test_input_range(networks):
     vgg = networks("vgg16", JOHNSON)
     fake, real = random_images(1, 3, 32, 32).double(), random_images(1, 3, 32, 32, seed=1).double()
     for normalize in ("none", "imagenet"):
@@ -146,7 +146,7 @@ def test_the_range_of_the_pictures(networks):
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_the_precision_of_the_pass(vgg, keep):
+def test_dtype_selects_the_compute_dtype(vgg, keep):
     fake, real = random_images(1, 3, 48, 48).requires_grad_(), random_images(1, 3, 48, 48, seed=1)
     plain = VGGLoss(vgg=vgg, keep_activations=keep)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -159,7 +159,7 @@ def test_the_precision_of_the_pass(vgg, keep):
     assert exact.dtype == loss.dtype == torch.float32
 
 
-def test_the_generators_objective_takes_features(vgg):
+def test_generator_loss_accepts_features(vgg):
     fake, real = random_images(1, 3, 32, 32).requires_grad_(), random_images(1, 3, 32, 32, seed=1)
     criterion = GeneratorLoss(lambda_feat=0.0, vgg=vgg)
     pred = [[torch.zeros(1, 1, 4, 4)]]
@@ -169,7 +169,7 @@ def test_the_generators_objective_takes_features(vgg):
         GeneratorLoss(vgg=VGGLoss(vgg=vgg, reduction="none"))
 
 
-def test_it_compiles_with_features_mask_and_scales(vgg):
+def test_compiles_with_features_mask_and_scales(vgg):
     torch._dynamo.reset()
     criterion = VGGLoss(vgg=vgg, scale_weights=(1.0, 1.0), reduction="none", normalize="imagenet")
     fake, real = random_images(2, 3, 48, 48).requires_grad_(), random_images(2, 3, 48, 48, seed=1)
@@ -206,13 +206,13 @@ def test_it_compiles_with_features_mask_and_scales(vgg):
     ],
 )
 @pytest.mark.filterwarnings("ignore:pix2pixhd. VGG")
-def test_wrong_options_are_named(options, message):
+def test_invalid_options_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         VGGLoss(vgg="random", **options)
 
 
 @pytest.mark.parametrize("limit", [1e9, np.float32(2**30), np.int64(10**9), 1e30, float(2**63)])
-def test_memory_limit_may_be_a_whole_float(vgg, limit):
+def test_memory_limit_accepts_integral_floats(vgg, limit):
     x = random_images(1, 3, 16, 16)
     criterion = VGGLoss(vgg=vgg, memory_limit=limit)
     torch.testing.assert_close(criterion(x, x + 0.5), VGGLoss(vgg=vgg)(x, x + 0.5))
@@ -222,7 +222,7 @@ def test_memory_limit_may_be_a_whole_float(vgg, limit):
 
 @pytest.mark.parametrize("name", ["weights", "scale_weights"])
 @pytest.mark.parametrize("number", [np.float32, np.array, torch.tensor])
-def test_numbers_of_other_libraries_are_weights(vgg, name, number):
+def test_weights_accept_numpy_and_torch_numbers(vgg, name, number):
     values = [0.25] * (5 if name == "weights" else 1)
     found = VGGLoss(vgg=vgg, **{name: [number(value) for value in values]})
     assert getattr(found, name) == values
@@ -231,7 +231,7 @@ def test_numbers_of_other_libraries_are_weights(vgg, name, number):
 
 
 @pytest.mark.parametrize("name", ["weights", "scale_weights"])
-def test_weights_that_would_lose_their_gradient_or_are_no_numbers_are_named(vgg, name):
+def test_weights_that_require_a_gradient_or_are_not_numbers_are_rejected(vgg, name):
     learned = torch.ones(5, requires_grad=True)
     for values in (learned, list(learned), [torch.nn.Parameter(torch.tensor(1.0))]):
         with pytest.raises(TypeError, match=rf"{name}\[0\] is a tensor that requires a gradient.*multiply the loss"):
@@ -247,7 +247,7 @@ def test_weights_that_would_lose_their_gradient_or_are_no_numbers_are_named(vgg,
 
 
 @pytest.mark.filterwarnings("ignore:pix2pixhd. VGG")
-def test_wrong_arguments_are_named(vgg):
+def test_invalid_arguments_are_rejected(vgg):
     with pytest.raises(TypeError, match=r"layers must be a list of names, got 'relu1_1'; did you mean \['relu1_1'\]"):
         VGGLoss(vgg="random", layers="relu1_1")
     with pytest.raises(ValueError, match="layers are for a network that this loss loads"):
@@ -268,7 +268,7 @@ def test_wrong_arguments_are_named(vgg):
         VGGLoss(vgg=vgg, normalize="imagenet")(x, features)
 
 
-def test_files_of_the_other_network_are_refused(vgg, vgg_file, tmp_path):
+def test_weight_files_of_another_network_are_rejected(vgg, vgg_file, tmp_path):
     with pytest.raises(ValueError, match=r"is not a VGG16 state dict: \d+ of 26 entries are missing"):
         load_vgg(vgg_file, "vgg16", ["relu5_3"])
     with pytest.warns(UserWarning, match="VGG16 has random weights"):
@@ -280,7 +280,7 @@ def test_files_of_the_other_network_are_refused(vgg, vgg_file, tmp_path):
         load_vgg(tmp_path / "vgg16.pth")
 
 
-def test_features_are_cut_joined_and_moved(vgg):
+def test_features_are_sliced_concatenated_and_converted(vgg):
     fake, real = random_images(3, 3, 32, 32), random_images(3, 3, 32, 32, seed=1)
     criterion = VGGLoss(vgg=vgg, reduction="none")
     features = criterion.features(real)
@@ -299,7 +299,7 @@ def test_features_are_cut_joined_and_moved(vgg):
         type(features).cat([features, criterion.features(random_images(1, 3, 32, 48))])
 
 
-def test_with_features_the_real_side_is_not_computed(vgg, monkeypatch):
+def test_features_skip_the_forward_pass_of_real_images(vgg, monkeypatch):
     fake, real = random_images(1, 3, 32, 32), random_images(1, 3, 32, 32, seed=1)
     criterion = VGGLoss(vgg=vgg)
     features = criterion.features(real)

@@ -1,4 +1,4 @@
-"""VGGLoss when the VGG's weights change, by any means."""
+"""VGGLoss after changes of the VGG's weights or layers."""
 
 import copy
 import pickle
@@ -66,20 +66,20 @@ def through_numpy(vgg):
         array *= -0.5
 
 
-def move_to_and_fro(vgg):
+def convert_twice(vgg):
     vgg.double()
     in_place(vgg)
     vgg.float()
 
 
 CHANGES = [
-    load_inner, assign_inner, in_place, through_data, replace_data, replace_parameters, through_numpy, move_to_and_fro
+    load_inner, assign_inner, in_place, through_data, replace_data, replace_parameters, through_numpy, convert_twice
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_gradient_follows_every_change_of_the_weights(change, dtype):
+def test_gradient_uses_the_current_weights_after_any_change(change, dtype):
     criterion = VGGLoss(vgg=network(), dtype=dtype)
     before = gradient(criterion)
     change(criterion.vgg)
@@ -103,7 +103,7 @@ def test_copies_are_independent(duplicate):
     assert (gradient(other) - before).norm() > 0.1 * before.norm()
 
 
-def test_a_compiled_loss_follows_the_weights():
+def test_compiled_loss_uses_the_current_weights():
     torch._dynamo.reset()
     criterion = VGGLoss(vgg=network(), dtype=torch.bfloat16)
     compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
@@ -113,7 +113,7 @@ def test_a_compiled_loss_follows_the_weights():
         torch.testing.assert_close(gradient(compiled), gradient(criterion), rtol=0, atol=0)
 
 
-def test_shared_memory_holds_the_weights_that_are_used():
+def test_loss_uses_weights_in_shared_memory():
     criterion = VGGLoss(vgg=network()).share_memory()
     before = gradient(criterion)
     through_data(criterion.vgg)
@@ -121,13 +121,13 @@ def test_shared_memory_holds_the_weights_that_are_used():
     assert (gradient(criterion) - before).norm() > 0.1 * before.norm()
 
 
-def test_there_are_no_buffers_that_ddp_would_broadcast_in_every_forward():
+def test_loss_has_no_buffers_for_ddp_to_broadcast():
     criterion = VGGLoss(vgg=network(), normalize="imagenet")
     gradient(criterion)
     assert list(criterion.buffers()) == []
 
 
-def test_parameters_that_require_a_gradient_are_named_and_get_one_from_the_other_form():
+def test_trainable_vgg_parameters_need_keep_activations():
     criterion = VGGLoss(vgg=network())
     criterion.vgg.requires_grad_(True)
     with pytest.raises(RuntimeError, match=r"a parameter of the VGG requires a gradient.*keep_activations=True"):
@@ -190,7 +190,7 @@ REPLACED = {
 
 
 @pytest.mark.parametrize("change", REPLACED.values(), ids=REPLACED)
-def test_changed_layers_are_not_ignored(change):
+def test_modified_layers_are_used(change):
     changed, plain = network(), network()
     for vgg in (changed, plain):
         change(vgg)
@@ -200,7 +200,7 @@ def test_changed_layers_are_not_ignored(change):
     assert (expected(fake, real) - VGGLoss(vgg=network())(fake, real)).abs() > 1e-4 * expected(fake, real)
 
 
-def test_an_untouched_network_is_computed_without_activations():
+def test_unmodified_networks_are_standard():
     assert network().is_standard()
     assert copy.deepcopy(network()).double().is_standard()
     assert FrozenVGG("vgg16", ["relu_1_2", "relu_5_3"]).is_standard()
@@ -223,7 +223,7 @@ def test_hooks_on_layers_are_called(backward):
     criterion, plain = VGGLoss(vgg=network()), VGGLoss(vgg=network(), keep_activations=True)
     calls = []
     for one in (criterion, plain):
-        layer = one.vgg.features[4]  # a pooling: PyTorch refuses backward hooks in front of an in-place ReLU
+        layer = one.vgg.features[4]  # a pooling layer: PyTorch rejects backward hooks on the input of an in-place ReLU
         if backward:
             layer.register_full_backward_hook(lambda m, i, o: calls.append(m) or (2.0 * i[0],))
         else:

@@ -1,4 +1,4 @@
-"""VGGLoss that keeps no activations, against the form that does."""
+"""The fused VGGLoss, which saves no activations, compared with ``keep_activations=True``."""
 
 import copy
 
@@ -13,7 +13,7 @@ from .helpers import random_images
 
 @pytest.fixture(scope="module")
 def wide(vgg):
-    """In float64 near ties decide alike: what agrees here to 1e-12 computes the same function."""
+    """A float64 VGG: both implementations resolve near ties the same way and must agree to 1e-12."""
     return copy.deepcopy(vgg).double()
 
 
@@ -23,10 +23,10 @@ def both(vgg, **options):
 
 @pytest.mark.parametrize("shape", [(1, 3, 16, 16), (2, 3, 32, 48), (1, 3, 17, 31), (3, 1, 47, 33), (1, 3, 63, 16)])
 @pytest.mark.parametrize("normalize", ["none", "imagenet"])
-def test_value_and_gradient_are_the_other_forms_at_any_size(wide, shape, normalize):
+def test_value_and_gradient_match_autograd_at_any_size(wide, shape, normalize):
     fake, real = random_images(*shape).double().requires_grad_(), random_images(*shape, seed=1).double()
-    lean, full = (criterion.double() for criterion in both(wide, normalize=normalize))
-    a, b = lean(fake, real), full(fake, real)
+    fused, plain = (criterion.double() for criterion in both(wide, normalize=normalize))
+    a, b = fused(fake, real), plain(fake, real)
     assert a.dtype == torch.float64
     torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
     (ours,), (theirs,) = torch.autograd.grad(-3.0 * a, fake), torch.autograd.grad(-3.0 * b, fake)
@@ -37,41 +37,41 @@ def test_value_and_gradient_are_the_other_forms_at_any_size(wide, shape, normali
 def test_ties_dead_units_and_nan(wide):
     fake = random_images(1, 3, 32, 32).double()
     real = fake.clone()
-    real[..., :16] += 0.5  # the other half ties, deep into the network
+    real[..., :16] += 0.5  # the right half has ties, also in deep layers
     fake.requires_grad_()
-    lean, full = both(wide)
+    fused, plain = both(wide)
     dead = copy.deepcopy(wide)
     for index in (2, 7):
-        dead.features[index].bias.data -= 100.0  # every ReLU behind is dead, every map equal
-    for one, other in ((lean, full), both(dead)):
+        dead.features[index].bias.data -= 100.0  # all later ReLUs are dead and all feature maps are equal
+    for one, other in ((fused, plain), both(dead)):
         (ours,), (theirs,) = (torch.autograd.grad(criterion(fake, real), fake) for criterion in (one, other))
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-15)
-    assert torch.isnan(lean(fake * float("nan"), real))
-    (zero,) = torch.autograd.grad(lean(fake, fake.detach()), fake)
+    assert torch.isnan(fused(fake * float("nan"), real))
+    (zero,) = torch.autograd.grad(fused(fake, fake.detach()), fake)
     assert (zero == 0).all()
 
 
-def test_nothing_but_the_gradient_is_kept(vgg):
+def test_only_the_gradient_is_saved_for_backward(vgg):
     fake, real = random_images(1, 3, 64, 64).requires_grad_(), random_images(1, 3, 64, 64, seed=1)
-    kept = {}
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
+    saved = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.setdefault(t.data_ptr(), t), lambda t: t):
         loss = VGGLoss(vgg=vgg)(fake, real)
-    kept.pop(fake.data_ptr(), None)  # the picture itself, for the error on double backward
-    assert sum(t.nbytes for t in kept.values()) == fake.nbytes
+    saved.pop(fake.data_ptr(), None)  # the image is saved for the error on double backward
+    assert sum(t.nbytes for t in saved.values()) == fake.nbytes
     loss.backward()
 
 
 def test_without_gradient_only_the_value_is_computed(vgg, monkeypatch):
     monkeypatch.setattr(perceptual_engine.TilePass, "backward", lambda *a: pytest.fail("computed a gradient"))
     fake, real = random_images(1, 3, 32, 32), random_images(1, 3, 32, 32, seed=1)
-    lean, full = both(vgg)
-    assert not lean(fake, real).requires_grad
+    fused, plain = both(vgg)
+    assert not fused(fake, real).requires_grad
     with torch.no_grad():
-        value = lean(fake.requires_grad_(), real)
-    torch.testing.assert_close(value, full(fake, real).detach(), rtol=1e-6, atol=0)
+        value = fused(fake.requires_grad_(), real)
+    torch.testing.assert_close(value, plain(fake, real).detach(), rtol=1e-6, atol=0)
 
 
-def test_two_backwards_leave_each_other_alone(vgg):
+def test_two_backward_passes_are_independent(vgg):
     fake, real = random_images(1, 3, 32, 32).requires_grad_(), random_images(1, 3, 32, 32, seed=1)
     loss = VGGLoss(vgg=vgg)(fake, real)
     (first,) = torch.autograd.grad(loss, fake, torch.tensor(1.0), retain_graph=True)
@@ -81,27 +81,27 @@ def test_two_backwards_leave_each_other_alone(vgg):
     torch.testing.assert_close(second, -2.0 * expected)
 
 
-def test_double_backward_is_refused_and_the_other_form_named(vgg):
+def test_double_backward_error_names_keep_activations(vgg):
     fake, real = random_images(1, 3, 32, 32).requires_grad_(), random_images(1, 3, 32, 32, seed=1)
-    lean, full = both(vgg)
-    (gradient,) = torch.autograd.grad(lean(fake, real), fake, create_graph=True)
+    fused, plain = both(vgg)
+    (gradient,) = torch.autograd.grad(fused(fake, real), fake, create_graph=True)
     with pytest.raises(RuntimeError, match=r"differentiated twice .*keep_activations=True"):
         torch.autograd.grad(gradient.sum(), fake)
-    torch.autograd.grad(torch.autograd.grad(full(fake, real), fake, create_graph=True)[0].sum(), fake)
+    torch.autograd.grad(torch.autograd.grad(plain(fake, real), fake, create_graph=True)[0].sum(), fake)
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.6), (torch.float16, 0.2)])
-def test_autocast(vgg, dtype, error):
-    """No worse than PyTorch's own autocast is, measured against float32; the errors are sign flips at near ties."""
+def test_autocast_is_as_accurate_as_autograd(vgg, dtype, error):
+    """The error against float32 is no larger than with autograd. It is caused by sign flips at near ties."""
     fake, real = random_images(1, 3, 64, 64).requires_grad_(), random_images(1, 3, 64, 64, seed=1)
-    lean, full = both(vgg)
-    (exact,) = torch.autograd.grad(full(fake, real), fake)
+    fused, plain = both(vgg)
+    (exact,) = torch.autograd.grad(plain(fake, real), fake)
     gradients = []
-    for criterion in (lean, full):
+    for criterion in (fused, plain):
         with torch.autocast("cpu", dtype=dtype):
             loss = criterion(fake, real)
         assert loss.dtype == torch.float32
-        # Scaled as a GradScaler does: unscaled, the plain form's float16 gradient vanishes.
+        # Scaled like a GradScaler: the unscaled float16 gradient of autograd underflows.
         (gradient,) = torch.autograd.grad(loss * 2.0**16, fake)
         gradients.append(gradient / 2.0**16)
     ours, theirs = ((g - exact).norm() / exact.norm() for g in gradients)
@@ -109,7 +109,7 @@ def test_autocast(vgg, dtype, error):
     assert ours < error
 
 
-def test_a_gradient_of_a_billionth_of_the_loss_survives_float16(vgg):
+def test_tiny_gradients_do_not_underflow_in_float16(vgg):
     fake, real = random_images(1, 3, 32, 32).requires_grad_(), random_images(1, 3, 32, 32, seed=1)
     with torch.autocast("cpu", dtype=torch.float16):
         loss = VGGLoss(vgg=vgg, weights=[1e-6 * w for w in (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)])(fake, real)
@@ -119,9 +119,9 @@ def test_a_gradient_of_a_billionth_of_the_loss_survives_float16(vgg):
     assert gradient.abs().max() < 1e-8
 
 
-def test_memory_formats_and_strides_of_the_pictures(wide):
+def test_memory_formats_and_strides_of_the_images(wide):
     fake, real = random_images(2, 3, 32, 32).double(), random_images(2, 3, 32, 32, seed=1).double()
-    lean = VGGLoss(vgg=wide).double()
+    fused = VGGLoss(vgg=wide).double()
     expected = None
     for view in (
         fake,
@@ -130,18 +130,18 @@ def test_memory_formats_and_strides_of_the_pictures(wide):
         torch.cat([fake, fake], dim=3)[..., :32],
     ):
         leaf = view.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(lean(leaf, real), leaf)
+        (gradient,) = torch.autograd.grad(fused(leaf, real), leaf)
         expected = gradient if expected is None else expected
         torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-18)
 
 
-def test_it_compiles_without_a_graph_break(vgg):
+def test_compiles_without_a_graph_break(vgg):
     torch._dynamo.reset()
-    lean = VGGLoss(vgg=vgg)
+    fused = VGGLoss(vgg=vgg)
     fake, real = random_images(1, 3, 32, 32).requires_grad_(), random_images(1, 3, 32, 32, seed=1)
-    compiled = torch.compile(lambda x, y: lean(torch.tanh(x), y) * 2.0, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(lambda x, y: fused(torch.tanh(x), y) * 2.0, fullgraph=True, backend="aot_eager")
     (a,), (b,) = (
-        torch.autograd.grad(f(fake, real), fake) for f in (compiled, lambda x, y: lean(torch.tanh(x), y) * 2.0)
+        torch.autograd.grad(f(fake, real), fake) for f in (compiled, lambda x, y: fused(torch.tanh(x), y) * 2.0)
     )
     torch.testing.assert_close(a, b)
 
@@ -166,7 +166,7 @@ def test_opcheck(vgg):
         torch.library.opcheck(torch.ops.pix2pixhd.perceptual_loss.default, arguments, test_utils=tests)
 
 
-def test_twenty_steps_of_training_follow_the_same_curve(vgg):
+def test_training_losses_match_autograd_for_twenty_steps(vgg):
     curves = []
     for keep in (False, True):
         torch.manual_seed(0)
