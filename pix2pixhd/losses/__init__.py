@@ -1,4 +1,4 @@
-"""The losses, as modules; ``pix2pixhd.functional`` has them without."""
+"""Losses as ``nn.Module`` classes. ``pix2pixhd.functional`` provides the functional forms."""
 
 from pix2pixhd.losses.adversarial import GANLoss
 from pix2pixhd.losses.feature_matching import FeatureMatchingLoss

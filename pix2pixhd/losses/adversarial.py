@@ -1,4 +1,4 @@
-"""The adversarial loss: LSGAN, vanilla, hinge and Wasserstein, over all scales in one call."""
+"""Adversarial loss: LSGAN, vanilla, hinge and Wasserstein. One operator call covers all scales."""
 
 from __future__ import annotations
 
@@ -17,37 +17,40 @@ _SPADE_NAMES: dict[str, GANMode] = {"ls": "lsgan", "original": "vanilla", "hinge
 
 
 class GANLoss(nn.Module):
-    """The adversarial loss of one side, with the signatures of NVIDIA's pix2pixHD and of SPADE.
+    """Adversarial loss for one target label, compatible with the ``GANLoss`` of NVIDIA's pix2pixHD and of SPADE.
 
-    ==========  ============================================================  =====================
-    mode        discriminator's loss (real; fake)                             generator's loss
-    ==========  ============================================================  =====================
-    lsgan       ``mean((x − 1)²)``; ``mean(x²)``  (arXiv 1611.04076)          ``mean((x − 1)²)``
-    vanilla     ``BCE(sigmoid(x), 1)``; ``BCE(sigmoid(x), 0)``                ``BCE(sigmoid(x), 1)``
-    hinge       ``mean(max(0, 1 − x))``; ``mean(max(0, 1 + x))``              ``−mean(x)``
-    wgan        ``−mean(x)``; ``mean(x)``                                     ``−mean(x)``
-    ==========  ============================================================  =====================
+    The modes, for a prediction ``x``:
 
-    The ``0.5`` of the LSGAN paper is a weight, see ``GeneratorLoss`` and ``DiscriminatorLoss``.
+    - ``lsgan`` (arXiv 1611.04076): discriminator ``mean((x − 1)²)`` for real and ``mean(x²)`` for fake; generator
+      ``mean((x − 1)²)``.
+    - ``vanilla``: discriminator ``BCE(sigmoid(x), 1)`` for real and ``BCE(sigmoid(x), 0)`` for fake; generator
+      ``BCE(sigmoid(x), 1)``.
+    - ``hinge``: discriminator ``mean(max(0, 1 − x))`` for real and ``mean(max(0, 1 + x))`` for fake; generator
+      ``−mean(x)``.
+    - ``wgan``: discriminator ``−mean(x)`` for real and ``mean(x)`` for fake; generator ``−mean(x)``.
 
-    ``vanilla`` takes the discriminator's raw output (logits), never probabilities: build the discriminator with
-    ``use_sigmoid=False``. The original (``--no_lsgan``) means to take probabilities, but its discriminator drops the
-    sigmoid whenever it returns features, so that ``nn.BCELoss`` gets raw outputs and fails outside [0, 1].
+    The factor ``0.5`` of the LSGAN paper is not included here. ``GeneratorLoss`` and ``DiscriminatorLoss`` apply it as
+    a weight.
+
+    ``vanilla`` expects logits, not probabilities: build the discriminator with ``use_sigmoid=False``. NVIDIA's
+    ``--no_lsgan`` expects probabilities, but its discriminator omits the sigmoid when it returns features. Its
+    ``nn.BCELoss`` then receives logits and fails outside [0, 1].
 
     Args:
-        use_lsgan: NVIDIA's argument: True for ``lsgan``, False for ``vanilla``. A string is taken as SPADE's
-            ``gan_mode``.
+        use_lsgan: NVIDIA's argument: True selects ``lsgan``, False selects ``vanilla``. A string is interpreted as
+            SPADE's ``gan_mode``.
         target_real_label: Label of real predictions in ``lsgan`` and ``vanilla``.
         target_fake_label: Label of fake predictions in ``lsgan`` and ``vanilla``.
-        tensor: Accepted for old scripts, not needed: labels follow the predictions.
-        opt: Accepted for old scripts, not needed.
-        mode: One of the modes above; overrides ``use_lsgan``. Not together with ``gan_mode``.
-        gan_mode: SPADE's names ``ls``, ``original``, ``hinge``, ``w``. With them ``reduction`` is ``"mean"`` unless
-            given, and a list of tensors is a list over scales, as in SPADE.
-        reduction: ``"sum"`` (pix2pixHD, the default) or ``"mean"`` (SPADE) over scales. Within a scale it is the mean.
+        tensor: Ignored; accepted for compatibility. Labels use the dtype and device of the predictions.
+        opt: Ignored; accepted for compatibility.
+        mode: One of the modes above. Overrides ``use_lsgan``. Cannot be combined with ``gan_mode``.
+        gan_mode: SPADE's mode name: ``ls``, ``original``, ``hinge`` or ``w``. ``reduction`` then defaults to
+            ``"mean"``, and a list of tensors is a list over scales, as in SPADE.
+        reduction: Reduction over scales: ``"sum"`` (pix2pixHD, the default) or ``"mean"`` (SPADE). Each scale is
+            averaged.
 
     Raises:
-        ValueError: For an unknown mode or reduction, or both ``mode`` and ``gan_mode``.
+        ValueError: If the mode or reduction is unknown, or both ``mode`` and ``gan_mode`` are given.
 
     Example:
         >>> import torch
@@ -93,28 +96,27 @@ class GANLoss(nn.Module):
         """Computes the loss.
 
         Args:
-            input: The discriminator's output: a list over scales of lists over layers (the last is the prediction), one
-                such list, or a tensor; float32, float64, float16 or bfloat16.
-            target_is_real: The label to compare with: True for real pictures, and for generated ones in the generator's
-                loss.
-            for_discriminator: SPADE's argument: False for the generator's hinge loss. The other modes do not differ.
+            input: Discriminator output: a list over scales of lists over layers whose last entry is the prediction, a
+                single list over layers, or a tensor. Supported dtypes: float32, float64, float16 and bfloat16.
+            target_is_real: Target label: True for real images, and for generated images in the generator's loss.
+            for_discriminator: SPADE's argument: False selects the generator's hinge loss. Other modes ignore it.
 
         Returns:
             A scalar.
 
         Raises:
-            TypeError: If ``input`` is none of these, or ``target_is_real`` is not a bool, 1 or 0.
-            ValueError: For an empty list, predictions on several devices, or the generator's hinge loss with
-                ``target_is_real=False``.
+            TypeError: If ``input`` has an unsupported type, or ``target_is_real`` is not a bool, 1 or 0.
+            ValueError: If a list is empty, predictions are on different devices, or the generator's hinge loss is
+                called with ``target_is_real=False``.
         """
         return self.weighted(input, target_is_real, for_discriminator, 1.0)
 
     def weighted(self, input: Prediction, target_is_real: bool, for_discriminator: bool, weight: Number) -> Tensor:
-        """``weight`` times the loss, with the weight folded into the one call."""
+        """Computes ``weight`` times the loss. The weight is applied inside the operator call."""
         preds = [layers[-1] for layers in as_scales("input", input, self.flat_list_of)]
         each = weight / len(preds) if self.reduction == "mean" else weight
         weights = [each] * len(preds)
-        target_is_real = flag("target_is_real", target_is_real)  # scripts pass 1 and 0 too
+        target_is_real = flag("target_is_real", target_is_real)  # some scripts pass 1 and 0
         if self.mode in ("lsgan", "vanilla"):
             against_label = lsgan_loss if self.mode == "lsgan" else logistic_loss
             return against_label(preds, self.real_label if target_is_real else self.fake_label, weights)
@@ -124,11 +126,11 @@ class GANLoss(nn.Module):
             return hinge_loss(preds, target_is_real, weights)
         if not target_is_real:
             raise ValueError(
-                "target_is_real must be True for the generator's hinge loss (for_discriminator=False): it raises "
-                "the predictions of generated pictures"
+                "target_is_real must be True for the generator's hinge loss (for_discriminator=False), which "
+                "increases the predictions for generated images"
             )
         return mean_loss(preds, [-each] * len(preds))
 
     def extra_repr(self) -> str:
-        """Mode and reduction, for ``repr``."""
+        """Formats the mode and reduction for ``repr``."""
         return f"mode={self.mode!r}, reduction={self.reduction!r}"

@@ -1,4 +1,4 @@
-"""Feature matching: L1 between the discriminator's features of generated and real pictures."""
+"""Feature matching loss: L1 distance between discriminator features of generated and real images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _check(weighting: str) -> None:
 
 
 def layer_weights(layers: list[int], weighting: Weighting) -> list[list[float]]:
-    """The weight of each layer of each scale, see ``FeatureMatchingLoss``; ``layers`` counts the features per scale."""
+    """Returns the weight of each layer of each scale. ``layers`` holds the number of feature maps per scale."""
     num_D = len(layers)
     if weighting == "pix2pixhd":
         return [[4.0 / count / num_D] * count for count in layers]
@@ -31,13 +31,13 @@ def layer_weights(layers: list[int], weighting: Weighting) -> list[list[float]]:
 def feature_matching_loss(
     pred_fake: Prediction, pred_real: Prediction, weighting: Weighting = "pix2pixhd", *, weight: Number = 1.0
 ) -> Tensor:
-    """``FeatureMatchingLoss`` as a function, which tells the formula, shapes and errors.
+    """Functional form of ``FeatureMatchingLoss``, which documents the formula, shapes and errors.
 
     Args:
-        pred_fake: The discriminator's output for generated pictures.
-        pred_real: The same for real pictures.
-        weighting: Of the layers, see ``FeatureMatchingLoss``.
-        weight: A factor, folded into the one call. A tensor that requires a gradient gets its gradient.
+        pred_fake: Discriminator output for generated images.
+        pred_real: Discriminator output for real images.
+        weighting: Layer weighting, see ``FeatureMatchingLoss``.
+        weight: Factor of the loss. A number is applied inside the operator call; a tensor may require a gradient.
 
     Example:
         >>> import torch
@@ -76,18 +76,18 @@ def feature_matching_loss(
 
 
 class FeatureMatchingLoss(nn.Module):
-    """The feature matching loss of pix2pixHD (arXiv 1711.11585, eq. 4), in one call for all scales and layers.
+    """Feature matching loss of pix2pixHD (arXiv 1711.11585, eq. 4). One operator call covers all scales and layers.
 
-    ``Σ_k Σ_i w_ki · mean|D_k⁽ⁱ⁾(x, G(x)) − D_k⁽ⁱ⁾(x, y)|`` over scales k and all layers i but the last, the prediction.
-    Real features are detached.
+    ``Σ_k Σ_i w_ki · mean|D_k⁽ⁱ⁾(x, G(x)) − D_k⁽ⁱ⁾(x, y)|`` over scales k and layers i, where the
+    last layer, the prediction, is excluded. Real features are detached.
 
     Args:
-        weighting: ``"pix2pixhd"``: ``w = 4 / (n_layers_D + 1) / num_D``; ``"scales"`` (SPADE, imaginaire): ``1 /
-            num_D``; ``"features"``: 4 / the number of features of all scales. The numbers are read off the lists'
-            lengths: a scale with ``n_layers_D`` has ``n_layers_D + 1`` features and the prediction.
+        weighting: Layer weighting. ``"pix2pixhd"``: ``w = 4 / (n_layers_D + 1) / num_D``. ``"scales"`` (SPADE,
+            imaginaire): ``w = 1 / num_D``. ``"features"``: 4 divided by the total number of feature maps. The counts
+            are derived from the lengths of the lists: a scale has ``n_layers_D + 1`` feature maps and one prediction.
 
     Raises:
-        ValueError: For an unknown weighting.
+        ValueError: If the weighting is unknown.
 
     Example:
         >>> import torch
@@ -107,23 +107,23 @@ class FeatureMatchingLoss(nn.Module):
         """Computes the loss.
 
         Args:
-            pred_fake: The discriminator's output for generated pictures: a list over scales of lists over layers, or
-                one such list.
-            pred_real: The same for real pictures, of the same structure and shapes.
+            pred_fake: Discriminator output for generated images: a list over scales of lists over layers, or a single
+                list over layers.
+            pred_real: Discriminator output for real images, with the same structure and shapes.
 
         Returns:
             A scalar.
 
         Raises:
-            TypeError: If they are not lists of tensors.
-            ValueError: If their structures or shapes differ, or there are no intermediate features.
+            TypeError: If an argument is not a list of tensors.
+            ValueError: If the structures or shapes differ, or there are no intermediate features.
         """
         return self.weighted(pred_fake, pred_real, 1.0)
 
     def weighted(self, pred_fake: Prediction, pred_real: Prediction, weight: Number) -> Tensor:
-        """``weight`` times the loss, with the weight folded into the one call."""
+        """Computes ``weight`` times the loss."""
         return feature_matching_loss(pred_fake, pred_real, self.weighting, weight=weight)
 
     def extra_repr(self) -> str:
-        """The weighting, for ``repr``."""
+        """Formats the weighting for ``repr``."""
         return f"weighting={self.weighting!r}"

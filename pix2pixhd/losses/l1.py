@@ -1,4 +1,4 @@
-"""``nn.L1Loss``, fused."""
+"""Fused ``nn.L1Loss``."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Reduction = Literal["mean", "sum", "none"]
 
 
 def l1_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """The absolute difference of two tensors, ``mean|input − target|``; ``F.l1_loss``, fused.
+    """Fused ``F.l1_loss``: the mean absolute difference of two tensors, ``mean|input − target|``.
 
     Args:
-        input: Any shape and strides; float32, float64, float16 or bfloat16.
-        target: Of the same shape; broadcasting is not done. It gets its gradient if it requires one.
-        reduction: ``"mean"`` (fused), ``"sum"`` (fused) or ``"none"`` (torch's own).
+        input: Tensor of any shape and strides, with dtype float32, float64, float16 or bfloat16.
+        target: Tensor of the same shape; it is not broadcast. It may require a gradient.
+        reduction: ``"mean"`` (fused), ``"sum"`` (fused) or ``"none"`` (``F.l1_loss``).
 
     Returns:
-        A scalar of the type that ``multi_l1_loss`` describes; a tensor like ``input`` for ``"none"``.
+        A scalar of the dtype that ``multi_l1_loss`` documents, or a tensor of the shape of ``input`` for ``"none"``.
 
     Raises:
-        TypeError: For something that is no floating-point tensor.
-        ValueError: For another reduction, or shapes or devices that do not agree.
+        TypeError: If an argument is not a floating-point tensor.
+        ValueError: If the reduction is unknown, or shapes or devices differ.
 
     Example:
         >>> import torch
@@ -54,13 +54,13 @@ def _check(reduction: str) -> None:
 
 
 class L1Loss(nn.Module):
-    """The mean absolute difference, a drop-in for ``nn.L1Loss`` that keeps two bits per element for the backward.
+    """Mean absolute difference: a drop-in for ``nn.L1Loss`` that saves two bits per element for backward.
 
     Args:
-        reduction: ``"mean"`` (fused), ``"sum"`` (fused) or ``"none"`` (torch's own).
+        reduction: ``"mean"`` (fused), ``"sum"`` (fused) or ``"none"`` (``F.l1_loss``).
 
     Raises:
-        ValueError: For another reduction.
+        ValueError: If the reduction is unknown.
 
     Example:
         >>> import torch
@@ -75,5 +75,5 @@ class L1Loss(nn.Module):
         self.reduction: Reduction = reduction
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Computes the loss; shapes, types and errors are those of ``l1_loss``."""
+        """Computes the loss. See ``l1_loss`` for shapes, dtypes and errors."""
         return l1_loss(input, target, self.reduction)

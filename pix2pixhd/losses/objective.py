@@ -1,4 +1,4 @@
-"""The whole objectives of generator and discriminator."""
+"""Complete training objectives of the generator and the discriminator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _device(pred: Prediction) -> torch.device:
 
 
 class GeneratorTerms(NamedTuple):
-    """The generator's loss; the terms are weighted and add up to the total."""
+    """Terms of the generator loss. ``total`` is the sum of the weighted terms."""
 
     gan: Tensor
     feat: Tensor
@@ -32,7 +32,7 @@ class GeneratorTerms(NamedTuple):
 
 
 class DiscriminatorTerms(NamedTuple):
-    """The discriminator's loss; the terms are weighted and add up to the total."""
+    """Terms of the discriminator loss. ``total`` is the sum of the weighted terms."""
 
     fake: Tensor
     real: Tensor
@@ -40,23 +40,23 @@ class DiscriminatorTerms(NamedTuple):
 
 
 class GeneratorLoss(nn.Module):
-    """``L_G = λ_gan·L_GAN + λ_feat·L_FM + λ_vgg·L_VGG`` (pix2pixHD, arXiv 1711.11585).
+    """Generator loss ``L_G = λ_gan·L_GAN + λ_feat·L_FM + λ_vgg·L_VGG`` (pix2pixHD, arXiv 1711.11585).
 
-    A weight of 0 turns its term off: nothing of it is built, computed or asked for, and it reads 0.
+    A weight of 0 disables its term: the term is not computed, needs no inputs, loads no VGG, and its value is 0.
 
     Args:
-        lambda_gan: Weight of the adversarial term; None for the preset's: 0.5 for ``paper``, 1 for the others.
-        lambda_feat: Weight of feature matching; None for the preset's, 10.
-        lambda_vgg: Weight of the VGG loss; None for the preset's: 10, and 1 for ``mlops``. In ``nvidia``, whose code
-            has one weight for both, None follows a ``lambda_feat`` other than 0.
-        preset: Whose definition of the terms: ``paper``, ``nvidia`` (pix2pixHD's code), ``spade``, ``imaginaire`` or
+        lambda_gan: Weight of the adversarial term. None selects the preset's: 0.5 for ``paper``, 1 for the others.
+        lambda_feat: Weight of feature matching. None selects the preset's, 10.
+        lambda_vgg: Weight of the VGG loss. None selects the preset's: 1 for ``mlops``, 10 for the others. NVIDIA's code
+            has one weight for both terms: with the preset ``nvidia``, None uses ``lambda_feat`` if it is not 0.
+        preset: Definition of the terms: ``paper``, ``nvidia`` (pix2pixHD's code), ``spade``, ``imaginaire`` or
             ``mlops``; see ``pix2pixhd.losses.presets``.
-        gan_mode: ``lsgan``, ``vanilla``, ``hinge`` or ``wgan``; None for the preset's.
-        vgg: What ``VGGLoss`` takes as ``vgg``; or a ``VGGLoss``, which is used as it is, its ``normalize`` too.
+        gan_mode: ``lsgan``, ``vanilla``, ``hinge`` or ``wgan``. None selects the preset's mode.
+        vgg: The ``vgg`` argument of ``VGGLoss``, or a ``VGGLoss``, whose own options (``normalize`` too) then apply.
 
     Raises:
-        ValueError: For an unknown preset or mode.
-        RuntimeError: If pretrained VGG weights cannot be fetched.
+        ValueError: If the preset or mode is unknown, or ``vgg`` is a ``VGGLoss`` whose ``reduction`` is not ``"mean"``.
+        RuntimeError: If pretrained VGG weights cannot be downloaded.
 
     Example:
         >>> import torch
@@ -103,23 +103,23 @@ class GeneratorLoss(nn.Module):
         """Computes the terms.
 
         Args:
-            pred_fake: The discriminator's output for generated pictures, scales of layers.
-            pred_real: The same for the real pictures; needed for feature matching.
-            fake: Generated pictures ``[N, 3, H, W]`` in [−1, 1]; needed for the VGG loss.
-            real: The real pictures, or what ``VGGLoss.features`` returned for them; needed for the VGG loss.
+            pred_fake: Discriminator output for generated images: a list over scales of lists over layers.
+            pred_real: Discriminator output for real images. Required for feature matching.
+            fake: Generated images ``[N, 3, H, W]`` in [−1, 1]. Required for the VGG loss.
+            real: Real images, or their features from ``VGGLoss.features``. Required for the VGG loss.
 
         Returns:
-            ``gan``, ``feat``, ``vgg`` and ``total``, scalars; call ``total.backward()``.
+            The scalars ``gan``, ``feat``, ``vgg`` and ``total``. Call ``total.backward()``.
 
         Raises:
-            ValueError: If a term that is on lacks its input, and for shapes that do not agree.
+            ValueError: If the input of an enabled term is missing, or shapes do not match.
         """
         gan, feat = self.adversarial(pred_fake, pred_real)
         vgg = torch.zeros_like(gan) if self.vgg is None else self.perceptual(fake, real)
         return GeneratorTerms(gan, feat, vgg, gan + feat + vgg)
 
     def adversarial(self, pred_fake: Prediction, pred_real: Prediction | None = None) -> tuple[Tensor, Tensor]:
-        """The terms that see predictions, ``gan`` and ``feat``; arguments and errors are those of a call."""
+        """Computes the terms ``gan`` and ``feat``. See ``forward`` for arguments and errors."""
         gan = feat = None
         if self.lambda_gan != 0.0:
             gan = self.gan.weighted(pred_fake, True, False, self.lambda_gan * self.gan_factor)
@@ -128,14 +128,14 @@ class GeneratorLoss(nn.Module):
                 raise ValueError("pred_real is needed for feature matching; pass it or set lambda_feat=0")
             feat = self.feat.weighted(pred_fake, pred_real, self.lambda_feat)
         on = gan if feat is None else feat
-        # A term that is off must not change the dtype of the total.
+        # A disabled term must not change the dtype of the total.
         off = torch.zeros_like(on) if on is not None else torch.zeros((), device=_device(pred_fake))
         return off if gan is None else gan, off if feat is None else feat
 
     def perceptual(self, fake: Tensor | None, real: Tensor | VGGFeatures | None) -> Tensor:
-        """The term that sees pictures, ``vgg``; arguments and errors are those of a call.
+        """Computes the term ``vgg``. See ``forward`` for arguments and errors.
 
-        On its own it can be computed, and its gradient taken, before the discriminator's activations need memory.
+        To reduce peak memory, call this method and its backward before the discriminator allocates its activations.
         """
         if fake is None or real is None:
             raise ValueError("fake and real are needed for the VGG loss; pass them or set lambda_vgg=0")
@@ -144,19 +144,19 @@ class GeneratorLoss(nn.Module):
         return self.vgg.weighted(fake, real, self.lambda_vgg)
 
     def extra_repr(self) -> str:
-        """The weights, for ``repr``."""
+        """Formats the weights for ``repr``."""
         return f"lambda_gan={self.lambda_gan}, lambda_feat={self.lambda_feat}, lambda_vgg={self.lambda_vgg}"
 
 
 class DiscriminatorLoss(nn.Module):
-    """The discriminator's loss; for LSGAN ``0.5·E[(D(x) − 1)²] + 0.5·E[D(G(z))²]`` (arXiv 1611.04076).
+    """Discriminator loss; for LSGAN ``0.5·E[(D(x) − 1)²] + 0.5·E[D(G(z))²]`` (arXiv 1611.04076).
 
     Args:
-        preset: Whose definition: ``paper``, ``nvidia``, ``spade``, ``imaginaire`` or ``mlops``.
-        gan_mode: ``lsgan``, ``vanilla``, ``hinge`` or ``wgan``; None for the preset's.
+        preset: Definition of the loss: ``paper``, ``nvidia``, ``spade``, ``imaginaire`` or ``mlops``.
+        gan_mode: ``lsgan``, ``vanilla``, ``hinge`` or ``wgan``. None selects the preset's mode.
 
     Raises:
-        ValueError: For an unknown preset or mode.
+        ValueError: If the preset or mode is unknown.
 
     Example:
         >>> import torch
@@ -175,11 +175,11 @@ class DiscriminatorLoss(nn.Module):
         """Computes the terms.
 
         Args:
-            pred_fake: The discriminator's output for generated pictures, computed from a detached picture.
-            pred_real: The same for real pictures.
+            pred_fake: Discriminator output for generated images, computed from detached images.
+            pred_real: Discriminator output for real images.
 
         Returns:
-            ``fake``, ``real`` and ``total``, scalars; call ``total.backward()``.
+            The scalars ``fake``, ``real`` and ``total``. Call ``total.backward()``.
         """
         fake = self.gan.weighted(pred_fake, False, True, self.factor)
         real = self.gan.weighted(pred_real, True, True, self.factor)

@@ -1,4 +1,4 @@
-"""The VGG perceptual loss."""
+"""VGG perceptual loss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pix2pixhd.ops.scalars import numbers, one_number
 PAPER_WEIGHTS = (1.0 / 32, 1.0 / 16, 1.0 / 8, 1.0 / 4, 1.0)
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
-_LEAST = 16  # the deepest layers stand behind four poolings
+_MIN_SIZE = 16  # the deepest layers follow four pooling layers
 _PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 Normalization = Literal["none", "imagenet"]
@@ -30,13 +30,13 @@ Criterion = Literal["l1", "mse"]
 VGGReduction = Literal["mean", "none"]
 
 
-def _leave_out_vgg(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+def _omit_vgg(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
     for name in [name for name in state if name.startswith(f"{prefix}vgg.")]:
         del state[name]
 
 
-def _fill_in_vgg(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Gives strict loading what was left out when saving."""
+def _restore_vgg(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Adds the VGG weights that were omitted when saving, so that strict loading succeeds."""
     for name, value in cast(nn.Module, module.vgg).state_dict(prefix=f"{prefix}vgg.").items():
         state.setdefault(name, value)
 
@@ -48,66 +48,68 @@ def _one_of(name: str, value: object, kind: Any) -> None:
 
 def _check_range(input_range: Sequence[float]) -> tuple[float, float]:
     if isinstance(input_range, (str, int, float)) or len(input_range) != 2 or input_range[0] >= input_range[1]:
-        raise ValueError(f"input_range must be (lowest, highest), as (-1, 1) or (0, 1), got {input_range!r}")
+        raise ValueError(f"input_range must be (lowest, highest), for example (-1, 1) or (0, 1), got {input_range!r}")
     return float(input_range[0]), float(input_range[1])
 
 
 def _check_memory_limit(memory_limit: Any) -> int:
     number = one_number("memory_limit", memory_limit)
-    if number <= 0 or not number.is_integer():  # inf and NaN are no integers
+    if number <= 0 or not number.is_integer():  # also rejects inf and NaN
         raise ValueError(f"memory_limit must be a whole number of bytes above 0, or None, got {memory_limit}")
-    return int(min(number, 2**62))  # the operators take 64 bits
+    return int(min(number, 2**62))  # the operators take a 64-bit integer
 
 
 class VGGLoss(nn.Module):
-    """The perceptual loss of pix2pixHD: ``Σ_k w_k · mean|φ_k(fake) − φ_k(real)|`` (after arXiv 1603.08155).
+    """Perceptual loss of pix2pixHD: ``Σ_k w_k · mean|φ_k(fake) − φ_k(real)|`` (after arXiv 1603.08155).
 
-    φ are VGG19's relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1, the weights 1/32, 1/16, 1/8, 1/4 and 1, unless said
-    otherwise.
+    By default the layers φ are relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1 of VGG19, with the weights 1/32, 1/16,
+    1/8, 1/4 and 1.
 
-    The VGG is frozen, so the gradient with respect to ``fake`` is computed along with the value, and only that one
-    picture is kept for the backward: no activation is. The form that keeps them, which PyTorch differentiates as often
-    as anybody likes, stays available as ``keep_activations=True``.
+    The VGG is frozen. The gradient with respect to ``fake`` is therefore computed together with the value. Only this
+    gradient, which has the size of the image, is saved for backward; activations are not. With
+    ``keep_activations=True`` autograd saves the activations, which allows derivatives of any order.
 
-    The signature is that of NVIDIA's ``networks.VGGLoss``: ``VGGLoss(gpu_ids)(fake, real)`` works unchanged.
+    The signature matches NVIDIA's ``networks.VGGLoss``: ``VGGLoss(gpu_ids)(fake, real)`` works unchanged.
 
-    The VGG follows this module's ``.to()``, has no trainable parameters, and stays out of ``state_dict()``: frozen and
-    the same for everybody, it would add 50 MB to every checkpoint of a module that holds this loss.
+    The VGG is moved by this module's ``.to()``, has no trainable parameters, and is not part of ``state_dict()``: its
+    weights never change and would add 50 MB to every checkpoint of a module that contains this loss.
 
     Args:
-        gpu_ids: NVIDIA's list of GPUs: the VGG moves to the first where CUDA is available. Otherwise it goes where
-            ``.to(device)`` puts this module.
-        vgg: ``"imagenet"``, the path of a state dict, ``"random"`` (seeded, with a warning), see
-            ``pix2pixhd.models.vgg.load_vgg``; or a module that returns a list of maps ``[N, C, h, w]``, one per
-            weight, which is frozen and put in evaluation mode.
+        gpu_ids: List of GPU indices, as in NVIDIA's code. If CUDA is available, the loss is moved to the first one. If
+            omitted, move the loss with ``.to(device)``.
+        vgg: ``"imagenet"``, the path of a state dict, or ``"random"`` (seeded, with a warning); see
+            ``pix2pixhd.models.vgg.load_vgg``. Alternatively a module that returns a list of feature maps
+            ``[N, C, h, w]``, one per weight; it is frozen and set to evaluation mode.
         network: ``"vgg19"`` or ``"vgg16"``.
-        layers: Names of the ReLUs that are compared, ``relu3_1`` or ``relu_3_1``; None for the paper's five.
-        weights: One number per layer; None for the paper's with its layers, for 1 each with others.
-        criterion: ``"l1"``, or ``"mse"`` for the mean of squared differences. The latter needs the differences of the
-            compared maps until the gradient is there: 122 numbers per pixel more at the peak for the paper's layers.
-        scale_weights: Weights of the picture itself, its half, its quarter and so on, each made of the one before by
-            bilinear interpolation; 0 leaves one out.
-        input_range: What the pictures' lowest and highest values mean, (−1, 1) or (0, 1); they are brought to (−1, 1).
-        normalize: ``"none"``: the VGG sees the pictures in (−1, 1) as they are, as in the original. ``"imagenet"``:
-            they are brought to ImageNet's mean and deviation first, as its weights expect.
-        dtype: In which the VGG runs, ``torch.float32``, ``torch.bfloat16`` or ``torch.float16``; None for autocast's
-            type, and the VGG's own without autocast.
-        reduction: ``"mean"`` over the pictures, or ``"none"`` for one number per picture.
-        memory_limit: Most bytes that maps may take at a time, or None. Where the whole batch would need more, it is
-            computed in groups of pictures, and a picture in bands of rows: the same value and gradient, at an extra
-            cost of about 120 rows per cut. The convolutions' own working memory and copies of weights in another
-            dtype come on top.
-        keep_activations: Whether to leave the gradient to PyTorch, for double backward or for gradients into the VGG.
-            So it is in any case for a custom module, for a VGG with hooks or changed layers, for devices without
-            kernels, under ``torch.func`` transforms and forward-mode AD, and under
-            ``pix2pixhd.backend("reference")``; ``memory_limit`` has no effect there.
+        layers: Names of the compared ReLU layers, written ``relu3_1`` or ``relu_3_1``. None selects the paper's five.
+        weights: Layer weights, one number per layer. None selects the paper's weights for the paper's layers and
+            for a custom module, and 1 per layer otherwise.
+        criterion: ``"l1"``, or ``"mse"`` for the mean squared difference. ``"mse"`` stores the differences of the
+            compared feature maps until the gradient is computed. For the paper's layers this adds 122 values per pixel
+            to the peak memory.
+        scale_weights: Weights of the image at full, half, quarter resolution and so on. Each scale is computed from the
+            previous one by bilinear interpolation. A weight of 0 skips its scale.
+        input_range: Lowest and highest image value, for example (−1, 1) or (0, 1). Images are rescaled to (−1, 1).
+        normalize: ``"none"`` passes images in (−1, 1) to the VGG, as in the original code. ``"imagenet"`` normalizes
+            them with ImageNet's mean and standard deviation, which the pretrained weights expect.
+        dtype: Compute dtype of the VGG: ``torch.float32``, ``torch.bfloat16`` or ``torch.float16``. None selects the
+            autocast dtype, or the dtype of the VGG outside autocast.
+        reduction: ``"mean"`` over the images, or ``"none"`` for one value per image.
+        memory_limit: Maximum size in bytes of the feature maps that are allocated at a time, or None. If the batch
+            needs more, it is processed in groups of images, and a single image in bands of rows. Value and gradient are
+            the same; each cut costs about 120 additional rows. Workspaces of the convolutions and weight copies in
+            another dtype are not counted.
+        keep_activations: Whether autograd computes the gradient, for double backward or gradients of the VGG. Autograd
+            is always used for a custom module, a VGG with hooks or modified layers, devices without kernels,
+            ``torch.func`` transforms, forward-mode AD, and ``pix2pixhd.backend("reference")``. ``memory_limit`` has no
+            effect in these cases.
 
     Raises:
-        RuntimeError: If pretrained weights cannot be fetched; never falls back to random ones.
-        ValueError: For an unknown option or layer, weights that do not match, or a file that is no state dict of the
-            network.
-        TypeError: For a string as ``gpu_ids``, or weights that are not numbers or require a gradient.
-        FileNotFoundError: If ``vgg`` names no file.
+        RuntimeError: If pretrained weights cannot be downloaded. There is no fallback to random weights.
+        ValueError: If an option or layer is unknown, the number of weights does not match, or the file is not a state
+            dict of the network.
+        TypeError: If ``gpu_ids`` is a string, or weights are not numbers or require a gradient.
+        FileNotFoundError: If the file ``vgg`` does not exist.
 
     Example:
         >>> import torch
@@ -148,7 +150,7 @@ class VGGLoss(nn.Module):
             raise ValueError(f"scale_weights must have one number per scale, not all 0, got {self.scale_weights!r}")
         own_module = isinstance(vgg, nn.Module) and not isinstance(vgg, FrozenVGG)
         if layers is not None and isinstance(vgg, nn.Module):
-            raise ValueError("layers are for a network that this loss loads; a module returns the maps it returns")
+            raise ValueError("layers are for a network that this loss loads; a module determines its own feature maps")
         self.vgg = (
             vgg if isinstance(vgg, nn.Module) else load_vgg(vgg, network, PAPER_LAYERS if layers is None else layers)
         )
@@ -166,13 +168,13 @@ class VGGLoss(nn.Module):
         self.reduction = reduction
         self.memory_limit = None if memory_limit is None else _check_memory_limit(memory_limit)
         self.keep_activations = keep_activations
-        self.register_state_dict_post_hook(_leave_out_vgg)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_fill_in_vgg)  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(_omit_vgg)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_restore_vgg)  # type: ignore[no-untyped-call]
         if gpu_ids and torch.cuda.is_available():
             self.to(torch.device("cuda", gpu_ids[0]))
 
     def train(self, mode: bool = True) -> VGGLoss:
-        """The VGG stays in evaluation mode, whatever the training script's ``.train()`` reaches."""
+        """Sets the mode of this module. The VGG stays in evaluation mode."""
         super().train(mode)
         self.vgg.eval()
         return self
@@ -181,21 +183,23 @@ class VGGLoss(nn.Module):
         """Computes the loss.
 
         Args:
-            fake: Pictures ``[N, 3, H, W]`` in ``input_range``, H and W at least 16 at the smallest scale;
-                ``[N, 1, H, W]`` is repeated to three channels. Their type is the VGG's, float32 unless this module was
-                converted; under autocast, or with ``dtype``, any.
-            real: The real pictures, of the same shape, or what ``features`` returned for them. They get no gradient.
-            mask: Weights of the pixels, ``[N, 1, H, W]``, ``[1, 1, H, W]`` or ``[H, W]``, averaged to each map's size:
-                the loss is the mean of weight times difference. Ones change nothing, zeros leave pixels out.
+            fake: Generated images ``[N, 3, H, W]`` in ``input_range``. H and W must be at least 16 at the smallest
+                scale. Grayscale images ``[N, 1, H, W]`` are repeated to three channels. The dtype must be that of the
+                VGG, float32 by default; under autocast, or if ``dtype`` is set, any floating-point dtype is accepted.
+            real: Real images of the same shape, or their features from ``features``. They receive no gradient.
+            mask: Pixel weights ``[N, 1, H, W]``, ``[1, 1, H, W]`` or ``[H, W]``, averaged to the size of each feature
+                map. The loss is the mean of weight times difference. A mask of ones has no effect; zeros exclude
+                pixels.
 
         Returns:
-            A scalar; with ``reduction="none"`` one number per picture, ``[N]``. float64 for float64, else float32.
+            A scalar, or one value per image, ``[N]``, with ``reduction="none"``. The dtype is float64 for float64
+            inputs and float32 otherwise.
 
         Raises:
-            TypeError: If pictures and VGG differ in type outside autocast.
-            ValueError: For other shapes, pictures and VGG on different devices, a mask that requires a gradient, or a
-                ``memory_limit`` that is too low.
-            RuntimeError: If a parameter of the VGG requires a gradient and activations are not kept.
+            TypeError: If images and VGG differ in dtype outside autocast.
+            ValueError: If shapes do not match, images and VGG are on different devices, the mask requires a gradient,
+                or ``memory_limit`` is too low.
+            RuntimeError: If a parameter of the VGG requires a gradient and ``keep_activations`` is False.
         """
         if fake.shape != real.shape:
             raise ValueError(f"real must have the shape of fake, {tuple(fake.shape)}, got {tuple(real.shape)}")
@@ -217,33 +221,36 @@ class VGGLoss(nn.Module):
     def weighted(
         self, fake: Tensor, real: Tensor | VGGFeatures, weight: float | Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """``weight`` times the loss.
+        """Computes ``weight`` times the loss.
 
-        The weight is a factor of its own, not an argument of the operator: ``torch.compile`` would compile the operator
-        again for every new number.
+        The weight multiplies the result and is not an argument of the operator, because ``torch.compile`` would
+        recompile the operator for every new value.
         """
         loss: Tensor = self(fake, real, mask)
         return loss * weight
 
     @torch.no_grad()
     def features(self, real: Tensor) -> VGGFeatures:
-        """Computes what the loss needs of real pictures that come again: half of the VGG's forward is saved each time.
+        """Precomputes the VGG features of real images that are used repeatedly.
+
+        Every later call of the loss with these features saves half of the VGG's forward pass.
 
         Args:
-            real: Pictures as ``forward`` takes them.
+            real: Real images, as for ``forward``.
 
         Returns:
-            To be passed instead of ``real``; 122 numbers per pixel for the paper's layers, 244 MiB for a picture of
-            1024×512 in float32, 122 MiB with ``dtype=torch.bfloat16``. Valid as long as the pictures, the loss's
-            options and the VGG's weights stay the same: other options or weights are refused. Weights that are only
-            moved, copied or converted to another dtype are the same. Not noticed are changes through ``.data`` or a
-            NumPy view, and under ``torch.compile`` changes of the weights after compilation.
+            Features to pass instead of ``real``. For the paper's layers they hold 122 values per pixel: 244 MiB for a
+            1024×512 image in float32, and 122 MiB with ``dtype=torch.bfloat16``. They are valid for the same images,
+            loss options and VGG weights; other options or weights are rejected. Weights that were moved, copied or
+            converted to another dtype count as the same. Changes through ``.data`` or a NumPy view are not detected,
+            nor are changes of the weights after compilation with ``torch.compile``.
 
         Raises:
-            TypeError: As ``forward``.
-            ValueError: As ``forward``.
+            TypeError: As for ``forward``.
+            ValueError: As for ``forward``.
         """
-        maps = tuple(() if pictures is None else tuple(self._maps(pictures)) for pictures in self._scales("real", real))
+        scales = self._scales("real", real)
+        maps = tuple(() if images is None else tuple(self._feature_maps(images)) for images in scales)
         return VGGFeatures(maps, real.shape, self._identity(), fingerprint(self.vgg))
 
     def _identity(self) -> tuple[Any, ...]:
@@ -256,7 +263,7 @@ class VGGLoss(nn.Module):
             raise ValueError(f"real holds features made by {features.made_by}, and this loss is {self._identity()}")
         if not same_weights(features.weights, fingerprint(self.vgg)):
             raise ValueError(
-                "real holds features made with other VGG weights than this loss has now; compute them again with this "
+                "real holds features made with other VGG weights than this loss has now; recompute them with this "
                 "loss's features()"
             )
 
@@ -265,8 +272,8 @@ class VGGLoss(nn.Module):
     ) -> Tensor:
         vgg = self.vgg
         features = None if isinstance(real, Tensor) else list(real)
-        lean = not self.keep_activations and isinstance(vgg, FrozenVGG) and vgg.is_standard()
-        if lean and perceptual.can_run(fake):
+        fused = not self.keep_activations and isinstance(vgg, FrozenVGG) and vgg.is_standard()
+        if fused and perceptual.can_run(fake):
             vgg = cast(FrozenVGG, vgg)
             losses = perceptual.perceptual_loss(
                 fake,
@@ -283,8 +290,8 @@ class VGGLoss(nn.Module):
         with self._precision(fake):
             if isinstance(real, Tensor):
                 with torch.no_grad():
-                    features = self._maps(real)
-            return self._compare(self._maps(fake), cast("list[Tensor]", features), layer_weights, weight_map)
+                    features = self._feature_maps(real)
+            return self._compare(self._feature_maps(fake), cast("list[Tensor]", features), layer_weights, weight_map)
 
     def _compare(
         self, fake_maps: list[Tensor], real_maps: list[Tensor], layer_weights: list[float], weight_map: Tensor | None
@@ -295,18 +302,18 @@ class VGGLoss(nn.Module):
         losses = reference.distances(fake_maps, real_maps, layer_weights, self.criterion == "mse", weight_map)
         return losses.mean() if self.reduction == "mean" else losses
 
-    def _precision(self, pictures: Tensor) -> contextlib.AbstractContextManager[Any]:
+    def _precision(self, images: Tensor) -> contextlib.AbstractContextManager[Any]:
         if self.dtype is None:
             return contextlib.nullcontext()
-        return torch.autocast(pictures.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+        return torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
-    def _maps(self, pictures: Tensor) -> list[Tensor]:
-        """The VGG's maps, with a graph where one is wanted."""
-        return list(self.vgg(pictures if self.dtype is None else pictures.to(torch.float32)))
+    def _feature_maps(self, images: Tensor) -> list[Tensor]:
+        """Returns the feature maps of the VGG, with a graph if a gradient is required."""
+        return list(self.vgg(images if self.dtype is None else images.to(torch.float32)))
 
     def _check_map_count(self, count: int) -> None:
         if count != len(self.weights):
-            raise ValueError(f"weights must have one number per map of vgg, {count}, got {len(self.weights)}")
+            raise ValueError(f"weights must have one number per feature map of vgg, {count}, got {len(self.weights)}")
 
     def _weight_map(self, mask: Tensor, fake: Tensor) -> Tensor:
         check_dense("mask", mask)
@@ -314,81 +321,79 @@ class VGGLoss(nn.Module):
         whole = mask.view(1, 1, *mask.shape) if mask.dim() == 2 else mask
         if whole.dim() != 4 or whole.shape[1:] != size[1:] or len(whole) not in (1, len(fake)):
             raise ValueError(
-                f"mask must be [N, 1, H, W], [1, 1, H, W] or [H, W] of the pictures, {size}, got {tuple(mask.shape)}"
+                f"mask must be [N, 1, H, W], [1, 1, H, W] or [H, W] like the images, {size}, got {tuple(mask.shape)}"
             )
         if mask.requires_grad and torch.is_grad_enabled():
-            raise ValueError("mask requires a gradient, and the loss computes none for it; pass mask.detach()")
+            raise ValueError("mask requires a gradient, which the loss does not compute; pass mask.detach()")
         if mask.device != fake.device:
             raise ValueError(f"mask is on {mask.device} and fake on {fake.device}; move one to the other's with .to()")
         return whole.detach().to(wider(fake.dtype)).expand(size)
 
-    def _scales(self, name: str, pictures: Tensor) -> list[Tensor | None]:
-        """The picture in the sizes that are compared, as the VGG is to see it; None for those left out."""
-        pictures = self._prepared(name, pictures)
+    def _scales(self, name: str, images: Tensor) -> list[Tensor | None]:
+        """Returns the VGG inputs at each scale, or None for scales of weight 0."""
+        images = self._prepared(name, images)
         scales: list[Tensor | None] = []
         for level, weight in enumerate(self.scale_weights):
             if level > 0:
-                pictures = F.interpolate(
-                    pictures, scale_factor=0.5, mode="bilinear", align_corners=False, recompute_scale_factor=True
+                images = F.interpolate(
+                    images, scale_factor=0.5, mode="bilinear", align_corners=False, recompute_scale_factor=True
                 )
-            scales.append(pictures if weight != 0.0 else None)
+            scales.append(images if weight != 0.0 else None)
         return scales
 
-    def _prepared(self, name: str, pictures: Tensor) -> Tensor:
-        check_dense(name, pictures)
-        shape = tuple(pictures.shape)
-        if pictures.dim() != 4 or shape[1] not in (1, 3):
-            raise ValueError(f"{name} must be pictures [N, 3, H, W] or [N, 1, H, W], got {shape}")
-        least = _LEAST << (len(self.scale_weights) - 1)
-        if min(shape[2:]) < least:
+    def _prepared(self, name: str, images: Tensor) -> Tensor:
+        check_dense(name, images)
+        shape = tuple(images.shape)
+        if images.dim() != 4 or shape[1] not in (1, 3):
+            raise ValueError(f"{name} must be images [N, 3, H, W] or [N, 1, H, W], got {shape}")
+        min_size = _MIN_SIZE << (len(self.scale_weights) - 1)
+        if min(shape[2:]) < min_size:
             scales = f" for {len(self.scale_weights)} scales" if len(self.scale_weights) > 1 else ""
             raise ValueError(
-                f"{name} must be at least {least}x{least}{scales}, got {shape[2]}x{shape[3]}; enlarge the pictures"
+                f"{name} must be at least {min_size}x{min_size}{scales}, got {shape[2]}x{shape[3]}; enlarge the images"
             )
-        self._check_against_vgg(name, pictures)
+        self._check_against_vgg(name, images)
         if shape[1] == 1:
-            pictures = pictures.expand(-1, 3, -1, -1)
+            images = images.expand(-1, 3, -1, -1)
         low, high = self.input_range
         if self.normalize == "imagenet":
-            return self._normalized((pictures.to(self._wider(pictures)) - low) / (high - low))
+            return self._normalized((images.to(self._wider(images)) - low) / (high - low))
         if (low, high) != (-1.0, 1.0):
-            pictures = (pictures - low) * (2.0 / (high - low)) - 1.0
-        return pictures
+            images = (images - low) * (2.0 / (high - low)) - 1.0
+        return images
 
     @staticmethod
-    def _normalized(pictures: Tensor) -> Tensor:
-        """ImageNet's normalization of images in [0, 1].
+    def _normalized(images: Tensor) -> Tensor:
+        """Applies ImageNet's normalization to images in [0, 1].
 
-        Numbers instead of buffers: ``DistributedDataParallel`` broadcasts buffers in every forward.
+        The constants are not buffers because ``DistributedDataParallel`` broadcasts buffers in every forward.
         """
-        red_green_blue = zip(pictures.unbind(1), _MEAN, _STD, strict=True)
+        red_green_blue = zip(images.unbind(1), _MEAN, _STD, strict=True)
         return torch.stack([(channel - mean) / std for channel, mean, std in red_green_blue], dim=1)
 
-    def _wider(self, pictures: Tensor) -> torch.dtype:
-        """The dtype of the pictures or that of the VGG, whichever is wider: autocast's half-precision pictures are
-        normalized in float32.
-        """
+    def _wider(self, images: Tensor) -> torch.dtype:
+        """Returns the wider dtype of images and VGG. Half-precision images from autocast are normalized in float32."""
         parameter = next(self.vgg.parameters(), None)
-        return torch.promote_types(pictures.dtype, torch.float32 if parameter is None else parameter.dtype)
+        return torch.promote_types(images.dtype, torch.float32 if parameter is None else parameter.dtype)
 
-    def _check_against_vgg(self, name: str, pictures: Tensor) -> None:
+    def _check_against_vgg(self, name: str, images: Tensor) -> None:
         parameter = next(self.vgg.parameters(), None)
         if parameter is None:
             return
-        if parameter.device != pictures.device:
+        if parameter.device != images.device:
             raise ValueError(
-                f"{name} is on {pictures.device} and the VGG on {parameter.device}; move the loss: "
-                f"VGGLoss(...).to({str(pictures.device)!r})"
+                f"{name} is on {images.device} and the VGG on {parameter.device}; move the loss: "
+                f"VGGLoss(...).to({str(images.device)!r})"
             )
-        converts = self.dtype is not None or torch.is_autocast_enabled(pictures.device.type)
-        if parameter.dtype != pictures.dtype and not (converts and pictures.is_floating_point()):
+        converts = self.dtype is not None or torch.is_autocast_enabled(images.device.type)
+        if parameter.dtype != images.dtype and not (converts and images.is_floating_point()):
             raise TypeError(
-                f"{name} is {pictures.dtype} and the VGG {parameter.dtype}; convert the pictures, convert the loss "
+                f"{name} is {images.dtype} and the VGG {parameter.dtype}; convert the images, convert the loss "
                 "(VGGLoss(...).to(dtype)), or use autocast"
             )
 
     def extra_repr(self) -> str:
-        """The options, for ``repr``."""
+        """Formats the options for ``repr``."""
         names = (
             "weights", "criterion", "scale_weights", "input_range", "normalize", "dtype", "reduction", "memory_limit"
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The real side's VGG features, kept by the user."""
+"""Precomputed VGG features of real images."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pix2pixhd.losses.fingerprint import same_weights
 
 @dataclasses.dataclass(frozen=True)
 class VGGFeatures:
-    """What ``VGGLoss.features(real)`` returns and ``VGGLoss(fake, features)`` takes: the real pictures' maps.
+    """VGG feature maps of real images, returned by ``VGGLoss.features(real)`` and accepted in place of ``real``.
 
-    For the paper's five layers they take 122 numbers per pixel: 244 MiB for a picture of 1024×512 in float32, 122 MiB
-    in bfloat16.
+    For the paper's five layers they hold 122 values per pixel: 244 MiB for a 1024×512 image in float32, and 122 MiB in
+    bfloat16.
 
     Attributes:
-        maps: Per scale of the picture, per layer: ``[N, C, h, w]``, after ReLU.
-        shape: Of the pictures.
-        made_by: What of the loss they depend on; a loss that differs in it refuses them.
-        weights: Fingerprint of the VGG's weights; a loss with other weights refuses them.
+        maps: Feature maps ``[N, C, h, w]`` after ReLU, per image scale and per layer.
+        shape: Shape of the images.
+        made_by: Options of the loss that determine the features. A loss with other options rejects them.
+        weights: Fingerprint of the VGG weights. A loss with other weights rejects the features.
 
     Example:
         >>> import torch
@@ -43,27 +43,27 @@ class VGGFeatures:
 
     @property
     def nbytes(self) -> int:
-        """What they take."""
+        """Size of the feature maps in bytes."""
         return sum(x.nbytes for scale in self.maps for x in scale)
 
     def to(self, *args: Any, **kwargs: Any) -> VGGFeatures:
-        """As ``Tensor.to``: to a device, say, or to bfloat16 to halve them."""
+        """Converts all feature maps with ``Tensor.to``, for example to another device or to bfloat16."""
         maps = tuple(tuple(x.to(*args, **kwargs) for x in scale) for scale in self.maps)
         return dataclasses.replace(self, maps=maps)
 
-    def __getitem__(self, pictures: slice) -> VGGFeatures:
-        """Those of some pictures of the batch."""
-        if not isinstance(pictures, slice):
-            raise TypeError(f"features are taken by slice, features[2:3], got {pictures!r}")
-        maps = tuple(tuple(x[pictures] for x in scale) for scale in self.maps)
+    def __getitem__(self, images: slice) -> VGGFeatures:
+        """Selects a slice of the batch."""
+        if not isinstance(images, slice):
+            raise TypeError(f"features must be indexed with a slice, as in features[2:3], got {images!r}")
+        maps = tuple(tuple(x[images] for x in scale) for scale in self.maps)
         return dataclasses.replace(self, maps=maps, shape=torch.Size([len(maps[0][0]), *self.shape[1:]]))
 
     @staticmethod
     def cat(parts: Sequence[VGGFeatures]) -> VGGFeatures:
-        """One batch of several.
+        """Concatenates features along the batch dimension.
 
         Raises:
-            ValueError: If there are none, or they are of pictures of different sizes or of different losses.
+            ValueError: If ``parts`` is empty, or the parts differ in image size, loss options or VGG weights.
         """
         if not parts:
             raise ValueError("parts is empty; pass at least one VGGFeatures")
@@ -71,11 +71,11 @@ class VGGFeatures:
         for part in parts[1:]:
             if part.shape[1:] != first.shape[1:] or part.made_by != first.made_by:
                 raise ValueError(
-                    f"parts must be of pictures of one size and of one loss, got {tuple(first.shape)} by "
+                    f"parts must have the same image size and come from the same loss, got {tuple(first.shape)} by "
                     f"{first.made_by} and {tuple(part.shape)} by {part.made_by}"
                 )
             if not same_weights(part.weights, first.weights):
-                raise ValueError("parts must be of one loss, got features made with different VGG weights")
+                raise ValueError("parts must come from the same loss, got features computed with different VGG weights")
         maps = tuple(tuple(torch.cat(xs) for xs in zip(*scales, strict=True)) for scales in zip(*parts, strict=True))
         shape = torch.Size([sum(p.shape[0] for p in parts), *first.shape[1:]])
         return dataclasses.replace(first, maps=maps, shape=shape)

@@ -1,4 +1,4 @@
-"""Reading a discriminator's output: scales of layers, the last of which is the prediction."""
+"""Normalization of discriminator outputs: scales of layers, where the last layer is the prediction."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TypeAlias, cast
 
 from torch import Tensor
 
-# NVIDIA's discriminator returns a list over scales of lists over layers; one scale, or a prediction alone, is taken
-# too.
+# NVIDIA's discriminator returns a list over scales of lists over layers. A single scale or a single prediction is
+# accepted as well.
 Prediction: TypeAlias = "Tensor | Sequence[Tensor] | Sequence[Sequence[Tensor]]"
 
 
@@ -21,17 +21,17 @@ def _checked(name: str, pred: object) -> Sequence[object]:
 
 
 def as_scales(name: str, pred: Prediction, flat_list_of: str = "layers") -> list[list[Tensor]]:
-    """Brings a discriminator's output into one form, a list over scales of lists over layers.
+    """Converts a discriminator output to a list over scales of lists over layers.
 
     Args:
-        name: What error messages call ``pred``.
+        name: Name of ``pred`` in error messages.
         pred: A tensor, a list of tensors, or a list of lists of tensors.
-        flat_list_of: What a list of tensors is: ``"layers"`` of one scale, as in pix2pixHD, or ``"scales"`` with one
-            prediction each, as in SPADE without intermediate features.
+        flat_list_of: Interpretation of a flat list of tensors: ``"layers"`` of one scale, as in pix2pixHD, or
+            ``"scales"`` with one prediction each, as in SPADE without intermediate features.
 
     Raises:
-        TypeError: For something else.
-        ValueError: For an empty list.
+        TypeError: If ``pred`` has another type.
+        ValueError: If a list is empty.
     """
     if isinstance(pred, Tensor):
         return [[pred]]

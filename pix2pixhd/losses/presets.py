@@ -1,4 +1,4 @@
-"""The losses' meanings in the code that people already have."""
+"""Loss definitions of published code bases, as presets."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pix2pixhd.losses.feature_matching import Weighting
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """One code base's definition of the generator's and the discriminator's loss.
+    """Definition of the generator and discriminator losses in one code base.
 
     Attributes:
         lambda_gan: Weight of the generator's adversarial term.
         lambda_feat: Weight of feature matching.
         lambda_vgg: Weight of the VGG loss.
-        discriminator: Factor of the discriminator's loss, ``discriminator · (fake + real)``.
-        gan_mode: The adversarial loss where the user names none.
-        reduction: Over scales.
-        lsgan_factor: Further factor of both adversarial losses in mode ``lsgan``.
-        weighting: Of feature matching.
-        normalize: What the VGG sees.
-        vgg_follows_feat: Whether the user's weight of feature matching is the VGG loss's too.
+        discriminator: Factor of the discriminator loss, ``discriminator · (fake + real)``.
+        gan_mode: Default mode of the adversarial loss.
+        reduction: Reduction of the adversarial loss over scales.
+        lsgan_factor: Additional factor of both adversarial losses in mode ``lsgan``.
+        weighting: Layer weighting of feature matching.
+        normalize: Input normalization of the VGG.
+        vgg_follows_feat: Whether the weight of feature matching is also the default weight of the VGG loss.
     """
 
     lambda_gan: float
@@ -39,14 +39,14 @@ class Preset:
     vgg_follows_feat: bool = False
 
     def adversarial(self, mode: GANMode) -> float:
-        """The factor that ``mode`` adds to both adversarial losses."""
+        """Returns the additional factor of both adversarial losses for ``mode``."""
         return self.lsgan_factor if mode == "lsgan" else 1.0
 
 
 PRESETS: dict[str, Preset] = {
     # arXiv 1711.11585 with the factors of arXiv 1611.04076.
     "paper": Preset(lambda_gan=0.5, lambda_feat=10.0, lambda_vgg=10.0, discriminator=0.5),
-    # NVIDIA/pix2pixHD: one lambda_feat, 10, for both.
+    # NVIDIA/pix2pixHD: a single lambda_feat of 10 weights both feature matching and the VGG loss.
     "nvidia": Preset(lambda_gan=1.0, lambda_feat=10.0, lambda_vgg=10.0, discriminator=0.5, vgg_follows_feat=True),
     # NVlabs/SPADE.
     "spade": Preset(
@@ -76,10 +76,10 @@ PRESETS: dict[str, Preset] = {
 
 
 def get_preset(name: str) -> Preset:
-    """Look a preset up.
+    """Returns a preset by name.
 
     Raises:
-        ValueError: For an unknown name.
+        ValueError: If the name is unknown.
     """
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(get_args(PresetName))}, got {name!r}")

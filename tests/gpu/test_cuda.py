@@ -10,7 +10,7 @@ import torch
 import pix2pixhd
 from pix2pixhd.losses import VGGLoss
 
-from ..losses.test_vgg import pictures
+from ..losses.helpers import random_images
 from .inputs import AWKWARD, FEATURES, LOSSES, lists, on, value_and_gradients
 
 pytestmark = pytest.mark.cuda_only
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.cuda_only
 def vgg_step(vgg, size=64):
     """VGGLoss as a function of two lists, like the other losses."""
     criterion = VGGLoss(vgg=vgg)
-    inputs = [pictures(1, 3, size, size, seed=seed).cuda() for seed in (0, 1)]
+    inputs = [random_images(1, 3, size, size, seed=seed).cuda() for seed in (0, 1)]
     return (lambda xs, ys: criterion(xs[0], ys[0].detach())), [inputs[0]], [inputs[1]]
 
 

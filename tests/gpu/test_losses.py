@@ -9,7 +9,7 @@ import pix2pixhd
 from pix2pixhd.losses import DiscriminatorLoss, FeatureMatchingLoss, GANLoss, GeneratorLoss, L1Loss, VGGLoss
 
 from ..losses.conftest import predictions
-from ..losses.test_vgg import pictures
+from ..losses.helpers import random_images
 
 
 def both_backends(run):
@@ -44,7 +44,7 @@ def test_gan_losses_match_plain_pytorch(mode, dtype, device):
 @pytest.mark.parametrize("preset", ["paper", "nvidia", "spade", "imaginaire", "mlops"])
 def test_objectives_of_all_presets_match_plain_pytorch(preset, device, vgg):
     pred_fake, pred_real = (scales(device, seed, dtype=torch.float64) for seed in (0, 1))
-    fake, real = (pictures(2, 3, 33, 48, seed=seed).double().to(device) for seed in (0, 1))
+    fake, real = (random_images(2, 3, 33, 48, seed=seed).double().to(device) for seed in (0, 1))
     fake.requires_grad_()
     loss_G = GeneratorLoss(preset=preset, vgg=copy.deepcopy(vgg).double()).to(device).double()
     loss_D = DiscriminatorLoss(preset=preset)
@@ -60,7 +60,7 @@ def test_objectives_of_all_presets_match_plain_pytorch(preset, device, vgg):
 
 def test_feature_matching_and_l1_match_plain_pytorch(device):
     pred_fake, pred_real = (scales(device, seed) for seed in (0, 1))
-    x, y = (pictures(2, 3, 40, 41, seed=seed).to(device) for seed in (0, 1))
+    x, y = (random_images(2, 3, 40, 41, seed=seed).to(device) for seed in (0, 1))
     x.requires_grad_()
 
     def run():
@@ -84,9 +84,9 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 def test_vgg_loss_matches_plain_pytorch(options, masked, device, vgg):
-    fake, real = (pictures(2, 3, 403, 35, seed=seed).double().to(device) for seed in (0, 1))
+    fake, real = (random_images(2, 3, 403, 35, seed=seed).double().to(device) for seed in (0, 1))
     fake.requires_grad_()
-    mask = pictures(403, 35, seed=2).to(device) if masked else None
+    mask = random_images(403, 35, seed=2).to(device) if masked else None
     criterion = VGGLoss(vgg=copy.deepcopy(vgg), **options).to(device).double()
     expected = (
         VGGLoss(vgg=criterion.vgg, keep_activations=True, **{**options, "memory_limit": None}).to(device).double()
@@ -102,7 +102,7 @@ def test_vgg_loss_matches_plain_pytorch(options, masked, device, vgg):
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.6), (torch.float16, 0.2)])
 def test_vgg_loss_under_autocast_is_close_to_float32(dtype, error, device, vgg):
-    fake, real = (pictures(1, 3, 64, 64, seed=seed).to(device) for seed in (0, 1))
+    fake, real = (random_images(1, 3, 64, 64, seed=seed).to(device) for seed in (0, 1))
     fake.requires_grad_()
     (exact,) = torch.autograd.grad(VGGLoss(vgg=vgg, keep_activations=True)(fake, real), fake)
     with torch.autocast(device.type, dtype=dtype):
@@ -122,7 +122,7 @@ def test_vgg_loss_trains_with_a_grad_scaler(device, vgg):
     optimizer = torch.optim.SGD(netG.parameters(), lr=1e-3)
     scaler = torch.amp.GradScaler(device.type)
     criterion = VGGLoss(vgg=vgg)
-    label, real = (pictures(1, 3, 48, 48, seed=seed).to(device) for seed in (0, 1))
+    label, real = (random_images(1, 3, 48, 48, seed=seed).to(device) for seed in (0, 1))
     losses = []
     for _ in range(4):
         optimizer.zero_grad()
@@ -140,7 +140,7 @@ def test_compiled_losses_equal_eager_losses(device, vgg):
     torch._dynamo.reset()
     criterion = GeneratorLoss(vgg=copy.deepcopy(vgg).double()).to(device).double()
     pred_fake, pred_real = (scales(device, seed, dtype=torch.float64) for seed in (0, 1))
-    fake, real = (pictures(1, 3, 32, 32, seed=seed).double().to(device) for seed in (0, 1))
+    fake, real = (random_images(1, 3, 32, 32, seed=seed).double().to(device) for seed in (0, 1))
     fake.requires_grad_()
 
     def total(fake):

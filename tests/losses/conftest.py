@@ -1,4 +1,4 @@
-"""Discriminator outputs and VGG weights for the loss tests."""
+"""Discriminator outputs, VGG weights and backend fixtures for the loss tests."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from pix2pixhd.models.vgg import FrozenVGG, load_vgg
 
 
 def predictions(num_D=2, n_layers=3, size=24, seed=0, dtype=torch.float32, requires_grad=False):
-    """A discriminator's output: scales of layers, n_layers + 1 features and the prediction."""
+    """Returns a random discriminator output: per scale, n_layers + 1 feature maps and the prediction."""
     generator = torch.Generator().manual_seed(seed)
     scales = []
     for k in range(num_D):
@@ -26,7 +26,7 @@ def vgg() -> FrozenVGG:
 
 @pytest.fixture(scope="session")
 def vgg_file(vgg, tmp_path_factory):
-    """A state dict on disk with torchvision's names and a classifier, as the pretrained file has."""
+    """A state dict file with torchvision's names and a classifier entry, like the pretrained file."""
     path = tmp_path_factory.mktemp("vgg") / "vgg19.pth"
     torch.save({**vgg.state_dict(), "classifier.6.bias": torch.zeros(1000)}, path)
     return path

@@ -1,6 +1,6 @@
-"""The public losses as the contract suite sees them: functions of a list of tensors, and the same in plain PyTorch.
+"""Table of the public losses for the contract tests, each with its formula in plain PyTorch.
 
-A new loss is one line in ``losses``.
+Every loss is called as a function of a list of tensors. To test a new loss, add one entry to ``losses``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pix2pixhd import functional
 from pix2pixhd.losses import DiscriminatorLoss, FeatureMatchingLoss, GANLoss, GeneratorLoss, L1Loss, VGGLoss
 
 Tensors = list[Tensor]
-MAPS = ((2, 4, 6, 5), (2, 1, 4, 3))  # a discriminator's feature map and its prediction
+SCALE_SHAPES = ((2, 4, 6, 5), (2, 1, 4, 3))  # a discriminator's feature map and its prediction
 IMAGE = ((1, 3, 16, 16),)
 VGG_LAYERS = ("relu1_1", "relu2_1")
 VGG_WEIGHTS = (0.5, 1.0)
@@ -27,21 +27,21 @@ VGG_WEIGHTS = (0.5, 1.0)
 
 @dataclasses.dataclass
 class Loss:
-    """One row of the table.
+    """One entry of the table.
 
     Attributes:
-        criterion: A module, or a function of ``pix2pixhd.functional``.
-        call: The loss of the tensors, by the criterion.
-        plain: The same in plain PyTorch, of the tensors alone; with VGG, of the tensors and a network.
-        shapes: The shapes of the tensors.
-        anneal: Changes a number of the loss, as a schedule would.
-        vgg: Whether a VGG belongs to it.
+        criterion: A module or a function from ``pix2pixhd.functional``.
+        call: Calls the criterion on the tensors.
+        plain: Computes the loss in plain PyTorch from the tensors, and from the network if ``vgg`` is True.
+        shapes: Shapes of the tensors.
+        anneal: Sets a numeric attribute of the criterion, as a schedule does.
+        vgg: Whether the loss uses a VGG.
     """
 
     criterion: Any
     call: Callable[[Any, Tensors], Tensor]
     plain: Callable[..., Tensor]
-    shapes: tuple[tuple[int, ...], ...] = MAPS
+    shapes: tuple[tuple[int, ...], ...] = SCALE_SHAPES
     anneal: Callable[[Any, float], None] | None = None
     vgg: bool = False
 
@@ -50,25 +50,25 @@ class Loss:
 
     @functools.cached_property
     def network(self) -> torch.nn.Module | None:
-        """The VGG."""
+        """The VGG of the criterion, or None."""
         if not self.vgg:
             return None
         return self.criterion.vgg.vgg if isinstance(self.criterion, GeneratorLoss) else self.criterion.vgg
 
     @functools.cached_property
     def double_network(self) -> torch.nn.Module | None:
-        """Its copy in float64."""
+        """A float64 copy of ``network``."""
         return copy.deepcopy(self.network).double() if self.vgg else None
 
     def oracle(self, xs: Tensors) -> Tensor:
-        """The loss in plain PyTorch, in float64 for float64."""
+        """Computes the loss in plain PyTorch, with the float64 network for float64 inputs."""
         if not self.vgg:
             return self.plain(xs)
         return self.plain(xs, self.double_network if xs[-1].dtype == torch.float64 else self.network)
 
 
 def target(x: Tensor) -> Tensor:
-    """The other side of a comparison: fixed values of the tensor's shape and dtype."""
+    """Returns the comparison target: fixed values with the shape and dtype of ``x``."""
     count = x.numel()
     return (torch.arange(count, dtype=torch.float64).mul(0.7).sin() / 2).view(x.shape).to(x.dtype)
 
@@ -90,7 +90,7 @@ def _hinge(xs: Tensors) -> Tensor:
 
 
 def _features(xs: Tensors) -> Tensor:
-    return 4.0 * F.l1_loss(xs[0], target(xs[0]))  # one scale of one feature map
+    return 4.0 * F.l1_loss(xs[0], target(xs[0]))  # one scale with one feature map
 
 
 def _vgg(xs: Tensors, network: torch.nn.Module) -> Tensor:
@@ -111,7 +111,7 @@ def _vgg_loss() -> VGGLoss:
 
 
 def losses() -> dict[str, Loss]:
-    """The table's rows, with fresh criteria."""
+    """Returns the table with new criteria."""
     f, gan, label = functional, lambda c, xs: c([xs], True), _set("real_label")
     return {
         "GANLoss lsgan": Loss(GANLoss(), gan, _lsgan, anneal=label),
@@ -133,7 +133,7 @@ def losses() -> dict[str, Loss]:
         "GeneratorLoss with VGG": Loss(GeneratorLoss(vgg=_vgg_loss()),
                                        lambda c, xs: c([xs[:2]], _both(xs[:2]), xs[2], target(xs[2])).total,
                                        lambda xs, n: 0.5 * _lsgan(xs[:2]) + 10 * (_features(xs) + _vgg(xs, n)),
-                                       MAPS + IMAGE, _set("lambda_vgg"), vgg=True),
+                                       SCALE_SHAPES + IMAGE, _set("lambda_vgg"), vgg=True),
         "DiscriminatorLoss": Loss(DiscriminatorLoss(), lambda c, xs: c([xs[:1]], [xs[1:]]).total,
                                   lambda xs: 0.5 * (_lsgan(xs[:1], 0.0) + _lsgan(xs)), anneal=_set("factor")),
         "multi_l1_loss": Loss(f.multi_l1_loss, lambda c, xs: c(xs, [target(x) for x in xs]), _l1),

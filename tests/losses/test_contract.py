@@ -1,7 +1,7 @@
-"""The contract of the losses: whatever plain PyTorch allows works and is equal, or raises a clear error.
+"""Contract of the losses: every PyTorch feature gives the result of plain PyTorch or raises a clear error.
 
-One table: the features below times every public loss (``contract.losses``) times the fused and the reference backend.
-A new feature is one function; a cell that raises instead is a line in ``ERRORS``.
+Each feature below is tested with every public loss (``contract.losses``) on the fused and the reference backend. A new
+feature is one function. A combination that raises an error is listed in ``ERRORS``.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from pix2pixhd.ops import backend
 from .contract import Loss, Tensors, losses
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # random VGG weights
+    warnings.simplefilter("ignore")  # warns about random VGG weights
     LOSSES = losses()
 
 FEATURES = {}
-# (feature, loss, backend): the error that the cell raises instead.
+# Maps (feature, loss, backend) to the expected error message.
 _TWICE = r"differentiated twice .*keep_activations=True"
 ERRORS = {
     ("create_graph", "VGGLoss", "fused"): _TWICE,
@@ -43,7 +43,7 @@ def feature(function):
 
 
 def inputs(loss: Loss, dtype: torch.dtype = torch.float32, batch: int | None = None) -> Tensors:
-    """Leaves of the loss's shapes, the same values in every dtype that holds them."""
+    """Returns leaf tensors of the loss's shapes. The values are the same in every dtype, up to rounding."""
     generator = torch.Generator().manual_seed(5)
     shapes = [shape if batch is None else (batch, *shape[1:]) for shape in loss.shapes]
     return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
@@ -59,7 +59,7 @@ def gradients(value: Tensor, xs: Tensors) -> Tensors:
 
 
 def close(actual, expected, rtol: float = 2e-4) -> None:
-    """Compares with float64 relative to the largest number: VGG's float32 convolutions lose digits near zero."""
+    """Compares with float64, relative to the largest value: float32 convolutions lose digits near zero."""
     pairs = zip(*[x if isinstance(x, (list, tuple)) else [x] for x in (actual, expected)], strict=True)
     for a, b in pairs:
         largest = b.detach().nan_to_num().abs().max().item() if b.numel() else 0.0
@@ -69,7 +69,7 @@ def close(actual, expected, rtol: float = 2e-4) -> None:
 
 
 def agrees(loss: Loss, xs: Tensors, value: Tensor, rtol: float = 2e-4, factor: float = 1.0) -> None:
-    """Value and gradients are plain PyTorch's in float64."""
+    """Checks that value and gradients match plain PyTorch in float64."""
     ys = wide(xs)
     expected = factor * loss.oracle(ys)
     close(value, expected, rtol)
@@ -92,20 +92,20 @@ def two_backwards(loss):
 
 @feature
 def gradient_of_one_tensor(loss):
-    """The gradient of each tensor that the loss uses, while the others require none."""
+    """Gradient of each input that the loss uses, while the other inputs require no gradient."""
     ys = wide(inputs(loss))
     expected = torch.autograd.grad(loss.oracle(ys), ys, allow_unused=True)
     used = [k for k, gradient in enumerate(expected) if gradient is not None]
-    assert used, "the loss uses a tensor"
+    assert used, "the loss must use an input"
     for k in used:
         xs = [x.requires_grad_(i == k) for i, x in enumerate(inputs(loss))]
-        assert expected[k].any(), "a gradient to compare with"
+        assert expected[k].any(), "the expected gradient must not be zero"
         close(torch.autograd.grad(loss(xs), xs[k])[0], expected[k])
 
 
 @feature
 def create_graph(loss):
-    """The derivative of a gradient penalty."""
+    """Derivative of a gradient penalty."""
     results = []
     for function, xs in ((loss, inputs(loss)), (loss.oracle, wide(inputs(loss)))):
         factor = torch.tensor(2.0, dtype=xs[0].dtype, requires_grad=True)
@@ -126,7 +126,7 @@ def forward_mode(loss):
 
 
 def transformed(transform):
-    """A feature that compares a transform of ``torch.func`` of the loss, as a function of its tensors."""
+    """Returns a feature that compares a ``torch.func`` transform of the loss."""
 
     def run(loss):
         results = []
@@ -143,7 +143,7 @@ def _everything(xs):
 
 
 def _hessian(function, xs):
-    """The Hessian; its product with a vector where it would be large."""
+    """Returns the Hessian, or a Hessian-vector product if the Hessian would be large."""
     if sum(x.numel() for x in xs) < 300:
         return [block for row in torch.func.hessian(function, argnums=_everything(xs))(*xs) for block in row]
 
@@ -177,7 +177,7 @@ def batched_gradients(loss):
 @feature
 def compile_with_changing_numbers_and_sizes(loss):
     torch._dynamo.reset()
-    # The reference under aot_eager: tests/ops/test_numbers.py.
+    # tests/ops/test_numbers.py covers the reference backend under aot_eager.
     counter = CompileCounterWithBackend("eager" if backend._current == "reference" else "aot_eager")
     compiled = torch.compile(lambda xs, factor: factor * loss(xs), backend=counter, fullgraph=True)
     numbers = {name: value for name, value in vars(loss.criterion).items() if isinstance(value, float)}
@@ -193,8 +193,8 @@ def compile_with_changing_numbers_and_sizes(loss):
             close(gradients(value, xs), gradients(expected, xs))
     finally:
         vars(loss.criterion).update(numbers)
-    assert loss.anneal is None or len(annealed) == 3, "annealing changes the loss"
-    assert counter.frame_count <= 2, "one static graph, one dynamic"
+    assert loss.anneal is None or len(annealed) == 3, "annealing must change the loss"
+    assert counter.frame_count <= 2, "expected at most one static and one dynamic graph"
 
 
 def _half(loss: Loss, dtype: torch.dtype, autocast: bool) -> None:
@@ -228,7 +228,7 @@ def half_without_autocast(loss):
 
 @feature
 def loss_scale(loss):
-    """A gradient scaler's factor; where plain PyTorch's own loss is half, the factor that its range allows."""
+    """Float16 gradients of a scaled loss, as with a ``GradScaler``. The scale fits the dtype of the loss."""
     xs = inputs(loss, torch.float16)
     with torch.autocast("cpu", dtype=torch.float16):
         value = loss(xs)
@@ -242,7 +242,7 @@ def loss_scale(loss):
 
 
 class _Net(nn.Module):
-    """A model with the loss inside, as DDP wraps it."""
+    """A model that contains the loss, to be wrapped in DDP."""
 
     def __init__(self, loss: Loss) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ def checkpointing(loss):
 
 
 def agrees_after_backward(loss: Loss, xs: Tensors, value: Tensor) -> None:
-    """``agrees`` by ``backward``: reentrant checkpoints refuse ``autograd.grad``."""
+    """Like ``agrees``, but with ``backward``: reentrant checkpointing does not support ``autograd.grad``."""
     value.backward()
     ys = wide(xs)
     expected = loss.oracle(ys)
@@ -341,7 +341,7 @@ def weights_changed_in_place(loss):
 
 @feature
 def inputs_changed_in_place(loss):
-    """After the forward: the gradient at the old values, or autograd's own error."""
+    """Inputs modified after forward: the gradient at the old values, or autograd's own error."""
     xs = inputs(loss)
     inner = [x * 1 for x in xs]
     value = loss(inner)
@@ -369,7 +369,7 @@ def empty(loss):
 
 
 def laid_out(arrange):
-    """A feature that gives the loss the same values in another memory layout."""
+    """Returns a feature that passes the same values in another memory layout."""
 
     def run(loss):
         xs = inputs(loss)
@@ -389,7 +389,7 @@ FEATURES["expanded"] = laid_out(lambda x: x.unsqueeze(0).expand(2, *x.shape)[1])
 @pytest.mark.parametrize("feature", FEATURES)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("process_group")
-def test_contract(feature, loss, backend):
+def test_feature_matches_plain_pytorch_or_raises(feature, loss, backend):
     error = ERRORS.get((feature, loss, backend))
     with pix2pixhd.backend(backend):
         if error is None:

@@ -1,4 +1,4 @@
-"""FeatureMatchingLoss against the loop that people write."""
+"""FeatureMatchingLoss and L1Loss, compared with pix2pixHD's loop and ``nn.L1Loss``."""
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ from pix2pixhd.losses import FeatureMatchingLoss, L1Loss
 from .conftest import predictions
 
 
-def nvidias_loop(fake, real, n_layers_D, num_D):
-    """The loop of pix2pixHD's training script, in float64."""
+def nvidia_loop(fake, real, n_layers_D, num_D):
+    """Computes the loop of pix2pixHD's training script in float64."""
     loss = 0.0
     for i in range(num_D):
         for j in range(len(fake[i]) - 1):
@@ -24,13 +24,13 @@ def nvidias_loop(fake, real, n_layers_D, num_D):
 @pytest.mark.usefixtures("any_backend")
 @pytest.mark.parametrize("num_D", [1, 2, 3])
 @pytest.mark.parametrize("n_layers", [1, 3, 4])
-def test_it_is_nvidias_loop_in_value_and_gradient(num_D, n_layers):
+def test_value_and_gradient_match_nvidia_loop(num_D, n_layers):
     fake = predictions(num_D, n_layers, requires_grad=True)
     real = predictions(num_D, n_layers, seed=1, requires_grad=True)
     with torch.no_grad():
         real[0][0][:, :2] = fake[0][0][:, :2]  # ties
     loss = FeatureMatchingLoss()(fake, real)
-    expected = nvidias_loop(fake, real, n_layers, num_D)
+    expected = nvidia_loop(fake, real, n_layers, num_D)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
     features = [x for scale in fake for x in scale[:-1]]
     (3.0 * loss).backward()
@@ -38,10 +38,10 @@ def test_it_is_nvidias_loop_in_value_and_gradient(num_D, n_layers):
         torch.testing.assert_close(x.grad, b, rtol=1e-6, atol=0)
     assert (fake[0][0].grad[:, :2] == 0).all()
     assert all(y.grad is None for scale in real for y in scale), "real features must be detached"
-    assert all(scale[-1].grad is None for scale in fake), "the prediction is no feature"
+    assert all(scale[-1].grad is None for scale in fake), "the prediction must receive no gradient"
 
 
-def test_one_scale_may_come_alone_and_tuples_are_lists():
+def test_single_scale_and_tuples_are_accepted():
     fake, real = predictions(1), predictions(1, seed=1)
     criterion = FeatureMatchingLoss()
     assert torch.equal(criterion(fake[0], real[0]), criterion(fake, real))
@@ -57,7 +57,7 @@ def test_one_scale_may_come_alone_and_tuples_are_lists():
     ties=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_structure_shape_and_type(shapes, dtype, ties):
+def test_any_structure_shape_and_dtype(shapes, dtype, ties):
     generator = torch.Generator().manual_seed(0)
     fake, real = ([[torch.randn(s, generator=generator).to(dtype) for s in scale] for scale in shapes] for _ in "fr")
     if ties:
@@ -66,12 +66,12 @@ def test_any_structure_shape_and_type(shapes, dtype, ties):
     for f, r in zip(fake, real, strict=True):
         features = list(zip(f[:-1], r[:-1], strict=True))
         expected += sum((x.double() - y.double()).abs().mean() for x, y in features) * 4 / len(features) / len(shapes)
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # where a half loss stays float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # the loss of half-precision features is float32 under autocast
         loss = FeatureMatchingLoss()(fake, real)
     torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=1e-30)
 
 
-def test_one_operator_call_for_all_scales_and_layers(monkeypatch):
+def test_all_scales_and_layers_use_one_operator_call(monkeypatch):
     calls = []
     from pix2pixhd.losses import feature_matching
 
@@ -81,7 +81,7 @@ def test_one_operator_call_for_all_scales_and_layers(monkeypatch):
     assert [len(argument) for argument in calls[0]] == [12, 12, 12]
 
 
-def test_other_weightings():
+def test_scales_and_features_weightings():
     fake, real = predictions(2), predictions(2, seed=1)
     terms = [
         [(x - y).abs().double().mean() for x, y in zip(f[:-1], r[:-1], strict=True)]
@@ -95,7 +95,7 @@ def test_other_weightings():
             call("mean")
 
 
-def test_structures_that_do_not_agree_are_named():
+def test_mismatched_structures_are_rejected():
     fake, real = predictions(2), predictions(2, seed=1)
     criterion = FeatureMatchingLoss()
     with pytest.raises(ValueError, match="pred_real must have as many scales as pred_fake, 2, got 1"):
@@ -111,7 +111,7 @@ def test_structures_that_do_not_agree_are_named():
 
 @pytest.mark.usefixtures("any_backend")
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_l1_loss_is_torchs(reduction):
+def test_l1_loss_matches_torch(reduction):
     x, y = torch.randn(3, 5, 7, requires_grad=True), torch.randn(3, 5, 7)
     ours, theirs = L1Loss(reduction)(x, y), torch.nn.L1Loss(reduction=reduction)(x, y)
     torch.testing.assert_close(ours, theirs)
@@ -119,7 +119,7 @@ def test_l1_loss_is_torchs(reduction):
     torch.testing.assert_close(a, b)
 
 
-def test_l1_loss_of_nothing():
+def test_l1_loss_of_empty_tensors_and_invalid_arguments():
     x = torch.zeros(0, 3)
     assert torch.isnan(L1Loss()(x, x))
     assert L1Loss("sum")(x, x) == 0

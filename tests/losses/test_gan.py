@@ -1,4 +1,4 @@
-"""GANLoss: every mode against its formula, the signatures of NVIDIA's and SPADE's classes."""
+"""GANLoss: every mode compared with its formula, and compatibility with NVIDIA's and SPADE's signatures."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def close(actual, expected, tolerance=1e-6):
 @pytest.mark.parametrize("mode", ["lsgan", "vanilla", "hinge", "wgan"])
 @pytest.mark.parametrize("real", [True, False])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_every_mode_is_its_formula_in_value_and_gradient(mode, real, reduction):
+def test_value_and_gradient_of_every_mode_match_the_formula(mode, real, reduction):
     pred = predictions(num_D=3, requires_grad=True)
     last = [layers[-1] for layers in pred]
     loss = GANLoss(mode=mode, reduction=reduction)(pred, real)
@@ -40,7 +40,7 @@ def test_every_mode_is_its_formula_in_value_and_gradient(mode, real, reduction):
         close(a, b.double(), 1e-5)
 
 
-def test_generators_hinge_loss():
+def test_generator_hinge_loss():
     pred = predictions()
     criterion = GANLoss("hinge", tensor=torch.FloatTensor)
     close(criterion(pred, True, for_discriminator=False), sum(-s[-1].double().mean() for s in pred) / 2)
@@ -48,7 +48,7 @@ def test_generators_hinge_loss():
         criterion(pred, False, for_discriminator=False)
 
 
-def test_labels_are_used():
+def test_custom_labels():
     x = torch.randn(3, 1, 4, 4)
     criterion = GANLoss(target_real_label=0.9, target_fake_label=0.1)
     close(criterion(x, True), ((x.double() - 0.9) ** 2).mean())
@@ -57,11 +57,11 @@ def test_labels_are_used():
     close(smooth, 0.9 * formula("vanilla", x, True) + 0.1 * formula("vanilla", x, False))
 
 
-def test_nvidias_signature():
+def test_nvidia_signature():
     pred = predictions()
     criterion = GANLoss(use_lsgan=True, tensor=torch.FloatTensor)
     close(criterion(pred, True), sum(formula("lsgan", s[-1], True) for s in pred))
-    close(criterion(pred[0], False), formula("lsgan", pred[0][-1], False))  # one scale: a list over layers
+    close(criterion(pred[0], False), formula("lsgan", pred[0][-1], False))  # a single scale is a list over layers
     close(criterion(pred[0][-1], False), formula("lsgan", pred[0][-1], False))
     close(criterion(tuple(tuple(s) for s in pred), True), sum(formula("lsgan", s[-1], True) for s in pred))
     assert GANLoss(use_lsgan=False, tensor=torch.FloatTensor).mode == "vanilla"
@@ -70,24 +70,24 @@ def test_nvidias_signature():
 @pytest.mark.parametrize(
     ("name", "mode"), [("ls", "lsgan"), ("original", "vanilla"), ("hinge", "hinge"), ("w", "wgan")]
 )
-def test_spades_signature_means_over_scales(name, mode):
+def test_spade_signature_averages_over_scales(name, mode):
     pred = predictions(num_D=2)
     criterion = GANLoss(name, 1.0, 0.0, torch.FloatTensor, None)
     assert (criterion.mode, criterion.reduction) == (mode, "mean")
     close(criterion(pred, False, for_discriminator=True), sum(formula(mode, s[-1], False) for s in pred) / 2)
-    flat = [s[-1] for s in pred]  # SPADE without intermediate features: a list over scales
+    flat = [s[-1] for s in pred]  # SPADE without intermediate features returns a list over scales
     close(criterion(flat, True), sum(formula(mode, x, True) for x in flat) / 2)
     assert GANLoss(gan_mode=name).mode == mode
 
 
 @pytest.mark.parametrize("mode", ["lsgan", "vanilla", "hinge", "wgan"])
-def test_labels_may_be_numbers(mode):
+def test_target_is_real_accepts_one_and_zero(mode):
     pred, criterion = predictions(), GANLoss(mode=mode)
     assert torch.equal(criterion(pred, 1), criterion(pred, True))
     assert torch.equal(criterion(pred, 0), criterion(pred, False))
 
 
-def test_one_operator_call_for_all_scales(monkeypatch):
+def test_all_scales_use_one_operator_call(monkeypatch):
     calls = []
     from pix2pixhd.losses import adversarial as gan
 
@@ -99,7 +99,7 @@ def test_one_operator_call_for_all_scales(monkeypatch):
         assert len(calls[0][0]) == 3
 
 
-def test_autocast_gives_float32_and_half_alone_gives_half():
+def test_loss_is_float32_under_autocast_and_half_precision_without():
     x = torch.randn(2, 1, 4, 4, dtype=torch.bfloat16, requires_grad=True)
     assert GANLoss()(x, True).dtype == torch.bfloat16
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -119,7 +119,7 @@ def test_autocast_gives_float32_and_half_alone_gives_half():
         ({"reduction": "none"}, "reduction must be one of sum, mean, got 'none'"),
     ],
 )
-def test_unknown_options_are_refused(arguments, message):
+def test_unknown_options_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         GANLoss(**arguments)
 
@@ -134,6 +134,6 @@ def test_unknown_options_are_refused(arguments, message):
         ([["x"]], TypeError, r"input\[0\]\[0\] must be a tensor, got str"),
     ],
 )
-def test_bad_predictions_are_named(pred, error, message):
+def test_invalid_predictions_are_rejected(pred, error, message):
     with pytest.raises(error, match=message):
         GANLoss()(pred, True)

@@ -1,4 +1,4 @@
-"""The patch of NVIDIA's repositories, on stand-ins with the same modules, names and calls."""
+"""Patching of NVIDIA's repositories, tested on stand-ins with the same modules, names and calls."""
 
 import functools
 import sys
@@ -68,7 +68,7 @@ def options(**given):
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """The folder of a stand-in for NVIDIA's repository, forgotten after the test."""
+    """Folder of a stand-in for NVIDIA's repository. Its modules are unloaded after the test."""
     models = tmp_path / "repository" / "models"
     models.mkdir(parents=True)
     (models / "__init__.py").touch()
@@ -80,7 +80,7 @@ def checkout(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_one_line_swaps_the_losses_and_undo_brings_them_back(checkout):
+def test_patch_replaces_the_losses_and_undo_restores_them(checkout):
     patched = nvidia.patch(checkout)
     networks, model = sys.modules["models.networks"], sys.modules["models.pix2pixHD_model"]
     assert patched.replaced == [
@@ -106,7 +106,7 @@ def test_one_line_swaps_the_losses_and_undo_brings_them_back(checkout):
         model.Pix2PixHDModel().initialize(options())
 
 
-def test_the_vggs_weights_may_come_from_a_file(checkout, vgg_file, vgg):
+def test_vgg_weights_are_loaded_from_a_file(checkout, vgg_file, vgg):
     with nvidia.patch(str(checkout), vgg=vgg_file):
         model = sys.modules["models.pix2pixHD_model"].Pix2PixHDModel()
         model.initialize(options(no_vgg_loss=False))
@@ -115,7 +115,7 @@ def test_the_vggs_weights_may_come_from_a_file(checkout, vgg_file, vgg):
     assert not any(p.requires_grad for p in model.criterionVGG.parameters())
 
 
-def test_without_lsgan_the_discriminator_gives_logits(checkout):
+def test_discriminator_returns_logits_without_lsgan(checkout):
     with nvidia.patch(checkout):
         model = sys.modules["models.pix2pixHD_model"].Pix2PixHDModel()
         model.initialize(options(no_lsgan=True))
@@ -123,7 +123,7 @@ def test_without_lsgan_the_discriminator_gives_logits(checkout):
     assert not any(isinstance(layer, torch.nn.Sigmoid) for layer in model.netD)
 
 
-def test_spade(checkout):
+def test_spade_repository_is_patched(checkout):
     networks = textwrap.dedent(NETWORKS).partition("def define_D")[0] + "def define_D(opt):\n    return None\n"
     (checkout / "models" / "networks.py").write_text(networks)
     (checkout / "models" / "pix2pixHD_model.py").unlink()
@@ -135,7 +135,7 @@ def test_spade(checkout):
     assert isinstance(model.criterionFeat, L1Loss)
 
 
-def test_a_module_alone():
+def test_single_module_is_patched():
     networks = types.ModuleType("networks")
     networks.GANLoss = networks.VGGLoss = object
     with nvidia.patch(networks, vgg="/some/file.pth") as patched:
@@ -145,14 +145,14 @@ def test_a_module_alone():
     assert networks.GANLoss is networks.VGGLoss is object
 
 
-def test_a_checkout_that_does_not_import_is_left_as_it_was(checkout):
+def test_checkout_with_import_errors_is_not_patched(checkout):
     (checkout / "models" / "pix2pixHD_model.py").write_text("import a_package_that_is_not_there\n")
     with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
         nvidia.patch(checkout)
     assert sys.modules["models.networks"].GANLoss is not GANLoss
 
 
-def test_what_is_no_repository_is_named(checkout, tmp_path):
+def test_invalid_checkouts_are_rejected(checkout, tmp_path):
     with pytest.raises(FileNotFoundError, match=r".* has no models/networks; pass the folder of a pix2pixHD"):
         nvidia.patch(tmp_path)
     with pytest.raises(AttributeError, match="module math has no GANLoss and no VGGLoss; pass models"):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss, VGGLoss
 
 from .conftest import predictions
-from .test_vgg import WEIGHTS, pictures, plain_maps
+from .helpers import WEIGHTS, plain_feature_maps, random_images
 
 NUM_D, N_LAYERS = 2, 3
 
@@ -32,7 +32,7 @@ def perceptual(vgg, fake, real, imagenet=False):
         mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64).view(1, 3, 1, 1)
         std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64).view(1, 3, 1, 1)
         fake, real = (((x + 1) / 2 - mean) / std for x in (fake, real))
-    maps = zip(WEIGHTS, *(plain_maps(vgg.state_dict(), x.double()) for x in (fake, real)), strict=True)
+    maps = zip(WEIGHTS, *(plain_feature_maps(vgg.state_dict(), x.double()) for x in (fake, real)), strict=True)
     return sum(w * (x - y).abs().mean() for w, x, y in maps)
 
 
@@ -75,7 +75,7 @@ def test_every_preset_is_its_formula_in_value_and_gradient(vgg, preset, gan_mode
     pred_fake, pred_real = (predictions(NUM_D, N_LAYERS, seed=seed, requires_grad=True) for seed in (0, 1))
     # In float64, where ReLUs, poolings and signs decide alike at near ties.
     vgg = copy.deepcopy(vgg).double()
-    fake, real = pictures(1, 3, 32, 32).double().requires_grad_(), pictures(1, 3, 32, 32, seed=1).double()
+    fake, real = random_images(1, 3, 32, 32).double().requires_grad_(), random_images(1, 3, 32, 32, seed=1).double()
     mode = gan_mode or ("hinge" if preset in ("spade", "imaginaire") else "lsgan")
     gan, feat, perception, d_fake, d_real = expected(preset, mode, vgg, pred_fake, pred_real, fake, real)
 
@@ -122,7 +122,7 @@ def test_the_presets_factors_hold_in_the_other_modes(gan_mode):
 
 def test_weights_given_override_the_presets(vgg):
     pred, other = predictions(), predictions(seed=1)
-    fake, real = pictures(1, 3, 32, 32), pictures(1, 3, 32, 32, seed=1)
+    fake, real = random_images(1, 3, 32, 32), random_images(1, 3, 32, 32, seed=1)
     one = GeneratorLoss(1.0, 1.0, 1.0, vgg=vgg)(pred, other, fake, real)
     three = GeneratorLoss(lambda_gan=3.0, lambda_feat=5.0, lambda_vgg=7.0, vgg=vgg)(pred, other, fake, real)
     for a, b, factor in zip(three, one, (3, 5, 7), strict=False):
@@ -217,7 +217,7 @@ def test_a_generator_step_is_plain_pytorchs(vgg):
     torch.manual_seed(0)
     netD = TinyDiscriminator()
     generator = torch.nn.Conv2d(5, 3, 3, padding=1)
-    condition, real = torch.rand(1, 5, 32, 32), pictures(1, 3, 32, 32)
+    condition, real = torch.rand(1, 5, 32, 32), random_images(1, 3, 32, 32)
     weights = list(generator.parameters())
 
     fake = torch.tanh(generator(condition))
@@ -233,7 +233,7 @@ def test_a_generator_step_is_plain_pytorchs(vgg):
         for x, y in zip(f[:-1], r[:-1], strict=True):
             total = total + 10.0 * 4.0 / 2 / 2 * F.l1_loss(x, y.detach())
     state = vgg.state_dict()
-    for w, x, y in zip(WEIGHTS, plain_maps(state, fake), plain_maps(state, real), strict=True):
+    for w, x, y in zip(WEIGHTS, plain_feature_maps(state, fake), plain_feature_maps(state, real), strict=True):
         total = total + 10.0 * w * F.l1_loss(x, y)
     theirs = torch.autograd.grad(total, weights)
 
@@ -245,7 +245,7 @@ def test_a_generator_step_is_plain_pytorchs(vgg):
 @pytest.mark.usefixtures("any_backend")
 def test_the_sign_of_every_gradient_is_plain_pytorchs_ties_included():
     torch.manual_seed(0)
-    netD, real = TinyDiscriminator(), pictures(1, 3, 32, 32)
+    netD, real = TinyDiscriminator(), random_images(1, 3, 32, 32)
     fake = real.clone()
     fake[..., 16:] += 0.1  # the left half is equal: ties in every layer
     with torch.no_grad():

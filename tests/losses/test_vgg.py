@@ -7,46 +7,23 @@ import urllib.error
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torchvision.models import VGG19_Weights, vgg16, vgg19
 
 from pix2pixhd.losses import VGGLoss
 from pix2pixhd.models.vgg import FrozenVGG, load_vgg
 
-WEIGHTS = [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0]
-CONVOLUTIONS = [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28]
-POOLS = [4, 9, 18, 27]
-
-
-def plain_maps(state, x):
-    """VGG19 to relu5_1 written out, in the type of x."""
-    maps = []
-    for index in range(30):
-        if index in CONVOLUTIONS:
-            x = F.conv2d(x, state[f"features.{index}.weight"].to(x), state[f"features.{index}.bias"].to(x), padding=1)
-        elif index in POOLS:
-            x = F.max_pool2d(x, 2)
-        else:
-            x = F.relu(x)
-            if index in (1, 6, 11, 20, 29):
-                maps.append(x)
-    return maps
+from .helpers import WEIGHTS, plain_feature_maps, random_images
 
 
 def plain_loss(state, fake, real):
-    pairs = zip(WEIGHTS, plain_maps(state, fake), plain_maps(state, real.detach()), strict=True)
+    pairs = zip(WEIGHTS, plain_feature_maps(state, fake), plain_feature_maps(state, real.detach()), strict=True)
     return sum(w * (x - y).abs().mean() for w, x, y in pairs)
-
-
-def pictures(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(*shape, generator=generator) * 2 - 1
 
 
 @pytest.mark.usefixtures("any_backend")
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32), (2, 3, 16, 35)])
 def test_it_is_the_formula_in_value_and_gradient(vgg, shape):
-    fake, real = pictures(*shape).requires_grad_(), pictures(*shape, seed=1).requires_grad_()
+    fake, real = random_images(*shape).requires_grad_(), random_images(*shape, seed=1).requires_grad_()
     loss = VGGLoss(vgg=vgg)(fake, real)
     wide = fake.detach().double().requires_grad_()
     expected = plain_loss(vgg.state_dict(), wide, real.double())
@@ -61,7 +38,7 @@ def test_it_is_the_formula_in_value_and_gradient(vgg, shape):
 
 
 def test_real_picture_itself_gives_zero_loss_and_gradient(vgg):
-    fake = pictures(1, 3, 32, 32).requires_grad_()
+    fake = random_images(1, 3, 32, 32).requires_grad_()
     loss = VGGLoss(vgg=vgg)(fake, fake.detach())
     loss.backward()
     assert loss == 0
@@ -85,7 +62,7 @@ def test_the_maps_are_torchvisions_layers(network, build):
     state = {name.removeprefix("features."): value for name, value in vgg.state_dict().items()}
     assert list(state) == list(whole.state_dict())
     whole.load_state_dict(state)
-    x = pictures(1, 3, 35, 32)
+    x = random_images(1, 3, 35, 32)
     maps, expected = vgg(x), []
     for layer in whole:
         x = layer(x).clone()
@@ -95,7 +72,7 @@ def test_the_maps_are_torchvisions_layers(network, build):
 
 
 def test_imagenet_normalisation_and_gray_pictures(vgg):
-    fake, real = pictures(1, 1, 32, 32), pictures(1, 1, 32, 32, seed=1)
+    fake, real = random_images(1, 1, 32, 32), random_images(1, 1, 32, 32, seed=1)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
     a, b = ((((x.repeat(1, 3, 1, 1) + 1) / 2 - mean) / std).double() for x in (fake, real))
@@ -206,16 +183,16 @@ def test_a_module_of_ones_own():
         def forward(self, x):
             return [x, x * 2]
 
-    fake, real = pictures(1, 3, 16, 16), pictures(1, 3, 16, 16, seed=1)
+    fake, real = random_images(1, 3, 16, 16), random_images(1, 3, 16, 16, seed=1)
     loss = VGGLoss(vgg=Two(), weights=[1.0, 0.5])(fake, real)
     torch.testing.assert_close(loss, 2 * (fake - real).abs().mean())
-    with pytest.raises(ValueError, match="weights must have one number per map of vgg, 2, got 5"):
+    with pytest.raises(ValueError, match="weights must have one number per feature map of vgg, 2, got 5"):
         VGGLoss(vgg=Two())(fake, real)
 
 
 @pytest.mark.usefixtures("any_backend")
 def test_autocast_and_converted_modules(vgg):
-    fake, real = pictures(1, 3, 32, 32).requires_grad_(), pictures(1, 3, 32, 32, seed=1)
+    fake, real = random_images(1, 3, 32, 32).requires_grad_(), random_images(1, 3, 32, 32, seed=1)
     expected = VGGLoss(vgg=vgg)(fake, real).detach()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = VGGLoss(vgg=vgg)(fake.bfloat16(), real)  # a generator's half output beside a float32 picture
@@ -236,7 +213,7 @@ def test_one_operator_call_for_all_maps_and_no_graph_on_the_real_side(monkeypatc
 
     monkeypatch.setattr(module, "multi_l1_loss", lambda *a: calls.append(a) or torch.zeros(()))
     criterion = VGGLoss(vgg=vgg, keep_activations=True)
-    criterion(pictures(1, 3, 16, 16).requires_grad_(), pictures(1, 3, 16, 16).requires_grad_())
+    criterion(random_images(1, 3, 16, 16).requires_grad_(), random_images(1, 3, 16, 16).requires_grad_())
     assert len(calls) == 1
     fake_maps, real_maps, weights = calls[0]
     assert weights == WEIGHTS
@@ -271,8 +248,8 @@ def test_a_damaged_download_is_refused(monkeypatch, tmp_path):
 
 
 def test_types_that_do_not_agree_are_named(vgg):
-    half = pictures(1, 3, 16, 16).half()
-    message = r"real is torch.float16 and the VGG torch.float32; convert the pictures, convert the loss"
+    half = random_images(1, 3, 16, 16).half()
+    message = r"real is torch.float16 and the VGG torch.float32; convert the images, convert the loss"
     with pytest.raises(TypeError, match=message):
         VGGLoss(vgg=vgg)(half.float(), half)
     with pytest.raises(TypeError, match=r"real is torch\.uint8 and the VGG"):
@@ -289,8 +266,8 @@ def test_train_mode_does_not_reach_the_vgg(vgg):
     ("fake", "real", "message"),
     [
         ((1, 3, 32, 32), (1, 3, 32, 31), r"real must have the shape of fake, \(1, 3, 32, 32\), got \(1, 3, 32, 31\)"),
-        ((3, 32, 32), (3, 32, 32), r"must be pictures \[N, 3, H, W\]"),
-        ((1, 4, 32, 32), (1, 4, 32, 32), r"must be pictures \[N, 3, H, W\]"),
+        ((3, 32, 32), (3, 32, 32), r"must be images \[N, 3, H, W\]"),
+        ((1, 4, 32, 32), (1, 4, 32, 32), r"must be images \[N, 3, H, W\]"),
         ((1, 3, 15, 32), (1, 3, 15, 32), "must be at least 16x16, got 15x32"),
     ],
 )

@@ -12,7 +12,7 @@ from pix2pixhd.losses import GeneratorLoss, VGGLoss
 from pix2pixhd.models.vgg import load_vgg
 from pix2pixhd.ops import perceptual_engine
 
-from .test_vgg import pictures
+from .helpers import random_images
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def wide():
 
 
 def inputs(batch=3, size=(16, 20)):
-    fake, real = pictures(batch, 3, *size).double(), pictures(batch, 3, *size, seed=1).double()
+    fake, real = random_images(batch, 3, *size).double(), random_images(batch, 3, *size, seed=1).double()
     return fake.requires_grad_(), real
 
 
@@ -59,7 +59,7 @@ def test_vectorized_jacobian(wide):
 @pytest.mark.parametrize("criterion", ["l1", "mse"])
 def test_forward_mode_gives_the_directional_derivative(wide, criterion):
     fake, real = inputs()
-    tangent = pictures(*fake.shape, seed=2).double()
+    tangent = random_images(*fake.shape, seed=2).double()
     lean, full = both(wide, criterion=criterion)
     (gradient,) = torch.autograd.grad(full(fake, real), fake)
     with fwAD.dual_level():
@@ -192,7 +192,7 @@ def transposed(x):
 @pytest.mark.parametrize("layout", [lambda x: x.contiguous(memory_format=torch.channels_last), transposed])
 def test_ambiguous_strides(vgg, shape, layout):
     """Maps of one pixel, one row, one image; images of one channel."""
-    fake, real = pictures(*shape), pictures(*shape, seed=1)
+    fake, real = random_images(*shape), random_images(*shape, seed=1)
     found = []
     for criterion in both(vgg):
         leaf = layout(fake).detach().requires_grad_()

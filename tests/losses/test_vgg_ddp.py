@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pix2pixhd.losses import VGGLoss
 
-from .test_vgg import pictures
+from .helpers import random_images
 
 
 def generator():
@@ -37,7 +37,7 @@ def work(rank, vgg_file, folder, label, real):
 
 
 def test_two_processes_are_one_with_the_joint_batch(vgg_file, tmp_path):
-    label, real = pictures(4, 3, 32, 32).double(), pictures(4, 3, 32, 32, seed=1).double()
+    label, real = random_images(4, 3, 32, 32).double(), random_images(4, 3, 32, 32, seed=1).double()
     mp.spawn(work, args=(vgg_file, tmp_path, label, real), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     torch.testing.assert_close(first, second, rtol=0, atol=0)

@@ -9,10 +9,10 @@ import torch
 from pix2pixhd.losses import VGGLoss
 from pix2pixhd.losses import fingerprint as fingerprints
 
-from .test_vgg import pictures
+from .helpers import random_images
 
 LAYERS = ("relu2_1",)
-REFUSED = r"real holds features made with other VGG weights.*compute them again with this loss's features\(\)"
+REFUSED = r"real holds features made with other VGG weights.*recompute them with this loss's features\(\)"
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def criterion():
 
 
 def images(dtype=torch.float32):
-    return pictures(1, 3, 16, 16).to(dtype), pictures(1, 3, 16, 16, seed=1).to(dtype)
+    return random_images(1, 3, 16, 16).to(dtype), random_images(1, 3, 16, 16, seed=1).to(dtype)
 
 
 def with_other_weights(criterion):
@@ -40,7 +40,9 @@ def test_features_made_with_other_weights_are_refused(criterion, tmp_path):
     features = criterion.features(real)
     with pytest.raises(ValueError, match=REFUSED):
         other(fake, features)
-    with pytest.raises(ValueError, match="parts must be of one loss, got features made with different VGG weights"):
+    with pytest.raises(
+        ValueError, match="parts must come from the same loss, got features computed with different VGG weights"
+    ):
         type(features).cat([features, other.features(real)])
 
 

@@ -8,7 +8,7 @@ import torch
 from pix2pixhd.losses import VGGLoss
 from pix2pixhd.ops.perceptual_scaling import Float16Scale
 
-from .test_vgg import WEIGHTS, pictures
+from .helpers import WEIGHTS, random_images
 
 
 def grad_scaler_gradient(criterion, fake, real, mask):
@@ -23,7 +23,7 @@ def grad_scaler_gradient(criterion, fake, real, mask):
 
 def check(vgg, size, distance=1.0, mask=None, **options):
     """The error against float64 is at most twice that of plain autocast with a ``GradScaler``."""
-    fake, real = pictures(1, 3, size, size).requires_grad_(), pictures(1, 3, size, size, seed=1)
+    fake, real = random_images(1, 3, size, size).requires_grad_(), random_images(1, 3, size, size, seed=1)
     real = fake.detach() + distance * (real - fake.detach())
     exact = VGGLoss(vgg=copy.deepcopy(vgg), keep_activations=True, **options).double()
     (expected,) = torch.autograd.grad(exact(fake.double(), real.double(), mask), fake)
@@ -69,7 +69,7 @@ def test_a_network_whose_gradient_grows_or_shrinks_by_orders_of_magnitude(vgg):
 
 def test_each_image_has_its_own_scale(vgg):
     """One image's outlier must not cost the others their gradient."""
-    fake, real = pictures(2, 3, 32, 32), pictures(2, 3, 32, 32, seed=1)
+    fake, real = random_images(2, 3, 32, 32), random_images(2, 3, 32, 32, seed=1)
     mask = torch.ones(2, 1, 32, 32)
     mask[0] = 1e12
     criterion = VGGLoss(vgg=vgg, dtype=torch.float16, reduction="none")
@@ -81,7 +81,7 @@ def test_each_image_has_its_own_scale(vgg):
 
 
 def test_a_nan_in_the_mask_stays_in_its_image(vgg):
-    fake, real = pictures(2, 3, 32, 32).requires_grad_(), pictures(2, 3, 32, 32, seed=1)
+    fake, real = random_images(2, 3, 32, 32).requires_grad_(), random_images(2, 3, 32, 32, seed=1)
     mask = torch.ones(2, 1, 32, 32)
     mask[0, 0, 5, 5] = float("nan")
     (gradient,) = torch.autograd.grad(VGGLoss(vgg=vgg, dtype=torch.float16)(fake, real, mask), fake)

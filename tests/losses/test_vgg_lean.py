@@ -8,7 +8,7 @@ import torch
 from pix2pixhd.losses import VGGLoss
 from pix2pixhd.ops import perceptual_engine
 
-from .test_vgg import pictures
+from .helpers import random_images
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def both(vgg, **options):
 @pytest.mark.parametrize("shape", [(1, 3, 16, 16), (2, 3, 32, 48), (1, 3, 17, 31), (3, 1, 47, 33), (1, 3, 63, 16)])
 @pytest.mark.parametrize("normalize", ["none", "imagenet"])
 def test_value_and_gradient_are_the_other_forms_at_any_size(wide, shape, normalize):
-    fake, real = pictures(*shape).double().requires_grad_(), pictures(*shape, seed=1).double()
+    fake, real = random_images(*shape).double().requires_grad_(), random_images(*shape, seed=1).double()
     lean, full = (criterion.double() for criterion in both(wide, normalize=normalize))
     a, b = lean(fake, real), full(fake, real)
     assert a.dtype == torch.float64
@@ -35,7 +35,7 @@ def test_value_and_gradient_are_the_other_forms_at_any_size(wide, shape, normali
 
 
 def test_ties_dead_units_and_nan(wide):
-    fake = pictures(1, 3, 32, 32).double()
+    fake = random_images(1, 3, 32, 32).double()
     real = fake.clone()
     real[..., :16] += 0.5  # the other half ties, deep into the network
     fake.requires_grad_()
@@ -52,7 +52,7 @@ def test_ties_dead_units_and_nan(wide):
 
 
 def test_nothing_but_the_gradient_is_kept(vgg):
-    fake, real = pictures(1, 3, 64, 64).requires_grad_(), pictures(1, 3, 64, 64, seed=1)
+    fake, real = random_images(1, 3, 64, 64).requires_grad_(), random_images(1, 3, 64, 64, seed=1)
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
         loss = VGGLoss(vgg=vgg)(fake, real)
@@ -63,7 +63,7 @@ def test_nothing_but_the_gradient_is_kept(vgg):
 
 def test_without_gradient_only_the_value_is_computed(vgg, monkeypatch):
     monkeypatch.setattr(perceptual_engine.TilePass, "backward", lambda *a: pytest.fail("computed a gradient"))
-    fake, real = pictures(1, 3, 32, 32), pictures(1, 3, 32, 32, seed=1)
+    fake, real = random_images(1, 3, 32, 32), random_images(1, 3, 32, 32, seed=1)
     lean, full = both(vgg)
     assert not lean(fake, real).requires_grad
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_without_gradient_only_the_value_is_computed(vgg, monkeypatch):
 
 
 def test_two_backwards_leave_each_other_alone(vgg):
-    fake, real = pictures(1, 3, 32, 32).requires_grad_(), pictures(1, 3, 32, 32, seed=1)
+    fake, real = random_images(1, 3, 32, 32).requires_grad_(), random_images(1, 3, 32, 32, seed=1)
     loss = VGGLoss(vgg=vgg)(fake, real)
     (first,) = torch.autograd.grad(loss, fake, torch.tensor(1.0), retain_graph=True)
     expected = first.clone()
@@ -82,7 +82,7 @@ def test_two_backwards_leave_each_other_alone(vgg):
 
 
 def test_double_backward_is_refused_and_the_other_form_named(vgg):
-    fake, real = pictures(1, 3, 32, 32).requires_grad_(), pictures(1, 3, 32, 32, seed=1)
+    fake, real = random_images(1, 3, 32, 32).requires_grad_(), random_images(1, 3, 32, 32, seed=1)
     lean, full = both(vgg)
     (gradient,) = torch.autograd.grad(lean(fake, real), fake, create_graph=True)
     with pytest.raises(RuntimeError, match=r"differentiated twice .*keep_activations=True"):
@@ -93,7 +93,7 @@ def test_double_backward_is_refused_and_the_other_form_named(vgg):
 @pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.6), (torch.float16, 0.2)])
 def test_autocast(vgg, dtype, error):
     """No worse than PyTorch's own autocast is, measured against float32; the errors are sign flips at near ties."""
-    fake, real = pictures(1, 3, 64, 64).requires_grad_(), pictures(1, 3, 64, 64, seed=1)
+    fake, real = random_images(1, 3, 64, 64).requires_grad_(), random_images(1, 3, 64, 64, seed=1)
     lean, full = both(vgg)
     (exact,) = torch.autograd.grad(full(fake, real), fake)
     gradients = []
@@ -110,7 +110,7 @@ def test_autocast(vgg, dtype, error):
 
 
 def test_a_gradient_of_a_billionth_of_the_loss_survives_float16(vgg):
-    fake, real = pictures(1, 3, 32, 32).requires_grad_(), pictures(1, 3, 32, 32, seed=1)
+    fake, real = random_images(1, 3, 32, 32).requires_grad_(), random_images(1, 3, 32, 32, seed=1)
     with torch.autocast("cpu", dtype=torch.float16):
         loss = VGGLoss(vgg=vgg, weights=[1e-6 * w for w in (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)])(fake, real)
     (gradient,) = torch.autograd.grad(loss, fake)
@@ -120,7 +120,7 @@ def test_a_gradient_of_a_billionth_of_the_loss_survives_float16(vgg):
 
 
 def test_memory_formats_and_strides_of_the_pictures(wide):
-    fake, real = pictures(2, 3, 32, 32).double(), pictures(2, 3, 32, 32, seed=1).double()
+    fake, real = random_images(2, 3, 32, 32).double(), random_images(2, 3, 32, 32, seed=1).double()
     lean = VGGLoss(vgg=wide).double()
     expected = None
     for view in (
@@ -138,7 +138,7 @@ def test_memory_formats_and_strides_of_the_pictures(wide):
 def test_it_compiles_without_a_graph_break(vgg):
     torch._dynamo.reset()
     lean = VGGLoss(vgg=vgg)
-    fake, real = pictures(1, 3, 32, 32).requires_grad_(), pictures(1, 3, 32, 32, seed=1)
+    fake, real = random_images(1, 3, 32, 32).requires_grad_(), random_images(1, 3, 32, 32, seed=1)
     compiled = torch.compile(lambda x, y: lean(torch.tanh(x), y) * 2.0, fullgraph=True, backend="aot_eager")
     (a,), (b,) = (
         torch.autograd.grad(f(fake, real), fake) for f in (compiled, lambda x, y: lean(torch.tanh(x), y) * 2.0)
@@ -148,9 +148,9 @@ def test_it_compiles_without_a_graph_break(vgg):
 
 def test_opcheck(vgg):
     weights, biases, layer_kinds = vgg.conv_stack()
-    fake, real = pictures(1, 3, 16, 16).requires_grad_(), pictures(1, 3, 16, 16, seed=1)
-    crop = pictures(1, 3, 17, 18).contiguous(memory_format=torch.channels_last)[:, :, 1:, 1:-1]  # not dense
-    permuted = pictures(16, 32, 3, 1).permute(3, 2, 0, 1)[..., ::2]
+    fake, real = random_images(1, 3, 16, 16).requires_grad_(), random_images(1, 3, 16, 16, seed=1)
+    crop = random_images(1, 3, 17, 18).contiguous(memory_format=torch.channels_last)[:, :, 1:, 1:-1]  # not dense
+    permuted = random_images(16, 32, 3, 1).permute(3, 2, 0, 1)[..., ::2]
     layer_weights = [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0]
     network = (weights, biases, layer_weights, layer_kinds)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -173,7 +173,7 @@ def test_twenty_steps_of_training_follow_the_same_curve(vgg):
         generator = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Tanh(), torch.nn.Conv2d(8, 3, 1))
         optimizer = torch.optim.SGD(generator.parameters(), lr=0.05)
         criterion = VGGLoss(vgg=vgg, keep_activations=keep)
-        label, real = pictures(2, 3, 32, 32), pictures(2, 3, 32, 32, seed=1)
+        label, real = random_images(2, 3, 32, 32), random_images(2, 3, 32, 32, seed=1)
         losses = []
         for _ in range(20):
             optimizer.zero_grad()

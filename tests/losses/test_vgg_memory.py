@@ -13,7 +13,7 @@ from pix2pixhd.models.vgg import PAPER_LAYERS, load_vgg
 from pix2pixhd.ops.perceptual_engine import Comparison, TilePass, run_tile
 from pix2pixhd.ops.perceptual_tiling import plan_tiles
 
-from .test_vgg import pictures
+from .helpers import random_images
 
 
 def network(name, layers):
@@ -83,8 +83,11 @@ class LiveBytes(TorchDispatchMode):
 )
 def test_bands_give_the_value_and_the_gradient_of_the_whole(name, layers, height):
     vgg = network(name, layers)
-    fake, real = pictures(2, 3, height, 17).double().requires_grad_(), pictures(2, 3, height, 17, seed=1).double()
-    mask = pictures(2, 1, height, 17, seed=2).double()
+    fake, real = (
+        random_images(2, 3, height, 17).double().requires_grad_(),
+        random_images(2, 3, height, 17, seed=1).double(),
+    )
+    mask = random_images(2, 1, height, 17, seed=2).double()
     whole = VGGLoss(vgg=vgg)
     expected = [whole(fake, real), whole(fake, real, mask)]
     gradients = [torch.autograd.grad(loss, fake)[0] for loss in expected]
@@ -110,7 +113,7 @@ def test_bands_give_the_value_and_the_gradient_of_the_whole(name, layers, height
 def test_the_bound_is_kept_and_is_not_far_off(vgg, squared, dtype, share):
     """Counted tensor by tensor, for the feature maps, saved bits and gradients of every tile."""
     shape = (1, 3, 512, 64)
-    fake, real = pictures(*shape), pictures(*shape, seed=1)
+    fake, real = random_images(*shape), random_images(*shape, seed=1)
     stack, comparison = vgg.conv_stack().to(dtype), Comparison([1.0] * 5, squared)
     limit = int(share * least_bound(vgg, shape, dtype.itemsize, squared))
     tiles, peak = tiles_of(vgg, shape, dtype.itemsize, limit, squared), 0
@@ -152,7 +155,7 @@ def test_a_bound_that_is_too_low_is_named(vgg):
 
 
 def test_other_types_within_a_bound(vgg):
-    fake, real = pictures(1, 3, 400, 32).requires_grad_(), pictures(1, 3, 400, 32, seed=1)
+    fake, real = random_images(1, 3, 400, 32).requires_grad_(), random_images(1, 3, 400, 32, seed=1)
     for dtype, tolerance in ((torch.float16, 2e-3), (torch.bfloat16, 2e-2)):
         whole = VGGLoss(vgg=vgg, dtype=dtype)(fake, real)
         bounded = VGGLoss(vgg=vgg, dtype=dtype, memory_limit=4 * 2**20)(fake, real)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pix2pixhd.losses import GeneratorLoss, VGGLoss
 from pix2pixhd.models.vgg import PAPER_LAYERS, load_vgg
 
-from .test_vgg import pictures
+from .helpers import random_images
 
 JOHNSON = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")  # arXiv 1603.08155; each is followed by a pooling
 LAYERS = {
@@ -79,7 +79,7 @@ def check(criterion, expected, fake, real, mask=None, upstream=None):
 @pytest.mark.parametrize("criterion", ["l1", "mse"])
 def test_networks_and_layers(networks, network, layers, criterion):
     vgg = networks(network, layers)
-    fake, real = pictures(2, 3, 33, 47).double().requires_grad_(), pictures(2, 3, 33, 47, seed=1).double()
+    fake, real = random_images(2, 3, 33, 47).double().requires_grad_(), random_images(2, 3, 33, 47, seed=1).double()
     weights = [0.5 + 0.25 * k for k in range(len(layers))]
     expected = formula(vgg, layers, weights, fake, real, criterion == "mse").mean()
     check(VGGLoss(vgg=vgg, weights=weights, criterion=criterion), expected, fake, real)
@@ -89,15 +89,15 @@ def test_networks_and_layers(networks, network, layers, criterion):
 @pytest.mark.parametrize("shape", [(2, 1, 40, 37), (1, 1, 40, 37), (40, 37)])
 def test_a_weight_map(networks, criterion, shape):
     vgg = networks("vgg16", JOHNSON)
-    fake, real = pictures(2, 3, 40, 37).double().requires_grad_(), pictures(2, 3, 40, 37, seed=1).double()
-    mask = pictures(*shape, seed=2).double() * 2  # below zero too
+    fake, real = random_images(2, 3, 40, 37).double().requires_grad_(), random_images(2, 3, 40, 37, seed=1).double()
+    mask = random_images(*shape, seed=2).double() * 2  # below zero too
     whole = mask.expand(2, 1, 40, 37)
     expected = formula(vgg, JOHNSON, [1.0] * 4, fake, real, criterion == "mse", whole).mean()
     check(VGGLoss(vgg=vgg, criterion=criterion), expected, fake, real, mask)
 
 
 def test_a_mask_of_ones_changes_nothing_and_one_of_zeros_leaves_nothing(vgg):
-    fake, real = pictures(1, 3, 48, 40).requires_grad_(), pictures(1, 3, 48, 40, seed=1)
+    fake, real = random_images(1, 3, 48, 40).requires_grad_(), random_images(1, 3, 48, 40, seed=1)
     criterion = VGGLoss(vgg=vgg)
     loss = criterion(fake, real)
     torch.testing.assert_close(criterion(fake, real, torch.ones(48, 40)), loss, rtol=1e-6, atol=0)
@@ -111,7 +111,7 @@ def test_a_mask_of_ones_changes_nothing_and_one_of_zeros_leaves_nothing(vgg):
 @pytest.mark.parametrize("criterion", ["l1", "mse"])
 def test_one_number_per_picture(networks, criterion):
     vgg = networks("vgg19", PAPER_LAYERS)
-    fake, real = pictures(3, 3, 32, 35).double().requires_grad_(), pictures(3, 3, 32, 35, seed=1).double()
+    fake, real = random_images(3, 3, 32, 35).double().requires_grad_(), random_images(3, 3, 32, 35, seed=1).double()
     weights = [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0]
     expected = formula(vgg, PAPER_LAYERS, weights, fake, real, criterion == "mse")
     assert expected.shape == (3,)
@@ -122,8 +122,8 @@ def test_one_number_per_picture(networks, criterion):
 @pytest.mark.parametrize("scale_weights", [(1.0, 0.5, 0.25), (0.0, 1.0), (2.0,)])
 def test_scales_of_the_picture(networks, scale_weights):
     vgg = networks("vgg16", JOHNSON)
-    fake, real = pictures(1, 3, 70, 67).double().requires_grad_(), pictures(1, 3, 70, 67, seed=1).double()
-    mask = pictures(1, 1, 70, 67, seed=2).double()
+    fake, real = random_images(1, 3, 70, 67).double().requires_grad_(), random_images(1, 3, 70, 67, seed=1).double()
+    mask = random_images(1, 1, 70, 67, seed=2).double()
     x, y, expected = fake, real, 0.0
     for weight in scale_weights:
         expected = expected + weight * formula(vgg, JOHNSON, [1.0] * 4, x, y, mask=mask).mean()
@@ -136,7 +136,7 @@ def test_scales_of_the_picture(networks, scale_weights):
 
 def test_the_range_of_the_pictures(networks):
     vgg = networks("vgg16", JOHNSON)
-    fake, real = pictures(1, 3, 32, 32).double(), pictures(1, 3, 32, 32, seed=1).double()
+    fake, real = random_images(1, 3, 32, 32).double(), random_images(1, 3, 32, 32, seed=1).double()
     for normalize in ("none", "imagenet"):
         expected = VGGLoss(vgg=vgg, normalize=normalize).double()(fake, real)
         for low, high in ((0.0, 1.0), (0.0, 255.0)):
@@ -147,7 +147,7 @@ def test_the_range_of_the_pictures(networks):
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_the_precision_of_the_pass(vgg, keep):
-    fake, real = pictures(1, 3, 48, 48).requires_grad_(), pictures(1, 3, 48, 48, seed=1)
+    fake, real = random_images(1, 3, 48, 48).requires_grad_(), random_images(1, 3, 48, 48, seed=1)
     plain = VGGLoss(vgg=vgg, keep_activations=keep)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = plain(fake, real)
@@ -160,7 +160,7 @@ def test_the_precision_of_the_pass(vgg, keep):
 
 
 def test_the_generators_objective_takes_features(vgg):
-    fake, real = pictures(1, 3, 32, 32).requires_grad_(), pictures(1, 3, 32, 32, seed=1)
+    fake, real = random_images(1, 3, 32, 32).requires_grad_(), random_images(1, 3, 32, 32, seed=1)
     criterion = GeneratorLoss(lambda_feat=0.0, vgg=vgg)
     pred = [[torch.zeros(1, 1, 4, 4)]]
     terms = criterion(pred, pred, fake, criterion.vgg.features(real))
@@ -172,7 +172,7 @@ def test_the_generators_objective_takes_features(vgg):
 def test_it_compiles_with_features_mask_and_scales(vgg):
     torch._dynamo.reset()
     criterion = VGGLoss(vgg=vgg, scale_weights=(1.0, 1.0), reduction="none", normalize="imagenet")
-    fake, real = pictures(2, 3, 48, 48).requires_grad_(), pictures(2, 3, 48, 48, seed=1)
+    fake, real = random_images(2, 3, 48, 48).requires_grad_(), random_images(2, 3, 48, 48, seed=1)
     mask = torch.rand(48, 48, generator=torch.Generator().manual_seed(0))
     features = criterion.features(real)
 
@@ -191,7 +191,10 @@ def test_it_compiles_with_features_mask_and_scales(vgg):
         ({"layers": ["relu3_5"]}, "layers: vgg19 has no layer 'relu3_5'; it has relu1_1, relu1_2"),
         ({"layers": ["relu3_1", "relu_3_1"]}, "layers: 'relu_3_1' is listed twice"),
         ({"layers": []}, "layers must name at least one of relu1_1"),
-        ({"layers": ["relu1_1"], "weights": [1.0, 2.0]}, "weights must have one number per map of vgg, 1, got 2"),
+        (
+            {"layers": ["relu1_1"], "weights": [1.0, 2.0]},
+            "weights must have one number per feature map of vgg, 1, got 2",
+        ),
         ({"criterion": "l2"}, "criterion must be l1 or mse, got 'l2'"),
         ({"reduction": "sum"}, "reduction must be mean or none, got 'sum'"),
         ({"input_range": (1, 0)}, r"input_range must be \(lowest, highest\)"),
@@ -210,7 +213,7 @@ def test_wrong_options_are_named(options, message):
 
 @pytest.mark.parametrize("limit", [1e9, np.float32(2**30), np.int64(10**9), 1e30, float(2**63)])
 def test_memory_limit_may_be_a_whole_float(vgg, limit):
-    x = pictures(1, 3, 16, 16)
+    x = random_images(1, 3, 16, 16)
     criterion = VGGLoss(vgg=vgg, memory_limit=limit)
     torch.testing.assert_close(criterion(x, x + 0.5), VGGLoss(vgg=vgg)(x, x + 0.5))
     with pytest.raises(TypeError, match="memory_limit must be a number, got '1GB'"):
@@ -278,7 +281,7 @@ def test_files_of_the_other_network_are_refused(vgg, vgg_file, tmp_path):
 
 
 def test_features_are_cut_joined_and_moved(vgg):
-    fake, real = pictures(3, 3, 32, 32), pictures(3, 3, 32, 32, seed=1)
+    fake, real = random_images(3, 3, 32, 32), random_images(3, 3, 32, 32, seed=1)
     criterion = VGGLoss(vgg=vgg, reduction="none")
     features = criterion.features(real)
     assert features.nbytes == 3 * 122 * 32 * 32 * 4
@@ -288,16 +291,16 @@ def test_features_are_cut_joined_and_moved(vgg):
     torch.testing.assert_close(criterion(fake[1:], features[1:]), expected[1:], rtol=1e-6, atol=0)
     joined = type(features).cat([features[2:3], features[:1]])
     torch.testing.assert_close(criterion(fake[[2, 0]], joined), expected[[2, 0]], rtol=1e-6, atol=0)
-    with pytest.raises(TypeError, match="features are taken by slice"):
+    with pytest.raises(TypeError, match="features must be indexed with a slice"):
         features[0]
     with pytest.raises(ValueError, match="parts is empty"):
         type(features).cat([])
-    with pytest.raises(ValueError, match="parts must be of pictures of one size and of one loss"):
-        type(features).cat([features, criterion.features(pictures(1, 3, 32, 48))])
+    with pytest.raises(ValueError, match="parts must have the same image size and come from the same loss"):
+        type(features).cat([features, criterion.features(random_images(1, 3, 32, 48))])
 
 
 def test_with_features_the_real_side_is_not_computed(vgg, monkeypatch):
-    fake, real = pictures(1, 3, 32, 32), pictures(1, 3, 32, 32, seed=1)
+    fake, real = random_images(1, 3, 32, 32), random_images(1, 3, 32, 32, seed=1)
     criterion = VGGLoss(vgg=vgg)
     features = criterion.features(real)
     before = [x.clone() for x in features.maps[0]]

@@ -9,7 +9,7 @@ import torch
 from pix2pixhd.losses import VGGLoss
 from pix2pixhd.models.vgg import FrozenVGG
 
-from .test_vgg import pictures
+from .helpers import random_images
 
 LAYERS = ["relu1_1", "relu2_1"]
 
@@ -23,7 +23,7 @@ def network(seed=0):
 
 
 def gradient(criterion):
-    fake, real = pictures(1, 3, 16, 20).requires_grad_(), pictures(1, 3, 16, 20, seed=1)
+    fake, real = random_images(1, 3, 16, 20).requires_grad_(), random_images(1, 3, 16, 20, seed=1)
     return torch.autograd.grad(criterion(fake, real), fake)[0]
 
 
@@ -133,9 +133,9 @@ def test_parameters_that_require_a_gradient_are_named_and_get_one_from_the_other
     with pytest.raises(RuntimeError, match=r"a parameter of the VGG requires a gradient.*keep_activations=True"):
         gradient(criterion)
     with torch.no_grad():
-        criterion(pictures(1, 3, 16, 16), pictures(1, 3, 16, 16))
+        criterion(random_images(1, 3, 16, 16), random_images(1, 3, 16, 16))
     criterion.keep_activations = True
-    criterion(pictures(1, 3, 16, 16), pictures(1, 3, 16, 16, seed=1)).backward()
+    criterion(random_images(1, 3, 16, 16), random_images(1, 3, 16, 16, seed=1)).backward()
     assert all(parameter.grad is not None for parameter in criterion.vgg.parameters())
 
 
@@ -194,7 +194,7 @@ def test_changed_layers_are_not_ignored(change):
     changed, plain = network(), network()
     for vgg in (changed, plain):
         change(vgg)
-    fake, real = pictures(1, 3, 17, 19), pictures(1, 3, 17, 19, seed=1)
+    fake, real = random_images(1, 3, 17, 19), random_images(1, 3, 17, 19, seed=1)
     expected = VGGLoss(vgg=plain, keep_activations=True)
     torch.testing.assert_close(VGGLoss(vgg=changed)(fake, real), expected(fake, real))
     assert (expected(fake, real) - VGGLoss(vgg=network())(fake, real)).abs() > 1e-4 * expected(fake, real)
