@@ -48,8 +48,8 @@ def as_options(text: str) -> str:
         'pass its path, loss.vgg: /path/to/vgg19.pth, or loss.vgg: random'
     """
     text = re.sub(r"VGGLoss\((vgg=['\"][^'\"]*['\"])\)", r"\1", text)
-    text = re.sub(r"^memory_limit\b", "loss.vgg_memory_limit", text)
-    text = text.replace("take dtype=torch.bfloat16", "set trainer.precision: bf16-mixed")
+    text = re.sub(r"\bmemory_limit\b", "loss.vgg_memory_limit", text)
+    text = text.replace("use dtype=torch.bfloat16", "set trainer.precision: bf16-mixed")
     return re.sub(r"\bvgg=['\"]([^'\"]*)['\"]", r"loss.vgg: \1", text)
 
 

@@ -128,7 +128,7 @@ def test_vgg_weights_that_cannot_be_had(capsys, command_line, tmp_path):
         capsys, command_line("--loss.lambda_vgg=10", "--loss.vgg=/nowhere/vgg19.pth"), "loss.vgg", "/nowhere/vgg19.pth"
     )
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "vgg.pth")
-    fails(capsys, command_line("--loss.lambda_vgg=10", f"--loss.vgg={tmp_path}/vgg.pth"), "no VGG19 state dict")
+    fails(capsys, command_line("--loss.lambda_vgg=10", f"--loss.vgg={tmp_path}/vgg.pth"), "is not a VGG19 state dict")
 
 
 def test_advice_names_options_instead_of_python(capsys, command_line, monkeypatch):
@@ -254,8 +254,13 @@ def test_errors_within_training(capsys, command_line, monkeypatch, error, advice
 def test_a_memory_limit_of_the_perceptual_loss_that_is_too_small(capsys, command_line):
     options = ("--loss.lambda_vgg=1", "--loss.vgg=random", "--loss.vgg_memory_limit=1")
     size = ("--data.resize_or_crop=scale_width", "--data.loadSize=128")
-    message = "error: loss.vgg_memory_limit is 1 MiB, and pictures of 96x128 need at least "
-    fails(capsys, command_line(*options, *size), message, "raise it, or set trainer.precision: bf16-mixed")
+    message = "error: loss.vgg_memory_limit is 1 MiB, but images of 96x128 need at least "
+    fails(
+        capsys,
+        command_line(*options, *size),
+        message,
+        "increase loss.vgg_memory_limit, or set trainer.precision: bf16-mixed",
+    )
 
 
 def run_python(code):
