@@ -48,30 +48,35 @@ def make_config(data_root, tmp_path):
     return make
 
 
+def train_arguments(dataroot, output, *more):
+    """Arguments of ``pix2pixhd train`` for a small run; later ones override earlier ones."""
+    options = {
+        "data.dataroot": dataroot,
+        "data.label_nc": 4,
+        "data.resize_or_crop": "crop",
+        "data.fineSize": 16,
+        "data.nThreads": 0,
+        "model.ngf": 4,
+        "model.n_downsample_global": 2,
+        "model.n_blocks_global": 1,
+        "model.ndf": 4,
+        "model.n_layers_D": 2,
+        "loss.lambda_vgg": 0,
+        "optimizer.niter": 1,
+        "optimizer.niter_decay": 0,
+        "run.output": output,
+        "trainer.accelerator": "cpu",
+        "trainer.enable_progress_bar": "false",
+    }
+    return ["train", *(f"--{name}={value}" for name, value in options.items()), *map(str, more)]
+
+
 @pytest.fixture
 def command_line(data_root, tmp_path):
     """Makes the arguments of ``pix2pixhd train`` for the same small run."""
 
     def make(*more, output="run"):
-        options = {
-            "data.dataroot": data_root,
-            "data.label_nc": 4,
-            "data.resize_or_crop": "crop",
-            "data.fineSize": 16,
-            "data.nThreads": 0,
-            "model.ngf": 4,
-            "model.n_downsample_global": 2,
-            "model.n_blocks_global": 1,
-            "model.ndf": 4,
-            "model.n_layers_D": 2,
-            "loss.lambda_vgg": 0,
-            "optimizer.niter": 1,
-            "optimizer.niter_decay": 0,
-            "run.output": tmp_path / output,
-            "trainer.accelerator": "cpu",
-            "trainer.enable_progress_bar": "false",
-        }
-        return ["train", *(f"--{name}={value}" for name, value in options.items()), *map(str, more)]
+        return train_arguments(data_root, tmp_path / output, *more)
 
     return make
 

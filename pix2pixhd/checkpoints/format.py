@@ -20,6 +20,7 @@ __all__ = [
     "Checkpoint",
     "describe",
     "last_checkpoint",
+    "last_checkpoint_path",
     "load_strictly",
     "read_checkpoint",
     "read_state_dict",
@@ -84,9 +85,14 @@ class Checkpoint:
         return average or _with_prefix(self.weights, f"{name}.")
 
 
+def last_checkpoint_path(folder: pathlib.Path) -> pathlib.Path:
+    """Returns the path of ``checkpoints/last.ckpt`` in a run's folder, whether or not it exists."""
+    return folder / "checkpoints" / "last.ckpt"
+
+
 def last_checkpoint(folder: pathlib.Path) -> pathlib.Path | None:
     """Returns the path of ``checkpoints/last.ckpt`` in a run's folder; None if there is none."""
-    path = folder / "checkpoints" / "last.ckpt"
+    path = last_checkpoint_path(folder)
     return path if path.is_file() else None
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 from torch._dynamo.exc import TorchDynamoException
 
 from pix2pixhd.checkpoints.atomic import AtomicCheckpointIO
-from pix2pixhd.checkpoints.format import read_checkpoint
+from pix2pixhd.checkpoints.format import last_checkpoint_path, read_checkpoint
 from pix2pixhd.config.parser import absolute_paths
 from pix2pixhd.config.schema import TrainConfig
 from pix2pixhd.config.schema.trainer import TrainerOptions
@@ -41,27 +41,23 @@ from pix2pixhd.training.shutdown import GracefulShutdown, RunStopped
 __all__ = ["TrainConfig", "train"]
 
 
-def _checkpoint_path(config: TrainConfig) -> pathlib.Path:
-    return pathlib.Path(config.run.output) / "checkpoints" / "last.ckpt"
-
-
-def _check_run(config: TrainConfig, resume: bool) -> None:
+def _check_run(config: TrainConfig, trainer: TrainerOptions, resume: bool) -> None:
     """Raises an error if options conflict with each other, the launcher, or the contents of the run's folder."""
-    process_count(config.check())
+    process_count(trainer)
     _check_pretrained(config)
-    _check_limits(config)
-    _check_combinations(config.check(), resume)
+    _check_limits(config, trainer)
+    _check_combinations(trainer, resume)
     _check_checkpoint(config, resume)
     output = pathlib.Path(config.run.output)
     check_run_folder(output, config.data, resume)
     check_run_folder_writable(output)
-    if not config.check().fast_dev_run:
+    if not trainer.fast_dev_run:
         remove_leftovers(output / "checkpoints")
 
 
 def _check_checkpoint(config: TrainConfig, resume: bool) -> None:
     """Raises an error if ``--resume`` has no compatible checkpoint, or if a run would be overwritten without it."""
-    last = _checkpoint_path(config)
+    last = last_checkpoint_path(pathlib.Path(config.run.output))
     if not resume and last.exists():
         raise InputError(
             f"run.output: {config.run.output} already contains a run ({last}); continue it with --resume, or choose "
@@ -84,8 +80,10 @@ def _deadline(max_time: Any, began: float) -> float | None:
     return None if remaining is None else began + remaining
 
 
-def _callbacks(config: TrainConfig, data: PairedData, start: str, began: float) -> list[pl.Callback]:
-    run, trainer, output = config.run, config.check(), pathlib.Path(config.run.output)
+def _callbacks(
+    config: TrainConfig, trainer: TrainerOptions, data: PairedData, start: str, began: float
+) -> list[pl.Callback]:
+    run, output = config.run, pathlib.Path(config.run.output)
     shown, stop_at_nan = data.val or data.train, StopOnNonFinite()
     checkpoints = CheckpointSchedule(
         output / "checkpoints",
@@ -106,9 +104,9 @@ def _callbacks(config: TrainConfig, data: PairedData, start: str, began: float) 
     ]
 
 
-def _check_limits(config: TrainConfig) -> None:
+def _check_limits(config: TrainConfig, trainer: TrainerOptions) -> None:
     """Raises an error if limits conflict with each other."""
-    options, trainer = config.optimizer, config.check()
+    options = config.optimizer
     epochs = options.niter + options.niter_decay
     if trainer.max_epochs is not None and trainer.max_epochs > epochs:
         raise InputError(
@@ -143,8 +141,9 @@ def _precision_plugins(options: dict[str, Any], on_cpu: bool) -> list[Any]:
     return [SharedScalePrecision("cpu" if on_cpu else "cuda")]
 
 
-def _trainer(config: TrainConfig, callbacks: list[pl.Callback], resume: bool) -> pl.Trainer:
-    trainer_options = config.check()
+def _trainer(
+    config: TrainConfig, trainer_options: TrainerOptions, callbacks: list[pl.Callback], resume: bool
+) -> pl.Trainer:
     options = trainer_options.arguments()
     if not config.data.val_phase:
         options["limit_val_batches"] = 0
@@ -221,10 +220,10 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
     """
     began = time.monotonic()
     _quiet()
-    config.check()
+    trainer_options = config.check()
     output = pathlib.Path(config.run.output)
-    on_first_process(lambda: _check_run(config, resume))
-    checkpoint = _checkpoint_path(config) if resume else None
+    on_first_process(lambda: _check_run(config, trainer_options, resume))
+    checkpoint = last_checkpoint_path(output) if resume else None
     data = PairedData(config.data, config.model.multiple, config.run.seed)
     pl.seed_everything(config.run.seed, workers=True, verbose=False)
     # The checkpoint contains the absolute path of the data, so that `pix2pixhd features` works from any folder.
@@ -234,7 +233,8 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
     if config.run.load_pretrain and checkpoint is None:
         start = module.load_pretrained(pathlib.Path(config.run.load_pretrain))
     try:
-        trainer = _trainer(config, [*_callbacks(config, data, start, began), *callbacks], resume)
+        own_callbacks = _callbacks(config, trainer_options, data, start, began)
+        trainer = _trainer(config, trainer_options, [*own_callbacks, *callbacks], resume)
         with ending_together(trainer), reporting_dead_workers():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:

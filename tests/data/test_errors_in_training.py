@@ -20,6 +20,7 @@ from pix2pixhd.training import first_process
 from pix2pixhd.training.datamodule import PairedData
 from pix2pixhd.training.first_process import on_first_process
 from pix2pixhd.training.run import train
+from tests.training_fixtures import train_arguments
 
 
 @pytest.fixture
@@ -30,29 +31,10 @@ def root(tmp_path, make_data):
 
 @pytest.fixture
 def command_line(root, tmp_path):
+    few = ("--data.val_phase=test", "--run.display_freq=0", "--run.sample_count=1", "--run.results_count=0")
+
     def make(*more):
-        options = {
-            "data.dataroot": root,
-            "data.label_nc": 4,
-            "data.resize_or_crop": "crop",
-            "data.fineSize": 16,
-            "data.val_phase": "test",
-            "model.ngf": 4,
-            "model.n_downsample_global": 2,
-            "model.n_blocks_global": 1,
-            "model.ndf": 4,
-            "model.n_layers_D": 2,
-            "loss.lambda_vgg": 0,
-            "optimizer.niter": 1,
-            "optimizer.niter_decay": 0,
-            "run.output": tmp_path / "run",
-            "run.display_freq": 0,
-            "run.sample_count": 1,
-            "run.results_count": 0,
-            "trainer.accelerator": "cpu",
-            "trainer.enable_progress_bar": "false",
-        }
-        return ["train", *(f"--{name}={value}" for name, value in options.items()), *more]
+        return train_arguments(root, tmp_path / "run", "--data.nThreads=2", *few, *more)
 
     return make
 
