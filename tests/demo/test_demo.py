@@ -76,7 +76,7 @@ def test_demo_from_the_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "_CROPS", 16)
     assert main(["demo", "--out", str(tmp_path / "demo"), "--max-minutes", "1"]) == 0
     told = capsys.readouterr().out
-    for part in ("lower", "plain PyTorch", "results.png", "held-out", "lambda_vgg 0"):
+    for part in ("lower", "plain PyTorch", "results.png", "held-out", "without the perceptual loss"):
         assert part in told
     picture = Image.open(tmp_path / "demo" / "results.png")
     assert picture.size == (6 * 162 + 2, 4 * 162 + 2 + 20)

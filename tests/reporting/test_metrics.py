@@ -38,7 +38,7 @@ def test_metrics_without_their_weights_are_rejected_with_a_remedy(monkeypatch):
     ):
         with monkeypatch.context() as patch:
             patch.setattr(metrics, kind, unreachable)
-            with pytest.raises(InputError, match=rf"run\.metrics: {name} needs .*{needed}.*no route.*leave {name} out"):
+            with pytest.raises(InputError, match=rf"run\.metrics: {name} needs .*{needed}.*no route.*remove {name}"):
                 build_metrics(["l1", name])
 
 
