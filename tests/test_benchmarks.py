@@ -30,7 +30,7 @@ def test_gpu_benchmark_runs_on_the_cpu_as_a_dry_run(tmp_path):
 
 @pytest.mark.slow
 def test_vgg_loss_benchmark_measures_every_implementation_and_plots(tmp_path):
-    implementations = ["plain", "features", "bounded"]
+    implementations = ["plain", "bounded"]
     options = ["--rounds", 1, "--dtypes", "float32", "--implementations", *implementations]
     run("vgg_loss.py", "--sizes", "64x32", *options, "--json", tmp_path / "f.json", "--plot", tmp_path / "f.png")
     rows = json.loads((tmp_path / "f.json").read_text())["results"]["64x32"]

@@ -72,6 +72,7 @@ class Buffer {
 
 // Runs the same kernels on fewer elements, for ThreadSanitizer, which is ten times slower.
 void use_fewer_sizes();
+bool uses_fewer_sizes();
 
 void test_shim();
 void test_simulator();

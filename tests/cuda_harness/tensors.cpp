@@ -26,6 +26,8 @@ double draw(Random& random, Values values) {
 
 void use_fewer_sizes() { fewer_sizes = true; }
 
+bool uses_fewer_sizes() { return fewer_sizes; }
+
 std::vector<int64_t> awkward_sizes() {
   if (fewer_sizes) return {1, 33, 127, 257, 1025, kBlockChunk + 1};
   return {1,

@@ -7,6 +7,7 @@ one start-up.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -272,7 +273,8 @@ def _check_outputs(row: Row, root: pathlib.Path, folder: pathlib.Path) -> None:
 def _program(arguments: list[str]) -> None:
     """``TORCHRUN settings_matrix.py DATA FOLDER ROWS.json``: writes ``FOLDER/INDEX/outcome_RANK.txt`` for every row."""
     root, folder = pathlib.Path(arguments[0]), pathlib.Path(arguments[1])
-    torch.nn.Module.compile = compile_eagerly  # type: ignore[method-assign]
+    # Rows of one process differentiate the graphs; under DistributedDataParallel tracing them is enough.
+    torch.nn.Module.compile = functools.partialmethod(compile_eagerly, backend="eager")  # type: ignore[assignment]
     torch.set_num_threads(1)
     for index, row in json.loads(pathlib.Path(arguments[2]).read_text()):
         own = folder / str(index)
