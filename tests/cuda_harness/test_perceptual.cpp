@@ -254,7 +254,7 @@ void run_means(DType type, const View& view) {
 }  // namespace
 
 void test_perceptual() {
-  // Images that end at a chunk's border, before it or beyond it; pixels that cross chunks; empty maps.
+  // Images that end at a chunk's border, before it or beyond it; pixels that cross chunks; empty feature maps.
   const std::vector<View> views = {{1, 1, 32},  {2, 3, 96},  {3, 1, 160},  {1, 127, 32},    {1, 128, 32}, {2, 129, 32},
                                    {1, 64, 64}, {2, 43, 96}, {1, 2, 2080}, {1, 3 * 43, 96}, {0, 4, 32},   {2, 0, 32}};
   for (const DType type : kTypes) {
