@@ -25,7 +25,7 @@ def test_required_cuda_that_cannot_be_built(builder, cpu_checkout, broken_nvcc):
     assert re.search(r"Set CUDA_HOME|install a CUDA build of torch", text)
 
 
-def test_missing_compiler(builder, cpu_checkout):
+def test_a_missing_compiler_is_reported(builder, cpu_checkout):
     text = message(builder.fails(cpu_checkout, PIX2PIXHD_CUDA="0", CXX="/no/such/compiler"))
     assert text.startswith("no C++ compiler was found (/no/such/compiler). Install one")
 
