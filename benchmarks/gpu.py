@@ -128,7 +128,7 @@ def l1_cases(device):
     features, predictions = discriminator_shapes(height, width)
     return {
         "feature matching": (features, [1.0 / len(predictions)] * len(features)),
-        "VGG maps": (vgg_shapes(height, width), [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0]),
+        "VGG feature maps": (vgg_shapes(height, width), [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0]),
     }
 
 

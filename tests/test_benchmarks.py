@@ -23,7 +23,14 @@ def test_gpu_benchmark_runs_on_the_cpu_as_a_dry_run(tmp_path):
     assert "A DRY RUN ON THE CPU" in out
     found = json.loads((tmp_path / "cpu-dry-run.json").read_text())
     names = " ".join(row["what"] for row in found["table"])
-    for name in ("LSGAN, generator", "feature matching", "VGG maps", "VGGLoss", "cost per pixel", "training step"):
+    for name in (
+        "LSGAN, generator",
+        "feature matching",
+        "VGG feature maps",
+        "VGGLoss",
+        "cost per pixel",
+        "training step",
+    ):
         assert name in names
     assert all(row["value"] > 0 for row in found["table"] if "spread" not in row["what"])
 

@@ -194,9 +194,12 @@ def test_every_option_is_in_the_generated_tables():
     assert option_tables.on_page_markdown(f"# Page\n{option_tables.MARKER}").startswith("# Page\n## data")
 
 
-def test_words_to_avoid_are_found_outside_code(tmp_path, monkeypatch):
+def test_words_to_avoid_are_found_in_text_and_identifiers(tmp_path, monkeypatch):
     monkeypatch.setattr(check_prose, "ROOT", tmp_path)
-    (tmp_path / "page.md").write_text("A picture.\n\n```\npicture\n```\nThe `picture` option, [link](picture.md).\n")
-    (tmp_path / "code.py").write_text('picture = 1  # a picture\n"""Two\npictures, ``picture``."""\n')
-    found = list(check_prose.problems(["page.md", "code.py"], {"pictures?": "image"}))
-    assert [problem.partition(": ")[0] for problem in found] == ["page.md:1", "code.py:1", "code.py:3"]
+    (tmp_path / "page.md").write_text("A gadget.\n\n```\ngadget\n```\nThe `gadget` option, [link](gadget.md).\n")
+    (tmp_path / "code.py").write_text('old_gadget = chart  # a gadget\n"""Two\ngadgets, ``gadget``."""\n')
+    (tmp_path / "code.cpp").write_text("int gadgetSize = chart;  // Inspector Gadget's chart\n")
+    rules = check_prose.Rules({"gadgets?": "device"}, {"charts?": "figure"}, ["inspector gadget"])
+    found = list(check_prose.problems(["page.md", "code.py", "code.cpp"], rules))
+    places = ["page.md:1", "code.py:1", "code.py:1", "code.py:3", "code.cpp:1", "code.cpp:1"]
+    assert [problem.partition(": ")[0] for problem in found] == places

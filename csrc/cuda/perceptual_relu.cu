@@ -1,4 +1,4 @@
-// Bias and ReLU of feature maps, and the distance between two maps at a tapped layer, forward and backward.
+// Bias and ReLU of feature maps, and the distance between two feature maps at a tapped layer, forward and backward.
 //
 // Memory traffic: every map is read once and written once, in place. In addition 1 to 3 bits per element, or the
 // differences.

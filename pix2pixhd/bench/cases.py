@@ -154,7 +154,7 @@ def adversarial(
 
 CASES: dict[str, Callable[..., dict[str, Implementation]]] = {
     "feature matching": feature_matching,
-    "VGG maps": vgg_feature_maps,
+    "VGG feature maps": vgg_feature_maps,
     "LSGAN, generator": functools.partial(adversarial, lsgan_loss, False),
     "LSGAN, discriminator": functools.partial(adversarial, lsgan_loss, True),
     "vanilla GAN, generator": functools.partial(adversarial, logistic_loss, False),

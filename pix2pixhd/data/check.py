@@ -27,8 +27,8 @@ class Survey:
         count: Number of samples.
         problems: All problems that prevent training.
         sizes: Number of inputs with each width and height.
-        label_ids: Number of label maps that contain each id. For maps with more than 1024 ids, only the smallest and
-            the largest id are counted.
+        label_ids: Number of label maps that contain each id. For label maps with more than 1024 ids, only the smallest
+            and the largest id are counted.
         instance_ids: Smallest and largest instance id; None without instance maps.
         most_instances: The largest number of distinct ids in one instance map.
     """

@@ -46,7 +46,7 @@ class ExportedGenerator(nn.Module):
     def names(self) -> list[str]:
         """Names of the inputs, in order."""
         return [
-            "label" if self.label_nc else "picture",
+            "label" if self.label_nc else "image",
             *(["instance"] if self.has_instance else []),
             *(["features"] if self.has_features else []),
         ]

@@ -334,7 +334,7 @@ def load_vgg(
         layers: Names of the ReLUs whose feature maps are returned.
 
     Raises:
-        RuntimeError: If the pretrained weights cannot be downloaded; the message says which file to put where.
+        RuntimeError: If the pretrained weights cannot be downloaded; the message names the URL and the target path.
         FileNotFoundError: If the file does not exist.
         ValueError: If the network or a layer is unknown, or the file is not a state dict of the network.
 

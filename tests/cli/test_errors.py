@@ -80,12 +80,12 @@ def fails(capsys, arguments, *parts):
         ("--no_lsgan", ["NVIDIA's --no_lsgan is loss.gan_mode=vanilla here"]),
     ],
 )
-def test_bad_options(capsys, command_line, argument, parts):
+def test_invalid_options_are_rejected(capsys, command_line, argument, parts):
     error = fails(capsys, command_line(argument), "pix2pixhd train: error: ", *parts)
     assert error.count("\n") == 1
 
 
-def test_config_typo_in_a_file(capsys, tmp_path):
+def test_a_typo_in_a_config_file_is_reported(capsys, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("data:\n  dataroot: somewhere\nmodel:\n  n_layer_D: 3\n")
     error = fails(capsys, ["train", "--config", path], "no option model.n_layer_D", "did you mean model.n_layers_D?")
@@ -118,12 +118,12 @@ def test_validation_data_are_checked_too(capsys, command_line, data_root):
     fails(capsys, command_line("--data.val_phase=test"), "test_label/x.png", "no partner")
 
 
-def test_output_that_cannot_be_written(capsys, command_line, tmp_path):
+def test_an_unwritable_output_is_reported(capsys, command_line, tmp_path):
     (tmp_path / "file").write_text("")
     fails(capsys, command_line(output="file/run"), "run.output: cannot write to", "choose another folder")
 
 
-def test_vgg_weights_that_cannot_be_had(capsys, command_line, tmp_path):
+def test_unavailable_vgg_weights_are_reported(capsys, command_line, tmp_path):
     fails(
         capsys, command_line("--loss.lambda_vgg=10", "--loss.vgg=/nowhere/vgg19.pth"), "loss.vgg", "/nowhere/vgg19.pth"
     )
@@ -141,7 +141,7 @@ def test_advice_names_options_instead_of_python(capsys, command_line, monkeypatc
     assert "vgg=" not in error
 
 
-def test_missing_dataroot(capsys):
+def test_a_missing_dataroot_is_reported(capsys):
     fails(capsys, ["train", "--data.dataroot=/nowhere/at/all"], "there is no folder /nowhere/at/all")
 
 
@@ -167,7 +167,7 @@ def test_traceback_on_request(command_line, monkeypatch):
         main(command_line("--model.ngff=8"))
 
 
-def test_usage_and_version(capsys):
+def test_usage_and_version_are_printed(capsys):
     import pix2pixhd
 
     with pytest.raises(SystemExit) as caught:
@@ -198,7 +198,7 @@ def test_short_help_names_options_that_exist(capsys):
     assert all(path.stem in MOST_USED["--config"] for path in shipped.glob("*.yaml"))
 
 
-def test_full_help(capsys):
+def test_full_help_lists_every_option(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["train", "--help-all"])
     assert caught.value.code == 0
@@ -208,7 +208,7 @@ def test_full_help(capsys):
             assert f"--{section}.{field.name} " in text
 
 
-def test_data_help(capsys):
+def test_data_help_names_the_check_command(capsys):
     for arguments in (["data", "--help"], ["data", "check", "--help"]):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
@@ -217,11 +217,11 @@ def test_data_help(capsys):
 
 
 @pytest.mark.parametrize("device", ["foo", "meta", "cuda:99"])
-def test_bench_device(capsys, device):
+def test_bench_rejects_an_unavailable_device(capsys, device):
     fails(capsys, ["bench", "--device", device], "--device", device)
 
 
-def test_bench_without_a_compiler(capsys, monkeypatch):
+def test_bench_without_a_compiler_is_reported(capsys, monkeypatch):
     def fail(*arguments):
         raise TorchDynamoException("No working C++ compiler found")
 
@@ -230,7 +230,7 @@ def test_bench_without_a_compiler(capsys, monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
-def test_a_gpu_that_is_not_there(capsys, command_line):
+def test_training_on_a_missing_gpu_is_rejected(capsys, command_line):
     for devices in ("1", "0,1", "-1"):
         arguments = [*command_line(), "--trainer.accelerator=gpu", f"--trainer.devices={devices}"]
         fails(capsys, arguments, "pix2pixhd train: error: trainer: ", "gpu")
@@ -243,7 +243,7 @@ def test_a_gpu_that_is_not_there(capsys, command_line):
         (TorchDynamoException("No working C++ compiler found"), "compute.compile: false"),
     ],
 )
-def test_errors_within_training(capsys, command_line, monkeypatch, error, advice):
+def test_errors_during_training_come_with_advice(capsys, command_line, monkeypatch, error, advice):
     def fail(*arguments, **options):
         raise error
 
@@ -251,7 +251,7 @@ def test_errors_within_training(capsys, command_line, monkeypatch, error, advice
     fails(capsys, command_line(), str(error), advice)
 
 
-def test_a_memory_limit_of_the_perceptual_loss_that_is_too_small(capsys, command_line):
+def test_a_too_low_memory_limit_of_the_perceptual_loss_is_rejected(capsys, command_line):
     options = ("--loss.lambda_vgg=1", "--loss.vgg=random", "--loss.vgg_memory_limit=1")
     size = ("--data.resize_or_crop=scale_width", "--data.loadSize=128")
     message = "error: loss.vgg_memory_limit is 1 MiB, but images of 96x128 need at least "

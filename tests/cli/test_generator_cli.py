@@ -44,7 +44,7 @@ def checkpoint(make_checkpoint):
 
 @pytest.fixture
 def with_features(make_checkpoint, make_config):
-    return make_checkpoint("looks.ckpt", dataclasses.replace(make_config().model, instance_feat=True, **FEATURES))
+    return make_checkpoint("features.ckpt", dataclasses.replace(make_config().model, instance_feat=True, **FEATURES))
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_there_is_no_average_in_nvidias_files(refused, nvidia, data_root, tmp_pa
 @pytest.mark.parametrize(
     ("command", "advice"), [("generate", "--batch"), ("features", "--loadSize"), ("bench", "--dt")]
 )
-def test_out_of_gpu_memory(refused, monkeypatch, command, advice):
+def test_running_out_of_gpu_memory_is_reported_with_advice(refused, monkeypatch, command, advice):
     def fail(argv):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
@@ -133,18 +133,18 @@ def test_the_limit_of_the_training_data_is_not_that_of_other_data(
         (["--how_many=0"], "--how_many must be at least 1"),
     ],
 )
-def test_options_of_generate_without_effect(refused, checkpoint, data_root, tmp_path, options, message):
+def test_generate_rejects_options_without_effect(refused, checkpoint, data_root, tmp_path, options, message):
     options = [option.format(data=data_root) for option in options]
     error = refused(*generate(checkpoint, data_root, tmp_path / "out"), *options)
     assert message.format(checkpoint=checkpoint) in error
 
 
 @pytest.mark.parametrize("command", ["generate", "features", "export"])
-def test_a_folder_without_a_checkpoint(refused, data_root, tmp_path, command):
+def test_a_folder_without_a_checkpoint_is_rejected(refused, data_root, tmp_path, command):
     more = ["--input", data_root / "test_label"] if command == "generate" else []
     output = tmp_path / {"generate": "out", "features": "out.npz", "export": "out.onnx"}[command]
-    told = refused(command, *more, "--checkpoint", data_root, "--output", output)
-    assert f"{data_root}: is a folder without checkpoints/last.ckpt" in told
+    error = refused(command, *more, "--checkpoint", data_root, "--output", output)
+    assert f"{data_root}: is a folder without checkpoints/last.ckpt" in error
 
 
 def test_the_folder_of_a_run_stands_for_its_last_checkpoint(make_checkpoint, data_root, tmp_path):
@@ -153,19 +153,19 @@ def test_the_folder_of_a_run_stands_for_its_last_checkpoint(make_checkpoint, dat
     assert main([str(x) for x in generate(tmp_path / "run", data_root, tmp_path / "out")]) == 0
 
 
-def test_the_folder_that_was_taken_is_printed(checkpoint, data_root, tmp_path, capsys):
+def test_generate_prints_the_folder_that_it_read(checkpoint, data_root, tmp_path, capsys):
     for source in (data_root, data_root / "test_label"):
         assert main([str(x) for x in generate(checkpoint, source, tmp_path / "out")]) == 0
         assert f"wrote 2 images from {data_root / 'test_label'} to {tmp_path / 'out'}\n" in capsys.readouterr().out
 
 
-def test_ids_that_the_generator_does_not_know(refused, checkpoint, data_root, tmp_path):
+def test_label_ids_unknown_to_the_generator_are_rejected(refused, checkpoint, data_root, tmp_path):
     path = data_root / "test_label" / "x.png"
     Image.fromarray(np.full((24, 32), 255, dtype=np.uint8)).save(path)
     (tmp_path / "out").mkdir()
-    told = refused(*generate(checkpoint, data_root, tmp_path / "out"))
-    assert "label id 255 is outside data.label_nc=4, which allows 0 to 3; the generator was trained with" in told
-    assert "set data.label_nc" not in told
+    error = refused(*generate(checkpoint, data_root, tmp_path / "out"))
+    assert "label id 255 is outside data.label_nc=4, which allows 0 to 3; the generator was trained with" in error
+    assert "set data.label_nc" not in error
     assert f"--input: {path} is a file; give the folder that contains it" in refused(
         *generate(checkpoint, path, tmp_path / "out")
     )
@@ -178,7 +178,7 @@ def test_scaling_applies_to_a_ckpt(checkpoint, data_root, tmp_path):
 
 
 def test_nvidias_files_cluster_and_generate(nvidia, with_features, data_root, tmp_path):
-    """The same looks and images from a .ckpt as from NVIDIA files with options."""
+    """The same styles and images from a .ckpt as from NVIDIA files with options."""
     options = [*flags(NETWORK | FEATURES), "--instance_feat", "--resize_or_crop=crop"]
     common = ["features", "--dataroot", data_root, "--n_clusters", 2, "--output"]
     theirs, ours = tmp_path / "theirs.npz", tmp_path / "ours.npz"
@@ -194,7 +194,7 @@ def test_nvidias_files_cluster_and_generate(nvidia, with_features, data_root, tm
     assert (tmp_path / "theirs" / "x.png").read_bytes() == (tmp_path / "ours" / "x.png").read_bytes()
 
 
-def test_nvidias_files_without_an_encoder(nvidia, data_root, tmp_path, refused):
+def test_nvidias_files_without_an_encoder_are_rejected(nvidia, data_root, tmp_path, refused):
     (nvidia.parent / "latest_net_E.pth").unlink()
     options = [*flags(NETWORK | FEATURES), "--instance_feat"]
     error = refused("features", "--checkpoint", nvidia, "--output", tmp_path / "a.npz", *options)
@@ -206,13 +206,13 @@ def test_nvidias_files_without_an_encoder(nvidia, data_root, tmp_path, refused):
 
 
 @pytest.mark.parametrize("count", [0, -3])
-def test_no_clusters(refused, with_features, tmp_path, count):
+def test_an_invalid_number_of_clusters_is_rejected(refused, with_features, tmp_path, count):
     error = refused("features", "--checkpoint", with_features, "--output", tmp_path / "a.npz", "--n_clusters", count)
     assert f"--n_clusters must be at least 1, got {count}" in error
 
 
 @pytest.mark.parametrize("command", ["features", "generate"])
-def test_a_device_that_there_is_not(refused, with_features, data_root, tmp_path, command):
+def test_a_missing_device_is_rejected(refused, with_features, data_root, tmp_path, command):
     arguments = [*generate(with_features, data_root, tmp_path / "out"), "--encode", data_root / "test_img"]
     if command == "features":
         arguments = ["features", "--checkpoint", with_features, "--output", tmp_path / "a.npz"]
@@ -267,12 +267,12 @@ def test_files_without_styles_are_refused(refused, with_features, data_root, tmp
 def test_progress_bars_only_on_a_terminal(with_features, data_root, tmp_path, capsys, monkeypatch, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    looks = tmp_path / "styles.npz"
-    assert main(["features", "--checkpoint", str(with_features), "--output", str(looks)]) == 0
+    styles = tmp_path / "styles.npz"
+    assert main(["features", "--checkpoint", str(with_features), "--output", str(styles)]) == 0
     error = capsys.readouterr().err
     assert ("encoding" in error) == terminal
     arguments = generate(with_features, data_root, tmp_path / "out")
-    assert main([str(x) for x in [*arguments, "--features", looks]]) == 0
+    assert main([str(x) for x in [*arguments, "--features", styles]]) == 0
     error = capsys.readouterr().err
     assert ("generating" in error) == terminal
     if not terminal:
@@ -288,7 +288,7 @@ def test_a_progress_bar_appears_after_its_delay(capsys, monkeypatch, delay, appe
     assert ("checking" in capsys.readouterr().err) == appears
 
 
-def test_weights_of_another_kind_under_a_ckpt_name(refused, data_root, tmp_path):
+def test_a_state_dict_named_ckpt_is_rejected(refused, data_root, tmp_path):
     torch.save({"model.1.weight": torch.zeros(3)}, tmp_path / "net.ckpt")
     error = refused(*generate(tmp_path / "net.ckpt", data_root, tmp_path / "out"))
     assert "not a checkpoint of pix2pixhd" in error

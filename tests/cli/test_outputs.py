@@ -24,11 +24,11 @@ WRITING = {
         + [f"out/images/{column}/{name}.png" for column in ("input", "generated", "real") for name in "xy"],
     ),
     "generate .npy": ("generate --checkpoint {five} --input {data} --output out", ["out/x.npy", "out/y.npy"]),
-    "features": ("features --checkpoint {looks} --output out/looks.npz", ["out/looks.npz"]),
+    "features": ("features --checkpoint {styles} --output out/styles.npz", ["out/styles.npz"]),
     "export .onnx": ("export --checkpoint {ckpt} --output out/a.onnx --size 16x16", ["out/a.onnx"]),
     "export .pt2": ("export --checkpoint {ckpt} --output out/a.pt2 --size 16x16", ["out/a.pt2"]),
     "export folder": (
-        "export --checkpoint {looks} --output out",
+        "export --checkpoint {styles} --output out",
         [f"out/latest_net_{net}.pth" for net in "GDE"] + ["out/opt.txt"],
     ),
     "bench": ("bench --case 'LSGAN, generator' --rounds 1 --no-compile --json out/bench.json", ["out/bench.json"]),
@@ -69,7 +69,7 @@ def run(tmp_path, data_root, make_checkpoint, command_line, monkeypatch, capsys)
 
     def checkpoint(name):
         if name not in made:
-            options = {"looks": {"model": ModelOptions(**FEATURES)}, "five": {"output_nc": 5}, "ckpt": {}}[name]
+            options = {"styles": {"model": ModelOptions(**FEATURES)}, "five": {"output_nc": 5}, "ckpt": {}}[name]
             made[name] = make_checkpoint(f"{name}.ckpt", **options)
         return made[name]
 
@@ -77,7 +77,7 @@ def run(tmp_path, data_root, make_checkpoint, command_line, monkeypatch, capsys)
         if line == "{train}":
             arguments = command_line(output="out")
         else:
-            given = {name: checkpoint(name) for name in ("looks", "five", "ckpt") if f"{{{name}}}" in line}
+            given = {name: checkpoint(name) for name in ("styles", "five", "ckpt") if f"{{{name}}}" in line}
             arguments = shlex.split(line.format(data=data_root, **given))
         code = cli.main([*arguments, *more])
         return code, capsys.readouterr().err
@@ -117,7 +117,7 @@ def interrupted(path):
 
 
 @pytest.mark.parametrize("command", WRITING)
-def test_failures_leave_the_old_file_and_no_half(run, tmp_path, monkeypatch, command):
+def test_failures_leave_the_old_file_and_no_partial_file(run, tmp_path, monkeypatch, command):
     """A full disk and Ctrl-C while the last file of the command's first block is written; then it succeeds."""
     line, paths = WRITING[command]
     for name in paths:
@@ -139,13 +139,13 @@ def test_failures_leave_the_old_file_and_no_half(run, tmp_path, monkeypatch, com
 
 
 @pytest.mark.parametrize("command", ["generate", "generate .npy", "features", "export .pt2", "export folder"])
-def test_a_disk_that_is_really_full(run, tmp_path, full_disk, command):
+def test_a_full_disk_is_reported(run, tmp_path, full_disk, command):
     line, paths = WRITING[command]
     for name in paths:
         plant(tmp_path, name)
     before = tree(tmp_path / "out")
     run("export --checkpoint {ckpt} --output nothing.tflite")  # writes the checkpoints first
-    run("export --checkpoint {looks} --output nothing.tflite")
+    run("export --checkpoint {styles} --output nothing.tflite")
     run("export --checkpoint {five} --output nothing.tflite")
     with full_disk(100):
         code, error = run(line, "--force")
@@ -156,7 +156,7 @@ def test_a_disk_that_is_really_full(run, tmp_path, full_disk, command):
 
 
 @pytest.mark.parametrize("command", PRINTING)
-def test_commands_that_only_print(run, tmp_path, monkeypatch, data_root, command):
+def test_commands_that_only_print_write_no_files(run, tmp_path, monkeypatch, data_root, command):
     from pix2pixhd.cli import doctor
 
     monkeypatch.setattr(doctor, "_speed_up", lambda device: "")
@@ -192,7 +192,7 @@ def test_generate_keeps_its_input(run, tmp_path, data_root, output, force):
 
 
 def test_generate_keeps_the_instance_maps_that_it_finds_beside_the_input(run, data_root):
-    """Under Cityscapes' names the images would lie beside the instance maps, not replace them."""
+    """Under Cityscapes' names the images would be written beside the instance maps, not replace them."""
     for kind, suffix in (("label", "labelIds"), ("inst", "instanceIds")):
         for path in (data_root / f"test_{kind}").iterdir():
             path.rename(path.with_stem(f"{path.stem}_gtFine_{suffix}"))
@@ -208,7 +208,7 @@ def test_generate_keeps_the_instance_maps_that_it_finds_beside_the_input(run, da
 @pytest.mark.parametrize("option", ["--real", "--encode"])
 def test_generate_keeps_the_images_it_compares_with(run, data_root, option):
     before = tree(data_root)
-    checkpoint, more = ("ckpt", "--html") if option == "--real" else ("looks", "")
+    checkpoint, more = ("ckpt", "--html") if option == "--real" else ("styles", "")
     code, error = run(
         f"generate --checkpoint {{{checkpoint}}} --input {data_root} --output {data_root}/test_img {option} "
         f"{data_root}/test_img --force {more}"
@@ -242,7 +242,7 @@ def test_generate_keeps_hard_links_to_its_input(run, tmp_path, data_root):
     assert tree(data_root) == before
 
 
-def test_two_images_of_one_name(run, tmp_path, data_root):
+def test_two_images_with_the_same_name_are_rejected(run, tmp_path, data_root):
     for kind in ("label", "inst"):
         folder = data_root / f"test_{kind}" / "images" / "generated"
         folder.mkdir(parents=True)

@@ -11,7 +11,7 @@ from pix2pixhd.config.parser import config_text, parse_train
 SHIPPED = pathlib.Path(config.__file__).parent / "shipped"
 
 
-def test_config_file_and_overrides(make_config, tmp_path):
+def test_command_line_options_override_the_config_file(make_config, tmp_path):
     config = make_config()
     path = tmp_path / "config.yaml"
     path.write_text(config_text(config))

@@ -43,7 +43,7 @@ def write(tmp_path):
     return write
 
 
-def test_the_defaults(write):
+def test_defaults_of_nvidias_options_are_converted(write):
     config, left_out = to_config(write())
     assert left_out == {}
     assert config.model.ngf == 64
@@ -57,7 +57,7 @@ def test_the_defaults(write):
     assert config.trainer == {"log_every_n_steps": 100}
 
 
-def test_everything_else(write):
+def test_changed_options_are_converted(write):
     config, left_out = to_config(
         write(
             no_lsgan=True, no_vgg_loss=True, lambda_feat=5.0, fp16=True, gpu_ids=[2], netG="local", num_D=3,
@@ -100,7 +100,7 @@ def test_the_batch_is_divided_over_the_gpus(write, batch, gpus, devices, per_pro
     assert ("gpu_ids" in notes) == (batch // per_process < len(gpus))
 
 
-def test_a_batch_that_cannot_be_divided(write, capsys):
+def test_an_indivisible_batch_is_rounded_up_with_a_note(write, capsys):
     config, notes = to_config(write(batchSize=7, gpu_ids=[0, 1]))
     assert (config.data.batchSize, config.trainer["devices"]) == (4, 2)
     assert (
@@ -192,7 +192,7 @@ def test_every_option_of_the_original_is_in_the_guide():
 
 
 @pytest.mark.parametrize("content", ["", "hello: world\n", b"\xff\xfe"])
-def test_other_files(tmp_path, content):
+def test_files_that_are_not_opt_txt_are_rejected(tmp_path, content):
     path = tmp_path / "opt.txt"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=r"opt\.txt: (not an opt\.txt of NVIDIA's code|cannot be read)"):
@@ -214,6 +214,6 @@ def test_other_files(tmp_path, content):
         ("no_flip", "maybe", "True or False"),
     ],
 )
-def test_values_that_cannot_be_read(write, name, value, expected):
+def test_values_of_the_wrong_type_are_rejected(write, name, value, expected):
     with pytest.raises(InputError, match=rf"opt\.txt: {name} should be {expected}.*, got '{value}'"):
         to_config(write(**{name: value}))

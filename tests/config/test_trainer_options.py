@@ -89,7 +89,7 @@ def test_the_command_line_overrides_the_file_wherever_it_stands(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["csv", "[csv]", "[csv, tensorboard]", "[]"])
-def test_one_logger_or_a_list(form, tmp_path):
+def test_loggers_are_given_as_one_name_or_a_list(form, tmp_path):
     expected = [form] if form == "csv" else yaml.safe_load(form)
     assert parse_train([f"--run.loggers={form}"])[0].run.loggers == expected
     (tmp_path / "a.yaml").write_text(f"run:\n  loggers: {form}\n  metrics: l1\n")

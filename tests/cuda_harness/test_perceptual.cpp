@@ -254,7 +254,7 @@ void run_means(DType type, const View& view) {
 }  // namespace
 
 void test_perceptual() {
-  // Images that end at a chunk's border, before it or beyond it; pixels that cross chunks; empty maps.
+  // Images that end at a chunk's border, before it or beyond it; pixels that cross chunks; empty feature maps.
   std::vector<View> views = {{2, 3, 96}, {2, 43, 96}, {1, 128, 32}, {2, 129, 32}};
   const View small = views[0], two_chunks = views[1], one_chunk = views[2];
   if (!uses_fewer_sizes()) {

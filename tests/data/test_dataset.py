@@ -111,7 +111,7 @@ def test_the_order_only_depends_on_seed_and_epoch():
     assert len(sampler) == 50
 
 
-def test_images_as_input(tmp_path, make_data):
+def test_images_can_be_the_input(tmp_path, make_data):
     make_data(tmp_path, label_nc=0, instances=False)
     o = options(tmp_path, label_nc=0, no_instance=True)
     sample = PairedDataset(find_pairs(o, "train"), o, 8, augment=False)[0]

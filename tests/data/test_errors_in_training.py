@@ -53,7 +53,7 @@ def truncate(path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("path", ["train_img/b.png", "test_img/y.png"])
-def test_one_message_from_workers_and_validation(capsys, command_line, root, path, workers):
+def test_errors_in_workers_and_validation_give_one_message(capsys, command_line, root, path, workers):
     # The first validation image is read earlier, as a sample for the image grids. The loader reads y.
     truncate(root / path)
     arguments = command_line("--data.check=false", f"--data.nThreads={workers}")

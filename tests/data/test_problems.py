@@ -14,7 +14,7 @@ from pix2pixhd.data import DataError, Problem, check_pairs, find_inputs, find_pa
 from pix2pixhd.data.problems import display, grouped
 
 
-def test_a_single_problem_is_the_message():
+def test_a_single_problem_is_reported_on_its_own():
     assert str(DataError([Problem("a kind", "a.png: is broken")])) == "a.png: is broken"
 
 

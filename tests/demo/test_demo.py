@@ -30,7 +30,7 @@ def read(path):
     return np.asarray(Image.open(path))
 
 
-def test_demo_data_are_a_valid_data_set(written):
+def test_demo_data_form_a_valid_dataset(written):
     options = DataOptions(dataroot=str(written), label_nc=demo_data.LABEL_NC, resize_or_crop="crop", fineSize=64)
     for phase, count in (("train", 16), ("test", 8)):
         pairs = find_pairs(options, phase)
@@ -54,7 +54,7 @@ def test_training_crops_never_touch_the_held_out_column():
             assert rows.stop - rows.start == columns.stop - columns.start == demo_data.CROP
 
 
-def test_held_out_pictures_appear_in_no_training_crop(written):
+def test_held_out_images_appear_in_no_training_crop(written):
     for name in ("chelsea", "astronaut", "coffee", "stereo_motorcycle"):
         held_out = read(written / "test_img" / f"{name}_000.png")
         patch = held_out[60:68, 60:68]
@@ -75,11 +75,11 @@ def test_demo_from_the_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "_EPOCHS", 2)
     monkeypatch.setattr(demo, "_CROPS", 16)
     assert main(["demo", "--out", str(tmp_path / "demo"), "--max-minutes", "1"]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for part in ("lower", "plain PyTorch", "results.png", "held-out", "without the perceptual loss"):
-        assert part in told
-    picture = Image.open(tmp_path / "demo" / "results.png")
-    assert picture.size == (6 * 162 + 2, 4 * 162 + 2 + 20)
+        assert part in printed
+    image = Image.open(tmp_path / "demo" / "results.png")
+    assert image.size == (6 * 162 + 2, 4 * 162 + 2 + 20)
     config, _ = parse_train(["--config", str(tmp_path / "demo" / "demo.yaml")])
     assert config.data.label_nc == demo_data.LABEL_NC
     checkpoint = tmp_path / "demo" / "run" / "checkpoints" / "last.ckpt"
@@ -91,7 +91,7 @@ def test_demo_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert len(list(out.iterdir())) == 8
 
 
-def test_a_demo_cut_short_says_so_and_its_hint_can_be_pasted(tmp_path, capsys, monkeypatch):
+def test_a_demo_cut_short_reports_it_and_its_hint_can_be_pasted(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "_EPOCHS", 40)
     monkeypatch.setattr(demo, "_CROPS", 8)
     monkeypatch.setattr(demo, "_savings", lambda module, config: None)
@@ -99,9 +99,9 @@ def test_a_demo_cut_short_says_so_and_its_hint_can_be_pasted(tmp_path, capsys, m
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     out = tmp_path / "my demo"
     assert main(["demo", "--out", str(out), "--max-minutes", "0.001"]) == 0
-    told = capsys.readouterr().out
-    assert re.search(r"\d+ of 40 steps.*--max-minutes [1-9]", told)
-    hint = re.search(r"again +(.*)", told)[1]
+    printed = capsys.readouterr().out
+    assert re.search(r"\d+ of 40 steps.*--max-minutes [1-9]", printed)
+    hint = re.search(r"again +(.*)", printed)[1]
     again = subprocess.run(f"{hint} --run.output '' --help", shell=True, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert f"--config '{out}/demo.yaml'" in hint
@@ -123,19 +123,19 @@ def test_demo_deletes_nothing_but_an_earlier_demo(tmp_path, capsys):
     assert (tmp_path / "data" / "precious.txt").read_text() == "mine"
 
 
-def test_pictures_of_label_maps():
+def test_colorize_gives_each_label_its_own_colour():
     import torch
 
     label = torch.tensor([[0, 0, 1], [2, 2, 1]])
-    picture = colorize(label, 3)
-    assert picture.shape == (3, 2, 3)
-    assert len({tuple(picture[:, y, x].tolist()) for y in range(2) for x in range(3)}) == 3
-    grid = image_grid([[picture, picture[:1], picture]] * 2, rows_across=1)
+    image = colorize(label, 3)
+    assert image.shape == (3, 2, 3)
+    assert len({tuple(image[:, y, x].tolist()) for y in range(2) for x in range(3)}) == 3
+    grid = image_grid([[image, image[:1], image]] * 2, rows_across=1)
     assert grid.shape == (3, 2 * 4 + 2, 3 * 5 + 2)
     assert with_titles(Image.new("RGB", (60, 20)), ["a", "b"]).size == (60, 40)
 
 
-def test_plan_ends_in_time_and_keeps_the_course_of_the_rate(monkeypatch):
+def test_plan_ends_in_time_and_keeps_the_learning_rate_schedule(monkeypatch):
     from types import SimpleNamespace
 
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)

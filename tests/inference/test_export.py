@@ -1,4 +1,4 @@
-"""Trained generators for other programs: the pictures are the same there."""
+"""Exported generators produce the same images in other programs."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def last(make_checkpoint):
     return make_checkpoint()
 
 
-def test_onnx_gives_the_generators_pictures(last, tmp_path, capsys):
+def test_onnx_model_generates_the_same_images(last, tmp_path, capsys):
     path = tmp_path / "city.onnx"
     assert run("export", "--checkpoint", last, "--output", path, "--size", "32x16") == 0
     assert "inputs label, instance of 32x16; largest difference" in capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_folders_may_have_a_dot_in_their_name(last, tmp_path, existing):
     assert (folder / "latest_net_G.pth").is_file()
 
 
-def test_nvidias_files_export_too(last, tmp_path, capsys):
+def test_nvidias_files_can_be_exported(last, tmp_path, capsys):
     folder, path = tmp_path / "city", tmp_path / "city.pt2"
     assert run("export", "--checkpoint", last, "--output", folder) == 0
     assert run("export", "--checkpoint", folder / "latest_net_G.pth", "--output", tmp_path / "again") == 2
@@ -85,7 +85,7 @@ def test_nvidias_files_export_too(last, tmp_path, capsys):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_another_picture_is_an_error_and_no_file(last, tmp_path, monkeypatch, capsys):
+def test_an_export_with_different_output_is_an_error_and_writes_no_file(last, tmp_path, monkeypatch, capsys):
     from pix2pixhd.inference import export
 
     monkeypatch.setattr(export, "_TOLERANCE", -1.0)
@@ -112,13 +112,13 @@ def test_another_picture_is_an_error_and_no_file(last, tmp_path, monkeypatch, ca
         (["--output", "city.pt2", "--ngf", "8"], "--ngf: "),
     ],
 )
-def test_what_cannot_be_exported(last, tmp_path, monkeypatch, capsys, arguments, message):
+def test_unsupported_exports_are_rejected(last, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert run("export", "--checkpoint", last, *arguments) == 2
     assert message in capsys.readouterr().err
 
 
-def test_what_onnx_needs_is_named(last, tmp_path, monkeypatch, capsys):
+def test_missing_onnx_packages_are_named(last, tmp_path, monkeypatch, capsys):
     import sys
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

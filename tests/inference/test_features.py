@@ -1,4 +1,4 @@
-"""Instance features: trained with the generator, clustered, drawn and taken from pictures."""
+"""Instance features: trained with the generator, clustered, drawn, and encoded from images."""
 
 import dataclasses
 
@@ -82,19 +82,19 @@ def test_gradients_reach_the_encoder_as_in_one_backward(with_features):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-14)
 
 
-def test_resumed_with_an_encoder(with_features):
-    unbroken = with_features("unbroken")
-    unbroken.optimizer.niter = 2
-    broken = with_features("broken")
-    broken.optimizer.niter = 2
-    broken.trainer["max_epochs"] = 1
-    train(broken)
-    broken.trainer["max_epochs"] = 2
-    assert_identical(weights(train(unbroken)), weights(train(broken, resume=True)))
+def test_a_resumed_run_with_an_encoder_reaches_the_same_weights(with_features):
+    uninterrupted = with_features("uninterrupted")
+    uninterrupted.optimizer.niter = 2
+    interrupted = with_features("interrupted")
+    interrupted.optimizer.niter = 2
+    interrupted.trainer["max_epochs"] = 1
+    train(interrupted)
+    interrupted.trainer["max_epochs"] = 2
+    assert_identical(weights(train(uninterrupted)), weights(train(interrupted, resume=True)))
 
 
 def test_clusters_are_those_of_the_classes(checkpoint, with_features, tmp_path):
-    """Every class holds what its own instances look like, and looks are drawn class by class."""
+    """Every class holds the styles of its own instances, and styles are drawn per class."""
     generator = load_generator(checkpoint)
     data = with_features().data
     for folder in ("train_label", "train_inst"):  # class k in column k, one instance each
@@ -120,7 +120,7 @@ def test_clusters_are_those_of_the_classes(checkpoint, with_features, tmp_path):
     assert any(not torch.equal(drawn, clusters.draw(dataset[0], generator, seed)) for seed in "bcdef")
 
 
-def test_a_class_never_seen_gets_the_mean_look(checkpoint):
+def test_a_class_never_seen_gets_the_mean_style(checkpoint):
     generator = load_generator(checkpoint)
     clusters = FeatureClusters({0: np.array([[0.0, 1.0], [1.0, 0.0]], dtype=np.float32)})
     ids = torch.full((8, 8), 3, dtype=torch.int32)
@@ -132,29 +132,29 @@ def run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
-def test_the_commands(checkpoint, data_root, tmp_path, capsys):
-    looks = tmp_path / "styles.npz"
-    assert run("features", "--checkpoint", checkpoint, "--n_clusters", 2, "--output", looks) == 0
+def test_features_and_generate_use_styles_and_encoded_images(checkpoint, data_root, tmp_path, capsys):
+    styles = tmp_path / "styles.npz"
+    assert run("features", "--checkpoint", checkpoint, "--n_clusters", 2, "--output", styles) == 0
     assert "styles of 4 classes" in capsys.readouterr().out
     common = ["generate", "--checkpoint", checkpoint, "--input", data_root]
     assert run(*common, "--output", tmp_path / "none") == 2
     assert "--features FILE" in capsys.readouterr().err
     for seed in (0, 1):
         target = tmp_path / f"seed{seed}"
-        assert run(*common, "--output", target, "--features", looks, "--style-seed", seed, "--batch", 2) == 0
+        assert run(*common, "--output", target, "--features", styles, "--style-seed", seed, "--batch", 2) == 0
     assert run(*common, "--output", tmp_path / "encoded", "--encode", data_root / "test_img") == 0
-    pictures = {
+    images = {
         name: np.asarray(Image.open(tmp_path / name / "x.png")).astype(int) for name in ("seed0", "seed1", "encoded")
     }
-    assert np.abs(pictures["seed0"] - pictures["seed1"]).max() > 0
-    assert np.abs(pictures["seed0"] - pictures["encoded"]).max() > 0
-    assert run(*common, "--output", tmp_path / "a", "--features", looks, "--encode", data_root) == 2
-    looks.write_bytes(b"x")
-    assert run(*common, "--output", tmp_path / "a", "--features", looks) == 2
+    assert np.abs(images["seed0"] - images["seed1"]).max() > 0
+    assert np.abs(images["seed0"] - images["encoded"]).max() > 0
+    assert run(*common, "--output", tmp_path / "a", "--features", styles, "--encode", data_root) == 2
+    styles.write_bytes(b"x")
+    assert run(*common, "--output", tmp_path / "a", "--features", styles) == 2
     assert "is not a file of `pix2pixhd features`" in capsys.readouterr().err
 
 
-def test_encoded_pictures_give_what_training_sees(checkpoint, with_features, data_root):
+def test_encoded_images_give_the_features_of_training(checkpoint, with_features, data_root):
     module = train(with_features("again"))
     generator = load_generator(checkpoint)  # the same run, so the same weights
     data = with_features().data
@@ -173,8 +173,8 @@ def test_label_features_and_odd_sizes(make_config, tmp_path):
     config.model = dataclasses.replace(config.model, label_feat=True, nef=4, n_downsample_E=3)
     module = train(config)
     ids = torch.randint(4, (1, 19, 37), dtype=torch.int32)
-    picture = module.generate({"input": ids, "image": torch.zeros(1, 3, 19, 37), "name": "a"})
-    assert picture.shape == (1, 3, 19, 37)
+    image = module.generate({"input": ids, "image": torch.zeros(1, 3, 19, 37), "name": "a"})
+    assert image.shape == (1, 3, 19, 37)
 
 
 def test_features_need_something_to_average_over(make_config):
@@ -186,7 +186,7 @@ def test_features_need_something_to_average_over(make_config):
         ModelOptions(instance_feat=True, label_feat=True)
 
 
-def test_a_checkpoint_without_encoder_says_so(make_config, tmp_path, capsys):
+def test_a_checkpoint_without_encoder_is_rejected(make_config, tmp_path, capsys):
     train(make_config())
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert run("features", "--checkpoint", last, "--output", tmp_path / "a.npz") == 2
@@ -194,10 +194,10 @@ def test_a_checkpoint_without_encoder_says_so(make_config, tmp_path, capsys):
 
 
 def test_small_instances_count_only_where_there_is_no_large_one(checkpoint, monkeypatch):
-    def look(*values):
+    def style(*values):
         return np.array(values, dtype=np.float32)
 
-    found = {0: [(0.5, look(1, 1)), (1 / 64, look(9, 9))], 1: [(1 / 64, look(2, 2)), (0.001, look(3, 3))]}
+    found = {0: [(0.5, style(1, 1)), (1 / 64, style(9, 9))], 1: [(1 / 64, style(2, 2)), (0.001, style(3, 3))]}
     monkeypatch.setattr(features, "_collect", lambda generator, dataset, advance: found)
     centers = cluster_features(load_generator(checkpoint), dataset=None, n_clusters=5).centers
     assert centers[0].tolist() == [[1, 1]]
@@ -208,9 +208,9 @@ def test_padding_keeps_every_id():
     ids = torch.tensor([[[0, 32768, 65535], [2**31 - 1, 2**24 + 1, -1]]], dtype=torch.int32)
     seen = []
 
-    def encoder(picture, region):
+    def encoder(image, region):
         seen.append(region)
-        return picture
+        return image
 
     encode_padded(encoder, torch.zeros(1, 3, 2, 3), ids, multiple=4)
     assert seen[0].shape == (1, 8, 8)

@@ -25,19 +25,19 @@ def test_required_cuda_that_cannot_be_built(builder, cpu_checkout, broken_nvcc):
     assert re.search(r"Set CUDA_HOME|install a CUDA build of torch", text)
 
 
-def test_missing_compiler(builder, cpu_checkout):
+def test_a_missing_compiler_is_reported(builder, cpu_checkout):
     text = message(builder.fails(cpu_checkout, PIX2PIXHD_CUDA="0", CXX="/no/such/compiler"))
     assert text.startswith("no C++ compiler was found (/no/such/compiler). Install one")
 
 
-def test_compiler_error(builder, cpu_checkout):
+def test_a_compiler_error_is_reported(builder, cpu_checkout):
     """The log contains the compiler's message, and the final message refers to it."""
     log = builder.fails(cpu_checkout, PIX2PIXHD_CUDA="0", CXXFLAGS="-include no/such/header.h")
     assert re.search(r"no/such/header\.h.*(No such file|not found)", log)
     assert message(log) == "the extension did not compile; see the compiler's message above."
 
 
-def test_missing_torch(cpu_checkout, tmp_path):
+def test_missing_torch_is_reported(cpu_checkout, tmp_path):
     bare = Environment(tmp_path / "bare", leave_out=("torch",))
     text = message(bare.fails(cpu_checkout))
     assert text.startswith("torch >= 2.10 is needed to build, and it cannot be imported (No module named 'torch')")
@@ -45,7 +45,7 @@ def test_missing_torch(cpu_checkout, tmp_path):
 
 
 @pytest.mark.parametrize("package", ["pybind11", "ninja"])
-def test_missing_build_tool(cpu_checkout, tmp_path, package):
+def test_a_missing_build_tool_is_reported(cpu_checkout, tmp_path, package):
     bare = Environment(tmp_path / "bare", leave_out=(package,))
     text = message(bare.fails(cpu_checkout, PIX2PIXHD_CUDA="0"))
     assert text == f"the package `{package}` is needed to build. Run: pip install {package}"

@@ -40,7 +40,7 @@ def test_value_and_gradient_of_every_mode_match_the_formula(mode, real, reductio
         close(a, b.double(), 1e-5)
 
 
-def test_generator_hinge_loss():
+def test_generator_hinge_loss_matches_the_formula():
     pred = predictions()
     criterion = GANLoss("hinge", tensor=torch.FloatTensor)
     close(criterion(pred, True, for_discriminator=False), sum(-s[-1].double().mean() for s in pred) / 2)

@@ -47,7 +47,7 @@ def test_batched_gradients(wide, create_graph):
     same(ours, theirs)
 
 
-def test_vectorized_jacobian(wide):
+def test_vectorized_jacobian_matches(wide):
     fake, real = inputs(2, (16, 16))
     ours, theirs = (
         torch.autograd.functional.jacobian(lambda x, c=criterion: c(x, real), fake.detach(), vectorize=True)
@@ -159,7 +159,7 @@ def in_float32(vgg):
     return other
 
 
-def test_without_onednn(wide):
+def test_results_without_onednn_match(wide):
     fake, real = inputs()
     vgg = in_float32(wide)
     fake, real = fake.detach().float().requires_grad_(), real.float()

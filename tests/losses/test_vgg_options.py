@@ -77,7 +77,7 @@ def check(criterion, expected, fake, real, mask=None, upstream=None):
 
 @pytest.mark.parametrize(("network", "layers"), NETWORKS)
 @pytest.mark.parametrize("criterion", ["l1", "mse"])
-def test_networks_and_layers(networks, network, layers, criterion):
+def test_networks_and_layers_match_plain_pytorch(networks, network, layers, criterion):
     vgg = networks(network, layers)
     fake, real = random_images(2, 3, 33, 47).double().requires_grad_(), random_images(2, 3, 33, 47, seed=1).double()
     weights = [0.5 + 0.25 * k for k in range(len(layers))]

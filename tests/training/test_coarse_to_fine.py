@@ -79,13 +79,13 @@ def test_global_part_is_fixed_then_trained_with_the_enhancers(make_local, global
 
 
 def test_resuming_while_the_global_part_is_fixed_reaches_the_same_weights(make_local, global_run):
-    unbroken = train(make_local("unbroken", global_run))
+    uninterrupted = train(make_local("uninterrupted", global_run))
     broken = make_local("broken", global_run)
     broken.trainer["max_epochs"] = 1
     train(broken)
     broken.trainer["max_epochs"] = 3
     resumed = train(broken, resume=True)
-    for (name, a), (_, b) in zip(weights(unbroken).items(), weights(resumed).items(), strict=True):
+    for (name, a), (_, b) in zip(weights(uninterrupted).items(), weights(resumed).items(), strict=True):
         assert torch.equal(a, b), name
 
 
@@ -127,7 +127,7 @@ def test_a_global_part_of_another_width_names_the_remedy(make_config, make_check
         module.load_pretrained(trained)
 
 
-def test_weights_to_begin_with_that_do_not_exist(make_config, tmp_path):
+def test_missing_initial_weights_are_reported(make_config, tmp_path):
     config = make_config()
     with pytest.raises(InputError, match=r"run\.load_pretrain: .*none does not exist"):
         Pix2PixHD(config.model, config.data, config.loss).load_pretrained(tmp_path / "none")

@@ -191,7 +191,7 @@ def test_a_damaged_loggers_json_is_reported(make_config, tmp_path, wandb):
         train(config, resume=True)
 
 
-def test_a_run_without_loggers(make_config, tmp_path):
+def test_a_run_without_loggers_trains(make_config, tmp_path):
     config = config_with(make_config)
     config.trainer["max_epochs"] = 1
     train(config)
