@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from pix2pixhd.config.schema.loss import GANMode
-from pix2pixhd.losses.predictions import Prediction, as_scales
+from pix2pixhd.losses.predictions import Prediction, Scales, as_scales
 from pix2pixhd.ops import hinge_loss, logistic_loss, lsgan_loss, mean_loss
 from pix2pixhd.ops.scalars import Number, flag, one_number
 
@@ -109,11 +109,11 @@ class GANLoss(nn.Module):
             ValueError: If a list is empty, predictions are on different devices, or the generator's hinge loss is
                 called with ``target_is_real=False``.
         """
-        return self.weighted(input, target_is_real, for_discriminator, 1.0)
+        return self.weighted(as_scales("input", input, self.flat_list_of), target_is_real, for_discriminator, 1.0)
 
-    def weighted(self, input: Prediction, target_is_real: bool, for_discriminator: bool, weight: Number) -> Tensor:
-        """Computes ``weight`` times the loss. The weight is applied inside the operator call."""
-        preds = [layers[-1] for layers in as_scales("input", input, self.flat_list_of)]
+    def weighted(self, scales: Scales, target_is_real: bool, for_discriminator: bool, weight: Number) -> Tensor:
+        """Computes ``weight`` times the loss of a normalized prediction, inside the operator call."""
+        preds = [layers[-1] for layers in scales]
         each = weight / len(preds) if self.reduction == "mean" else weight
         weights = [each] * len(preds)
         target_is_real = flag("target_is_real", target_is_real)  # some scripts pass 1 and 0

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from pix2pixhd.losses.predictions import Prediction, as_scales
+from pix2pixhd.losses.predictions import Prediction, Scales, as_scales
 from pix2pixhd.ops import multi_l1_loss
 from pix2pixhd.ops.scalars import Number, is_constant
 
@@ -48,7 +48,11 @@ def feature_matching_loss(
         tensor(40.)
     """
     _check(weighting)
-    fake, real = as_scales("pred_fake", pred_fake), as_scales("pred_real", pred_real)
+    return _match(as_scales("pred_fake", pred_fake), as_scales("pred_real", pred_real), weighting, weight)
+
+
+def _match(fake: Scales, real: Scales, weighting: Weighting, weight: Number) -> Tensor:
+    """Computes the loss of normalized predictions."""
     if len(fake) != len(real):
         raise ValueError(f"pred_real must have as many scales as pred_fake, {len(fake)}, got {len(real)}")
     for k, (fake_layers, real_layers) in enumerate(zip(fake, real, strict=True)):
@@ -118,11 +122,11 @@ class FeatureMatchingLoss(nn.Module):
             TypeError: If an argument is not a list of tensors.
             ValueError: If the structures or shapes differ, or there are no intermediate features.
         """
-        return self.weighted(pred_fake, pred_real, 1.0)
+        return self.weighted(as_scales("pred_fake", pred_fake), as_scales("pred_real", pred_real), 1.0)
 
-    def weighted(self, pred_fake: Prediction, pred_real: Prediction, weight: Number) -> Tensor:
-        """Computes ``weight`` times the loss."""
-        return feature_matching_loss(pred_fake, pred_real, self.weighting, weight=weight)
+    def weighted(self, fake: Scales, real: Scales, weight: Number) -> Tensor:
+        """Computes ``weight`` times the loss of normalized predictions."""
+        return _match(fake, real, self.weighting, weight)
 
     def extra_repr(self) -> str:
         """Formats the weighting for ``repr``."""

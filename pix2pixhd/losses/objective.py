@@ -18,10 +18,6 @@ from pix2pixhd.losses.presets import get_preset
 from pix2pixhd.ops.scalars import one_number
 
 
-def _device(pred: Prediction) -> torch.device:
-    return as_scales("pred_fake", pred)[0][-1].device
-
-
 class GeneratorTerms(NamedTuple):
     """Terms of the generator loss. ``total`` is the sum of the weighted terms."""
 
@@ -121,15 +117,17 @@ class GeneratorLoss(nn.Module):
     def adversarial(self, pred_fake: Prediction, pred_real: Prediction | None = None) -> tuple[Tensor, Tensor]:
         """Computes the terms ``gan`` and ``feat``. See ``forward`` for arguments and errors."""
         gan = feat = None
+        # Error messages name the argument of the term that reads the prediction first.
+        fake = as_scales("input" if self.lambda_gan != 0.0 else "pred_fake", pred_fake)
         if self.lambda_gan != 0.0:
-            gan = self.gan.weighted(pred_fake, True, False, self.lambda_gan * self.gan_factor)
+            gan = self.gan.weighted(fake, True, False, self.lambda_gan * self.gan_factor)
         if self.lambda_feat != 0.0:
             if pred_real is None:
                 raise ValueError("pred_real is needed for feature matching; pass it or set lambda_feat=0")
-            feat = self.feat.weighted(pred_fake, pred_real, self.lambda_feat)
+            feat = self.feat.weighted(fake, as_scales("pred_real", pred_real), self.lambda_feat)
         on = gan if feat is None else feat
         # A disabled term must not change the dtype of the total.
-        off = torch.zeros_like(on) if on is not None else torch.zeros((), device=_device(pred_fake))
+        off = torch.zeros_like(on) if on is not None else torch.zeros((), device=fake[0][-1].device)
         return off if gan is None else gan, off if feat is None else feat
 
     def perceptual(self, fake: Tensor | None, real: Tensor | VGGFeatures | None) -> Tensor:
@@ -181,6 +179,6 @@ class DiscriminatorLoss(nn.Module):
         Returns:
             The scalars ``fake``, ``real`` and ``total``. Call ``total.backward()``.
         """
-        fake = self.gan.weighted(pred_fake, False, True, self.factor)
-        real = self.gan.weighted(pred_real, True, True, self.factor)
+        fake = self.gan.weighted(as_scales("input", pred_fake), False, True, self.factor)
+        real = self.gan.weighted(as_scales("input", pred_real), True, True, self.factor)
         return DiscriminatorTerms(fake, real, fake + real)

@@ -11,6 +11,9 @@ from torch import Tensor
 # accepted as well.
 Prediction: TypeAlias = "Tensor | Sequence[Tensor] | Sequence[Sequence[Tensor]]"
 
+# A normalized prediction: scales of layers. A public loss normalizes each argument once and passes this on.
+Scales: TypeAlias = list[list[Tensor]]
+
 
 def _checked(name: str, pred: object) -> Sequence[object]:
     if not isinstance(pred, (list, tuple)):
@@ -20,7 +23,7 @@ def _checked(name: str, pred: object) -> Sequence[object]:
     return pred
 
 
-def as_scales(name: str, pred: Prediction, flat_list_of: str = "layers") -> list[list[Tensor]]:
+def as_scales(name: str, pred: Prediction, flat_list_of: str = "layers") -> Scales:
     """Converts a discriminator output to a list over scales of lists over layers.
 
     Args:
@@ -39,7 +42,7 @@ def as_scales(name: str, pred: Prediction, flat_list_of: str = "layers") -> list
     if all(isinstance(entry, Tensor) for entry in entries):
         flat = cast("list[Tensor]", list(entries))
         return [[entry] for entry in flat] if flat_list_of == "scales" else [flat]
-    scales: list[list[Tensor]] = []
+    scales: Scales = []
     for k, entry in enumerate(entries):
         layers = [entry] if isinstance(entry, Tensor) else _checked(f"{name}[{k}]", entry)
         for j, layer in enumerate(layers):

@@ -6,7 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss, VGGLoss
+from pix2pixhd.losses import (
+    DiscriminatorLoss,
+    FeatureMatchingLoss,
+    GANLoss,
+    GeneratorLoss,
+    VGGLoss,
+    adversarial,
+    feature_matching,
+    objective,
+)
+from pix2pixhd.losses.predictions import as_scales
 
 from .conftest import predictions
 from .helpers import WEIGHTS, plain_feature_maps, random_images
@@ -257,3 +267,30 @@ def test_gradient_signs_match_plain_pytorch_including_ties():
     theirs = torch.autograd.grad(plain, leaves)
     assert all(torch.equal(a.sign(), b.sign()) for a, b in zip(ours, theirs, strict=True))
     assert all((x == y).any() and (x != y).any() for x, y in pairs)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "expected"),
+    [
+        (lambda fake, real: GANLoss()(fake, True), 1),
+        (FeatureMatchingLoss(), 2),
+        (feature_matching.feature_matching_loss, 2),
+        (GeneratorLoss(lambda_vgg=0.0), 2),
+        (GeneratorLoss(lambda_feat=0.0, lambda_vgg=0.0), 1),
+        (GeneratorLoss(lambda_gan=0.0, lambda_feat=0.0, lambda_vgg=0.0), 1),
+        (DiscriminatorLoss(), 2),
+    ],
+    ids=["gan", "feature_matching", "feature_matching_function", "generator", "gan_only", "all_off", "discriminator"],
+)
+def test_each_prediction_is_normalized_once(monkeypatch, criterion, expected):
+    fake, real = (predictions(NUM_D, N_LAYERS) for _ in range(2))
+    normalized = []
+
+    def count(name, pred, *arguments):
+        normalized.append(id(pred))
+        return as_scales(name, pred, *arguments)
+
+    for module in (adversarial, feature_matching, objective):
+        monkeypatch.setattr(module, "as_scales", count)
+    criterion(fake, real)
+    assert len(normalized) == len(set(normalized)) == expected
