@@ -119,6 +119,7 @@ void pointwise_backward_typed(T* grad, const T* input, int64_t n, double constan
     } else if constexpr (kKind == Pointwise::kHinge) {
       grad[i] = narrow<T>(C(1) - c * x <= 0 ? C(0) : -c * factor);  // NaN passes the gradient, as F.relu does
     } else {
+      static_assert(kKind == Pointwise::kLinear);
       grad[i] = narrow<T>(c * factor);
     }
   }
@@ -195,9 +196,10 @@ double pointwise_forward(const void* input, DType type, int64_t n, Pointwise kin
       return pointwise_forward_kind<Pointwise::kHinge>(input, type, n, constant);
     case Pointwise::kLogistic:
       return pointwise_forward_kind<Pointwise::kLogistic>(input, type, n, constant);
-    default:
-      return pointwise_forward_kind<Pointwise::kLinear>(input, type, n, constant);
+    case Pointwise::kLinear:
+      break;
   }
+  return pointwise_forward_kind<Pointwise::kLinear>(input, type, n, constant);
 }
 
 void pointwise_backward(void* grad, const void* input, DType type, int64_t n, Pointwise kind, double constant,
@@ -209,9 +211,10 @@ void pointwise_backward(void* grad, const void* input, DType type, int64_t n, Po
       return pointwise_backward_kind<Pointwise::kHinge>(grad, input, type, n, constant, coefficient);
     case Pointwise::kLogistic:
       return pointwise_backward_kind<Pointwise::kLogistic>(grad, input, type, n, constant, coefficient);
-    default:
-      return pointwise_backward_kind<Pointwise::kLinear>(grad, input, type, n, constant, coefficient);
+    case Pointwise::kLinear:
+      break;
   }
+  return pointwise_backward_kind<Pointwise::kLinear>(grad, input, type, n, constant, coefficient);
 }
 
 }  // namespace

@@ -47,6 +47,7 @@ __device__ inline double sum_chunk(const T* x, C constant, int count, bool align
       } else if constexpr (kKind == Pointwise::kLogistic) {
         sum += logistic(value, constant);
       } else {
+        static_assert(kKind == Pointwise::kLinear);
         sum += double(constant) * double(value);
       }
     }
@@ -123,9 +124,10 @@ int with_type_and_kind(DType type, Pointwise kind, F&& f) {
         return f.template operator()<decltype(t), Pointwise::kHinge>();
       case Pointwise::kLogistic:
         return f.template operator()<decltype(t), Pointwise::kLogistic>();
-      default:
-        return f.template operator()<decltype(t), Pointwise::kLinear>();
+      case Pointwise::kLinear:
+        break;
     }
+    return f.template operator()<decltype(t), Pointwise::kLinear>();
   });
 }
 

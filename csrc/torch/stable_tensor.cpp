@@ -204,8 +204,8 @@ std::vector<Tensor> outputs_like(const std::vector<Tensor>& dense, const std::ve
 }
 
 Pointwise pointwise_kind(int64_t kind) {
-  STD_TORCH_CHECK(kind >= 0 && kind < kPointwiseKinds, "pix2pixhd: kind must be 0 (squared error), 1 (hinge), 2 ",
-                  "(linear) or 3 (logistic), got ", kind);
+  STD_TORCH_CHECK(kind >= 0 && kind < kPointwiseKinds, "pix2pixhd: kind must be one of Pointwise (csrc/types.h), 0 to ",
+                  kPointwiseKinds - 1, ", got ", kind);
   return static_cast<Pointwise>(kind);
 }
 

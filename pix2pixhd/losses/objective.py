@@ -117,8 +117,7 @@ class GeneratorLoss(nn.Module):
     def adversarial(self, pred_fake: Prediction, pred_real: Prediction | None = None) -> tuple[Tensor, Tensor]:
         """Computes the terms ``gan`` and ``feat``. See ``forward`` for arguments and errors."""
         gan = feat = None
-        # Error messages name the argument of the term that reads the prediction first.
-        fake = as_scales("input" if self.lambda_gan != 0.0 else "pred_fake", pred_fake)
+        fake = as_scales("pred_fake", pred_fake)
         if self.lambda_gan != 0.0:
             gan = self.gan.weighted(fake, True, False, self.lambda_gan * self.gan_factor)
         if self.lambda_feat != 0.0:
@@ -179,6 +178,6 @@ class DiscriminatorLoss(nn.Module):
         Returns:
             The scalars ``fake``, ``real`` and ``total``. Call ``total.backward()``.
         """
-        fake = self.gan.weighted(as_scales("input", pred_fake), False, True, self.factor)
-        real = self.gan.weighted(as_scales("input", pred_real), True, True, self.factor)
+        fake = self.gan.weighted(as_scales("pred_fake", pred_fake), False, True, self.factor)
+        real = self.gan.weighted(as_scales("pred_real", pred_real), True, True, self.factor)
         return DiscriminatorTerms(fake, real, fake + real)

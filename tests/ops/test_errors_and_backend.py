@@ -107,7 +107,7 @@ def test_operators_check_their_arguments():
         (lambda: ops.multi_l1([x], [x], [1.0], [1]), r"wanted must hold ascending indices below 1, got 1"),
         (lambda: ops.multi_l1([x, x], [x, x], [1.0, 1.0], [1, 0]), "ascending indices below 2, got 0 after 1"),
         (lambda: ops.multi_l1_backward(one, signs, *rest[:-1], [-1]), "ascending indices below 1, got -1"),
-        (lambda: ops.multi_pointwise([x], [1.0], [1.0], 4), r"kind must be 0 \(squared .* or 3 \(logistic\), got 4"),
+        (lambda: ops.multi_pointwise([x], [1.0], [1.0], 4), r"kind must be one of Pointwise .*, 0 to 3, got 4"),
         (lambda: ops.multi_pointwise([x], [], [1.0], 0), "input, constant and weight must have the same length"),
     ]
     pointwise = one, [x], [1.0], [1.0], 0
