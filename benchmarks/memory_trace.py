@@ -13,6 +13,7 @@ import functools
 import weakref
 
 import torch
+from torch._library.custom_ops import OPDEFS
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -155,6 +156,9 @@ class MemoryTrace(TorchDispatchMode):
         if func.namespace == "profiler":  # the range that an optimizer's method opens
             return func(*args, **kwargs)
         stage, place, in_backward = self._where()
+        written_in_python = OPDEFS.get(func.name())
+        if written_in_python is not None:
+            return self._enter_operator(written_in_python, place, args, kwargs)
         origin = functools.partial(Origin, stage, place.path, place.kind)
         for tensor in tensors_of(args, kwargs):
             self._add(tensor, origin, "(untraced)")
@@ -166,6 +170,15 @@ class MemoryTrace(TorchDispatchMode):
             self._add(tensor, origin, str(func.overloadpacket))
         self._record(stage, in_backward, str(func.overloadpacket), peak, {**before, **self.live})
         return result
+
+    def _enter_operator(self, definition, place, args, kwargs):
+        """Run a custom operator that is written in Python, and trace the operators that it calls."""
+        with self.inside(Place(place.root, place.path, definition._qualname.replace("::", "."))):
+            super().__enter__()  # the mode is off while it handles an operator
+            try:
+                return definition._init_fn(*args, **kwargs)
+            finally:
+                super().__exit__(None, None, None)
 
     def _where(self):
         """The stage, the module, and whether a backward is running."""

@@ -55,12 +55,11 @@ def describe(name, row, base):
 
 
 def write(path, size, rows):
-    """Write the rows. Times of the same size that were not measured in this run are kept."""
-    if path.exists():
-        found = json.loads(path.read_text())
-        if found["size"] == size:
-            rows = {name: {**found["results"].get(name, {}), **row} for name, row in rows.items()}
-    path.write_text(json.dumps({"size": size, "results": rows}, indent=2) + "\n")
+    """Write the rows. What the file has for the same size and this run did not measure is kept."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    old = found["results"] if found.get("size") == size else {}
+    merged = {**old, **{name: {**old.get(name, {}), **row} for name, row in rows.items()}}
+    path.write_text(json.dumps({"size": size, "results": merged}, indent=2) + "\n")
 
 
 def main():
