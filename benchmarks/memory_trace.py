@@ -207,8 +207,8 @@ class MemoryTrace(TorchDispatchMode):
         return getattr(self, "_last_creator", Place(OUTSIDE, "", ""))
 
     def _record(self, stage, in_backward, operator, peak, live):
-        # Loss terms, and optimizers that run within the backward, belong to the stage around them.
-        continues = stage.startswith(OUTSIDE) or (in_backward and self.in_optimizer is not None)
+        # The backward of loss terms, and optimizers that run within the backward, belong to the stage around them.
+        continues = in_backward and (stage.startswith(OUTSIDE) or self.in_optimizer is not None)
         if not self.segments or (stage != self.segments[-1].stage and not continues):
             self.segments.append(Segment(stage))
         segment = self.segments[-1]

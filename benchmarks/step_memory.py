@@ -3,9 +3,9 @@
     python benchmarks/step_memory.py [--size 512x256] [--implementation ours|original] [--dtype float32|bfloat16]
                                      [--top 4] [--by-module] [--device cpu|cuda] [--json FILE]
 
-Prints one entry per stage (generator forward, VGG, discriminator forward, its backward, generator backward,
-optimizers): the stage's peak, the operator that runs at it, and the largest groups of tensors alive then. The peak of
-the whole step follows in detail. A group is the stage, the class of the module and the operator that allocated the
+Prints one entry per stage (generator forward, VGG, losses, discriminator forward, its backward, generator backward,
+optimizers): the stage's peak, the operator that runs at it, and the largest groups of tensors alive then. Our VGG loss
+computes its gradient in its forward. The peak of the whole step follows in detail. A group is the stage, the class of the module and the operator that allocated the
 tensors; ``--by-module`` names each module.
 
 All values are above the base: weights, optimizer state, batch. On the CPU the peak is resident memory. What no tensor
