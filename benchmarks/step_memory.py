@@ -5,8 +5,8 @@
 
 Prints one entry per stage (generator forward, VGG, losses, discriminator forward, its backward, generator backward,
 optimizers): the stage's peak, the operator that runs at it, and the largest groups of tensors alive then. Our VGG loss
-computes its gradient in its forward. The peak of the whole step follows in detail. A group is the stage, the class of the module and the operator that allocated the
-tensors; ``--by-module`` names each module.
+computes its gradient in its forward. The peak of the whole step follows in detail. A group is the stage, the class of
+the module and the operator that allocated the tensors; ``--by-module`` names each module.
 
 All values are above the base: weights, optimizer state, batch. On the CPU the peak is resident memory. What no tensor
 holds is the operator's workspace (oneDNN's reordered copies, for example) and the allocator's overhead.
