@@ -23,13 +23,13 @@ import statistics
 import subprocess
 import sys
 import time
-import types
 import warnings
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from report import Report  # noqa: E402
+from steps import Setup  # noqa: E402
 
 
 def call(command, **options):
@@ -293,22 +293,23 @@ def measure_cost_per_pixel(report, device, sizes, rounds, warmup):
     report.at_most(f"VGGLoss: spread of the cost per pixel, from {next(iter(costs))} up", spread, 0.10, "")
 
 
-def measure_step(report, device, options, rounds, warmup):
+def measure_step(report, device, setup, rounds, warmup):
     """The whole training step against NVIDIA's step, with the same weights."""
+    import steps
     import torch
-    import training_step
 
     import pix2pixhd
 
-    condition, real = training_step.batch(options, device)
+    condition, real = steps.batch(setup, device)
     base = None
     for name in ("tf32", "bfloat16") if device == "cuda" else ("float32", "bfloat16"):
         seconds, peaks = {}, {}
         for implementation, backend in (("original", "reference"), ("ours", "fused")):
             memory, found = Memory(device), []
             with pix2pixhd.backend(backend):
-                step = training_step.make_step(implementation, options, device, channels_last=name == "bfloat16")
+                step = steps.make_step(implementation, setup, device, channels_last=name == "bfloat16")
                 for _ in range(warmup + rounds):
+                    steps.free_gradients(step)
                     memory.begin()
                     begin = time.perf_counter()
                     with precision(name, device):
@@ -320,7 +321,7 @@ def measure_step(report, device, options, rounds, warmup):
             del step
             if device == "cuda":
                 torch.cuda.empty_cache()
-        title = f"training step {options.size}, {name}"
+        title = f"training step {setup.size}, {name}"
         report.data[title] = {"seconds": seconds, "peak": peaks}
         base = base or seconds["original"]
         report.at_least(f"{title}: speed-up over NVIDIA's step", seconds["original"] / seconds["ours"], 1.25)
@@ -346,10 +347,8 @@ def measure(report, device, with_compile):
     measure_vgg(report, device, (32, 32) if small else (1024, 512), rounds, warmup, with_compile)
     sizes = [(16, 16), (32, 32)] if small else [(512, 256), (1024, 512), (2048, 1024)]
     measure_cost_per_pixel(report, device, sizes, rounds, warmup)
-    options = types.SimpleNamespace(size="1024x512", ngf=64, ndf=64, n_blocks=9, label_nc=35)
-    if small:
-        options = types.SimpleNamespace(size="32x32", ngf=8, ndf=8, n_blocks=1, label_nc=5)
-    measure_step(report, device, options, rounds, warmup)
+    setup = Setup(size="32x32", ngf=8, ndf=8, n_blocks=1, label_nc=5) if small else Setup()
+    measure_step(report, device, setup, rounds, warmup)
 
 
 def write(report, folder, device):

@@ -23,7 +23,7 @@ class OriginalStep:
 
     def __init__(self, netG, netD, vgg, optimizers, lambda_feat=10.0):
         self.netG, self.netD, self.vgg = netG, netD, vgg
-        self.optimizer_G, self.optimizer_D = optimizers
+        self.optimizers = self.optimizer_G, self.optimizer_D = optimizers
         self.lambda_feat = lambda_feat
 
     def __call__(self, condition, real):

@@ -1,5 +1,7 @@
 """Measurements in child processes: resident memory, and running a script as a child."""
 
+import ctypes
+import gc
 import json
 import os
 import pathlib
@@ -18,6 +20,50 @@ def resident(key="VmRSS"):
 
 def reset_peak():
     pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+def trim():
+    """Return freed memory to the system, so that ``resident`` counts only what is alive."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+class CpuMemory:
+    """Resident memory of this process, in bytes."""
+
+    def reset(self):
+        reset_peak()
+
+    def now(self):
+        return resident()
+
+    def peak(self):
+        """The peak since ``reset``."""
+        return resident("VmHWM")
+
+
+class CudaMemory:
+    """Memory that PyTorch's CUDA allocator has handed out, in bytes."""
+
+    def reset(self):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+
+    def now(self):
+        import torch
+
+        return torch.cuda.memory_allocated()
+
+    def peak(self):
+        """The peak since ``reset``."""
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+
+
+def memory_of(device):
+    return CudaMemory() if device == "cuda" else CpuMemory()
 
 
 def run_script(script, arguments, exact_memory=False):
