@@ -264,7 +264,7 @@ def test_files_without_styles_are_refused(refused, with_features, data_root, tmp
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_progress_bars_only_on_a_terminal(with_features, data_root, tmp_path, capsys, monkeypatch, terminal):
+def test_progress_bars_appear_only_on_a_terminal(with_features, data_root, tmp_path, capsys, monkeypatch, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     styles = tmp_path / "styles.npz"
