@@ -12,7 +12,7 @@ from pix2pixhd.losses import fingerprint as fingerprints
 from .helpers import random_images
 
 LAYERS = ("relu2_1",)
-REJECTED = r"real holds features made with other VGG weights.*recompute them with this loss's features\(\)"
+REJECTED = r"real contains features computed with other VGG weights.*recompute them with this loss's features\(\)"
 
 
 @pytest.fixture

@@ -250,7 +250,7 @@ def test_weights_that_require_a_gradient_or_are_not_numbers_are_rejected(vgg, na
 def test_invalid_arguments_are_rejected(vgg):
     with pytest.raises(TypeError, match=r"layers must be a list of names, got 'relu1_1'; did you mean \['relu1_1'\]"):
         VGGLoss(vgg="random", layers="relu1_1")
-    with pytest.raises(ValueError, match="layers are for a network that this loss loads"):
+    with pytest.raises(ValueError, match="layers is only for a network that this loss loads"):
         VGGLoss(vgg=vgg, layers=["relu1_1"])
     x = torch.zeros(2, 3, 32, 32)
     with pytest.raises(ValueError, match=r"mask must be .* got \(2, 3, 32, 32\)"):
@@ -263,7 +263,7 @@ def test_invalid_arguments_are_rejected(vgg):
     with pytest.raises(ValueError, match=r"real must have the shape of fake, \(1, 3, 32, 32\), got \(2, 3, 32, 32\)"):
         VGGLoss(vgg=vgg)(x[:1], features)
     with pytest.raises(
-        ValueError, match=r"real holds features made by \('vgg19', .*'none'.*and this loss is.*'imagenet'"
+        ValueError, match=r"real contains features of \('vgg19', .*'none'.*but this loss is.*'imagenet'"
     ):
         VGGLoss(vgg=vgg, normalize="imagenet")(x, features)
 
