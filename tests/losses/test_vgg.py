@@ -113,7 +113,7 @@ def test_unsuitable_weight_files_are_rejected(vgg, tmp_path):
     with pytest.raises(ValueError, match=r"garbage\.pth cannot be read as a state dict"):
         load_vgg(tmp_path / "garbage.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="holds a list, expected a state dict"):
+    with pytest.raises(ValueError, match="contains a list, expected a state dict"):
         load_vgg(tmp_path / "list.pth")
     torch.save({n: v for n, v in state.items() if n != "features.5.bias"}, tmp_path / "missing.pth")
     with pytest.raises(ValueError, match=r"1 of 26 entries are missing, the first is features\.5\.bias"):
