@@ -186,8 +186,8 @@ def read_checkpoint(path: str | pathlib.Path, remedy: str = "choose another file
     options = content.get("hyper_parameters") if isinstance(content, dict) else None
     if not isinstance(options, dict) or "format" not in options or not _is_state(content.get("state_dict")):
         raise InputError(
-            f"{path}: not a checkpoint of pix2pixhd, which contains weights and the networks' options; NVIDIA's weights "
-            "are recognized by the extension .pth"
+            f"{path}: not a checkpoint of pix2pixhd, which contains weights and the networks' options; NVIDIA's "
+            "weights are recognized by the extension .pth"
         )
     if options["format"] != FORMAT_VERSION:
         raise InputError(
