@@ -14,7 +14,16 @@ import torch
 
 import pix2pixhd
 from build_tools import check_prose, option_tables
-from pix2pixhd.config.schema import TrainConfig, TrainerOptions
+from pix2pixhd.checkpoints.format import describe
+from pix2pixhd.config.schema import (
+    DataOptions,
+    LossOptions,
+    ModelOptions,
+    OptimizerOptions,
+    TrainConfig,
+    TrainerOptions,
+)
+from pix2pixhd.models.build import build_generator
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(pix2pixhd.__path__, "pix2pixhd.") if "._" not in m.name)
@@ -75,6 +84,17 @@ def random_vgg(monkeypatch):
     )
 
 
+@pytest.fixture
+def saved_run(checkout):
+    """The checkpoint of a small untrained generator, at the path that the pages use."""
+    model, data = ModelOptions(ngf=4, n_downsample_global=2, n_blocks_global=1), DataOptions()
+    weights = {f"netG.{name}": value for name, value in build_generator(model, data).state_dict().items()}
+    path = checkout / "runs" / "name" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    options = describe(model, data, LossOptions(), OptimizerOptions())
+    torch.save({"state_dict": weights, "hyper_parameters": options}, path)
+
+
 def names_of_the_reader():
     """What the code on the pages takes as given: networks, and a batch of labels and images."""
     label = torch.rand(1, 3, 64, 64) * 2 - 1
@@ -100,7 +120,7 @@ def python_blocks(page):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.name)
-def test_python_code_on_the_page_runs(page, checkout, random_vgg):
+def test_python_code_on_the_page_runs(page, saved_run, random_vgg):
     torch.manual_seed(0)
     names = names_of_the_reader()
     with warnings.catch_warnings():

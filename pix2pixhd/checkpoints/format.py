@@ -108,7 +108,7 @@ def _read(path: pathlib.Path, remedy: str = "choose another file", mapped: bool 
 
 
 def describe(model: ModelOptions, data: DataOptions, loss: LossOptions, optimizer: OptimizerOptions) -> dict[str, Any]:
-    """Returns the options that a checkpoint carries, which ``read_checkpoint`` reads back.
+    """Returns the options to store in a checkpoint, which ``read_checkpoint`` reads back.
 
     They are plain dictionaries of numbers, strings and lists, because ``torch.load(weights_only=True)`` accepts nothing
     else.
@@ -186,8 +186,8 @@ def read_checkpoint(path: str | pathlib.Path, remedy: str = "choose another file
     options = content.get("hyper_parameters") if isinstance(content, dict) else None
     if not isinstance(options, dict) or "format" not in options or not _is_state(content.get("state_dict")):
         raise InputError(
-            f"{path}: not a checkpoint of pix2pixhd, which holds weights and the networks' options; NVIDIA's weights "
-            "are recognised by the ending .pth"
+            f"{path}: not a checkpoint of pix2pixhd, which contains weights and the networks' options; NVIDIA's "
+            "weights are recognized by the extension .pth"
         )
     if options["format"] != FORMAT_VERSION:
         raise InputError(
@@ -206,9 +206,9 @@ def read_checkpoint(path: str | pathlib.Path, remedy: str = "choose another file
 
 
 def _epochs(content: Mapping[str, Any]) -> int:
-    """Lightning's count of finished epochs; 0 where there is none.
+    """Returns Lightning's number of finished epochs; 0 if it was not saved.
 
-    Of its two counters "completed" is updated too late for a checkpoint at the end of an epoch.
+    Its counter "completed" is updated too late for a checkpoint at the end of an epoch, so "processed" is read.
     """
     place: Any = content
     for name in ("loops", "fit_loop", "epoch_progress", "current", "processed"):

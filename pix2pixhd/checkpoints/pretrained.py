@@ -20,14 +20,14 @@ _Weights = dict[str, dict[str, Tensor]]
 
 
 def _read(path: pathlib.Path) -> tuple[pathlib.Path, _Weights]:
-    """Reads the weights of those of G, D and E that the path contains."""
+    """Reads the weights of G, D and E, as far as the path contains them."""
     if not path.exists():
         raise InputError(f"run.load_pretrain: {path} does not exist; name a .ckpt, a run's folder, or a folder of .pth")
     path = last_checkpoint(path) or path
     if path.is_dir():
         files = {net: path / f"latest_net_{net[-1]}.pth" for net in _NETWORKS}
         if not files["netG"].is_file():
-            raise InputError(f"run.load_pretrain: {path} holds neither checkpoints/last.ckpt nor latest_net_G.pth")
+            raise InputError(f"run.load_pretrain: {path} contains neither checkpoints/last.ckpt nor latest_net_G.pth")
         return path, {net: read_state_dict(file) for net, file in files.items() if file.is_file()}
     if path.suffix == ".pth" and path.is_file():
         raise InputError(
@@ -42,7 +42,7 @@ def _is_global(weights: Mapping[str, Tensor]) -> bool:
 
 
 def _check_width(netG: LocalEnhancer, trunk: Mapping[str, Tensor], path: pathlib.Path) -> None:
-    """Refuses a global generator of another width than the global part of the enhancers."""
+    """Rejects a global generator whose width differs from that of the global part inside the enhancers."""
     first = "1.weight"  # the first convolution, [ngf, input_nc, 7, 7]
     found, expected = trunk[first].shape[0] if first in trunk else 0, netG.model.state_dict()[first].shape[0]
     if found in (0, expected):

@@ -62,7 +62,7 @@ def _match(fake: Scales, real: Scales, weighting: Weighting, weight: Number) -> 
             )
         if len(fake_layers) < 2:
             raise ValueError(
-                f"pred_fake[{k}] holds a prediction and no intermediate features to match; build the discriminator "
+                f"pred_fake[{k}] contains a prediction but no features to match; build the discriminator "
                 "with getIntermFeat=True, or turn feature matching off"
             )
         for i, (x, y) in enumerate(zip(fake_layers[:-1], real_layers[:-1], strict=True)):

@@ -150,7 +150,7 @@ class VGGLoss(nn.Module):
             raise ValueError(f"scale_weights must have one number per scale, not all 0, got {self.scale_weights!r}")
         own_module = isinstance(vgg, nn.Module) and not isinstance(vgg, FrozenVGG)
         if layers is not None and isinstance(vgg, nn.Module):
-            raise ValueError("layers are for a network that this loss loads; a module determines its own feature maps")
+            raise ValueError("layers is only for a network that this loss loads; a module returns its own feature maps")
         self.vgg = (
             vgg if isinstance(vgg, nn.Module) else load_vgg(vgg, network, PAPER_LAYERS if layers is None else layers)
         )
@@ -259,13 +259,11 @@ class VGGLoss(nn.Module):
         return (*layers, self.normalize, self.input_range, tuple(weight != 0.0 for weight in self.scale_weights))
 
     def _check_features(self, features: VGGFeatures) -> None:
-        if features.made_by != self._identity():
-            raise ValueError(f"real holds features made by {features.made_by}, and this loss is {self._identity()}")
+        identity, remedy = self._identity(), "recompute them with this loss's features()"
+        if features.made_by != identity:
+            raise ValueError(f"real contains features of {features.made_by}, but this loss is {identity}; {remedy}")
         if not same_weights(features.weights, fingerprint(self.vgg)):
-            raise ValueError(
-                "real holds features made with other VGG weights than this loss has now; recompute them with this "
-                "loss's features()"
-            )
+            raise ValueError(f"real contains features computed with other VGG weights; {remedy}")
 
     def _at_scale(
         self, fake: Tensor, real: Tensor | tuple[Tensor, ...], layer_weights: list[float], weight_map: Tensor | None

@@ -260,7 +260,7 @@ def load_state(vgg: FrozenVGG, state: object, source: str) -> None:
     """
     title = vgg.network.upper()
     if not isinstance(state, Mapping):
-        raise ValueError(f"{source} holds a {type(state).__name__}, expected a state dict of {title}")
+        raise ValueError(f"{source} contains a {type(state).__name__}, expected a state dict of {title}")
     renamed, shapes = _as_torchvision(state, vgg.depth), _shapes(vgg)
     missing = [name for name in shapes if name not in renamed]
     if missing:

@@ -1,4 +1,4 @@
-"""Checks of the losses' tensors, with messages that name the argument."""
+"""Checks of the tensors that losses receive, with messages that name the argument."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def _label(name: str, index: int | None) -> str:
 
 
 def check_tensor(name: str, tensor: object, index: int | None = None) -> None:
-    """Refuses what is not a tensor of a supported dtype.
+    """Checks that an argument is a tensor of a supported dtype.
 
     Args:
         name: The argument's name in error messages.
         tensor: The argument.
-        index: Its place in a list of that name.
+        index: Its index in the list of that name; None for a single tensor.
 
     Raises:
-        TypeError: Names the argument and what it is.
+        TypeError: If it is not. The message names the argument and what was passed.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{_label(name, index)} must be a tensor, got {type(tensor).__name__}")
@@ -41,13 +41,13 @@ def check_tensor(name: str, tensor: object, index: int | None = None) -> None:
 
 
 def check_dense(name: str, tensor: Tensor, index: int | None = None) -> None:
-    """Refuses sparse, nested and other tensors that are not stored as plain strided memory.
+    """Rejects sparse, nested and other tensors that are not stored as plain strided memory.
 
-    The losses over many tensors call it only after a failure, to explain it: before each call it would cost a
-    noticeable part of a small loss.
+    The losses over many tensors call this only after a failure, to explain it. Called first, it would take a
+    noticeable part of the time of a small loss.
 
     Raises:
-        TypeError: Names the argument, what it is and how to convert it.
+        TypeError: For such a tensor. The message names the argument, its kind and how to convert it.
     """
     if tensor.is_nested:
         raise TypeError(
@@ -60,29 +60,29 @@ def check_dense(name: str, tensor: Tensor, index: int | None = None) -> None:
 
 
 def check_all_dense(name: str, tensors: Sequence[Tensor]) -> None:
-    """``check_dense`` of each."""
+    """Calls ``check_dense`` for each tensor of a list."""
     for k, tensor in enumerate(tensors):
         check_dense(name, tensor, k)
 
 
 def check_shapes(names: tuple[str, str], input: Tensor, target: Tensor, index: int | None = None) -> None:
-    """Refuses an input and a target of different shapes; the names are theirs.
+    """Checks that an input and a target, with these two names, have the same shape.
 
     Raises:
-        ValueError: Names both.
+        ValueError: If they have not. The message names both.
     """
     if input.shape != target.shape:
         raise ValueError(
             f"{_label(names[1], index)} must have the shape of {_label(names[0], index)}, {tuple(input.shape)}, got "
-            f"{tuple(target.shape)}; broadcasting is not done"
+            f"{tuple(target.shape)}; broadcasting is not supported"
         )
 
 
 def check_devices(names: tuple[str, str], input: Tensor, target: Tensor, index: int | None = None) -> None:
-    """Refuses an input and a target on different devices; the names are theirs.
+    """Checks that an input and a target, with these two names, are on the same device.
 
     Raises:
-        ValueError: Names both.
+        ValueError: If they are not. The message names both.
     """
     if input.device != target.device:
         raise ValueError(
@@ -92,11 +92,11 @@ def check_devices(names: tuple[str, str], input: Tensor, target: Tensor, index: 
 
 
 def check_list(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors as a list of its own, after ``check_tensor`` of each.
+    """Calls ``check_tensor`` for each tensor and returns the tensors as a new list.
 
     Raises:
-        TypeError: For something that is not a list of floating-point tensors.
-        ValueError: For an empty list, or tensors on several devices.
+        TypeError: If the argument is not a list of floating-point tensors.
+        ValueError: If the list is empty, or the tensors are on several devices.
     """
     if not isinstance(tensors, (list, tuple)):
         raise TypeError(f"{name} must be a list of tensors, got {type(tensors).__name__}; wrap a single one: [tensor]")
@@ -111,16 +111,16 @@ def check_list(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def check_labels(labels: list[Number], tensors: Sequence[Tensor]) -> None:
-    """Refuses finite labels that the dtype of their tensor cannot hold, as ``torch.full_like`` does.
+    """Rejects finite labels that the dtype of their tensor cannot represent, as ``torch.full_like`` does.
 
     Raises:
-        ValueError: Names the label and the range.
+        ValueError: For such a label. The message names the label and the range.
     """
     if all_constant(labels) and max(map(abs, labels)) <= _LARGEST[torch.float16]:
         return  # the usual case, for speed
     for k, (label, tensor) in enumerate(zip(labels, tensors, strict=True)):
         if is_constant(label) and _LARGEST[tensor.dtype] < abs(label) < math.inf:
             raise ValueError(
-                f"target[{k}] is {label:g}, and preds[{k}] is {tensor.dtype}, which holds numbers up to "
+                f"target[{k}] is {label:g}, and preds[{k}] is {tensor.dtype}, which represents numbers up to "
                 f"{_LARGEST[tensor.dtype]:g}; choose a smaller label, or convert the predictions with .float()"
             )

@@ -90,7 +90,7 @@ def _forward(tensors: Sequence[Tensor], weight: list[float], wanted: list[int]) 
 
 
 def _save(ctx: Any, input: Sequence[Tensor], target: Sequence[Tensor], weight: list[float], wanted: list[int]) -> None:
-    """Save what the backward needs to know about the pairs whose signs are packed."""
+    """Save the layouts of the pairs whose signs are packed, for the backward."""
     if len(wanted) < len(weight):
         input, target = [input[k] for k in wanted], [target[k] for k in wanted]
         weight = [weight[k] for k in wanted]

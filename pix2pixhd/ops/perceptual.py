@@ -105,8 +105,8 @@ class _RefuseDoubleBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> None:
         raise RuntimeError(
-            "pix2pixhd: VGGLoss was differentiated twice (create_graph=True), but its memory-saving form supports "
-            "first derivatives only; use VGGLoss(..., keep_activations=True)"
+            "pix2pixhd: VGGLoss was differentiated twice (create_graph=True), but it saves no activations, so it "
+            "supports first derivatives only; use VGGLoss(..., keep_activations=True)"
         )
 
 
@@ -173,7 +173,7 @@ def perceptual_loss(
     with_gradient = torch.is_grad_enabled() and fake.requires_grad
     if torch.is_grad_enabled() and any(x.requires_grad for x in (*stack.weights, *stack.biases)):
         raise RuntimeError(
-            "pix2pixhd: a parameter of the VGG requires a gradient, but this form of VGGLoss does not compute it; "
+            "pix2pixhd: a parameter of the VGG requires a gradient, which VGGLoss does not compute by default; "
             "freeze the network with vgg.requires_grad_(False), or use VGGLoss(..., keep_activations=True)"
         )
     losses: Tensor

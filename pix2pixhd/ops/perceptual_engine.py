@@ -132,7 +132,7 @@ class TilePass:
                 term, saved = self._compare(x, y, outer, features, weight_map, stage, tap)
                 loss += term
                 tap += 1
-                outer = None  # both feature maps include it by now
+                outer = None  # both feature maps already include the bias
             elif kind == RELU:
                 saved = _Saved(ops.relu_mask_.default(x, outer, self.with_gradient))
                 if y is not None:

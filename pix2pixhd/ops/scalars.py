@@ -110,10 +110,10 @@ def all_constant(values: list[Number]) -> TypeGuard[list[float]]:
 
 
 def flag(name: str, value: Any) -> bool:
-    """Reads a bool; NumPy's, CPU tensors and the numbers 1 and 0 are taken too.
+    """Reads a flag: a bool, a NumPy bool, a CPU tensor, or the number 1 or 0.
 
     Raises:
-        TypeError: For anything else. Any text, also "False", would count as true.
+        TypeError: For anything else, also for strings: ``bool("False")`` is True.
     """
     if type(value) is bool:
         return value

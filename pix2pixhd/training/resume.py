@@ -58,7 +58,7 @@ def check_resumable(config: TrainConfig, saved: Checkpoint) -> None:
 
 
 def _enough_epochs(config: TrainConfig, saved: Checkpoint) -> None:
-    """Refuses fewer epochs than the run has finished."""
+    """Raises an error for fewer epochs than the run has finished."""
     limit, epochs = config.check().max_epochs, config.optimizer.niter + config.optimizer.niter_decay
     name, remedy = "trainer.max_epochs", "trainer.max_epochs"
     if limit is None:

@@ -181,7 +181,7 @@ def _trainer(
 
 
 def _quiet() -> None:
-    """Hides Lightning's advertisements and the hints that do not apply to this package."""
+    """Hides Lightning's promotional messages and the hints that do not apply to this package."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # A profiler's report is not a hint; the user has requested it.
     logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)

@@ -145,7 +145,7 @@ def test_a_missing_dataroot_is_reported(capsys):
     fails(capsys, ["train", "--data.dataroot=/nowhere/at/all"], "there is no folder /nowhere/at/all")
 
 
-def test_generate(capsys, tmp_path, data_root):
+def test_generate_rejects_unusable_checkpoints(capsys, tmp_path, data_root):
     out, good = tmp_path / "out", data_root / "test_label"
     missing = ["generate", "--checkpoint", tmp_path / "no.ckpt", "--input", good, "--output", out]
     fails(capsys, missing, "no such checkpoint")
@@ -161,7 +161,7 @@ def test_generate(capsys, tmp_path, data_root):
     fails(capsys, arguments, "more than weights")
 
 
-def test_traceback_on_request(command_line, monkeypatch):
+def test_the_traceback_is_shown_on_request(command_line, monkeypatch):
     monkeypatch.setenv("PIX2PIXHD_TRACEBACK", "1")
     with pytest.raises(ValueError, match="no option"):
         main(command_line("--model.ngff=8"))

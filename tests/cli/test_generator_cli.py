@@ -264,7 +264,7 @@ def test_files_without_styles_are_refused(refused, with_features, data_root, tmp
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_progress_bars_only_on_a_terminal(with_features, data_root, tmp_path, capsys, monkeypatch, terminal):
+def test_progress_bars_appear_only_on_a_terminal(with_features, data_root, tmp_path, capsys, monkeypatch, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     styles = tmp_path / "styles.npz"
@@ -292,4 +292,4 @@ def test_a_state_dict_named_ckpt_is_rejected(refused, data_root, tmp_path):
     torch.save({"model.1.weight": torch.zeros(3)}, tmp_path / "net.ckpt")
     error = refused(*generate(tmp_path / "net.ckpt", data_root, tmp_path / "out"))
     assert "not a checkpoint of pix2pixhd" in error
-    assert "NVIDIA's weights are recognised by the ending .pth" in error
+    assert "NVIDIA's weights are recognized by the extension .pth" in error

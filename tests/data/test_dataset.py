@@ -148,7 +148,7 @@ def test_conversion_to_a_tensor_and_back_is_lossless():
     assert tensor_to_image(torch.full((1, 2, 2), 3.0)).getpixel((0, 0)) == 255
 
 
-def test_processes_share_the_samples():
+def test_processes_divide_the_samples_among_them():
     shares = [list(EpochSampler(7, shuffle=True, seed=1, rank=rank, processes=3)) for rank in range(3)]
     assert [len(share) for share in shares] == [3, 3, 3]
     assert set().union(*shares) == set(range(7))

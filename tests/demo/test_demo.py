@@ -71,7 +71,7 @@ def test_the_same_seed_writes_the_same_data(written, tmp_path):
         assert (written / path).read_bytes() == (tmp_path / path).read_bytes()
 
 
-def test_demo_from_the_command_line(tmp_path, capsys, monkeypatch):
+def test_the_demo_command_trains_and_writes_its_results(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "_EPOCHS", 2)
     monkeypatch.setattr(demo, "_CROPS", 16)
     assert main(["demo", "--out", str(tmp_path / "demo"), "--max-minutes", "1"]) == 0
@@ -107,7 +107,7 @@ def test_a_demo_cut_short_reports_it_and_its_hint_can_be_pasted(tmp_path, capsys
     assert f"--config '{out}/demo.yaml'" in hint
 
 
-def test_the_message_of_a_demo_stopped_within_an_epoch():
+def test_a_demo_stopped_within_an_epoch_names_the_minutes_to_finish():
     assert demo._shortened("max_time", 23, 640, 230.0) == (
         "stopped by the time limit after 23 of 640 steps; the images are unfinished; give it more time with "
         "--max-minutes 107"

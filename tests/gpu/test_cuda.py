@@ -83,7 +83,7 @@ def test_cuda_graph_replays_with_new_values(step):
         torch.testing.assert_close(replayed[1], list(expected[1]), rtol=0, atol=0)
 
 
-def test_no_host_synchronisation(step):
+def test_operators_do_not_synchronize_with_the_host(step):
     loss, xs, ys = step
     value_and_gradients(loss, xs, ys)  # libraries may synchronise during initialisation
     torch.cuda.synchronize()
@@ -109,7 +109,7 @@ def test_a_hundred_runs_are_bitwise_equal(step):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("name", LOSSES)
-def test_tensors_on_another_device_than_the_current_one(name):
+def test_tensors_on_another_device_than_the_current_one_match_the_cpu(name):
     xs, ys = lists(FEATURES, torch.float32)
     expected, gradients = value_and_gradients(LOSSES[name], xs, ys)
     with torch.cuda.device(0):

@@ -114,7 +114,7 @@ def test_distances_of_feature_maps_match_the_cpu(dtype, shape, squared, options,
 
 
 @pytest.mark.cuda_only
-def test_tensor_with_more_than_2_to_the_31_elements():
+def test_a_tensor_with_more_than_2_to_the_31_elements_is_summed_and_differentiated():
     if torch.cuda.mem_get_info()[0] < 16 * 2**30:
         pytest.skip("needs 16 GB of GPU memory")
     x = torch.zeros(2**31 + 77, dtype=torch.bfloat16, device="cuda")

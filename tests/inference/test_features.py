@@ -168,7 +168,7 @@ def test_encoded_images_give_the_features_of_training(checkpoint, with_features,
     torch.testing.assert_close(generate_image(generator, sample["input"], sample["instance"], features), expected)
 
 
-def test_label_features_and_odd_sizes(make_config, tmp_path):
+def test_label_features_train_and_generate_odd_sizes(make_config, tmp_path):
     config = make_config(no_instance=True)
     config.model = dataclasses.replace(config.model, label_feat=True, nef=4, n_downsample_E=3)
     module = train(config)

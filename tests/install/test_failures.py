@@ -18,7 +18,7 @@ def message(log):
     return final[0].removeprefix("pix2pixhd: ")
 
 
-def test_required_cuda_that_cannot_be_built(builder, cpu_checkout, broken_nvcc):
+def test_required_cuda_that_cannot_be_built_is_an_error(builder, cpu_checkout, broken_nvcc):
     text = message(builder.fails(cpu_checkout, PIX2PIXHD_CUDA="1", PATH=broken_nvcc))
     assert text.startswith("PIX2PIXHD_CUDA=1, but ")
     assert no_cuda_reason() in text

@@ -101,7 +101,7 @@ def test_broken_cuda_library_does_not_affect_the_cpu_operators(package_copy, run
     assert doctor.endswith("result: all well\n")
 
 
-def test_package_without_any_built_library(package_copy, run_in_copy):
+def test_package_without_any_built_library_computes_with_one_warning(package_copy, run_in_copy):
     """The plain sources, as on a platform without the extension."""
     for path in (package_copy / "pix2pixhd").glob("*.so"):
         path.unlink()

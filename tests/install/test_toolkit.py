@@ -88,7 +88,7 @@ def test_building_without_cuda_reports_the_reason_and_the_remedy(monkeypatch, tm
 
 
 @pytest.mark.parametrize(("option", "built"), [("0", False), ("1", True), ("auto", True), ("", True)])
-def test_the_environment_variable_decides(monkeypatch, tmp_path, capsys, option, built):
+def test_the_environment_variable_turns_cuda_off_or_on(monkeypatch, tmp_path, capsys, option, built):
     nvcc(tmp_path / "bin" / "nvcc")
     monkeypatch.setenv("PIX2PIXHD_CUDA", option)
     assert (cuda_toolkit.find_cuda(torch_with("13.2")) is not None) == built
@@ -125,7 +125,7 @@ def test_invalid_architectures_are_rejected(monkeypatch, requested):
         archs.wanted(torch_with("13.2"))
 
 
-def test_gencode_flags_for_architectures_and_ptx():
+def test_architectures_and_ptx_become_gencode_flags():
     cuda = cuda_toolkit.Cuda("nvcc", "13.0", ["8.0", "9.0a+PTX"])
     assert cuda.gencode == [
         "-gencode=arch=compute_80,code=sm_80",

@@ -48,7 +48,7 @@ def test_generator_hinge_loss_matches_the_formula():
         criterion(pred, False, for_discriminator=False)
 
 
-def test_custom_labels():
+def test_custom_labels_replace_one_and_zero():
     x = torch.randn(3, 1, 4, 4)
     criterion = GANLoss(target_real_label=0.9, target_fake_label=0.1)
     close(criterion(x, True), ((x.double() - 0.9) ** 2).mean())
@@ -57,7 +57,7 @@ def test_custom_labels():
     close(smooth, 0.9 * formula("vanilla", x, True) + 0.1 * formula("vanilla", x, False))
 
 
-def test_nvidia_signature():
+def test_nvidias_arguments_and_structures_are_accepted():
     pred = predictions()
     criterion = GANLoss(use_lsgan=True, tensor=torch.FloatTensor)
     close(criterion(pred, True), sum(formula("lsgan", s[-1], True) for s in pred))

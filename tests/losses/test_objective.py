@@ -198,7 +198,7 @@ def test_missing_inputs_and_unknown_presets_are_rejected(vgg):
             criterion(preset="hd")
 
 
-def test_vgg_loss_can_be_shared(vgg):
+def test_a_vgg_loss_can_be_shared_by_objectives(vgg):
     shared = VGGLoss(vgg=vgg)
     assert GeneratorLoss(vgg=shared).vgg is shared
 

@@ -70,7 +70,7 @@ def test_layer_names_match_torchvision_layers(network, build):
     torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_imagenet_normalization_and_grayscale_images(vgg):
+def test_imagenet_normalization_of_grayscale_images_matches_the_formula(vgg):
     fake, real = random_images(1, 1, 32, 32), random_images(1, 1, 32, 32, seed=1)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
@@ -113,7 +113,7 @@ def test_unsuitable_weight_files_are_rejected(vgg, tmp_path):
     with pytest.raises(ValueError, match=r"garbage\.pth cannot be read as a state dict"):
         load_vgg(tmp_path / "garbage.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="holds a list, expected a state dict"):
+    with pytest.raises(ValueError, match="contains a list, expected a state dict"):
         load_vgg(tmp_path / "list.pth")
     torch.save({n: v for n, v in state.items() if n != "features.5.bias"}, tmp_path / "missing.pth")
     with pytest.raises(ValueError, match=r"1 of 26 entries are missing, the first is features\.5\.bias"):
@@ -177,7 +177,7 @@ def test_pretrained_file_in_the_torch_hub_folder_is_loaded_offline(monkeypatch, 
     assert torch.equal(criterion.vgg.features[28].weight.cpu(), vgg.features[28].weight)
 
 
-def test_custom_module():
+def test_any_module_that_returns_feature_maps_can_replace_the_vgg():
     class Two(torch.nn.Module):
         def forward(self, x):
             return [x, x * 2]
@@ -190,7 +190,7 @@ def test_custom_module():
 
 
 @pytest.mark.usefixtures("any_backend")
-def test_autocast_and_converted_modules(vgg):
+def test_autocast_float64_and_channels_last_give_the_same_loss(vgg):
     fake, real = random_images(1, 3, 32, 32).requires_grad_(), random_images(1, 3, 32, 32, seed=1)
     expected = VGGLoss(vgg=vgg)(fake, real).detach()
     with torch.autocast("cpu", dtype=torch.bfloat16):

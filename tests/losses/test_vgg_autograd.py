@@ -35,7 +35,7 @@ def same(ours, theirs):
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_batched_gradients(wide, create_graph):
+def test_batched_gradients_match_autograd(wide, create_graph):
     fake, real = inputs()
     upstream = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ours, theirs = (
@@ -47,7 +47,7 @@ def test_batched_gradients(wide, create_graph):
     same(ours, theirs)
 
 
-def test_vectorized_jacobian_matches(wide):
+def test_vectorized_jacobian_matches_autograd(wide):
     fake, real = inputs(2, (16, 16))
     ours, theirs = (
         torch.autograd.functional.jacobian(lambda x, c=criterion: c(x, real), fake.detach(), vectorize=True)
@@ -68,7 +68,7 @@ def test_forward_mode_returns_the_directional_derivative(wide, criterion):
     same(torch.func.jvp(lambda x: fused(x, real), (fake.detach(),), (tangent,))[1], (gradient * tangent).sum())
 
 
-def test_func_transforms(wide):
+def test_grad_vmap_and_hessian_match_autograd(wide):
     fake, real = inputs()
     fused, plain = both(wide, criterion="mse", reduction="none")
     (gradient,) = torch.autograd.grad(plain(fake, real).sum(), fake)
@@ -120,7 +120,7 @@ def test_gradients_are_computed_only_where_required(wide, monkeypatch):
         fused(fake, real.detach(), mask)
 
 
-def test_images_and_features_from_inference_mode(wide):
+def test_images_and_features_from_inference_mode_are_accepted(wide):
     fake, real = inputs()
     fused, plain = both(wide)
     expected = torch.autograd.grad(plain(fake, real), fake)
@@ -141,7 +141,7 @@ def contiguous(function):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_convolutions_may_return_another_memory_format(wide, monkeypatch, dtype):
+def test_gradient_does_not_depend_on_the_memory_format_that_convolutions_return(wide, monkeypatch, dtype):
     fake, real = inputs()
     vgg = wide if dtype == torch.float64 else in_float32(wide)
     options = {} if dtype == torch.float64 else {"dtype": dtype}
@@ -159,7 +159,7 @@ def in_float32(vgg):
     return other
 
 
-def test_results_without_onednn_match(wide):
+def test_gradient_without_onednn_matches_autograd(wide):
     fake, real = inputs()
     vgg = in_float32(wide)
     fake, real = fake.detach().float().requires_grad_(), real.float()
@@ -190,7 +190,7 @@ def transposed(x):
 
 @pytest.mark.parametrize("shape", [(1, 3, 16, 16), (1, 1, 16, 16), (1, 3, 16, 300), (2, 1, 17, 16)])
 @pytest.mark.parametrize("layout", [lambda x: x.contiguous(memory_format=torch.channels_last), transposed])
-def test_ambiguous_strides(vgg, shape, layout):
+def test_images_with_ambiguous_strides_match_autograd(vgg, shape, layout):
     """Shapes with ambiguous strides: one-pixel and one-row feature maps, single images, one channel."""
     fake, real = random_images(*shape), random_images(*shape, seed=1)
     found = []

@@ -12,7 +12,7 @@ from pix2pixhd.losses import fingerprint as fingerprints
 from .helpers import random_images
 
 LAYERS = ("relu2_1",)
-REJECTED = r"real holds features made with other VGG weights.*recompute them with this loss's features\(\)"
+REJECTED = r"real contains features computed with other VGG weights.*recompute them with this loss's features\(\)"
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_features_of_a_custom_module_depend_on_its_buffers(criterion):
         loss(fake, features)
 
 
-def test_features_under_torch_func_and_torch_compile(criterion):
+def test_features_work_under_torch_func_and_torch_compile(criterion):
     fake, real = images()
     features, wrong = criterion.features(real), with_other_weights(criterion).features(real)
     (expected,) = torch.autograd.grad(criterion(fake.requires_grad_(), features), fake)

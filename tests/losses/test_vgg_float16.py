@@ -39,27 +39,27 @@ def check(vgg, size, distance=1.0, mask=None, **options):
     ("size", "criterion", "factor"),
     [(16, "l1", 40.0), (64, "l1", 100.0), (16, "mse", 60.0), (16, "mse", 1e6), (16, "l1", 1e-6), (16, "mse", 1e-6)],
 )
-def test_large_and_small_weights(vgg, size, criterion, factor):
+def test_large_and_small_weights_keep_the_gradient_accurate(vgg, size, criterion, factor):
     check(vgg, size, criterion=criterion, weights=[factor * w for w in WEIGHTS])
 
 
 @pytest.mark.parametrize("weights", [[1e5, 1, 1, 1, 1], [1, 1, 1, 1, 1e5], [1, 1e-7, 1, 0, 1e-7], [0, 0, 0, 0, 1]])
-def test_weights_of_different_magnitude(vgg, weights):
+def test_weights_of_different_magnitude_keep_the_gradient_accurate(vgg, weights):
     check(vgg, 16, weights=weights)
 
 
 @pytest.mark.parametrize("criterion", ["l1", "mse"])
 @pytest.mark.parametrize("factor", [1e5, 1e-5])
-def test_large_and_small_masks(vgg, criterion, factor):
+def test_large_and_small_masks_keep_the_gradient_accurate(vgg, criterion, factor):
     mask = factor * torch.rand(16, 16, generator=torch.Generator().manual_seed(0))
     check(vgg, 16, mask=mask, criterion=criterion)
 
 
-def test_differences_near_zero(vgg):
+def test_differences_near_zero_keep_the_gradient_accurate(vgg):
     check(vgg, 16, distance=0.01, criterion="mse")
 
 
-def test_gradients_that_grow_or_shrink_across_layers(vgg):
+def test_gradients_that_grow_or_shrink_across_layers_stay_accurate(vgg):
     for shallow, deep in ((2.5, 0.4), (0.4, 2.5), (0.5, 0.5)):
         other = copy.deepcopy(vgg)
         for k, layer in enumerate(other.convolutions()):

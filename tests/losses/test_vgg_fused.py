@@ -34,7 +34,7 @@ def test_value_and_gradient_match_autograd_at_any_size(wide, shape, normalize):
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-15)
 
 
-def test_ties_dead_units_and_nan(wide):
+def test_ties_dead_units_and_nan_match_autograd(wide):
     fake = random_images(1, 3, 32, 32).double()
     real = fake.clone()
     real[..., :16] += 0.5  # the right half has ties, also in deep layers
@@ -119,7 +119,7 @@ def test_tiny_gradients_do_not_underflow_in_float16(vgg):
     assert gradient.abs().max() < 1e-8
 
 
-def test_memory_formats_and_strides_of_the_images(wide):
+def test_gradient_does_not_depend_on_the_strides_of_the_image(wide):
     fake, real = random_images(2, 3, 32, 32).double(), random_images(2, 3, 32, 32, seed=1).double()
     fused = VGGLoss(vgg=wide).double()
     expected = None
@@ -146,7 +146,7 @@ def test_compiles_without_a_graph_break(vgg):
     torch.testing.assert_close(a, b)
 
 
-def test_opcheck(vgg):
+def test_perceptual_loss_passes_opcheck(vgg):
     weights, biases, layer_kinds = vgg.conv_stack()
     fake, real = random_images(1, 3, 16, 16).requires_grad_(), random_images(1, 3, 16, 16, seed=1)
     crop = random_images(1, 3, 17, 18).contiguous(memory_format=torch.channels_last)[:, :, 1:, 1:-1]  # not dense

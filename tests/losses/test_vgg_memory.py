@@ -154,7 +154,7 @@ def test_too_low_limit_is_rejected(vgg):
         VGGLoss(vgg=vgg, memory_limit=10 * 2**20)(x, x)
 
 
-def test_half_precision_with_a_limit(vgg):
+def test_half_precision_with_a_limit_matches_the_result_without(vgg):
     fake, real = random_images(1, 3, 400, 16).requires_grad_(), random_images(1, 3, 400, 16, seed=1)
     for dtype, tolerance in ((torch.float16, 2e-3), (torch.bfloat16, 2e-2)):
         whole = VGGLoss(vgg=vgg, dtype=dtype)(fake, real)

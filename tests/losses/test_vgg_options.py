@@ -77,7 +77,7 @@ def check(criterion, expected, fake, real, mask=None, upstream=None):
 
 @pytest.mark.parametrize(("network", "layers"), NETWORKS)
 @pytest.mark.parametrize("criterion", ["l1", "mse"])
-def test_networks_and_layers_match_plain_pytorch(networks, network, layers, criterion):
+def test_every_network_and_choice_of_layers_matches_the_formula(networks, network, layers, criterion):
     vgg = networks(network, layers)
     fake, real = random_images(2, 3, 33, 47).double().requires_grad_(), random_images(2, 3, 33, 47, seed=1).double()
     weights = [0.5 + 0.25 * k for k in range(len(layers))]
@@ -87,7 +87,7 @@ def test_networks_and_layers_match_plain_pytorch(networks, network, layers, crit
 
 @pytest.mark.parametrize("criterion", ["l1", "mse"])
 @pytest.mark.parametrize("shape", [(2, 1, 40, 37), (1, 1, 40, 37), (40, 37)])
-def test_mask(networks, criterion, shape):
+def test_mask_weights_the_pixels_of_every_feature_map(networks, criterion, shape):
     vgg = networks("vgg16", JOHNSON)
     fake, real = random_images(2, 3, 40, 37).double().requires_grad_(), random_images(2, 3, 40, 37, seed=1).double()
     mask = random_images(*shape, seed=2).double() * 2  # includes negative weights
@@ -109,7 +109,7 @@ def test_mask_of_ones_has_no_effect_and_mask_of_zeros_gives_zero(vgg):
 
 
 @pytest.mark.parametrize("criterion", ["l1", "mse"])
-def test_one_value_per_image(networks, criterion):
+def test_reduction_none_returns_the_loss_of_each_image(networks, criterion):
     vgg = networks("vgg19", PAPER_LAYERS)
     fake, real = random_images(3, 3, 32, 35).double().requires_grad_(), random_images(3, 3, 32, 35, seed=1).double()
     weights = [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0]
@@ -120,7 +120,7 @@ def test_one_value_per_image(networks, criterion):
 
 
 @pytest.mark.parametrize("scale_weights", [(1.0, 0.5, 0.25), (0.0, 1.0), (2.0,)])
-def test_image_scales(networks, scale_weights):
+def test_scale_weights_add_the_losses_of_downscaled_images(networks, scale_weights):
     vgg = networks("vgg16", JOHNSON)
     fake, real = random_images(1, 3, 70, 67).double().requires_grad_(), random_images(1, 3, 70, 67, seed=1).double()
     mask = random_images(1, 1, 70, 67, seed=2).double()
@@ -134,7 +134,7 @@ def test_image_scales(networks, scale_weights):
     check(VGGLoss(vgg=vgg, scale_weights=scale_weights), expected, fake, real, mask)
 
 
-def test_input_range(networks):
+def test_images_in_another_input_range_give_the_same_loss(networks):
     vgg = networks("vgg16", JOHNSON)
     fake, real = random_images(1, 3, 32, 32).double(), random_images(1, 3, 32, 32, seed=1).double()
     for normalize in ("none", "imagenet"):
@@ -250,7 +250,7 @@ def test_weights_that_require_a_gradient_or_are_not_numbers_are_rejected(vgg, na
 def test_invalid_arguments_are_rejected(vgg):
     with pytest.raises(TypeError, match=r"layers must be a list of names, got 'relu1_1'; did you mean \['relu1_1'\]"):
         VGGLoss(vgg="random", layers="relu1_1")
-    with pytest.raises(ValueError, match="layers are for a network that this loss loads"):
+    with pytest.raises(ValueError, match="layers is only for a network that this loss loads"):
         VGGLoss(vgg=vgg, layers=["relu1_1"])
     x = torch.zeros(2, 3, 32, 32)
     with pytest.raises(ValueError, match=r"mask must be .* got \(2, 3, 32, 32\)"):
@@ -263,7 +263,7 @@ def test_invalid_arguments_are_rejected(vgg):
     with pytest.raises(ValueError, match=r"real must have the shape of fake, \(1, 3, 32, 32\), got \(2, 3, 32, 32\)"):
         VGGLoss(vgg=vgg)(x[:1], features)
     with pytest.raises(
-        ValueError, match=r"real holds features made by \('vgg19', .*'none'.*and this loss is.*'imagenet'"
+        ValueError, match=r"real contains features of \('vgg19', .*'none'.*but this loss is.*'imagenet'"
     ):
         VGGLoss(vgg=vgg, normalize="imagenet")(x, features)
 

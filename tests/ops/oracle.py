@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -29,20 +28,6 @@ def l1_gradients(inputs, targets, weights, upstream=1.0) -> list[Tensor]:
         sign = (difference > 0).double() - (difference < 0).double()
         gradients.append(sign * (upstream * w / max(x.numel(), 1)))
     return gradients
-
-
-def pointwise(kind, inputs, constants, weights) -> Tensor:
-    terms = []
-    for x, c, w in zip(inputs, constants, weights, strict=True):
-        x = x.double()
-        value = {
-            "lsgan": lambda x, c: (x - c) ** 2,
-            "hinge": lambda x, c: torch.relu(1 - c * x),
-            "mean": lambda x, c: x,
-            "logistic": lambda x, c: F.binary_cross_entropy_with_logits(x, torch.full_like(x, c), reduction="none"),
-        }
-        terms.append(w * value[kind](x, c).mean())
-    return torch.stack(terms).sum()
 
 
 LAYOUTS = ["contiguous", "channels_last", "transposed", "sliced", "expanded", "reversed"]

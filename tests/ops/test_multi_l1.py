@@ -27,7 +27,7 @@ def test_value_and_gradient_match_float64(pairs, data):
 
 @pytest.mark.parametrize("numel", [1, 31, 32, 33, 255, 256, 257, 32767, 32768, 32769, 65536 + 5, 200_003])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_sizes_around_the_borders_of_words_tiles_and_chunks(numel, dtype):
+def test_sizes_around_the_borders_of_words_tiles_and_chunks_match_float64(numel, dtype):
     generator = torch.Generator().manual_seed(numel)
     x, y = (torch.randn(numel, generator=generator).to(dtype) for _ in range(2))
     y[::3] = x[::3]
@@ -49,7 +49,7 @@ def test_every_pair_of_layouts_matches_float64(first, second, dtype):
 
 
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 70])
-def test_any_number_of_tensors_including_empty_ones(count):
+def test_any_number_of_tensors_including_empty_ones_matches_float64(count):
     generator = torch.Generator().manual_seed(count)
     pairs = [tuple(torch.randn(k % 7 + 1, 3, generator=generator) for _ in range(2)) for k in range(count)]
     check_l1(pairs, [1.0 / (k + 1) for k in range(count)])
@@ -76,7 +76,7 @@ def test_nan_and_infinities_match_pytorch():
         torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
-def test_two_backward_passes_with_different_upstream_gradients():
+def test_two_backward_passes_scale_with_their_upstream_gradients():
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(3, 50, generator=generator, requires_grad=True) for _ in range(2))
     loss = multi_l1_loss([x], [y], [0.5])
@@ -106,7 +106,7 @@ def test_a_loss_scale_of_65536_does_not_overflow_in_float16():
     assert torch.equal(g, torch.sign(x.detach()))
 
 
-def test_dtypes_under_autocast_and_of_mixed_pairs():
+def test_dtypes_under_autocast_and_of_mixed_pairs_match_pytorch():
     x, y = torch.randn(64, dtype=torch.bfloat16, requires_grad=True), torch.randn(64)
     assert multi_l1_loss([x], [x.detach() + 1]).dtype == torch.bfloat16
     assert multi_l1_loss([x], [y]).dtype == torch.float32
@@ -175,7 +175,7 @@ def test_large_outputs_are_recycled_and_can_be_released():
 
 
 @pytest.mark.slow
-def test_more_than_two_to_the_31_elements():
+def test_more_than_two_to_the_31_elements_are_summed():
     lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
     available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) << 10
     if available < 10 << 30:

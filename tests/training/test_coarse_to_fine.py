@@ -139,7 +139,7 @@ def test_pretrained_weights_that_do_not_fit_are_rejected(make_config, make_local
     with pytest.raises(InputError, match=r"do not fit the network: .*of another shape"):
         Pix2PixHD(config.model, config.data, config.loss).load_pretrained(global_run)
     with pytest.raises(
-        InputError, match=r"run\.load_pretrain: .* holds neither checkpoints/last\.ckpt nor latest_net_G"
+        InputError, match=r"run\.load_pretrain: .* contains neither checkpoints/last\.ckpt nor latest_net_G"
     ):
         Pix2PixHD(config.model, config.data, config.loss).load_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"random without run\.load_pretrain"):

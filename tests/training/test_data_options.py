@@ -29,7 +29,7 @@ def test_max_dataset_size_and_serial_batches_select_the_first_images_in_order(ma
         DataOptions(max_dataset_size=0)
 
 
-def test_training_on_images_with_five_input_and_two_output_channels(make_config, tmp_path, capsys):
+def test_images_with_five_input_and_two_output_channels_train(make_config, tmp_path, capsys):
     rng = np.random.default_rng(0)
     for folder, channels in (("train_A", 5), ("train_B", 2)):
         (tmp_path / "stacks" / folder).mkdir(parents=True)

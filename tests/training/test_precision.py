@@ -32,7 +32,7 @@ LOCAL = ["--model.netG=local", "--model.n_blocks_local=1"]
     ],
     ids=lambda options: " ".join(option.split(".")[-1] for option in options),
 )
-def test_a_run_validates_saves_and_resumes(command_line, tmp_path, options):
+def test_a_run_in_any_precision_validates_saves_and_resumes(command_line, tmp_path, options):
     """Runs the command line with sample sheets, metrics, checkpoints, results page, and generates images."""
     options = ["--data.val_phase=test", "--optimizer.niter=2", "--run.display_freq=2", *options]
     assert main(command_line(*options, "--trainer.max_epochs=1")) == 0
@@ -43,7 +43,7 @@ def test_a_run_validates_saves_and_resumes(command_line, tmp_path, options):
 
 
 @pytest.mark.slow
-def test_compiled_channels_last_encoder_average_and_validation(command_line, tmp_path, monkeypatch):
+def test_a_compiled_channels_last_run_with_encoder_and_average_saves_its_epoch(command_line, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
     options = ["--data.val_phase=test", "--trainer.precision=bf16-mixed", *ENCODER, "--optimizer.ema_decay=0.9"]
     assert main(command_line(*options, "--compute.compile=true", "--run.save_epoch_freq=1")) == 0

@@ -68,7 +68,7 @@ def test_numbers_that_differ_from_the_launcher_are_rejected(monkeypatch, name, v
         process_count(TrainerOptions(**given))
 
 
-def test_slurm_with_one_task_and_with_uneven_tasks(monkeypatch):
+def test_slurm_with_one_task_trains_one_process_and_uneven_tasks_are_rejected(monkeypatch):
     started_by(monkeypatch, SLURM | {"SLURM_NTASKS": "1"})
     assert distribution_options(TrainerOptions()) == {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     with pytest.raises(InputError, match=r"SLURM started 1 process on this machine, trainer\.devices is 2"):

@@ -103,7 +103,7 @@ def test_the_path_of_vgg_weights_is_saved_as_absolute(make_config, tmp_path, mon
     assert absolute_paths(make_config(dataroot="")).data.dataroot == ""
 
 
-def test_resume_with_an_explicit_config_file(make_config, tmp_path):
+def test_resume_accepts_an_explicit_config_file(make_config, tmp_path):
     config = make_config()
     train(config)
     (tmp_path / "other.yaml").write_text(config_text(config))

@@ -105,7 +105,7 @@ def test_the_learning_rate_decays_linearly(make_config):
     np.testing.assert_allclose(rates, [[lr] * 2, [lr] * 2, [0.75 * lr] * 2, [0.5 * lr] * 2, [0.25 * lr] * 2])
 
 
-def test_training_with_larger_batches_and_worker_processes(make_config, tmp_path):
+def test_larger_batches_and_worker_processes_train(make_config, tmp_path):
     config = make_config(batchSize=2, nThreads=1)
     config.run.display_freq = 1
     train(config)
@@ -137,13 +137,13 @@ def test_unsupported_strategies_are_rejected(make_config):
 
 
 @pytest.mark.parametrize("preset", ["nvidia", "spade", "imaginaire", "mlops"])
-def test_presets_train(make_config, preset):
+def test_every_preset_trains(make_config, preset):
     config = make_config(preset)
     config.loss.preset = preset
     train(config)
 
 
-def test_training_on_image_pairs_without_labels(tmp_path, make_config):
+def test_image_pairs_without_labels_train(tmp_path, make_config):
     rng = np.random.default_rng(0)
     for folder in ("train_A", "train_B"):
         (tmp_path / "pairs" / folder).mkdir(parents=True)

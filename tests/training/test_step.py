@@ -57,7 +57,7 @@ def test_G_runs_once_and_D_twice_per_step():
     assert calls == ["G", "D", "D"]
 
 
-def test_training_with_a_single_loss_term():
+def test_a_single_loss_term_trains_the_generator():
     for weights in ({"lambda_feat": 0.0}, {"lambda_gan": 0.0}):
         module, batch = make_module(**weights), make_batch()
         module.compute_gradients(module.encode(batch), batch["image"])
