@@ -1,0 +1,281 @@
+"""Autograd Functions of lean chains: what they save for backward, and what they recompute.
+
+The layers ``norm → activation → padding → convolution`` are two Functions. ``_NormAct`` computes the convolution's
+input and saves only its own input. ``_RebuiltConv`` does not save its input either: it saves a ``Recipe``, whose
+tensors ``_NormAct`` saves too, and rebuilds its input in the backward with one elementwise pass. Two Functions instead
+of one free the gradient of the convolution's output before the gradient of the norm's input is allocated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from pix2pixhd.ops import norm_act_reference
+from pix2pixhd.ops.autograd import requested, transformed
+from pix2pixhd.ops.norm_act import NONE, ZERO, norm_act, norm_act_backward, norm_statistics
+
+__all__ = ["ConvSpec", "NormSpec", "Recipe", "Statistics", "convolve", "normalise"]
+
+
+class Statistics(enum.Enum):
+    """Source of mean and variance."""
+
+    NONE = enum.auto()  # no normalisation
+    IMAGE = enum.auto()  # of each channel of each image: instance norm
+    BATCH = enum.auto()  # of each channel: batch norm in training
+    CONSTANT = enum.auto()  # running statistics: batch norm in evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class NormSpec:
+    """Constants of ``pad(act(norm(x)))``.
+
+    Attributes:
+        statistics: Source of mean and variance.
+        eps: Added to the variance.
+        activation: See ``norm_act``.
+        slope: Slope of leaky ReLU.
+        padding: ``(left, right, top, bottom)``.
+        padding_mode: See ``norm_act``.
+        keep_output: Whether to save the result instead of the input. Only for leaky ReLU without affine parameters and
+            padding: dividing by a weight that is zero cannot recover the normalised input.
+    """
+
+    statistics: Statistics = Statistics.NONE
+    eps: float = 1e-5
+    activation: int = NONE
+    slope: float = 0.2
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    padding_mode: int = ZERO
+    keep_output: bool = False
+
+    @property
+    def constants(self) -> tuple[Any, ...]:
+        """The last arguments of ``norm_act``."""
+        return self.activation, self.slope, self.padding, self.padding_mode
+
+    @property
+    def through_statistics(self) -> bool:
+        """Whether the statistics are functions of the input."""
+        return self.statistics in (Statistics.IMAGE, Statistics.BATCH)
+
+
+class Recipe(NamedTuple):
+    """How to rebuild ``pad(act(norm(source)))``."""
+
+    source: Tensor
+    mean: Tensor | None
+    rstd: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    spec: NormSpec
+
+    def rebuild(self) -> Tensor:
+        """Compute the result in one pass, without a graph."""
+        tensors = (self.source, self.mean, self.rstd, self.weight, self.bias, None)
+        return norm_act(*tensors, *self.spec.constants)
+
+    def differentiable(self) -> Recipe:
+        """Return a recipe whose statistics depend on the source, for second derivatives."""
+        if not self.spec.through_statistics:
+            return self
+        per_image = self.spec.statistics is Statistics.IMAGE
+        mean, rstd, _ = norm_act_reference.norm_statistics(self.source, per_image, self.spec.eps)
+        return self._replace(mean=mean, rstd=rstd)
+
+    def compose(self) -> Tensor:
+        """Compute the result from PyTorch's operations, with a graph."""
+        recipe = self.differentiable()
+        tensors = (recipe.source, recipe.mean, recipe.rstd, recipe.weight, recipe.bias, None)
+        return norm_act_reference.norm_act(*tensors, *self.spec.constants)
+
+
+def _saved(ctx: Any) -> tuple[Any, ...]:
+    try:
+        return cast("tuple[Any, ...]", ctx.saved_tensors)
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{error} A lean network saves the input of a padding or normalisation layer, where the plain network "
+            "saves a copy. Do not modify this tensor in place, or use the plain network: "
+            "pix2pixhd.nn.lean(module, enabled=False), or compute.lean: false in the configuration."
+        ) from error
+
+
+def _requested(ctx: Any, given: Sequence[bool]) -> list[bool]:
+    """Return which of the first inputs' gradients this backward pass requests; ``given`` marks tensors."""
+    needs = [need for need, tensor in zip(ctx.needs_input_grad, given, strict=False) if tensor]
+    result = iter(requested(ctx, needs))
+    return [tensor and next(result) for tensor in given]
+
+
+def _saved_recipe(tensors: Sequence[Any], spec: NormSpec) -> Recipe:
+    source, mean, rstd, weight, bias = tensors
+    return Recipe(source, mean, rstd, weight, bias, spec)
+
+
+class _NormAct(torch.autograd.Function):
+    """``pad(act(norm(x)))`` that saves only its input, or only its output if that determines the input.
+
+    The reciprocal deviation is a differentiable output if the output is saved, because second derivatives need it as a
+    function of the input.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor | None,
+        rstd: Tensor | None,
+        spec: NormSpec,
+    ) -> tuple[Tensor | None, ...]:
+        ctx.given = [t is not None for t in (x, weight, bias, mean, rstd)]
+        var = None
+        if spec.through_statistics:
+            mean, rstd, var = norm_statistics(x, spec.statistics is Statistics.IMAGE, spec.eps)
+        y = Recipe(x, mean, rstd, weight, bias, spec).rebuild()
+        ctx.spec = spec
+        ctx.save_for_backward(y if spec.keep_output else x, mean, rstd, weight, bias)
+        ctx.set_materialize_grads(False)
+        if not spec.through_statistics:
+            return y, None, None, None
+        assert mean is not None
+        assert rstd is not None
+        ctx.mark_non_differentiable(*((mean, var) if spec.keep_output else (mean, rstd, var)))
+        return y, mean, rstd, var
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None, grad_rstd: Tensor | None, *__: None) -> tuple[Any, ...]:
+        recipe = _saved_recipe(_saved(ctx), ctx.spec)
+        if grad is None:
+            if grad_rstd is None:
+                return (None,) * 6
+            grad = torch.zeros_like(recipe.source)  # keep_output, without padding: the source has the output's shape
+        needs = _requested(ctx, ctx.given)[:3]
+        composed = transformed(grad) or grad_rstd is not None
+        if composed and not ctx.spec.keep_output:
+            recipe = recipe.differentiable()
+        backward: Any = norm_act_reference.norm_act_backward if composed else norm_act_backward
+        tensors = (recipe.mean, recipe.rstd, recipe.weight, recipe.bias)
+        settings = (*ctx.spec.constants, ctx.spec.through_statistics, needs[0], needs[1] or needs[2], False)
+        grads = list(backward(grad, recipe.source, ctx.spec.keep_output, *tensors, *settings)[:3])
+        if grad_rstd is not None:
+            grads[0] = grads[0] + _through_rstd(grad_rstd, recipe)
+        return (*(g if need else None for g, need in zip(grads, needs, strict=True)), None, None, None)
+
+
+def _through_rstd(grad_rstd: Tensor, recipe: Recipe) -> Tensor:
+    """Gradient of the input through ``rstd``, whose derivative is ``−rstd² · x_hat / M`` for M pixels."""
+    y, rstd = recipe.source, cast(Tensor, recipe.rstd)
+    x_hat = torch.where(y > 0, y, y / recipe.spec.slope)
+    pixels = y.numel() // rstd.numel()
+    factor = grad_rstd * rstd.square() / -pixels
+    return (factor[:, :, None, None] * x_hat).to(y.dtype)
+
+
+def normalise(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    spec: NormSpec,
+    mean: Tensor | None = None,
+    rstd: Tensor | None = None,
+) -> tuple[Tensor, Recipe, Tensor | None]:
+    """Compute ``pad(act(norm(x)))``.
+
+    Args:
+        x: Images ``[N, C, H, W]``.
+        weight: ``[C]`` or None.
+        bias: ``[C]`` or None.
+        spec: Constants.
+        mean: ``[1, C]``, for constant statistics only.
+        rstd: As ``mean``.
+
+    Returns:
+        The result, the recipe to rebuild it, and the variance if the statistics are those of ``x``.
+    """
+    y, own_mean, own_rstd, var = _NormAct.apply(x, weight, bias, mean, rstd, spec)
+    if spec.through_statistics:
+        mean, rstd = own_mean, own_rstd
+    return y, Recipe(x, mean, rstd, weight, bias, spec), var
+
+
+class ConvSpec(NamedTuple):
+    """Constants of a convolution.
+
+    Attributes:
+        dtype: Dtype of the computation under autocast; None for that of the tensors.
+        stride, padding, dilation, transposed, output_padding, groups: As in ``torch.convolution``.
+    """
+
+    dtype: torch.dtype | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+    def cast(self, tensor: Tensor) -> Tensor:
+        """Convert as autocast does."""
+        return tensor if self.dtype is None else tensor.to(self.dtype)
+
+
+class _RebuiltConv(torch.autograd.Function):
+    """A convolution that saves the recipe of its input instead of its input.
+
+    Under autocast it saves the original weight, not the converted copy.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe, spec: ConvSpec) -> Tensor:
+        ctx.shape, ctx.spec = x.shape, spec
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        tensors: Sequence[Tensor | None] = ()
+        if ctx.needs_input_grad[1]:
+            *tensors, ctx.norm_spec = recipe
+        ctx.save_for_backward(weight, *tensors)
+        converted = None if bias is None else spec.cast(bias)
+        result = torch.ops.aten.convolution(spec.cast(x), spec.cast(weight), converted, *spec[1:])
+        return cast(Tensor, result)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        weight, *tensors = _saved(ctx)
+        needs = _requested(ctx, [True, True, ctx.bias_dtype is not None])
+        grad_x = grad_weight = grad_bias = None
+        if needs[1]:
+            recipe = _saved_recipe(tensors, ctx.norm_spec)
+            x = ctx.spec.cast(recipe.compose() if transformed(grad) else recipe.rebuild())
+            _, grad_weight, grad_bias = _conv_backward(grad, x, weight, ctx.spec, [False, True, needs[2]])
+            grad_weight = grad_weight.to(weight.dtype)
+            del x, recipe, tensors  # before the gradient of the input is allocated
+        elif needs[2]:
+            grad_bias = grad.sum((0, 2, 3))
+        if needs[0]:
+            # The gradient of the input depends on its shape, not on its values.
+            shape_only = grad.new_empty(1).expand(ctx.shape)
+            grad_x = _conv_backward(grad, shape_only, weight, ctx.spec, [True, False, False])[0]
+        return grad_x, grad_weight, None if grad_bias is None else grad_bias.to(ctx.bias_dtype), None, None
+
+
+def _conv_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec, mask: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    channels = [grad.shape[1]] if mask[2] else None
+    result = torch.ops.aten.convolution_backward(grad, x, spec.cast(weight), channels, *spec[1:], mask)
+    return cast("tuple[Tensor, Tensor, Tensor]", result)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe, spec: ConvSpec) -> Tensor:
+    """Convolve ``x``, which is rebuilt from its recipe in the backward."""
+    return cast(Tensor, _RebuiltConv.apply(x, weight, bias, recipe, spec))
