@@ -93,13 +93,11 @@ def lean(module: _Module, enabled: bool = True) -> _Module:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    container: Any
     for container in module.modules():
-        if not isinstance(container, nn.Sequential):
-            continue
-        if isinstance(container, LeanSequential):
+        kind: Any = type(container)
+        if issubclass(kind, LeanSequential):
             if not enabled:
-                container.__class__ = container._plain_class
-        elif enabled and type(container).forward is nn.Sequential.forward:
-            container.__class__ = _lean_class(type(container))
+                container.__class__ = kind._plain_class
+        elif enabled and issubclass(kind, nn.Sequential) and kind.forward is nn.Sequential.forward:
+            container.__class__ = _lean_class(kind)
     return module
