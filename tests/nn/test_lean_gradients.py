@@ -72,19 +72,21 @@ def test_float32_gradients_are_as_accurate_as_the_plain_ones(name, norm, memory_
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_half_precision_gradients_have_at_most_twice_the_error(name, norm, autocast, dtype):
-    network, (x, *rest) = network_and_inputs(name, norm, 1)
-    network.to(dtype)
-    exact = differentiate(copy.deepcopy(network).double(), x.to(dtype).double(), *rest)
-    x = x.to(dtype)
-    if autocast:
-        network, x = network.float(), x.float()
+    """Medians over five networks: a single ReLU that changes its sign dominates the error of so few pixels."""
     errors = []
-    for each in plain_and_lean(network):
-        with torch.autocast("cpu", dtype=dtype, enabled=autocast):
-            found = differentiate(each, x, *rest)
-        errors.append([rms(a, b) for a, b in zip(found, exact, strict=True)])
-    for plain, ours in zip(*errors, strict=True):
-        assert ours <= 2 * plain
+    for seed in range(5):
+        network, (x, *rest) = network_and_inputs(name, norm, 1)
+        randomised(network, seed).to(dtype)
+        exact = differentiate(copy.deepcopy(network).double(), x.to(dtype).double(), *rest)
+        x = x.to(dtype)
+        if autocast:
+            network, x = network.float(), x.float()
+        for each in plain_and_lean(network):
+            with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+                found = differentiate(each, x, *rest)
+            errors.append([rms(a, b) for a, b in zip(found, exact, strict=True)])
+    plain, ours = (torch.tensor(errors[k::2]).median(0).values for k in range(2))
+    assert (ours <= 2 * plain).all()
 
 
 def rms(found, expected):
@@ -135,7 +137,7 @@ def test_upstream_gradients_may_have_any_strides():
     results = []
     for network in (plain, ours):
         y = network(x)
-        upstream = images(2, 16, 16, 6).permute(0, 3, 1, 2)
+        upstream = images(2, *y.shape[2:], 6).permute(0, 3, 1, 2)
         results.append(
             torch.autograd.grad(y, list(network.parameters()), upstream, retain_graph=True)
             + torch.autograd.grad(y, list(network.parameters()), torch.ones(1, dtype=torch.float64).expand(y.shape))
