@@ -175,7 +175,7 @@ class BuildExtension(build_ext):
         tensor = graph.compile("csrc/torch/stable_tensor.cpp", [*CXX_FLAGS, *shared])
         ops = [
             graph.compile(f"csrc/torch/{name}_cpu.cpp", [*CXX_FLAGS, *shared])
-            for name in ("multi_tensor", "perceptual")
+            for name in ("multi_tensor", "norm_act", "perceptual")
         ]
         torch_libs = [f"-L{torch_lib}", "-ltorch_cpu", "-ltorch"]
         graph.link(target["_ops"], [*ops, tensor, dispatch, *kernels], torch_libs)
@@ -189,7 +189,7 @@ class BuildExtension(build_ext):
             plan = graph.compile("csrc/cuda/launch_plan.cpp", CXX_FLAGS)
             cuda_ops = [
                 graph.compile(f"csrc/torch/{name}_cuda.cpp", [*CXX_FLAGS, *shared, "-DUSE_CUDA"])
-                for name in ("multi_tensor", "perceptual")
+                for name in ("multi_tensor", "norm_act", "perceptual")
             ]
             libs = [f"-L{torch_lib}", "-ltorch_cuda", "-ltorch_cpu", "-ltorch", *self.cuda.link_flags]
             graph.link(target["_ops_cuda"], [*cuda_ops, tensor, plan, *cuda_kernels], libs, "nvlink")

@@ -24,6 +24,29 @@ enum class Distance : int32_t {
   kSquared = 1,   // (x - y)^2; its backward needs x - y
 };
 
+// norm_act: the activation after the normalisation, and the padding after both. The values are those of the operators'
+// arguments.
+enum class Activation : int32_t { kNone = 0, kRelu = 1, kLeakyRelu = 2 };
+enum class PaddingMode : int32_t { kZero = 0, kReflect = 1, kReplicate = 2 };
+
+// An image of channels [height, width, channels], and the padding around it. One channel of a contiguous tensor is an
+// image of one channel.
+struct PaddedImage {
+  int64_t height;
+  int64_t width;
+  int64_t channels;
+  int64_t left;
+  int64_t right;
+  int64_t top;
+  int64_t bottom;
+  PaddingMode mode;
+
+  int64_t pixels() const { return height * width; }
+  int64_t padded_height() const { return height + top + bottom; }
+  int64_t padded_width() const { return width + left + right; }
+  bool is_padded() const { return left + right + top + bottom > 0; }
+};
+
 // The type of the arithmetic on two element types: double if either is double, otherwise float.
 template <typename A, typename B>
 struct Wider {

@@ -23,6 +23,29 @@ struct MapChunk {
   const void* weight;  // [pixels], from the first element's pixel on; double for a double map, otherwise float; or null
 };
 
+// What norm_act computes on rows of one image, see norm_act_impl.h.
+struct NormRows {
+  PaddedImage image;
+  Activation activation;
+  double slope;   // of leaky ReLU
+  int64_t first;  // rows [first, last): of the padded result in the forward, of the image in the backward
+  int64_t last;
+  bool source_is_output;    // backward only: whether the source is the activated result, or x
+  bool through_statistics;  // backward only: whether the statistics are functions of x
+  const void* parameters;   // [kNormParameters, channels], float64 for a float64 image, otherwise float32
+};
+
+// Rows of NormRows::parameters. The forward uses the first three.
+enum NormParameter : int {
+  kOffset,    // mean; if the source is the output: bias
+  kScale,     // rstd * weight
+  kShift,     // bias
+  kGradient,  // the gradient of x is kGradient * g + (kCentred * (z - kOffset) + kConstant), where g is the
+  kCentred,   // gradient after the activation's derivative, and z is x, or the output before the activation
+  kConstant,
+  kNormParameters
+};
+
 struct Kernels {
   const char* name;
 
@@ -70,6 +93,23 @@ struct Kernels {
   // The backward of relu_pool: writes the gradients upper and lower [2 * width, channels] from grad [width, channels].
   void (*relu_pool_backward)(const void* grad, void* upper, void* lower, DType type, int64_t width, int64_t channels,
                              const uint32_t* codes);
+
+  // Stages of norm_act, see norm_act_impl.h.
+
+  // sums[c] = sum of channel c of x [pixels, channels], sums[channels + c] = sum of its squared deviations from the
+  // chunk's mean.
+  void (*norm_statistics)(const void* x, DType type, int64_t pixels, int64_t channels, double* sums);
+
+  // Rows of y = pad(act((x - mean) * scale + shift) + residual). x, residual (or null) and y: the first row of the
+  // image.
+  void (*norm_act)(const void* x, const void* residual, void* y, DType type, const NormRows& rows);
+
+  // sums[c] = sum of g over the rows of channel c, sums[channels + c] = sum of g * (z - kOffset).
+  void (*norm_act_sums)(const void* grad, const void* source, DType type, const NormRows& rows, double* sums);
+
+  // Rows of the gradients of x and of the residual; either may be null.
+  void (*norm_act_backward)(const void* grad, const void* source, void* grad_x, void* grad_residual, DType type,
+                            const NormRows& rows);
 };
 
 extern const Kernels kBaseline;

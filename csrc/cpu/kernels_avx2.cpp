@@ -15,5 +15,9 @@ const Kernels kAvx2 = {
     relu_distance_backward,
     relu_pool,
     relu_pool_backward,
+    norm_statistics,
+    norm_act,
+    norm_act_sums,
+    norm_act_backward,
 };
 }  // namespace pix2pixhd::cpu

@@ -217,4 +217,7 @@ void pointwise_backward(void* grad, const void* input, DType type, int64_t n, Po
 }  // namespace
 }  // namespace pix2pixhd::cpu
 
-#include "perceptual_impl.h"  // uses the definitions above
+// These use the definitions above.
+#include "norm_act_backward_impl.h"
+#include "norm_act_impl.h"
+#include "perceptual_impl.h"

@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "scalar.h"
+#include "vec_one.h"
 
 namespace pix2pixhd::cpu {
 namespace {
@@ -60,12 +60,19 @@ struct Vec<float> {
   using Mask = __m256;
   static uint32_t bits(Mask m) { return _mm256_movemask_ps(m); }
   static Mask passes_relu(__m256 x) { return _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NLE_UQ); }
+  static Mask above_zero(__m256 x) { return _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ); }
   static Mask exceeds(__m256 x, __m256 best) {
     return _mm256_or_ps(_mm256_cmp_ps(x, best, _CMP_GT_OQ), _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
   }
   static __m256 select(Mask m, __m256 x, __m256 otherwise) { return _mm256_blendv_ps(otherwise, x, m); }
   static uint32_t positive(__m256 x) { return _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ)); }
   static uint32_t negative(__m256 x) { return _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ)); }
+  static void accumulate(double* sums, __m256 x) {
+    const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(x));
+    const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+    _mm256_storeu_pd(sums, _mm256_add_pd(_mm256_loadu_pd(sums), low));
+    _mm256_storeu_pd(sums + 4, _mm256_add_pd(_mm256_loadu_pd(sums + 4), high));
+  }
   static double total(const Sum& sum) {
     const __m256d four =
         _mm256_add_pd(_mm256_add_pd(sum.part[0], sum.part[1]), _mm256_add_pd(sum.part[2], sum.part[3]));
@@ -102,12 +109,14 @@ struct Vec<double> {
   using Mask = __m256d;
   static uint32_t bits(Mask m) { return _mm256_movemask_pd(m); }
   static Mask passes_relu(__m256d x) { return _mm256_cmp_pd(x, _mm256_setzero_pd(), _CMP_NLE_UQ); }
+  static Mask above_zero(__m256d x) { return _mm256_cmp_pd(x, _mm256_setzero_pd(), _CMP_GT_OQ); }
   static Mask exceeds(__m256d x, __m256d best) {
     return _mm256_or_pd(_mm256_cmp_pd(x, best, _CMP_GT_OQ), _mm256_cmp_pd(x, x, _CMP_UNORD_Q));
   }
   static __m256d select(Mask m, __m256d x, __m256d otherwise) { return _mm256_blendv_pd(otherwise, x, m); }
   static uint32_t positive(__m256d x) { return _mm256_movemask_pd(_mm256_cmp_pd(x, _mm256_setzero_pd(), _CMP_GT_OQ)); }
   static uint32_t negative(__m256d x) { return _mm256_movemask_pd(_mm256_cmp_pd(x, _mm256_setzero_pd(), _CMP_LT_OQ)); }
+  static void accumulate(double* sums, __m256d x) { _mm256_storeu_pd(sums, _mm256_add_pd(_mm256_loadu_pd(sums), x)); }
   static double total(const Sum& sum) { return Vec<float>::total(sum); }
 };
 

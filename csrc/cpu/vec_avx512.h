@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "scalar.h"
+#include "vec_one.h"
 
 namespace pix2pixhd::cpu {
 namespace {
@@ -59,12 +59,19 @@ struct Vec<float> {
   using Mask = __mmask16;
   static uint32_t bits(Mask m) { return m; }
   static Mask passes_relu(__m512 x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NLE_UQ); }
+  static Mask above_zero(__m512 x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ); }
   static Mask exceeds(__m512 x, __m512 best) {
     return _mm512_cmp_ps_mask(x, best, _CMP_GT_OQ) | _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
   }
   static __m512 select(Mask m, __m512 x, __m512 otherwise) { return _mm512_mask_mov_ps(otherwise, m, x); }
   static uint32_t positive(__m512 x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ); }
   static uint32_t negative(__m512 x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ); }
+  static void accumulate(double* sums, __m512 x) {
+    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
+    const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
+    _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), low));
+    _mm512_storeu_pd(sums + 8, _mm512_add_pd(_mm512_loadu_pd(sums + 8), high));
+  }
   static double total(const Sum& sum) {
     return _mm512_reduce_add_pd(
         _mm512_add_pd(_mm512_add_pd(sum.part[0], sum.part[1]), _mm512_add_pd(sum.part[2], sum.part[3])));
@@ -99,12 +106,14 @@ struct Vec<double> {
   using Mask = __mmask8;
   static uint32_t bits(Mask m) { return m; }
   static Mask passes_relu(__m512d x) { return _mm512_cmp_pd_mask(x, _mm512_setzero_pd(), _CMP_NLE_UQ); }
+  static Mask above_zero(__m512d x) { return _mm512_cmp_pd_mask(x, _mm512_setzero_pd(), _CMP_GT_OQ); }
   static Mask exceeds(__m512d x, __m512d best) {
     return _mm512_cmp_pd_mask(x, best, _CMP_GT_OQ) | _mm512_cmp_pd_mask(x, x, _CMP_UNORD_Q);
   }
   static __m512d select(Mask m, __m512d x, __m512d otherwise) { return _mm512_mask_mov_pd(otherwise, m, x); }
   static uint32_t positive(__m512d x) { return _mm512_cmp_pd_mask(x, _mm512_setzero_pd(), _CMP_GT_OQ); }
   static uint32_t negative(__m512d x) { return _mm512_cmp_pd_mask(x, _mm512_setzero_pd(), _CMP_LT_OQ); }
+  static void accumulate(double* sums, __m512d x) { _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), x)); }
   static double total(const Sum& sum) { return Vec<float>::total(sum); }
 };
 

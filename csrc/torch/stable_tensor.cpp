@@ -17,14 +17,6 @@ std::vector<int64_t> contiguous_strides(const int64_t* sizes, int64_t ndim) {
   return strides;
 }
 
-Tensor copy_into_layout(const Tensor& tensor, const Shape& layout) {
-  Tensor copy =
-      empty_strided({layout.sizes, layout.sizes + layout.ndim}, {layout.strides, layout.strides + layout.ndim},
-                    scalar_type_of(dtype_of(tensor, "tensor", 0)), Device(tensor));
-  torch::stable::copy_(copy, tensor);
-  return copy;
-}
-
 void check_same_device(const Tensor& tensor, Device device, const char* argument, size_t index) {
   const Device own(tensor);
   STD_TORCH_CHECK(own.type == device.type && own.index == device.index, "pix2pixhd: ", argument, "[", index,
@@ -141,6 +133,14 @@ Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
                                                   scalar_type, device.type, device.index, &handle));
   return Tensor(handle);
+}
+
+Tensor copy_into_layout(const Tensor& tensor, const Shape& layout) {
+  Tensor copy =
+      empty_strided({layout.sizes, layout.sizes + layout.ndim}, {layout.strides, layout.strides + layout.ndim},
+                    scalar_type_of(dtype_of(tensor, "tensor", 0)), Device(tensor));
+  torch::stable::copy_(copy, tensor);
+  return copy;
 }
 
 std::vector<DensePair> dense_pairs(const std::vector<Tensor>& input, const std::vector<Tensor>& target,

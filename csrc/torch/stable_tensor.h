@@ -54,6 +54,9 @@ inline Tensor empty_1d(int64_t size, int32_t scalar_type, Device device) {
 }
 inline Tensor empty_scalar(int32_t scalar_type, Device device) { return empty_strided({}, {}, scalar_type, device); }
 
+// A copy of the tensor with the strides of `layout`, which has its sizes.
+Tensor copy_into_layout(const Tensor& tensor, const Shape& layout);
+
 // A pair as the kernels read it: two dense tensors of the same layout. Only tensors that cannot be read in place are
 // copied.
 struct DensePair {

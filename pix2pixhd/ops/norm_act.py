@@ -1,12 +1,12 @@
 """Normalisation, activation, residual add and padding of images in one pass, and the backward of all of them.
 
-These functions have no derivative of their own. Call them in the forward and the backward of an autograd Function, which
-decides what is saved for backward.
+These functions have no derivative of their own. Call them in the forward and the backward of an autograd Function,
+which decides what is saved for backward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -21,11 +21,7 @@ __all__ += ["norm_act", "norm_act_backward", "norm_statistics"]
 
 
 def _has_kernels(loaded: bool, key: str) -> bool:
-    return (
-        loaded
-        and hasattr(torch.ops.pix2pixhd, "norm_act")
-        and bool(torch._C._dispatch_has_kernel_for_dispatch_key("pix2pixhd::norm_act", key))
-    )
+    return loaded and bool(torch._C._dispatch_has_kernel_for_dispatch_key("pix2pixhd::norm_act", key))
 
 
 # Determined at import, as in ``backend``.
@@ -121,7 +117,14 @@ def norm_act_backward(
         source_is_output: Whether to recover the normalised ``x`` from ``source``, so that ``x`` need not be saved.
             Requires no activation or leaky ReLU with ``slope > 0``, and no zero in ``weight``. ReLU is allowed if the
             statistics are constants.
-        mean, rstd, weight, bias, activation, slope, padding, padding_mode: As in the forward.
+        mean: As in the forward.
+        rstd: As in the forward.
+        weight: As in the forward.
+        bias: As in the forward.
+        activation: As in the forward.
+        slope: As in the forward.
+        padding: As in the forward.
+        padding_mode: As in the forward.
         through_statistics: Whether ``mean`` and ``rstd`` are functions of ``x``; False for batch norm in evaluation.
         need_input: Whether to compute the gradient of ``x``.
         need_affine: Whether to compute the gradients of ``weight`` and ``bias``, of those that are given.
@@ -201,9 +204,7 @@ def _refuse_derivative(ctx: Any, *grads: Tensor | None) -> None:
 
 def register() -> None:
     """Register fake kernels, and an autograd that raises. Called once, after the library has been loaded."""
-    if not hasattr(torch.ops.pix2pixhd, "norm_act"):
-        return
-    fakes = {
+    fakes: dict[str, Callable[..., Any]] = {
         "norm_statistics": _fake_statistics,
         "norm_act": _fake_forward,
         "norm_act_backward": _fake_backward,

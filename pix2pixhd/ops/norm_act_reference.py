@@ -47,16 +47,16 @@ def check_padding(x: Tensor, padding: Sequence[int], padding_mode: int) -> None:
 def _per_channel(x: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
     """Bring statistics ``[N, C]`` and affine parameters ``[C]`` to the dtype of the arithmetic and four dimensions."""
     dtype = wider(x.dtype)
-    return [t if t is None else t.to(dtype).reshape(-1, x.shape[1], 1, 1) for t in tensors]
+    return [t if t is None else t.to(dtype).unflatten(-1, (x.shape[1], 1, 1)) for t in tensors]
 
 
 def norm_statistics(x: Tensor, per_image: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, reciprocal standard deviation and biased variance of each channel; see ``norm_act.norm_statistics``."""
-    dims = (2, 3) if per_image else (0, 2, 3)
+    dims, shape = ((2, 3), x.shape[:2]) if per_image else ((0, 2, 3), (1, x.shape[1]))
     wide = x.to(wider(x.dtype))
     mean = wide.mean(dims, keepdim=True)
-    var = (wide - mean).square().mean(dims).view(-1, x.shape[1])
-    return mean.view(-1, x.shape[1]), (var + eps).rsqrt(), var
+    var = (wide - mean).square().mean(dims).view(shape)
+    return mean.view(shape), (var + eps).rsqrt(), var
 
 
 def _normalise(

@@ -6,6 +6,7 @@ from torch.library import opcheck
 
 import pix2pixhd
 from pix2pixhd.functional import hinge_loss, logistic_loss, lsgan_loss, mean_loss, multi_l1_loss
+from pix2pixhd.ops import norm_act
 from pix2pixhd.ops.multi_l1 import Layouts
 
 ops = torch.ops.pix2pixhd
@@ -82,6 +83,55 @@ def test_multi_pointwise_passes_opcheck(kind, requires_grad):
             opcheck(ops.multi_pointwise_backward_out.default, (*backward, out))
         ops.multi_pointwise_backward_out.default(*backward, out)
         assert all(map(torch.equal, out, expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_norm_act_passes_opcheck(dtype, layout):
+    x = torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(0)).to(dtype, memory_format=layout)
+    weight, bias = torch.ones(3), torch.zeros(3, dtype=dtype)
+    for images in (x, x[:, :, 1:, 1:], x[:, :1].expand_as(x)):
+        for per_image in (True, False):
+            opcheck(ops.norm_statistics.default, (images, per_image, 1e-5))
+            mean, rstd, _ = ops.norm_statistics.default(images, per_image, 1e-5)
+            for statistics, affine, padding in (
+                ((mean, rstd), (weight, bias), [1, 2, 3, 0]),
+                ((None, None), (None, None), [0] * 4),
+            ):
+                rest = (2, 0.2, padding, 1)
+                opcheck(ops.norm_act.default, (images, *statistics, *affine, images, *rest))
+                y = ops.norm_act.default(images, *statistics, *affine, None, *rest)
+                for needs in ([True] * 4, [False] * 4):
+                    arguments = (
+                        torch.ones(()).to(dtype).expand_as(y),
+                        images,
+                        False,
+                        *statistics,
+                        *affine,
+                        *rest,
+                        *needs,
+                    )
+                    opcheck(ops.norm_act_backward.default, arguments)
+
+
+def test_norm_act_compiles_without_a_graph_break():
+    torch._dynamo.reset()
+
+    def chain(x, grad):
+        mean, rstd, _ = norm_act.norm_statistics(x * 2)
+        arguments = (mean, rstd, None, None)
+        y = norm_act.norm_act(x * 2, *arguments, activation=1, padding=(1, 1, 1, 1), padding_mode=1)
+        return y, norm_act.norm_act_backward(
+            grad, x * 2, False, *arguments, activation=1, padding=(1, 1, 1, 1), padding_mode=1
+        )[0]
+
+    for backend in ("aot_eager", "inductor"):
+        compiled = torch.compile(chain, fullgraph=True, backend=backend, dynamic=True)
+        for size in (5, 8):
+            for layout in (torch.contiguous_format, torch.channels_last):
+                x = torch.randn(2, 3, size, 6).to(memory_format=layout)
+                grad = torch.randn(2, 3, size + 2, 8)
+                torch.testing.assert_close(compiled(x, grad), chain(x, grad))
 
 
 LOSSES = {
