@@ -2,8 +2,8 @@
 
 In ``[pad] conv [norm] [act] [pad] conv …`` these parts are computed by the Functions of ``pix2pixhd.nn.functions``:
 a norm with the activation and the padding that follow, a padding before a convolution, and a convolution whose input
-is the result of one of both. All other layers are called. What is lean is decided on every call from the layers'
-current state; nothing is cached.
+is the result of one of both, also if another chain computed that. All other layers are called. What is lean is decided
+on every call from the layers' current state; nothing is cached.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pix2pixhd.nn.functions import ConvSpec, NormSpec, Recipe, Statistics, convolve, normalise
+from pix2pixhd.nn.functions import ConvSpec, NormSpec, Recipe, Statistics, convolve, normalise, recall, remember
 from pix2pixhd.nn.layers import InstanceNorm2d, InstanceNormAct2d
 from pix2pixhd.nn.state import is_plain_image, is_plain_tensor, is_unmodified
 from pix2pixhd.ops.norm_act import LEAKY_RELU, REFLECT, RELU, REPLICATE, ZERO
@@ -37,22 +37,38 @@ def run_chain(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
 def _advance(layers: Sequence[nn.Module], x: Tensor) -> tuple[int, Tensor]:
     """Apply the first layers; return their number and the result."""
     count, spec = _read_norm(layers, x)
-    if spec is None:
-        spec = _read_pad(layers[0], NormSpec()) if len(layers) > 1 and is_plain_image(x) else None
-        if spec is None or not _is_lean_conv(layers[1], x):
-            return 1, layers[0](x)
-        count = 1
-    norm = layers[0] if spec.statistics is not Statistics.NONE else None
+    if spec is not None:
+        return _from_norm(layers, x, count, spec)
+    recipe = recall(x) if is_plain_image(x) else None
+    if recipe is not None and _is_lean_conv(layers[0], x):
+        return 1, _convolve(layers[0], x, recipe)
+    pad = _read_pad(layers[0], NormSpec()) if len(layers) > 1 and is_plain_image(x) else None
+    if pad is None or not _is_lean_conv(layers[1], x):
+        return 1, layers[0](x)
+    y, padding, _ = normalise(x, None, None, pad)
+    if recipe is not None and not any(recipe.spec.padding):
+        spec = dataclasses.replace(recipe.spec, padding=pad.padding, padding_mode=pad.padding_mode)
+        padding = recipe._replace(spec=spec)
+    return 2, _convolve(layers[1], y, padding)
+
+
+def _from_norm(layers: Sequence[nn.Module], x: Tensor, count: int, spec: NormSpec) -> tuple[int, Tensor]:
+    """Apply ``count`` layers, which begin with a norm and are described by ``spec``, and a convolution that follows."""
     follows = len(layers) > count and _is_lean_conv(layers[count], x)
     if spec.keep_output and not follows:
         # The caller may modify the result in place if neither PyTorch's activation nor a convolution saves it.
         spec = dataclasses.replace(spec, keep_output=_saves_output(layers[count - 1]))
-    y, recipe = _normalise(norm, x, spec)
-    if spec.keep_output or not follows:
+    y, recipe = _normalise(layers[0], x, spec)
+    if spec.keep_output:
         return count, y
-    conv = layers[count]
-    assert isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d))
-    return count + 1, convolve(y, conv.weight, conv.bias, recipe, _conv_spec(conv, y))
+    if follows:
+        return count + 1, _convolve(layers[count], y, recipe)
+    remember(y, recipe)
+    return count, y
+
+
+def _convolve(conv: Any, y: Tensor, recipe: Recipe) -> Tensor:
+    return convolve(y, conv.weight, conv.bias, recipe, _conv_spec(conv, y))
 
 
 def _read_norm(layers: Sequence[nn.Module], x: Tensor) -> tuple[int, NormSpec | None]:
@@ -156,10 +172,7 @@ def _conv_spec(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> ConvSpec:
     )
 
 
-def _normalise(norm: nn.Module | None, x: Tensor, spec: NormSpec) -> tuple[Tensor, Recipe]:
-    if norm is None:
-        y, recipe, _ = normalise(x, None, None, spec)
-        return y, recipe
+def _normalise(norm: nn.Module, x: Tensor, spec: NormSpec) -> tuple[Tensor, Recipe]:
     assert isinstance(norm, (nn.InstanceNorm2d, nn.BatchNorm2d))
     mean = rstd = None
     if spec.statistics is Statistics.CONSTANT:

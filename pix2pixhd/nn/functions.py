@@ -15,12 +15,14 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from pix2pixhd.ops import norm_act_reference
 from pix2pixhd.ops.autograd import requested, transformed
 from pix2pixhd.ops.norm_act import NONE, ZERO, norm_act, norm_act_backward, norm_statistics
+from pix2pixhd.ops.norm_act_reference import memory_format_of
 
-__all__ = ["ConvSpec", "NormSpec", "Recipe", "Statistics", "convolve", "normalise"]
+__all__ = ["ConvSpec", "NormSpec", "Recipe", "Statistics", "convolve", "normalise", "recall", "remember"]
 
 
 class Statistics(enum.Enum):
@@ -59,6 +61,11 @@ class NormSpec:
     def constants(self) -> tuple[Any, ...]:
         """The last arguments of ``norm_act``."""
         return self.activation, self.slope, self.padding, self.padding_mode
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether gradients depend on the values of the input."""
+        return self.statistics is not Statistics.NONE or self.activation != NONE
 
     @property
     def through_statistics(self) -> bool:
@@ -109,6 +116,30 @@ def _saved(ctx: Any) -> tuple[Any, ...]:
         ) from error
 
 
+class _Entry(NamedTuple):
+    """Recipe of a result that left its chain. It keeps neither the result nor the source alive."""
+
+    version: int
+    source: TensorWeakRef
+    rest: tuple[Any, ...]
+
+
+_RESULTS = WeakTensorKeyDictionary()
+
+
+def remember(result: Tensor, recipe: Recipe) -> None:
+    """Record how to rebuild a result, for a convolution in another chain."""
+    if result.requires_grad:
+        _RESULTS[result] = _Entry(result._version, TensorWeakRef(recipe.source), tuple(recipe[1:]))
+
+
+def recall(x: Tensor) -> Recipe | None:
+    """Return how to rebuild a tensor; None if it is no such result, or has been modified in place since."""
+    entry: _Entry | None = _RESULTS.get(x)  # type: ignore[no-untyped-call]
+    source = None if entry is None or entry.version != x._version else entry.source()
+    return None if entry is None or source is None else Recipe(source, *entry.rest)
+
+
 def _requested(ctx: Any, given: Sequence[bool]) -> list[bool]:
     """Return which of the first inputs' gradients this backward pass requests; ``given`` marks tensors."""
     needs = [need for need, tensor in zip(ctx.needs_input_grad, given, strict=False) if tensor]
@@ -144,7 +175,10 @@ class _NormAct(torch.autograd.Function):
             mean, rstd, var = norm_statistics(x, spec.statistics is Statistics.IMAGE, spec.eps)
         y = Recipe(x, mean, rstd, weight, bias, spec).rebuild()
         ctx.spec = spec
-        ctx.save_for_backward(y if spec.keep_output else x, mean, rstd, weight, bias)
+        # The gradient of padding alone depends on the shape, not on the values.
+        ctx.layout = None if spec.reads_input else (x.shape, memory_format_of(x))
+        source = y if spec.keep_output else x if spec.reads_input else None
+        ctx.save_for_backward(source, mean, rstd, weight, bias)
         ctx.set_materialize_grads(False)
         if not spec.through_statistics:
             return y, None, None, None
@@ -156,6 +190,10 @@ class _NormAct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: None, grad_rstd: Tensor | None, *__: None) -> tuple[Any, ...]:
         recipe = _saved_recipe(_saved(ctx), ctx.spec)
+        if grad is not None and ctx.layout is not None:
+            shape, memory_format = ctx.layout
+            placeholder = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format)
+            recipe = recipe._replace(source=placeholder)
         if grad is None:
             if grad_rstd is None:
                 return (None,) * 6

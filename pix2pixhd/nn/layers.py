@@ -107,7 +107,7 @@ class InstanceNormAct2d(InstanceNorm2d):
         """Return ``[N, C, H + top + bottom, W + left + right]``."""
         if input.dim() != 4:
             raise ValueError(f"input must be [N, C, H, W], got {list(input.shape)}")
-        if not state.is_plain_image(input) or input[0, 0].numel() < 2 or state.is_transformed():
+        if state.is_transformed() or not state.is_plain_image(input) or input[0, 0].numel() < 2:
             return self._plain(input)
         if torch.is_grad_enabled():
             return normalise(input, self.weight, self.bias, self.spec)[0]

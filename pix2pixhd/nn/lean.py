@@ -41,7 +41,8 @@ class LeanSequential(nn.Sequential):
 
 def runs_lean(input: object) -> TypeGuard[Tensor]:
     """Whether a sequence of layers is evaluated lean: eager autograd of an image tensor, without global hooks."""
-    return torch.is_grad_enabled() and is_plain_image(input) and not is_transformed() and not has_global_hooks()
+    # The transformations first: tracing the checks of the image would record them.
+    return torch.is_grad_enabled() and not is_transformed() and is_plain_image(input) and not has_global_hooks()
 
 
 @functools.cache

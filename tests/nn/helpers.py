@@ -10,7 +10,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pix2pixhd.nn import InstanceNorm2d, InstanceNormAct2d, lean
+from pix2pixhd.nn import InstanceNorm2d, lean
 
 NORMS = {
     "instance": functools.partial(InstanceNorm2d),

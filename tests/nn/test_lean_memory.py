@@ -32,12 +32,6 @@ def conv_outputs(network, *inputs):
     return sum(sizes)
 
 
-def bottleneck(layers):
-    """The smallest image of a global generator for an image of 64×96 pixels, of which ``local`` halves the size."""
-    half = 2 if isinstance(layers[-1], nn.ReLU) else 1
-    return torch.empty(1, 64 * half, 16 // half, 24 // half)
-
-
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize("kind", ["global", "local"])
 def test_generators_keep_the_outputs_of_their_convolutions(kind, norm):
@@ -45,9 +39,8 @@ def test_generators_keep_the_outputs_of_their_convolutions(kind, norm):
     x = images(1, 5, 64, 96).float()
     outputs = conv_outputs(network, x)
     kept = kept_bytes(lambda: network(x))
-    extra = bottleneck(network.model).nbytes  # the input of the first residual block
-    if kind == "local":  # and of the enhancer's first block, and the halved input of the global part
-        extra += network.model1_1(x).nbytes + network.downsample(x).nbytes
+    # The enhancer's first block has the sum of two features as its input; the global part has the halved image.
+    extra = 0 if kind == "global" else network.model1_1(x).nbytes + network.downsample(x).nbytes
     assert kept <= outputs + extra + SMALL
     assert kept_bytes(lambda: lean(network, enabled=False)(x)) > 1.7 * kept
 
@@ -57,6 +50,15 @@ def test_discriminators_keep_their_features():
     x = images(1, 5, 64, 96).float()
     features = sum(f.nbytes for scale in network(x) for f in scale)
     kept = kept_bytes(lambda: network(x))
+    assert kept <= features + network.downsample(x).nbytes + SMALL
+
+
+def test_discriminators_with_batch_norm_keep_one_tensor_per_layer():
+    """As soon as the caller frees the features."""
+    network = lean(define_D(5, 16, 3, "batch", num_D=2, getIntermFeat=True))
+    x = images(1, 5, 64, 96).float()
+    features = sum(f.nbytes for scale in network(x) for f in scale)
+    kept = kept_bytes(lambda: [scale[-1] for scale in network(x)])
     assert kept <= features + network.downsample(x).nbytes + SMALL
 
 
