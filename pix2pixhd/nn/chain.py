@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pix2pixhd.nn.concatenation import convolve_parts, parts_of
 from pix2pixhd.nn.functions import ConvSpec, NormSpec, Recipe, Statistics, convolve, normalise, recall, remember
 from pix2pixhd.nn.layers import InstanceNorm2d, InstanceNormAct2d
 from pix2pixhd.nn.state import is_plain_image, is_plain_tensor, is_unmodified
@@ -39,6 +40,11 @@ def _advance(layers: Sequence[nn.Module], x: Tensor) -> tuple[int, Tensor]:
     count, spec = _read_norm(layers, x)
     if spec is not None:
         return _from_norm(layers, x, count, spec)
+    parts = parts_of(x) if is_plain_image(x) else None
+    if parts is not None and is_unmodified(layers[0], nn.Conv2d) and _is_lean_conv(layers[0], x):
+        conv: Any = layers[0]
+        if conv.groups == 1:
+            return 1, convolve_parts(x, parts, conv.weight, conv.bias, _conv_spec(conv, x))
     recipe = recall(x) if is_plain_image(x) else None
     if recipe is not None and _is_lean_conv(layers[0], x):
         return 1, _convolve(layers[0], x, recipe)

@@ -22,7 +22,8 @@ from pix2pixhd.ops.autograd import requested, transformed
 from pix2pixhd.ops.norm_act import NONE, ZERO, norm_act, norm_act_backward, norm_statistics
 from pix2pixhd.ops.norm_act_reference import memory_format_of
 
-__all__ = ["ConvSpec", "NormSpec", "Recipe", "Statistics", "convolve", "normalise", "recall", "remember"]
+__all__ = ["ConvSpec", "NormSpec", "Recipe", "Statistics", "conv_backward", "convolve", "normalise", "recall"]
+__all__ += ["remember", "requested_inputs", "saved_tensors"]
 
 
 class Statistics(enum.Enum):
@@ -103,7 +104,8 @@ class Recipe(NamedTuple):
         return norm_act_reference.norm_act(*tensors, *self.spec.constants)
 
 
-def _saved(ctx: Any) -> tuple[Any, ...]:
+def saved_tensors(ctx: Any) -> tuple[Any, ...]:
+    """Return the saved tensors; explain the error if one was modified in place."""
     try:
         return cast("tuple[Any, ...]", ctx.saved_tensors)
     except RuntimeError as error:
@@ -140,7 +142,7 @@ def recall(x: Tensor) -> Recipe | None:
     return None if entry is None or source is None else Recipe(source, *entry.rest)
 
 
-def _requested(ctx: Any, given: Sequence[bool]) -> list[bool]:
+def requested_inputs(ctx: Any, given: Sequence[bool]) -> list[bool]:
     """Return which of the first inputs' gradients this backward pass requests; ``given`` marks tensors."""
     needs = [need for need, tensor in zip(ctx.needs_input_grad, given, strict=False) if tensor]
     result = iter(requested(ctx, needs))
@@ -189,7 +191,7 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: None, grad_rstd: Tensor | None, *__: None) -> tuple[Any, ...]:
-        recipe = _saved_recipe(_saved(ctx), ctx.spec)
+        recipe = _saved_recipe(saved_tensors(ctx), ctx.spec)
         if grad is not None and ctx.layout is not None:
             shape, memory_format = ctx.layout
             placeholder = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format)
@@ -198,7 +200,7 @@ class _NormAct(torch.autograd.Function):
             if grad_rstd is None:
                 return (None,) * 6
             grad = torch.zeros_like(recipe.source)  # keep_output, without padding: the source has the output's shape
-        needs = _requested(ctx, ctx.given)[:3]
+        needs = requested_inputs(ctx, ctx.given)[:3]
         composed = transformed(grad) or grad_rstd is not None
         if composed and not ctx.spec.keep_output:
             recipe = recipe.differentiable()
@@ -288,13 +290,13 @@ class _RebuiltConv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        weight, *tensors = _saved(ctx)
-        needs = _requested(ctx, [True, True, ctx.bias_dtype is not None])
+        weight, *tensors = saved_tensors(ctx)
+        needs = requested_inputs(ctx, [True, True, ctx.bias_dtype is not None])
         grad_x = grad_weight = grad_bias = None
         if needs[1]:
             recipe = _saved_recipe(tensors, ctx.norm_spec)
             x = ctx.spec.cast(recipe.compose() if transformed(grad) else recipe.rebuild())
-            _, grad_weight, grad_bias = _conv_backward(grad, x, weight, ctx.spec, [False, True, needs[2]])
+            _, grad_weight, grad_bias = conv_backward(grad, x, weight, ctx.spec, [False, True, needs[2]])
             grad_weight = grad_weight.to(weight.dtype)
             del x, recipe, tensors  # before the gradient of the input is allocated
         elif needs[2]:
@@ -302,13 +304,14 @@ class _RebuiltConv(torch.autograd.Function):
         if needs[0]:
             # The gradient of the input depends on its shape, not on its values.
             shape_only = grad.new_empty(1).expand(ctx.shape)
-            grad_x = _conv_backward(grad, shape_only, weight, ctx.spec, [True, False, False])[0]
+            grad_x = conv_backward(grad, shape_only, weight, ctx.spec, [True, False, False])[0]
         return grad_x, grad_weight, None if grad_bias is None else grad_bias.to(ctx.bias_dtype), None, None
 
 
-def _conv_backward(
+def conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec, mask: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradients of input, weight and bias for which ``mask`` is True, in the dtype of the convolution."""
     channels = [grad.shape[1]] if mask[2] else None
     result = torch.ops.aten.convolution_backward(grad, x, spec.cast(weight), channels, *spec[1:], mask)
     return cast("tuple[Tensor, Tensor, Tensor]", result)
