@@ -82,7 +82,7 @@ def differentiate(network, *inputs):
     first = inputs[0].detach().clone(memory_format=torch.preserve_format).requires_grad_()
     outputs = flat(network(first, *inputs[1:]))
     generator = torch.Generator().manual_seed(2)
-    upstream = [torch.randn(x.shape, dtype=torch.float64, generator=generator).to(x.dtype) for x in outputs]
+    upstream = [torch.randn(x.shape, dtype=torch.float64, generator=generator).to(x) for x in outputs]
     grads = torch.autograd.grad(outputs, [first, *network.parameters()], upstream)
     return [x.detach() for x in outputs], list(grads)
 
