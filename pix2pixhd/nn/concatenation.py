@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pix2pixhd.nn.functions import ConvSpec, conv_backward, requested_inputs, saved_tensors
+from pix2pixhd.nn.functions import ConvSpec, conv_backward, requested_inputs, saved_tensors, shape_only
 from pix2pixhd.nn.state import is_plain_image, is_transformed, is_unmodified
+from pix2pixhd.ops.norm_act_reference import memory_format_of
 
 __all__ = ["Parts", "concatenate", "convolve_parts", "downsample", "parts_of"]
 
@@ -71,7 +72,7 @@ class _ConcatenatedConv(torch.autograd.Function):
         whole: list[Tensor],
         spec: ConvSpec,
     ) -> Tensor:
-        ctx.spec, ctx.channels, ctx.shape = spec, constant.shape[1], image.shape
+        ctx.spec, ctx.channels, ctx.layout = spec, constant.shape[1], (image.shape, memory_format_of(whole[0]))
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.save_for_backward(weight, *((image, constant) if ctx.needs_input_grad[1] else ()))
         converted = None if bias is None else spec.cast(bias)
@@ -93,8 +94,8 @@ class _ConcatenatedConv(torch.autograd.Function):
         elif needs[2]:
             grad_bias = grad.sum((0, 2, 3))
         if needs[0]:
-            shape_only = grad.new_empty(1).expand(ctx.shape)
-            grad_image = conv_backward(grad, shape_only, weight[:, ctx.channels :], spec, [True, False, False])[0]
+            image_weight = weight[:, ctx.channels :]
+            grad_image = conv_backward(grad, shape_only(grad, *ctx.layout), image_weight, spec, [True, False, False])[0]
         bias = None if grad_bias is None else grad_bias.to(ctx.bias_dtype)
         return grad_image, grad_weight, bias, None, None, None
 

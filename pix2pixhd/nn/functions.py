@@ -23,7 +23,7 @@ from pix2pixhd.ops.norm_act import NONE, ZERO, norm_act, norm_act_backward, norm
 from pix2pixhd.ops.norm_act_reference import memory_format_of
 
 __all__ = ["ConvSpec", "NormSpec", "Recipe", "Statistics", "conv_backward", "convolve", "normalise", "recall"]
-__all__ += ["remember", "requested_inputs", "saved_tensors"]
+__all__ += ["remember", "requested_inputs", "saved_tensors", "shape_only"]
 
 
 class Statistics(enum.Enum):
@@ -278,7 +278,7 @@ class _RebuiltConv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe, spec: ConvSpec) -> Tensor:
-        ctx.shape, ctx.spec = x.shape, spec
+        ctx.layout, ctx.spec = (x.shape, memory_format_of(x)), spec
         ctx.bias_dtype = None if bias is None else bias.dtype
         tensors: Sequence[Tensor | None] = ()
         if ctx.needs_input_grad[1]:
@@ -302,10 +302,16 @@ class _RebuiltConv(torch.autograd.Function):
         elif needs[2]:
             grad_bias = grad.sum((0, 2, 3))
         if needs[0]:
-            # The gradient of the input depends on its shape, not on its values.
-            shape_only = grad.new_empty(1).expand(ctx.shape)
-            grad_x = conv_backward(grad, shape_only, weight, ctx.spec, [True, False, False])[0]
+            grad_x = conv_backward(grad, shape_only(grad, *ctx.layout), weight, ctx.spec, [True, False, False])[0]
         return grad_x, grad_weight, None if grad_bias is None else grad_bias.to(ctx.bias_dtype), None, None
+
+
+def shape_only(grad: Tensor, shape: torch.Size, memory_format: torch.memory_format) -> Tensor:
+    """Return a substitute for a convolution's input: the input's gradient depends on its shape, not on its values."""
+    if grad.device.type != "cpu" or transformed(grad):
+        return grad.new_empty(1).expand(shape)
+    # oneDNN would copy an expanded tensor. The memory of an empty one is never accessed, so the system provides none.
+    return torch.empty(shape, dtype=grad.dtype, memory_format=memory_format)
 
 
 def conv_backward(
