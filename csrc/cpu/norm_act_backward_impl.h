@@ -51,10 +51,27 @@ struct SegmentWork {
 template <typename T, typename G>
 using SegmentFunction = void (*)(const Segment<T, G>&, const SegmentWork<T>&);
 
+// Gradients in float16 are always gathered, as half precision on a CPU is bfloat16: less code to compile.
+template <typename T>
+constexpr bool kReadsInPlace = true;
+template <>
+constexpr bool kReadsInPlace<Half> = false;
+
+template <typename T, bool kInPlace>
+struct InPlaceType {
+  using type = T;
+};
+template <typename T>
+struct InPlaceType<T, false> {
+  using type = NormCompute<T>;
+};
+template <typename T>
+using InPlace = typename InPlaceType<T, kReadsInPlace<T>>::type;
+
 // A function of segments, for gradients that are read in place and for gathered ones.
 template <typename T>
 struct SegmentFunctions {
-  SegmentFunction<T, T> in_place;
+  SegmentFunction<T, InPlace<T>> in_place;
   SegmentFunction<T, NormCompute<T>> gathered;
 };
 
@@ -79,8 +96,10 @@ inline auto masked_gradient(V, const G* grad, const T* source, const C* const* p
 }
 
 template <bool kRelu, bool kOutput, typename T, typename G>
-void add_sums(const Segment<T, G>& segment, const SegmentWork<T>& work) {
+void add_sums(const Segment<T, G>& segment_, const SegmentWork<T>& work_) {
   using C = NormCompute<T>;
+  const Segment<T, G> segment = segment_;  // Copies: the compiler need not expect that a store changes them.
+  const SegmentWork<T> work = work_;
   auto pair_at = [&](auto v, int64_t group, int64_t c) {
     return masked_gradient<kRelu, kOutput>(v, segment.grad + group * segment.grad_stride + c,
                                            segment.source + group * segment.source_stride + c, work.parameters,
@@ -88,27 +107,27 @@ void add_sums(const Segment<T, G>& segment, const SegmentWork<T>& work) {
   };
   double* sums = work.sums + segment.lane;
   double* products = work.products + segment.lane;
-  int64_t group = 0;
-  for (; group + 2 <= segment.groups; group += 2) {
+  for (int64_t group = 0; group < segment.groups; group += kTerms) {
+    const int64_t end = segment.groups - group < kTerms ? segment.groups : group + kTerms;
     for_lanes<C>(segment.lanes, [&](auto v, int64_t c) {
       using V = decltype(v);
-      const auto a = pair_at(v, group, c);
-      const auto b = pair_at(v, group + 1, c);
-      V::accumulate(sums + c, V::add(a.gradient, b.gradient));
-      V::accumulate(products + c, V::add(V::multiply(a.gradient, a.centred), V::multiply(b.gradient, b.centred)));
+      auto sum = V::broadcast(C(0));
+      auto product = V::broadcast(C(0));
+      for (int64_t i = group; i < end; ++i) {
+        const auto pair = pair_at(v, i, c);
+        sum = V::add(sum, pair.gradient);
+        product = V::add(product, V::multiply(pair.gradient, pair.centred));
+      }
+      V::accumulate(sums + c, sum);
+      V::accumulate(products + c, product);
     });
   }
-  if (group == segment.groups) return;
-  for_lanes<C>(segment.lanes, [&](auto v, int64_t c) {
-    using V = decltype(v);
-    const auto a = pair_at(v, group, c);
-    V::accumulate(sums + c, a.gradient);
-    V::accumulate(products + c, V::multiply(a.gradient, a.centred));
-  });
 }
 
 template <bool kRelu, bool kOutput, bool kStatistics, typename T, typename G>
-void write_gradient(const Segment<T, G>& segment, const SegmentWork<T>& work) {
+void write_gradient(const Segment<T, G>& segment_, const SegmentWork<T>& work_) {
+  const Segment<T, G> segment = segment_;  // copies, as in add_sums
+  const SegmentWork<T> work = work_;
   const auto* factor = work.parameters[kGradient];
   const auto* centred = work.parameters[kCentred];
   const auto* constant = work.parameters[kConstant];
@@ -153,11 +172,15 @@ class GradientRows {
 
   // Calls the function for all parts of the rows.
   void for_each_segment(const SegmentFunctions<T>& f, const SegmentWork<T>& work) {
-    const bool in_place = image_.mode == PaddingMode::kZero || !image_.is_padded();
+    if constexpr (!kReadsInPlace<T>) {
+      for (int64_t row = rows_.first; row < rows_.last; ++row) gathered(row, 0, image_.width, f, work);
+      return;
+    }
     if (!image_.is_padded()) {
       return direct((rows_.first * image_.width) * image_.channels, rows_.first, 0,
                     (rows_.last - rows_.first) * image_.width, f, work);
     }
+    const bool in_place = image_.mode == PaddingMode::kZero;
     const bool reflect = image_.mode == PaddingMode::kReflect;
     // Columns before `begin` and from `end` on are sources of padding.
     int64_t begin = in_place || image_.left == 0 ? 0 : reflect ? image_.left + 1 : 1;
@@ -202,10 +225,12 @@ class GradientRows {
   // `count` pixels whose gradient is read in place.
   void direct(int64_t at, int64_t row, int64_t column, int64_t count, const SegmentFunctions<T>& f,
               const SegmentWork<T>& work) {
-    const T* grad = grad_at(row + image_.top, column + image_.left);
-    for_groups(count, image_.channels, [&](int64_t first, int64_t groups, int64_t lanes) {
-      f.in_place({grad + first, lanes, source_ + at + first, lanes, groups, lanes, 0, at + first}, work);
-    });
+    if constexpr (kReadsInPlace<T>) {
+      const T* grad = grad_at(row + image_.top, column + image_.left);
+      for_groups(count, image_.channels, [&](int64_t first, int64_t groups, int64_t lanes) {
+        f.in_place({grad + first, lanes, source_ + at + first, lanes, groups, lanes, 0, at + first}, work);
+      });
+    }
   }
 
   // The pixels [begin, end) of a row, by way of the buffer.
@@ -255,7 +280,7 @@ class GradientRows {
   }
 
   template <bool kFirst>
-  static void add(C* to, const T* from, int64_t count) {
+  __attribute__((noinline)) static void add(C* to, const T* from, int64_t count) {
     for_lanes<C>(count, [&](auto v, int64_t i) {
       using V = decltype(v);
       V::store(to + i, kFirst ? V::load(from + i) : V::add(V::load(to + i), V::load(from + i)));
@@ -270,14 +295,15 @@ class GradientRows {
 };
 
 template <typename T, bool kRelu, bool kOutput>
-constexpr SegmentFunctions<T> kSums = {add_sums<kRelu, kOutput, T, T>, add_sums<kRelu, kOutput, T, NormCompute<T>>};
+constexpr SegmentFunctions<T> kSums = {add_sums<kRelu, kOutput, T, InPlace<T>>,
+                                       add_sums<kRelu, kOutput, T, NormCompute<T>>};
 
 template <typename T, bool kRelu, bool kOutput, bool kStatistics>
-constexpr SegmentFunctions<T> kGradients = {write_gradient<kRelu, kOutput, kStatistics, T, T>,
+constexpr SegmentFunctions<T> kGradients = {write_gradient<kRelu, kOutput, kStatistics, T, InPlace<T>>,
                                             write_gradient<kRelu, kOutput, kStatistics, T, NormCompute<T>>};
 
 template <typename T>
-constexpr SegmentFunctions<T> kResiduals = {write_residual<T, T>, write_residual<T, NormCompute<T>>};
+constexpr SegmentFunctions<T> kResiduals = {write_residual<T, InPlace<T>>, write_residual<T, NormCompute<T>>};
 
 template <typename T>
 void norm_act_sums_typed(const T* grad, const T* source, const NormRows& rows, double* sums) {

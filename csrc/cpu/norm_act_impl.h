@@ -68,32 +68,27 @@ inline void for_groups(int64_t pixels, int64_t channels, const F& f) {
   if (groups * lanes < elements) f(groups * lanes, int64_t{1}, elements - groups * lanes);
 }
 
-// Adds the deviations from `origin`, and their squares, of `groups` groups. Sums of four are in the arithmetic's type.
+// Terms that are added in the arithmetic's type, before their sum is added in double.
+constexpr int64_t kTerms = 8;
+
+// Adds the deviations from `origin`, and their squares, of `groups` groups.
 template <typename T, typename C>
-void add_deviations(const T* x, int64_t groups, int64_t stride, int64_t lanes, const C* origin, double* sum,
-                    double* square) {
-  int64_t group = 0;
-  for (; group + 4 <= groups; group += 4) {
-    const T* at = x + group * stride;
+void add_deviations(const T* x, int64_t groups, int64_t stride, int64_t lanes, const C* origin, double* sums,
+                    double* squares) {
+  for (int64_t group = 0; group < groups; group += kTerms) {
+    const int64_t end = groups - group < kTerms ? groups : group + kTerms;
     for_lanes<C>(lanes, [&](auto v, int64_t c) {
       using V = decltype(v);
       const auto zero = V::load(origin + c);
-      const auto d0 = V::subtract(V::load(at + c), zero);
-      const auto d1 = V::subtract(V::load(at + stride + c), zero);
-      const auto d2 = V::subtract(V::load(at + 2 * stride + c), zero);
-      const auto d3 = V::subtract(V::load(at + 3 * stride + c), zero);
-      V::accumulate(sum + c, V::add(V::add(d0, d1), V::add(d2, d3)));
-      V::accumulate(square + c, V::add(V::add(V::multiply(d0, d0), V::multiply(d1, d1)),
-                                       V::add(V::multiply(d2, d2), V::multiply(d3, d3))));
-    });
-  }
-  for (; group < groups; ++group) {
-    const T* at = x + group * stride;
-    for_lanes<C>(lanes, [&](auto v, int64_t c) {
-      using V = decltype(v);
-      const auto d = V::subtract(V::load(at + c), V::load(origin + c));
-      V::accumulate(sum + c, d);
-      V::accumulate(square + c, V::multiply(d, d));
+      auto sum = V::broadcast(C(0));
+      auto square = V::broadcast(C(0));
+      for (int64_t i = group; i < end; ++i) {
+        const auto d = V::subtract(V::load(x + i * stride + c), zero);
+        sum = V::add(sum, d);
+        square = V::add(square, V::multiply(d, d));
+      }
+      V::accumulate(sums + c, sum);
+      V::accumulate(squares + c, square);
     });
   }
 }

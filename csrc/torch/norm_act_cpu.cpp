@@ -38,7 +38,7 @@ struct RowChunks {
   template <typename F>
   void for_each(const F& f) const {
     const int64_t total = maps * per_map;
-    const int64_t grain = std::max<int64_t>(1, 16 * rows > height ? 4 : 1);
+    const int64_t grain = per_map > 1 ? 1 : 4;  // small maps have little work
     torch::stable::parallel_for(0, total, grain, [&](int64_t first, int64_t last) {
       for (int64_t chunk = first; chunk < last; ++chunk) {
         const int64_t row = chunk % per_map * rows;

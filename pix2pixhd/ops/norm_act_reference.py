@@ -47,7 +47,7 @@ def check_padding(x: Tensor, padding: Sequence[int], padding_mode: int) -> None:
 def _per_channel(x: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
     """Bring statistics ``[N, C]`` and affine parameters ``[C]`` to the dtype of the arithmetic and four dimensions."""
     dtype = wider(x.dtype)
-    return [t if t is None else t.to(dtype).unflatten(-1, (x.shape[1], 1, 1)) for t in tensors]
+    return [t if t is None else t.to(dtype)[..., None, None] for t in tensors]
 
 
 def norm_statistics(x: Tensor, per_image: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -81,6 +81,7 @@ void test_pointwise();
 void test_finish_sum();
 void test_perceptual();
 void test_perceptual_pool();
+void test_norm_act();
 void test_huge_tensors();
 
 // Runs a kernel that breaks a rule, which the simulator must report. Returns false if there is none of this name.

@@ -19,6 +19,7 @@ from .build import ADDRESS, PLAIN, THREAD, Builder, Run, Variant
 
 L1, POINTWISE, PLAN = "multi_l1.cu", "multi_pointwise.cu", "launch_plan.cpp"
 PERCEPTUAL, RELU, POOL = "perceptual.cuh", "perceptual_relu.cu", "perceptual_pool.cu"
+NORM, NORM_FORWARD, NORM_BACKWARD = "norm_act.cuh", "norm_act.cu", "norm_act_backward.cu"
 
 
 class Fault(NamedTuple):
@@ -169,6 +170,54 @@ FAULTS = [
           "AddressSanitizer: use-after-poison"),
     Fault("column out of bounds", POOL, "2 * window.column + map.channels < map.width * map.channels;", "true;", PLAIN,
           "pool", "gradient"),
+    Fault("barrier between two sums missing", NORM, "    __syncthreads();  // block_sum", "    // block_sum", THREAD,
+          "norm_act", "data race", (NORM_BACKWARD,)),
+    Fault("barrier before the sum of warps missing", NORM, "    __syncthreads();\n    if (threadIdx.x >= 32)",
+          "    if (threadIdx.x >= 32)", PLAIN, "norm_act", "mean", (NORM_FORWARD,)),
+    Fault("pixels beyond the chunk", NORM, "if (pixel + u * kStep < chunk.end) f", "f", PLAIN, "norm_act", "mean",
+          (NORM_FORWARD,)),
+    Fault("channels beyond the map read", NORM, "if (chunk.channel >= grid.channels) return sums;", "", ADDRESS,
+          "norm_act", "AddressSanitizer", (NORM_FORWARD,)),
+    Fault("channels beyond the map written", NORM, "  if (channel >= grid.channels) return;\n", "", PLAIN, "norm_act",
+          "variance|mean|out of bounds", (NORM_FORWARD,)),
+    Fault("inexact division", NORM, "+ divisor - 1) / divisor", ") / divisor", PLAIN, "norm_act", "result",
+          (NORM_FORWARD,)),
+    Fault("rows beyond the image", NORM, "grid.rows - first_row < grid.rows_per_block ? grid.rows - first_row",
+          "false ? grid.rows - first_row", ADDRESS, "norm_act", "AddressSanitizer", (NORM_FORWARD,)),
+    Fault("reflection repeats the border", NORM, "return i < 0 ? -i :", "return i < 0 ? -i - 1 :", PLAIN, "norm_act",
+          "result", (NORM_FORWARD,)),
+    Fault("large means cancel", NORM_FORWARD, "origin = value - value == 0 ? value : C(0);", "origin = 0;", PLAIN,
+          "norm_act", "variance"),
+    Fault("chunks' means ignored", NORM_FORWARD, " + size * difference * difference;", ";", PLAIN, "norm_act",
+          "variance"),
+    Fault("image of the wrong map", NORM_FORWARD, "source_map = map * image.height",
+          "source_map = map * grid.rows", PLAIN, "norm_act", "result"),
+    Fault("residual before the activation", NORM_FORWARD, "      result = z;\n",
+          "      result = z;\n      if (residual != nullptr) result = result + C(1);\n", PLAIN, "norm_act", "result"),
+    Fault("32-bit index of a pixel", NORM_FORWARD, "const int64_t from =", "const uint32_t from =", PLAIN,
+          "huge_tensors", "norm_act: "),
+    Fault("32-bit index of a gradient", NORM_BACKWARD, "const int64_t at = first +", "const uint32_t at = first +",
+          PLAIN, "huge_tensors", "norm_act_backward: "),
+    Fault("gradient of the left border missing", NORM_BACKWARD,
+          "if (i >= 1 && i <= before) copies.set(1, before - i, 1);", "", PLAIN, "norm_act", "sum"),
+    Fault("gradient of a replicated border missing", NORM_BACKWARD,
+          "if (i == size - 1) copies.set(2, before + size, after);", "", PLAIN, "norm_act", "sum"),
+    Fault("border pixel treated as an inner one", NORM_BACKWARD, "row > image.top &&", "row >= image.top &&", PLAIN,
+          "norm_act", "sum"),
+    Fault("slope at zero", NORM_BACKWARD, "gradient = sign > 0 ?", "gradient = sign >= 0 ?", PLAIN, "norm_act", "sum"),
+    Fault("activation not inverted", NORM_BACKWARD, "z = source * (C(1) / slope)", "z = source", PLAIN, "norm_act",
+          "product"),
+    Fault("statistics of the first image", NORM_BACKWARD, "const int64_t at = (per_image ? n : 0) * channels + c;",
+          "const int64_t at = c;", PLAIN, "norm_act", "result"),
+    Fault("parameters of another channel", NORM_BACKWARD, "n * kNormParameters * depth + c : i",
+          "n * kNormParameters * depth : i", PLAIN, "norm_act", "result"),
+    Fault("gradient of weight of one image", NORM_BACKWARD, "n < images; ++n", "n < images && n < 1; ++n", PLAIN,
+          "norm_act", "gradient of (weight|bias)"),
+    Fault("mean of the products missing", NORM_BACKWARD, "result = result + mean;", "", PLAIN, "norm_act",
+          "gradient of x"),
+    Fault("residual's gradient after the mask", NORM_BACKWARD, "out.residual[at] = narrow<T>(g);",
+          "out.residual[at] = narrow<T>(widen(source[at]) > 0 ? g : C(0));", PLAIN, "norm_act",
+          "gradient of the residual"),
     Fault("one tensor too many in a launch", PLAN, "open->args.count == kMaxTensors",
           "open->args.count == kMaxTensors + 1", ADDRESS, "plan", "out of bounds"),
     Fault("empty tensors planned", PLAN, "      if (blocks == 0) continue;\n", "", PLAIN, "plan", "FAILED: plan"),
@@ -207,7 +256,7 @@ def executable_of(executables: dict[Variant, pathlib.Path], variant: Variant) ->
 @pytest.fixture(scope="session")
 def full_runs(executables: dict[Variant, pathlib.Path]) -> dict[Variant, Run]:
     # The shim and plan tests run no kernels, so they cannot have races.
-    tests = {THREAD: ["quick", "simulator", "l1", "pointwise", "finish_sum", "perceptual", "pool"]}
+    tests = {THREAD: ["quick", "simulator", "l1", "pointwise", "finish_sum", "perceptual", "pool", "norm_act"]}
     slowest_first = sorted(executables, key=build.VARIANTS.index, reverse=True)
     with ThreadPoolExecutor(2) as pool:
         runs = pool.map(lambda variant: build.run(executables[variant], *tests.get(variant, ["all"])), slowest_first)

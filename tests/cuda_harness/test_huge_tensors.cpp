@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../../csrc/cuda/norm_act.h"
 #include "../../csrc/cuda/perceptual.h"
 #include "tensors.h"
 
@@ -161,6 +162,36 @@ void test_huge_view(const Reserved& input, const Reserved& target, const Reserve
   check_gradient(gradient, "relu_backward", [](int64_t i) { return value(i, 1) <= 0 ? 0.0 : value(i, 2); }, kMapNumel);
 }
 
+// One channel of slightly more than 2^32 pixels, of which the last row is compared.
+void test_huge_image() {
+  constexpr int64_t kWidth = int64_t{1} << 16;
+  constexpr int64_t kHeight = kWidth + 1;
+  constexpr int64_t kLastRow = (kHeight - 1) * kWidth;
+  const cuda::NormTensor tensor{1, 1, {kHeight, kWidth, 1, 0, 0, 0, 0, PaddingMode::kZero}, false, kType};
+  const auto bytes = static_cast<size_t>(kHeight * kWidth) * 2;
+  Reserved x(bytes), y(bytes), grad(bytes), spread(bytes);
+  check(x.valid() && y.valid() && grad.valid() && spread.valid(), "cannot reserve 36 GB of address space");
+  if (failures() > 0) return;
+  for (int64_t i = kLastRow; i < kHeight * kWidth; ++i) {
+    static_cast<uint16_t*>(x.data())[i] = static_cast<uint16_t>(encode(kType, value(i, 0)));
+    static_cast<uint16_t*>(grad.data())[i] = static_cast<uint16_t>(encode(kType, value(i, 1)));
+  }
+  float parameters[cuda::kNormParameters] = {};
+  parameters[cuda::kScale] = parameters[cuda::kGradient] = 1.0f;
+  const cuda::NormActivation relu{Activation::kRelu, 0.0};
+  set_first_block((kHeight - 1) * (kWidth / 4096));
+  check(cuda::norm_act(x.data(), nullptr, y.data(), tensor, relu, parameters, nullptr) == 0, "norm_act");
+  check(cuda::norm_act_backward(grad.data(), {x.data(), false, false}, spread.data(), nullptr, tensor, relu, parameters,
+                                nullptr) == 0,
+        "norm_act_backward");
+  for (int64_t i = kLastRow; i < kHeight * kWidth; ++i) {
+    check(read(y, i) == std::max(0.0, value(i, 0)), "norm_act: [%ld]", static_cast<long>(i));
+    const double wanted = value(i, 0) <= 0 ? 0.0 : value(i, 1);
+    check(read(spread, i) == wanted, "norm_act_backward: [%ld]", static_cast<long>(i));
+  }
+  set_first_block(0);
+}
+
 }  // namespace
 
 void test_huge_tensors() {
@@ -194,6 +225,7 @@ void test_huge_tensors() {
   test_huge_view(input, target, gradient, slope, signs);
   set_first_block(0);
   test_huge_map();
+  test_huge_image();
 }
 
 #endif

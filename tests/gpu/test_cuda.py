@@ -195,6 +195,11 @@ def test_compute_sanitizer_reports_no_error(tool):
         "    ops.relu_distance_backward_(y, mask, kept, None, False, 0.5)\n"
         "    out, codes = ops.relu_pool(x, None, True)\n"
         "    ops.relu_pool_backward(out, codes, 7, 5)\n"
+        "    for z in (x, x.contiguous()):\n"
+        "        mean, rstd, _ = ops.norm_statistics(z, True, 1e-5)\n"
+        "        rest = (None, None, 1, 0.2, [2, 1, 3, 0], 1)\n"
+        "        out = ops.norm_act(z, mean, rstd, None, None, z, *rest[2:])\n"
+        "        ops.norm_act_backward(out, z, False, mean, rstd, *rest, True, True, True, True)\n"
         "torch.cuda.synchronize()\n"
     )
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", script]
