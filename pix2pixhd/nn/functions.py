@@ -8,6 +8,7 @@ of one free the gradient of the convolution's output before the gradient of the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from pix2pixhd.ops import norm_act_reference
-from pix2pixhd.ops.autograd import requested, transformed
+from pix2pixhd.ops.autograd import below_autograd, requested, transformed
 from pix2pixhd.ops.norm_act import NONE, ZERO, norm_act, norm_act_backward, norm_statistics
 from pix2pixhd.ops.norm_act_reference import memory_format_of
 
@@ -87,7 +88,8 @@ class Recipe(NamedTuple):
     def rebuild(self) -> Tensor:
         """Compute the result in one pass, without a graph."""
         tensors = (self.source, self.mean, self.rstd, self.weight, self.bias, None)
-        return norm_act(*tensors, *self.spec.constants)
+        with below_autograd():
+            return norm_act(*tensors, *self.spec.constants)
 
     def differentiable(self) -> Recipe:
         """Return a recipe whose statistics depend on the source, for second derivatives."""
@@ -174,7 +176,8 @@ class _NormAct(torch.autograd.Function):
         ctx.given = [t is not None for t in (x, weight, bias, mean, rstd)]
         var = None
         if spec.through_statistics:
-            mean, rstd, var = norm_statistics(x, spec.statistics is Statistics.IMAGE, spec.eps)
+            with below_autograd():
+                mean, rstd, var = norm_statistics(x, spec.statistics is Statistics.IMAGE, spec.eps)
         y = Recipe(x, mean, rstd, weight, bias, spec).rebuild()
         ctx.spec = spec
         # The gradient of padding alone depends on the shape, not on the values.
@@ -207,7 +210,8 @@ class _NormAct(torch.autograd.Function):
         backward: Any = norm_act_reference.norm_act_backward if composed else norm_act_backward
         tensors = (recipe.mean, recipe.rstd, recipe.weight, recipe.bias)
         settings = (*ctx.spec.constants, ctx.spec.through_statistics, needs[0], needs[1] or needs[2], False)
-        grads = list(backward(grad, recipe.source, ctx.spec.keep_output, *tensors, *settings)[:3])
+        with contextlib.nullcontext() if composed else below_autograd():
+            grads = list(backward(grad, recipe.source, ctx.spec.keep_output, *tensors, *settings)[:3])
         if grad_rstd is not None:
             grads[0] = grads[0] + _through_rstd(grad_rstd, recipe)
         return (*(g if need else None for g, need in zip(grads, needs, strict=True)), None, None, None)
