@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pix2pixhd.models.layers import InstanceNorm2d, NormLayer, init_weights
+from pix2pixhd.nn.concatenation import downsample
 
 __all__ = ["MultiscaleDiscriminator", "NLayerDiscriminator"]
 
@@ -156,7 +157,7 @@ class MultiscaleDiscriminator(nn.Module):
         for scale in reversed(range(self.num_D)):
             results.append(_run_stages(self._scale(scale), input))
             if scale:
-                input = self.downsample(input)
+                input = downsample(self.downsample, input)
         return results
 
     def _scale(self, i: int) -> list[nn.Module]:

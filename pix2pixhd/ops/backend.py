@@ -56,6 +56,11 @@ def backend(name: str) -> Iterator[None]:
         _current = previous
 
 
+def is_reference() -> bool:
+    """Whether plain PyTorch is selected."""
+    return _current == "reference"
+
+
 # Why the fused operators cannot run on a device type; empty if they can. Determined at import, because torch.compile
 # would trace it into every graph.
 _REASONS: dict[str, str] = {"cpu": extension.cpu().reason, "cuda": extension.cuda().reason}
@@ -70,7 +75,7 @@ def unavailable(device: torch.device) -> str:
 
 def use_fused(tensor: Tensor) -> bool:
     """Whether the fused operators are used for this tensor under the current backend."""
-    if _current == "reference":
+    if is_reference():
         return False
     # torch.func and forward-mode AD differentiate the plain formulas.
     if not torch.compiler.is_compiling() and (forward_mode_active() or torch._C._are_functorch_transforms_active()):

@@ -22,6 +22,7 @@ from pix2pixhd.inference.padding import encode_padded, generate_padded
 from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
 from pix2pixhd.models import LocalEnhancer
 from pix2pixhd.models.build import build_discriminator, build_encoder, build_generator
+from pix2pixhd.nn import lean
 from pix2pixhd.ops.perceptual_tiling import MemoryLimitError
 from pix2pixhd.reporting.metrics import build_metrics, update_metrics
 from pix2pixhd.training.average import WeightAverage
@@ -72,7 +73,7 @@ class Pix2PixHD(pl.LightningModule):
         data: Options of the data, which determine how images are encoded.
         loss: Options of the losses, such as the weights of the terms.
         optimizer: Options of Adam, the learning-rate schedule, the moving average and gradient accumulation.
-        compute: Options of memory format, compilation and activation checkpointing.
+        compute: Options of memory format, compilation and what is saved for backward.
         metrics: Names of the validation metrics, see ``RunOptions``.
 
     Attributes:
@@ -166,6 +167,8 @@ class Pix2PixHD(pl.LightningModule):
                 network.to(memory_format=torch.channels_last)
         if options.checkpoint_activations:
             setattr(self.netG, "checkpoint_activations", True)  # noqa: B010 - both generators have this attribute
+        for network in self._networks():
+            lean(network, options.lean)
         if options.compile:
             # The discriminator's graph serves two backward passes; donated buffers would be reused by the first.
             functorch_config.donated_buffer = False

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
+from pix2pixhd.nn.concatenation import concatenate
 from pix2pixhd.training.image_pool import ImagePool
 
 __all__ = ["compute_gradients"]
@@ -80,8 +81,8 @@ def compute_gradients(
     pooled = pool is not None and pool.size > 0
     # With a pool, only the generator's loss uses this forward, so it needs no gradient of D's weights.
     with _frozen(netD) if pooled else contextlib.nullcontext():
-        pred_fake = netD(torch.cat([condition, fake], dim=1))
-    pred_real = netD(torch.cat([condition, real], dim=1))
+        pred_fake = netD(concatenate(condition, fake))
+    pred_real = netD(concatenate(condition, real))
     gan, feat = generator_loss.adversarial(pred_fake, pred_real)
     through_D = gan + feat
     if pool is not None and pooled:

@@ -57,6 +57,7 @@ OPTIONS: dict[str, list[Any]] = {
     "pool_size": [0, 2],
     "norm": ["instance", "batch"],
     "checkpoint_activations": [False, True],
+    "lean": [True, False],
     "devices": [1, 2],
     "batchSize": [1, 2],
     "nThreads": [0, 1],
@@ -166,6 +167,7 @@ def make_config(row: Row, root: pathlib.Path, output: pathlib.Path) -> TrainConf
             channels_last=row["channels_last"],
             compile=row["compile"],
             checkpoint_activations=row["checkpoint_activations"],
+            lean=row["lean"],
         ),
         run=RunOptions(
             output=str(output),

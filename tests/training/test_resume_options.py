@@ -63,7 +63,7 @@ def test_resume_reads_the_configuration_of_the_run(command_line, tmp_path, monke
     assert first["optimizer"]["lr"] == 0.001
     assert first["trainer"]["accelerator"] == "cpu"
     assert first["trainer"]["log_every_n_steps"] == 3
-    assert first["compute"] == {"channels_last": None, "compile": False, "checkpoint_activations": False}
+    assert first["compute"] == {"channels_last": None, "compile": False, "checkpoint_activations": False, "lean": True}
     monkeypatch.chdir(tmp_path)
     arguments = ["--resume", "--run.output=run", "--optimizer.niter=2", "--optimizer.lr=0.002"]
     config, resume = parse_train(arguments)

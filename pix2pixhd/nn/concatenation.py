@@ -1,0 +1,106 @@
+"""A discriminator's input, the condition and an image, without copies that are saved for backward.
+
+A discriminator takes ``cat([condition, image])``. The plain step saves this copy for each image, and its backward
+computes the gradient of all channels, although only the image's is used. The condition has many more channels than the
+image. The result of ``concatenate`` is recognised by the first convolution of a lean chain, which saves the two parts
+instead, and computes the image's gradient alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from pix2pixhd.nn.functions import ConvSpec, conv_backward, requested_inputs, saved_tensors, shape_only
+from pix2pixhd.nn.state import is_plain_image, is_transformed, is_unmodified
+from pix2pixhd.ops.norm_act_reference import memory_format_of
+
+__all__ = ["Parts", "concatenate", "convolve_parts", "downsample", "parts_of"]
+
+
+class Parts(NamedTuple):
+    """What was concatenated."""
+
+    constant: Tensor
+    image: Tensor
+
+
+# By result; an entry disappears with it.
+_PARTS = WeakTensorKeyDictionary()
+
+
+def concatenate(constant: Tensor, image: Tensor) -> Tensor:
+    """Concatenate along channels, like ``torch.cat([constant, image], dim=1)``.
+
+    Args:
+        constant: ``[N, C, H, W]``; a tensor that requires a gradient receives one, as from ``torch.cat``.
+        image: ``[N, D, H, W]``.
+    """
+    result = torch.cat([constant, image], dim=1)
+    if torch.is_grad_enabled() and not is_transformed() and not constant.requires_grad:
+        _PARTS[result] = (result._version, Parts(constant, image))
+    return result
+
+
+def parts_of(x: Tensor) -> Parts | None:
+    """Return the parts of a result of ``concatenate``; None for other tensors, or if it has been modified since."""
+    version, parts = _PARTS.get(x, (None, None))  # type: ignore[no-untyped-call]
+    return cast(Parts, parts) if version == x._version else None
+
+
+def downsample(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a pooling layer, to the two parts separately if ``x`` is a result of ``concatenate``."""
+    if is_transformed() or not is_plain_image(x) or not is_unmodified(layer, nn.AvgPool2d):
+        return cast(Tensor, layer(x))
+    parts = parts_of(x)
+    return layer(x) if parts is None else concatenate(layer(parts.constant), layer(parts.image))
+
+
+class _ConcatenatedConv(torch.autograd.Function):
+    """A convolution of ``cat([constant, image])`` that saves the parts, which others hold too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        constant: Tensor,
+        whole: list[Tensor],
+        spec: ConvSpec,
+    ) -> Tensor:
+        ctx.spec, ctx.channels, ctx.layout = spec, constant.shape[1], (image.shape, memory_format_of(whole[0]))
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.save_for_backward(weight, *((image, constant) if ctx.needs_input_grad[1] else ()))
+        converted = None if bias is None else spec.cast(bias)
+        result = torch.ops.aten.convolution(spec.cast(whole[0]), spec.cast(weight), converted, *spec[1:])
+        return cast(Tensor, result)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        weight, *parts = saved_tensors(ctx)
+        spec: ConvSpec = ctx.spec
+        needs = requested_inputs(ctx, [True, True, ctx.bias_dtype is not None])
+        grad_image = grad_weight = grad_bias = None
+        if needs[1]:
+            image, constant = parts
+            x = spec.cast(torch.cat([constant, image], dim=1))
+            _, grad_weight, grad_bias = conv_backward(grad, x, weight, spec, [False, True, needs[2]])
+            grad_weight = grad_weight.to(weight.dtype)
+            del x
+        elif needs[2]:
+            grad_bias = grad.sum((0, 2, 3))
+        if needs[0]:
+            image_weight = weight[:, ctx.channels :]
+            grad_image = conv_backward(grad, shape_only(grad, *ctx.layout), image_weight, spec, [True, False, False])[0]
+        bias = None if grad_bias is None else grad_bias.to(ctx.bias_dtype)
+        return grad_image, grad_weight, bias, None, None, None
+
+
+def convolve_parts(x: Tensor, parts: Parts, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
+    """Convolve ``x``, the result of ``concatenate``, with one group of channels."""
+    result = _ConcatenatedConv.apply(parts.image, weight, bias, parts.constant, [x], spec)
+    return cast(Tensor, result)
