@@ -16,7 +16,7 @@ namespace pix2pixhd::cpu {
 namespace {
 
 constexpr int64_t kFewChannels = 64;
-constexpr int64_t kGroup = 128;  // most elements of a group of pixels
+constexpr int64_t kGroup = 64;  // most elements of a group of pixels
 
 template <typename T>
 using NormCompute = typename Wider<T, T>::type;
