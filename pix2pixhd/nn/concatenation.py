@@ -40,7 +40,8 @@ def concatenate(constant: Tensor, image: Tensor) -> Tensor:
         image: ``[N, D, H, W]``.
     """
     result = torch.cat([constant, image], dim=1)
-    if torch.is_grad_enabled() and not is_transformed() and not constant.requires_grad:
+    plain = is_plain_image(constant) and is_plain_image(image) and not constant.requires_grad
+    if plain and torch.is_grad_enabled() and not is_transformed():
         _PARTS[result] = (result._version, Parts(constant, image))
     return result
 
@@ -48,7 +49,7 @@ def concatenate(constant: Tensor, image: Tensor) -> Tensor:
 def parts_of(x: Tensor) -> Parts | None:
     """Return the parts of a result of ``concatenate``; None for other tensors, or if it has been modified since."""
     version, parts = _PARTS.get(x, (None, None))  # type: ignore[no-untyped-call]
-    return cast(Parts, parts) if version == x._version else None
+    return cast(Parts, parts) if parts is not None and version == x._version else None
 
 
 def downsample(layer: nn.Module, x: Tensor) -> Tensor:

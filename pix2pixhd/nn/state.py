@@ -20,8 +20,13 @@ def is_plain_tensor(x: object) -> TypeGuard[Tensor]:
 
 
 def is_plain_image(x: object) -> TypeGuard[Tensor]:
-    """Whether this is a non-empty tensor ``[N, C, H, W]`` of floating-point numbers, and no instance of a subclass."""
-    return type(x) is Tensor and x.dim() == 4 and x.is_floating_point() and x.numel() > 0 and x.layout is torch.strided
+    """Whether this is a non-empty, dense ``[N, C, H, W]`` of floating-point numbers, of no subclass of ``Tensor``.
+
+    Inference tensors are excluded: they cannot be saved for backward, but a copy of them can.
+    """
+    if type(x) is not Tensor or x.layout is not torch.strided or x.is_inference():
+        return False
+    return x.dim() == 4 and x.is_floating_point() and x.numel() > 0
 
 
 def is_transformed() -> bool:
