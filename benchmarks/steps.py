@@ -109,6 +109,7 @@ def make_step(implementation, setup, device="cpu", channels_last=False):
     from original_step import OriginalStep
 
     from pix2pixhd.models.vgg import load_vgg
+    from pix2pixhd.nn import lean
 
     netG, netD = networks(setup, device)
     vgg = load_vgg("random").to(device)
@@ -119,6 +120,8 @@ def make_step(implementation, setup, device="cpu", channels_last=False):
     if channels_last:
         for net in (netG, netD):
             net.to(memory_format=torch.channels_last)
+    for net in (netG, netD):
+        lean(net)
     return OurStep(netG, netD, vgg, optimizers)
 
 

@@ -39,6 +39,20 @@ def path(stem: str) -> pathlib.Path:
     return _PACKAGE / f"{stem}.so"
 
 
+# One operator of each family, to recognise a library that was built from older sources.
+_FAMILIES = ("multi_l1", "multi_pointwise", "relu_pool", "norm_act")
+
+
+def _lacks(key: str) -> list[str]:
+    """Return the families without kernels for a dispatch key."""
+    registered = set(torch._C._dispatch_get_all_op_names())
+
+    def has_kernel(operator: str) -> bool:
+        return operator in registered and torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
+
+    return [family for family in _FAMILIES if not has_kernel(f"pix2pixhd::{family}")]
+
+
 def _load(name: str, stem: str) -> ExtensionStatus:
     file = path(stem)
     if not file.exists():
@@ -48,6 +62,9 @@ def _load(name: str, stem: str) -> ExtensionStatus:
     except OSError as error:
         why = error.__cause__ or error  # the cause is the dynamic loader's own message
         reason = f"{file.name} does not load with torch {torch.__version__}: {why}; {_REBUILD}"
+        return ExtensionStatus(name, False, reason)
+    if missing := _lacks(name.upper()):
+        reason = f"{file.name} was built from older sources, it lacks {', '.join(missing)}; {_REBUILD}"
         return ExtensionStatus(name, False, reason)
     return ExtensionStatus(name, True)
 

@@ -20,12 +20,8 @@ __all__ = ["LEAKY_RELU", "NONE", "REFLECT", "RELU", "REPLICATE", "ZERO"]
 __all__ += ["norm_act", "norm_act_backward", "norm_statistics"]
 
 
-def _has_kernels(loaded: bool, key: str) -> bool:
-    return loaded and bool(torch._C._dispatch_has_kernel_for_dispatch_key("pix2pixhd::norm_act", key))
-
-
 # Determined at import, as in ``backend``.
-_DEVICES = {"cpu": _has_kernels(extension.cpu().loaded, "CPU"), "cuda": _has_kernels(extension.cuda().loaded, "CUDA")}
+_DEVICES = {"cpu": extension.cpu().loaded, "cuda": extension.cuda().loaded}
 
 
 def _fused(x: Tensor) -> bool:

@@ -18,13 +18,8 @@ from pix2pixhd.ops.conv_stack import ConvStack
 from pix2pixhd.ops.perceptual_engine import Comparison, TilePass, run_tile
 from pix2pixhd.ops.perceptual_tiling import plan_tiles
 
-
-def _has_kernels(loaded: bool, key: str) -> bool:
-    return loaded and bool(torch._C._dispatch_has_kernel_for_dispatch_key("pix2pixhd::relu_pool", key))
-
-
 # Determined at import, as in ``backend``.
-_DEVICES = {"cpu": _has_kernels(extension.cpu().loaded, "CPU"), "cuda": _has_kernels(extension.cuda().loaded, "CUDA")}
+_DEVICES = {"cpu": extension.cpu().loaded, "cuda": extension.cuda().loaded}
 
 
 def can_run(images: Tensor) -> bool:

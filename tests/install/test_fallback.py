@@ -78,6 +78,18 @@ def test_requested_reference_backend_gives_no_warning(package_copy, run_in_copy)
     assert (printed["loss"], printed["gradient"], printed["warnings"]) == (LOSS, GRADIENT, [])
 
 
+def test_a_library_built_from_older_sources_is_not_used(package_copy, run_in_copy):
+    """As after ``git pull`` in an editable install."""
+    source = package_copy / "pix2pixhd" / "ops" / "extension.py"
+    text = source.read_text()
+    assert text.count('"norm_act")') == 1
+    source.write_text(text.replace('"norm_act")', '"norm_act", "of_tomorrow")'))
+    printed = json.loads(run_in_copy("-c", LOSSES).stdout.splitlines()[-1])
+    assert (printed["loss"], printed["gradient"]) == (LOSS, GRADIENT)
+    ((_, warning, _),) = printed["warnings"]
+    assert "_ops.so was built from older sources, it lacks of_tomorrow; reinstall" in warning
+
+
 @pytest.mark.parametrize("damage", [missing, garbage])
 def test_doctor_reports_missing_cpu_operators(package_copy, run_in_copy, damage):
     damage(package_copy / "pix2pixhd" / "_ops.so")
