@@ -174,8 +174,8 @@ class BuildExtension(build_ext):
         dispatch = graph.compile("csrc/cpu/dispatch.cpp", CXX_FLAGS)
         tensor = graph.compile("csrc/torch/stable_tensor.cpp", [*CXX_FLAGS, *shared])
         ops = [
-            graph.compile(f"csrc/torch/{name}_cpu.cpp", [*CXX_FLAGS, *shared])
-            for name in ("multi_tensor", "norm_act", "perceptual")
+            graph.compile(str(path.relative_to(ROOT)), [*CXX_FLAGS, *shared])
+            for path in sorted(ROOT.glob("csrc/torch/*_cpu.cpp"))
         ]
         torch_libs = [f"-L{torch_lib}", "-ltorch_cpu", "-ltorch"]
         graph.link(target["_ops"], [*ops, tensor, dispatch, *kernels], torch_libs)
@@ -188,8 +188,8 @@ class BuildExtension(build_ext):
             ]
             plan = graph.compile("csrc/cuda/launch_plan.cpp", CXX_FLAGS)
             cuda_ops = [
-                graph.compile(f"csrc/torch/{name}_cuda.cpp", [*CXX_FLAGS, *shared, "-DUSE_CUDA"])
-                for name in ("multi_tensor", "norm_act", "perceptual")
+                graph.compile(str(path.relative_to(ROOT)), [*CXX_FLAGS, *shared, "-DUSE_CUDA"])
+                for path in sorted(ROOT.glob("csrc/torch/*_cuda.cpp"))
             ]
             libs = [f"-L{torch_lib}", "-ltorch_cuda", "-ltorch_cpu", "-ltorch", *self.cuda.link_flags]
             graph.link(target["_ops_cuda"], [*cuda_ops, tensor, plan, *cuda_kernels], libs, "nvlink")

@@ -3,21 +3,5 @@
 #include "kernels_impl.h"
 
 namespace pix2pixhd::cpu {
-const Kernels kAvx2 = {
-    "avx2",
-    l1_forward,
-    l1_backward,
-    pointwise_forward,
-    pointwise_backward,
-    relu,
-    relu_distance,
-    relu_backward,
-    relu_distance_backward,
-    relu_pool,
-    relu_pool_backward,
-    norm_statistics,
-    norm_act,
-    norm_act_sums,
-    norm_act_backward,
-};
+constinit const Kernels kAvx2 = kernel_table("avx2");
 }  // namespace pix2pixhd::cpu

@@ -3,11 +3,5 @@
 #include "kernels_impl.h"
 
 namespace pix2pixhd::cpu {
-const Kernels kAvx512 = {
-    "avx512",          l1_forward,         l1_backward,
-    pointwise_forward, pointwise_backward, relu,
-    relu_distance,     relu_backward,      relu_distance_backward,
-    relu_pool,         relu_pool_backward, norm_statistics,
-    norm_act,          norm_act_sums,      norm_act_backward,
-};
+constinit const Kernels kAvx512 = kernel_table("avx512");
 }  // namespace pix2pixhd::cpu

@@ -224,3 +224,20 @@ void pointwise_backward(void* grad, const void* input, DType type, int64_t n, Po
 #include "norm_act_backward_impl.h"
 #include "norm_act_impl.h"
 #include "perceptual_impl.h"
+
+namespace pix2pixhd::cpu {
+namespace {
+
+// All kernels of the file that includes this one, in the order of `Kernels`.
+constexpr Kernels kernel_table(const char* instruction_set) {
+  return {
+      instruction_set,   l1_forward,         l1_backward,
+      pointwise_forward, pointwise_backward, relu,
+      relu_distance,     relu_backward,      relu_distance_backward,
+      relu_pool,         relu_pool_backward, norm_statistics,
+      norm_act,          norm_act_sums,      norm_act_backward,
+  };
+}
+
+}  // namespace
+}  // namespace pix2pixhd::cpu

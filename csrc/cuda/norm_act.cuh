@@ -25,8 +25,8 @@ struct Divisor {
   __device__ uint32_t quotient(uint32_t n) const { return static_cast<uint32_t>(n * factor >> shift); }
 };
 
-// The split of `maps` times `rows` rows of `length` elements over blocks: a block processes several short rows, or a
-// part of a long one.
+// The split of the rows of all feature maps, of `length` elements, over blocks: a block processes several short rows,
+// or a part of a long one.
 struct RowGrid {
   int64_t rows;
   int64_t length;
@@ -82,8 +82,8 @@ __device__ inline int64_t padding_source(int64_t i, int64_t before, int64_t size
   return i < 0 ? 0 : size - 1;
 }
 
-// The split of the maps' pixels over blocks that sum. A block of a map of several channels sums 32 of them: a warp
-// reads neighbouring channels of a pixel. Otherwise all its threads read neighbouring pixels.
+// The split of the pixels of feature maps over blocks that sum. A block of a map of several channels sums 32 of them: a
+// warp reads neighbouring channels of a pixel. Otherwise all its threads read neighbouring pixels.
 struct SumGrid {
   int64_t pixels;
   int64_t channels;
@@ -102,7 +102,7 @@ struct SumGrid {
 template <bool kLast>
 struct SumChunk {
   int64_t map;
-  int64_t index;  // of the chunk among those of all maps
+  int64_t index;  // of the chunk among those of all feature maps
   int64_t first;  // pixel
   int64_t end;
   int64_t channel;  // of this thread

@@ -28,7 +28,7 @@ struct NormTensor {
 
   int64_t maps() const { return channels_last ? batch : batch * channels; }
   int64_t chunks() const { return norm_chunks(map.height * map.width, channels_last); }
-  // Elements of the partial sums: [maps, chunks, 2, channels of a map].
+  // Elements of the partial sums: [feature maps, chunks, 2, channels of a map].
   int64_t partials() const { return 2 * batch * channels * chunks(); }
 };
 
@@ -47,7 +47,7 @@ struct NormInputs {
   int64_t statistics;
 };
 
-// Rows of the parameters of every map, [maps, kNormParameters, channels of a map] in C, as on the CPU.
+// Rows of the parameters of every map, [feature maps, kNormParameters, channels of a map] in C, as on the CPU.
 enum NormParameter : int { kOffset, kScale, kShift, kGradient, kCentred, kConstant, kNormParameters };
 
 struct NormActivation {

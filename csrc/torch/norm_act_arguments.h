@@ -38,7 +38,7 @@ struct NormImages {
 
   int64_t numel() const { return batch * channels * padded.pixels(); }
   int64_t padded_numel() const { return batch * channels * padded.padded_height() * padded.padded_width(); }
-  // Maps: the whole images of a channels-last tensor, the channels of a contiguous one.
+  // Feature maps: the whole images of a channels-last tensor, the channels of a contiguous one.
   int64_t maps() const { return channels_last ? batch : batch * channels; }
   PaddedImage map() const {
     PaddedImage image = padded;

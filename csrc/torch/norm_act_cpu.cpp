@@ -38,7 +38,7 @@ struct RowChunks {
   template <typename F>
   void for_each(const F& f) const {
     const int64_t total = maps * per_map;
-    const int64_t grain = per_map > 1 ? 1 : 4;  // small maps have little work
+    const int64_t grain = per_map > 1 ? 1 : 4;  // small feature maps have little work
     torch::stable::parallel_for(0, total, grain, [&](int64_t first, int64_t last) {
       for (int64_t chunk = first; chunk < last; ++chunk) {
         const int64_t row = chunk % per_map * rows;
@@ -139,7 +139,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_statistics(Tensor x, bool per_image, dou
   return {mean, rstd, var};
 }
 
-// The parameters of every map: [maps, kNormParameters, channels of a map] in the arithmetic's dtype.
+// The parameters of every map: [feature maps, kNormParameters, channels of a map] in the arithmetic's dtype.
 class Parameters {
  public:
   explicit Parameters(const NormArguments& arguments)

@@ -47,7 +47,7 @@ def test_every_valid_pair_of_values_occurs():
 @pytest.mark.slow
 @pytest.mark.parametrize(("index", "row"), _of_processes(1))
 def test_combination_in_one_process(index, row, data_root, tmp_path, monkeypatch):
-    monkeypatch.setattr("torch.nn.Module.compile", settings_matrix.compile_eagerly)
+    monkeypatch.setattr("torch.nn.Module.compile", settings_matrix.trace_only)
     try:
         run_row(row, data_root, tmp_path)
     except (Exception, SystemExit) as error:
