@@ -159,18 +159,9 @@ def measure_l1(report, device, dtype, bandwidth, rounds, with_compile):
 
 def captured(run):
     """The same work as a CUDA graph, without the overhead of Python and of launches."""
-    import torch
+    from pix2pixhd.bench.timing import capture
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
+    return capture(run)[0].replay
 
 
 def measure_lsgan(report, device, rounds, with_compile):

@@ -117,10 +117,9 @@ def make_step(implementation, setup, device="cpu", channels_last=False):
     if implementation == "original":
         vgg.to(memory_format=torch.contiguous_format)
         return OriginalStep(netG, netD, vgg, optimizers)
-    if channels_last:
-        for net in (netG, netD):
-            net.to(memory_format=torch.channels_last)
     for net in (netG, netD):
+        if channels_last:
+            net.to(memory_format=torch.channels_last)
         lean(net)
     return OurStep(netG, netD, vgg, optimizers)
 

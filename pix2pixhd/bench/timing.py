@@ -6,8 +6,11 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,3 +70,21 @@ def compare(
         for name, call in implementations.items():
             seconds[name].append(_seconds(call, repeats[name]))
     return {name: Timing.of(values) for name, values in seconds.items()}
+
+
+def capture(run: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+    """Capture a call as a CUDA graph, after three warm-up calls on a side stream.
+
+    Returns:
+        The graph, and the captured call's result, whose memory each replay overwrites.
+    """
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+    return graph, result

@@ -73,6 +73,11 @@ def unavailable(device: torch.device) -> str:
     return gpu_support.missing(device.index) if device.type == "cuda" and not reason else reason
 
 
+def use_fused_if_loaded(tensor: Tensor) -> bool:
+    """As ``use_fused``, but without a warning or an error where the device's operators are not loaded."""
+    return not _REASONS.get(tensor.device.type, "no kernels") and use_fused(tensor)
+
+
 def use_fused(tensor: Tensor) -> bool:
     """Whether the fused operators are used for this tensor under the current backend."""
     if is_reference():

@@ -45,12 +45,8 @@ _FAMILIES = ("multi_l1", "multi_pointwise", "relu_pool", "norm_act")
 
 def _lacks(key: str) -> list[str]:
     """Return the families without kernels for a dispatch key."""
-    registered = set(torch._C._dispatch_get_all_op_names())
-
-    def has_kernel(operator: str) -> bool:
-        return operator in registered and torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
-
-    return [family for family in _FAMILIES if not has_kernel(f"pix2pixhd::{family}")]
+    operators, has_kernel = torch.ops.pix2pixhd, torch._C._dispatch_has_kernel_for_dispatch_key
+    return [f for f in _FAMILIES if not (hasattr(operators, f) and has_kernel(f"pix2pixhd::{f}", key))]
 
 
 def _load(name: str, stem: str) -> ExtensionStatus:

@@ -12,20 +12,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pix2pixhd.ops import backend, extension, norm_act_reference
+from pix2pixhd.ops import backend, norm_act_reference
 from pix2pixhd.ops.autograd import wider
 from pix2pixhd.ops.norm_act_reference import LEAKY_RELU, NONE, REFLECT, RELU, REPLICATE, ZERO, memory_format_of
 
 __all__ = ["LEAKY_RELU", "NONE", "REFLECT", "RELU", "REPLICATE", "ZERO"]
 __all__ += ["norm_act", "norm_act_backward", "norm_statistics"]
-
-
-# Determined at import, as in ``backend``.
-_DEVICES = {"cpu": extension.cpu().loaded, "cuda": extension.cuda().loaded}
-
-
-def _fused(x: Tensor) -> bool:
-    return _DEVICES.get(x.device.type, False) and backend.use_fused(x)
 
 
 def norm_statistics(x: Tensor, per_image: bool = True, eps: float = 1e-5) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,7 +32,7 @@ def norm_statistics(x: Tensor, per_image: bool = True, eps: float = 1e-5) -> tup
         Mean, reciprocal standard deviation and biased variance, ``[N, C]`` or ``[1, C]``; float64 for float64 images,
         else float32. Of no pixels they are NaN, as in PyTorch.
     """
-    if not _fused(x):
+    if not backend.use_fused_if_loaded(x):
         return norm_act_reference.norm_statistics(x, per_image, eps)
     result = torch.ops.pix2pixhd.norm_statistics.default(x, per_image, eps)
     return cast("tuple[Tensor, Tensor, Tensor]", result)
@@ -80,7 +72,7 @@ def norm_act(
         RuntimeError: If shapes, dtypes or devices do not match, or the padding does not fit the image.
     """
     padding = list(padding)
-    if not _fused(x):
+    if not backend.use_fused_if_loaded(x):
         return norm_act_reference.norm_act(
             x, mean, rstd, weight, bias, residual, activation, slope, padding, padding_mode
         )
@@ -131,7 +123,7 @@ def norm_act_backward(
     """
     padding = list(padding)
     rest = (activation, slope, padding, padding_mode, through_statistics, need_input, need_affine, need_residual)
-    if not _fused(source):
+    if not backend.use_fused_if_loaded(source):
         return norm_act_reference.norm_act_backward(grad, source, source_is_output, mean, rstd, weight, bias, *rest)
     operator = torch.ops.pix2pixhd.norm_act_backward.default
     result = operator(grad, source, source_is_output, mean, rstd, weight, bias, *rest)

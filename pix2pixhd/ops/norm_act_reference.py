@@ -120,9 +120,7 @@ def _gather(grad: Tensor, dim: int, before: int, after: int, mode: int) -> Tenso
     return inner
 
 
-def check_output_source(
-    mean: Tensor | None, weight: Tensor | None, activation: int, slope: float, through_statistics: bool
-) -> None:
+def check_output_source(mean: Tensor | None, activation: int, slope: float, through_statistics: bool) -> None:
     """Refuse ``source_is_output`` where the activation cannot be inverted."""
     inverted = activation == NONE or (activation == LEAKY_RELU and slope > 0)
     # With constant statistics, ReLU's backward needs x only where the output is positive.
@@ -153,7 +151,7 @@ def norm_act_backward(
     """Gradients of ``norm_act``; see ``norm_act.norm_act_backward``."""
     check_padding(source, padding, padding_mode)
     if source_is_output:
-        check_output_source(mean, weight, activation, slope, through_statistics)
+        check_output_source(mean, activation, slope, through_statistics)
     layout = memory_format_of(source)
     dtype = wider(source.dtype)
     m, r, w, b = _per_channel(source, mean, rstd, weight, bias)

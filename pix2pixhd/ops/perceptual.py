@@ -12,19 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pix2pixhd.ops import backend, extension, recycling
+from pix2pixhd.ops import backend, recycling
 from pix2pixhd.ops.autograd import wider
 from pix2pixhd.ops.conv_stack import ConvStack
 from pix2pixhd.ops.perceptual_engine import Comparison, TilePass, run_tile
 from pix2pixhd.ops.perceptual_tiling import plan_tiles
 
-# Determined at import, as in ``backend``.
-_DEVICES = {"cpu": extension.cpu().loaded, "cuda": extension.cuda().loaded}
-
 
 def can_run(images: Tensor) -> bool:
     """Whether the operators of this device are loaded and the current backend uses them."""
-    return _DEVICES.get(images.device.type, False) and backend.use_fused(images)
+    return backend.use_fused_if_loaded(images)
 
 
 @torch.library.custom_op("pix2pixhd::perceptual_loss", mutates_args=())

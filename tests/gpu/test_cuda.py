@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pix2pixhd
+from pix2pixhd.bench.timing import capture
 from pix2pixhd.losses import VGGLoss
 
 from ..losses.helpers import random_images
@@ -62,15 +63,7 @@ def test_cuda_graph_replays_with_new_values(step):
         value = loss(xs, ys)
         return value.detach(), torch.autograd.grad(value, xs, allow_unused=True)
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        value, gradients = run()
+    graph, (value, gradients) = capture(run)
     for scale in (1.0, 0.5, -2.0):  # new values at the same addresses
         with torch.no_grad():
             for x in xs:

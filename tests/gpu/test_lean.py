@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from pix2pixhd.bench.timing import capture
 from pix2pixhd.models import define_D, define_G
 from pix2pixhd.nn import lean
 
@@ -98,15 +99,7 @@ def test_cuda_graphs_replay_with_new_values(norm, device):
     def run():
         return torch.autograd.grad(network(x).square().sum(), list(network.parameters()))
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
+    graph, captured = capture(run)
     for scale in (1.0, -0.5):
         x.mul_(scale)
         graph.replay()

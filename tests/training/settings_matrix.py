@@ -13,6 +13,7 @@ import pathlib
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -293,14 +294,17 @@ def _program(arguments: list[str]) -> None:
 _compile_module = torch.nn.Module.compile
 
 
-def compile_eagerly(self: torch.nn.Module, *args: Any, **options: Any) -> None:
-    """Replaces ``Module.compile``: traces and differentiates graphs, but does not generate C++, which takes minutes."""
-    _compile_module(self, *args, **{"backend": "aot_eager", **options})
+def _compile_with(backend: str) -> Callable[..., None]:
+    """Returns a replacement of ``Module.compile`` that does not generate C++, which takes minutes."""
+
+    def compile_module(self: torch.nn.Module, *args: Any, **options: Any) -> None:
+        _compile_module(self, *args, **{"backend": backend, **options})
+
+    return compile_module
 
 
-def trace_only(self: torch.nn.Module, *args: Any, **options: Any) -> None:
-    """Replaces ``Module.compile``: traces graphs only. Other tests differentiate them, which takes twice the time."""
-    _compile_module(self, *args, **{"backend": "eager", **options})
+compile_eagerly = _compile_with("aot_eager")  # traces graphs and differentiates them
+trace_only = _compile_with("eager")  # takes half the time; other tests differentiate the graphs
 
 
 if __name__ == "__main__":
