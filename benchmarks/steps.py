@@ -93,11 +93,13 @@ class OurStep:
         self.loss_D = DiscriminatorLoss(preset="nvidia")
 
     def __call__(self, condition, real):
+        from pix2pixhd.training.optimizer import stepping_in_backward
         from pix2pixhd.training.step import compute_gradients
 
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        terms = compute_gradients(self.netG, self.netD, self.loss_G, self.loss_D, condition, real)
+        with stepping_in_backward(self.optimizers):
+            terms = compute_gradients(self.netG, self.netD, self.loss_G, self.loss_D, condition, real)
         for optimizer in self.optimizers:
             optimizer.step()
         return terms

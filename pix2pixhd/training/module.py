@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any, cast
@@ -9,6 +10,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import torch
 import torch._functorch.config as functorch_config
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from pix2pixhd.checkpoints.format import describe
@@ -28,7 +30,7 @@ from pix2pixhd.reporting.metrics import build_metrics, update_metrics
 from pix2pixhd.training.average import WeightAverage
 from pix2pixhd.training.distributed import GradientAverager, gather_states, rank, share_buffers, world_size
 from pix2pixhd.training.image_pool import ImagePool
-from pix2pixhd.training.optimizer import Adam
+from pix2pixhd.training.optimizer import Adam, obstacle_to_stepping_in_backward, stepping_in_backward
 from pix2pixhd.training.resume import apply_optimizer_options
 from pix2pixhd.training.step import compute_gradients
 
@@ -118,6 +120,7 @@ class Pix2PixHD(pl.LightningModule):
         self.discriminator_loss = DiscriminatorLoss(preset=loss.preset, gan_mode=loss.gan_mode)
         self.val_metrics = build_metrics(metrics)
         self.channels_last = False
+        self._steps_in_backward = False
         self._batches_since_step = 0
         self._check_options()
 
@@ -250,7 +253,21 @@ class Pix2PixHD(pl.LightningModule):
     def on_train_start(self) -> None:
         """Applies the configured optimizer options to restored state, also within an epoch."""
         apply_optimizer_options(self.trainer.optimizers, cast(list[Any], self.lr_schedulers()), self.optimizer_options)
+        self._steps_in_backward = self._decide_stepping_in_backward()
         self.on_train_epoch_start()
+
+    def _decide_stepping_in_backward(self) -> bool:
+        wanted = self.compute_options.optimizer_in_backward
+        if wanted is not None:
+            return wanted
+        read = any(
+            is_overridden(hook, callback, pl.Callback)
+            for hook in ("on_after_backward", "on_before_optimizer_step")
+            for callback in cast(list[pl.Callback], getattr(self.trainer, "callbacks"))  # noqa: B009
+        )
+        precision = str(self.trainer.precision)
+        obstacle = obstacle_to_stepping_in_backward(self.optimizer_options, precision, self.trainer.world_size)
+        return obstacle is None and not read
 
     @property
     def mid_accumulation(self) -> bool:
@@ -260,6 +277,9 @@ class Pix2PixHD(pl.LightningModule):
     def training_step(self, batch: Sample, batch_idx: int) -> None:
         """Runs one step of the generator and one of the discriminator, both computed with the same D."""
         optimizer_G, optimizer_D = cast(list[Any], self.optimizers())
+        early: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self._steps_in_backward:
+            early = stepping_in_backward(cast(list[Adam], self.trainer.optimizers))
         accumulate = self.optimizer_options.accumulate
         if not self._batches_since_step:
             optimizer_G.zero_grad()
@@ -270,9 +290,10 @@ class Pix2PixHD(pl.LightningModule):
         self._batches_since_step += 1
         stepping = self._batches_since_step >= batches
         try:
-            terms = self.compute_gradients(
-                self.encode(batch), self._images(batch), self.encode_features(batch), batches, stepping
-            )
+            with early:
+                terms = self.compute_gradients(
+                    self.encode(batch), self._images(batch), self.encode_features(batch), batches, stepping
+                )
         except MemoryLimitError as error:
             raise InputError(as_options(str(error))) from error
         if stepping:

@@ -1,13 +1,18 @@
-"""Adam for weights in channels-last memory format."""
+"""Adam for weights in channels-last memory format, and for steps within the backward pass."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Adam"]
+from pix2pixhd.config.schema import OptimizerOptions
+
+__all__ = ["Adam", "obstacle_to_stepping_in_backward", "stepping_in_backward"]
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
@@ -53,3 +58,69 @@ class Adam(torch.optim.Adam):
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.shape == param.shape and value.stride() != param.stride():
                     state[name] = torch.empty_like(param).copy_(value)
+
+    @torch.no_grad()
+    def step_one(self, group: dict[str, Any], parameter: Tensor) -> None:
+        """Updates one parameter as ``step`` does, and frees its gradient.
+
+        Args:
+            group: The parameter's group in ``param_groups``.
+            parameter: The parameter, with its gradient.
+        """
+        groups = self.param_groups
+        self.param_groups = [{**group, "params": [parameter]}]
+        try:
+            # Not the instance's attribute, which a learning-rate schedule replaces to count whole steps.
+            type(self).step(self)
+        finally:
+            self.param_groups = groups
+        parameter.grad = None
+
+
+@contextlib.contextmanager
+def stepping_in_backward(optimizers: Iterable[Adam]) -> Iterator[None]:
+    """Updates each weight within the backward pass, as soon as its gradient is complete, and frees the gradient.
+
+    At the end of a backward pass, the gradients of all weights would otherwise need as much memory as the weights.
+    Biases and the weights of norms are small, so they keep their gradients for ``step``, which must still be called.
+    Both together give the bits of ``step`` alone, provided that each gradient is complete after one backward pass.
+
+    Args:
+        optimizers: The optimizers of all weights that the backward passes of the block reach.
+
+    Example:
+        >>> layer = torch.nn.Linear(64, 64)
+        >>> optimizer = Adam(layer.parameters(), fused=True)
+        >>> with stepping_in_backward([optimizer]):
+        ...     layer(torch.ones(1, 64)).sum().backward()
+        >>> optimizer.step()
+        >>> print(layer.weight.grad)
+        None
+    """
+    with contextlib.ExitStack() as stack:
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                update = functools.partial(optimizer.step_one, group)
+                for parameter in group["params"]:
+                    if parameter.requires_grad and parameter.dim() > 1:
+                        stack.callback(parameter.register_post_accumulate_grad_hook(update).remove)
+        yield
+
+
+def obstacle_to_stepping_in_backward(options: OptimizerOptions, precision: str, processes: int) -> str | None:
+    """Returns why ``stepping_in_backward`` would change the result; None if it would not.
+
+    Args:
+        options: Options of the optimizer.
+        precision: ``trainer.precision``.
+        processes: Number of processes that train together.
+    """
+    if options.accumulate > 1:
+        return f"optimizer.accumulate: {options.accumulate} sums the gradients of several batches before a step"
+    if options.gradient_clip_val is not None:
+        return "optimizer.gradient_clip_val clips by the norm of all gradients"
+    if precision == "16-mixed":
+        return "trainer.precision: 16-mixed skips a step if any gradient is not finite"
+    if processes > 1:
+        return f"gradients are averaged between the {processes} processes before a step"
+    return None

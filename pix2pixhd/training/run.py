@@ -31,6 +31,7 @@ from pix2pixhd.training.datamodule import PairedData, reporting_dead_workers
 from pix2pixhd.training.first_process import on_first_process
 from pix2pixhd.training.loggers import make_loggers
 from pix2pixhd.training.module import Pix2PixHD
+from pix2pixhd.training.optimizer import obstacle_to_stepping_in_backward
 from pix2pixhd.training.precision import SharedScalePrecision
 from pix2pixhd.training.processes import distribution_options, ending_together, process_count
 from pix2pixhd.training.progress_counters import finished_steps, trial_batches
@@ -43,10 +44,13 @@ __all__ = ["TrainConfig", "train"]
 
 def _check_run(config: TrainConfig, trainer: TrainerOptions, resume: bool) -> None:
     """Raises an error if options conflict with each other, the launcher, or the contents of the run's folder."""
-    process_count(trainer)
+    processes = process_count(trainer)
     _check_pretrained(config)
     _check_limits(config, trainer)
     _check_combinations(trainer, resume)
+    obstacle = obstacle_to_stepping_in_backward(config.optimizer, str(trainer.precision), processes)
+    if config.compute.optimizer_in_backward and obstacle is not None:
+        raise InputError(f"compute.optimizer_in_backward is not possible here: {obstacle}; remove one of the two")
     _check_checkpoint(config, resume)
     output = pathlib.Path(config.run.output)
     check_run_folder(output, config.data, resume)

@@ -58,6 +58,7 @@ OPTIONS: dict[str, list[Any]] = {
     "norm": ["instance", "batch"],
     "checkpoint_activations": [False, True],
     "lean": [True, False],
+    "optimizer_in_backward": [None, True, False],
     "devices": [1, 2],
     "batchSize": [1, 2],
     "nThreads": [0, 1],
@@ -66,6 +67,9 @@ OPTIONS: dict[str, list[Any]] = {
 # Combinations that are rejected before training, and the error message.
 REFUSED: list[tuple[Row, str]] = [
     ({"norm": "batch", "checkpoint_activations": True}, "compute.checkpoint_activations .* batch norm"),
+    ({"optimizer_in_backward": True, "accumulate": 2}, "compute.optimizer_in_backward .* optimizer.accumulate: 2"),
+    ({"optimizer_in_backward": True, "clip": 0.5}, "compute.optimizer_in_backward .* optimizer.gradient_clip_val"),
+    ({"optimizer_in_backward": True, "devices": 2}, "compute.optimizer_in_backward .* the 2 processes"),
     ({"features": "instance", "data": "no instances"}, "model.instance_feat .* data.no_instance"),
     ({"features": "instance", "data": "pairs"}, "model.instance_feat .* data.no_instance"),
     ({"features": "label", "data": "pairs"}, "model.label_feat .* data.label_nc"),
@@ -129,6 +133,7 @@ def make_config(row: Row, root: pathlib.Path, output: pathlib.Path) -> TrainConf
     fixed = row["netG"] == "fixed global part"
     size = {"resize_or_crop": "none"} if row["size"] == "whole image" else {"resize_or_crop": "crop", "fineSize": 32}
     trainer: Row = {"accelerator": "cpu", "enable_progress_bar": False, "precision": row["precision"]}
+    trainer["devices"] = "auto" if "WORLD_SIZE" in os.environ else row["devices"]
     return TrainConfig(
         data=DataOptions(
             dataroot=str(root),
@@ -168,6 +173,7 @@ def make_config(row: Row, root: pathlib.Path, output: pathlib.Path) -> TrainConf
             compile=row["compile"],
             checkpoint_activations=row["checkpoint_activations"],
             lean=row["lean"],
+            optimizer_in_backward=row["optimizer_in_backward"],
         ),
         run=RunOptions(
             output=str(output),

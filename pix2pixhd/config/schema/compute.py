@@ -23,6 +23,11 @@ class ComputeOptions:
         lean: Whether the networks save only their convolutions' outputs for backward and recompute normalised,
             activated and padded copies, see ``pix2pixhd.nn.lean``. This uses less memory at the same speed. It has no
             effect on compiled networks.
+        optimizer_in_backward: Whether to update each weight as soon as its gradient is complete and then free the
+            gradient, instead of holding the gradients of all weights until the end of the step. The trained weights
+            have the same bits. Not possible with several processes, ``optimizer.accumulate``,
+            ``optimizer.gradient_clip_val`` and float16. None uses it wherever it is possible, unless a callback reads
+            the gradients.
 
     Example:
         >>> ComputeOptions(checkpoint_activations=True).compile
@@ -33,6 +38,7 @@ class ComputeOptions:
     compile: bool = False
     checkpoint_activations: bool = False
     lean: bool = True
+    optimizer_in_backward: bool | None = None
 
     def check(self, model: ModelOptions) -> None:
         """Checks that the options are compatible with the networks.
