@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pix2pixhd.nn.functions import ConvSpec, conv_backward, requested_inputs, saved_tensors, shape_only
+from pix2pixhd.nn.functions import ConvSpec, conv_forward, conv_gradients, saved_tensors
 from pix2pixhd.nn.state import is_plain_image, is_transformed, is_unmodified
 from pix2pixhd.ops.norm_act_reference import memory_format_of
 
@@ -73,32 +73,19 @@ class _ConcatenatedConv(torch.autograd.Function):
         whole: list[Tensor],
         spec: ConvSpec,
     ) -> Tensor:
-        ctx.spec, ctx.channels, ctx.layout = spec, constant.shape[1], (image.shape, memory_format_of(whole[0]))
-        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.channels, ctx.layout = constant.shape[1], (image.shape, memory_format_of(whole[0]))
         ctx.save_for_backward(weight, *((image, constant) if ctx.needs_input_grad[1] else ()))
-        converted = None if bias is None else spec.cast(bias)
-        result = torch.ops.aten.convolution(spec.cast(whole[0]), spec.cast(weight), converted, *spec[1:])
-        return cast(Tensor, result)
+        return conv_forward(ctx, whole[0], weight, bias, spec)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         weight, *parts = saved_tensors(ctx)
-        spec: ConvSpec = ctx.spec
-        needs = requested_inputs(ctx, [True, True, ctx.bias_dtype is not None])
-        grad_image = grad_weight = grad_bias = None
-        if needs[1]:
+
+        def rebuild() -> Tensor:
             image, constant = parts
-            x = spec.cast(torch.cat([constant, image], dim=1))
-            _, grad_weight, grad_bias = conv_backward(grad, x, weight, spec, [False, True, needs[2]])
-            grad_weight = grad_weight.to(weight.dtype)
-            del x
-        elif needs[2]:
-            grad_bias = grad.sum((0, 2, 3))
-        if needs[0]:
-            image_weight = weight[:, ctx.channels :]
-            grad_image = conv_backward(grad, shape_only(grad, *ctx.layout), image_weight, spec, [True, False, False])[0]
-        bias = None if grad_bias is None else grad_bias.to(ctx.bias_dtype)
-        return grad_image, grad_weight, bias, None, None, None
+            return torch.cat([constant, image], dim=1)
+
+        return *conv_gradients(ctx, grad, weight, weight[:, ctx.channels :], rebuild), None, None, None
 
 
 def convolve_parts(x: Tensor, parts: Parts, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:

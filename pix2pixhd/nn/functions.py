@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -23,8 +23,8 @@ from pix2pixhd.ops.autograd import below_autograd, requested, transformed
 from pix2pixhd.ops.norm_act import NONE, ZERO, norm_act, norm_act_backward, norm_statistics
 from pix2pixhd.ops.norm_act_reference import memory_format_of
 
-__all__ = ["ConvSpec", "NormSpec", "Recipe", "Statistics", "conv_backward", "convolve", "normalise", "recall"]
-__all__ += ["remember", "requested_inputs", "saved_tensors", "shape_only"]
+__all__ = ["ConvSpec", "NormSpec", "Recipe", "Statistics", "conv_forward", "conv_gradients", "convolve", "normalise"]
+__all__ += ["recall", "remember", "saved_tensors"]
 
 
 class Statistics(enum.Enum):
@@ -144,7 +144,7 @@ def recall(x: Tensor) -> Recipe | None:
     return None if entry is None or source is None else Recipe(source, *entry.rest)
 
 
-def requested_inputs(ctx: Any, given: Sequence[bool]) -> list[bool]:
+def _requested_inputs(ctx: Any, given: Sequence[bool]) -> list[bool]:
     """Return which of the first inputs' gradients this backward pass requests; ``given`` marks tensors."""
     needs = [need for need, tensor in zip(ctx.needs_input_grad, given, strict=False) if tensor]
     result = iter(requested(ctx, needs))
@@ -203,7 +203,7 @@ class _NormAct(torch.autograd.Function):
             if grad_rstd is None:
                 return (None,) * 6
             grad = torch.zeros_like(recipe.source)  # keep_output, without padding: the source has the output's shape
-        needs = requested_inputs(ctx, ctx.given)[:3]
+        needs = _requested_inputs(ctx, ctx.given)[:3]
         composed = transformed(grad) or grad_rstd is not None
         if composed and not ctx.spec.keep_output:
             recipe = recipe.differentiable()
@@ -282,35 +282,57 @@ class _RebuiltConv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe, spec: ConvSpec) -> Tensor:
-        ctx.layout, ctx.spec = (x.shape, memory_format_of(x)), spec
-        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.layout = (x.shape, memory_format_of(x))
         tensors: Sequence[Tensor | None] = ()
         if ctx.needs_input_grad[1]:
             *tensors, ctx.norm_spec = recipe
         ctx.save_for_backward(weight, *tensors)
-        converted = None if bias is None else spec.cast(bias)
-        result = torch.ops.aten.convolution(spec.cast(x), spec.cast(weight), converted, *spec[1:])
-        return cast(Tensor, result)
+        return conv_forward(ctx, x, weight, bias, spec)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         weight, *tensors = saved_tensors(ctx)
-        needs = requested_inputs(ctx, [True, True, ctx.bias_dtype is not None])
-        grad_x = grad_weight = grad_bias = None
-        if needs[1]:
+
+        def rebuild() -> Tensor:
             recipe = _saved_recipe(tensors, ctx.norm_spec)
-            x = ctx.spec.cast(recipe.compose() if transformed(grad) else recipe.rebuild())
-            _, grad_weight, grad_bias = conv_backward(grad, x, weight, ctx.spec, [False, True, needs[2]])
-            grad_weight = grad_weight.to(weight.dtype)
-            del x, recipe, tensors  # before the gradient of the input is allocated
-        elif needs[2]:
-            grad_bias = grad.sum((0, 2, 3))
-        if needs[0]:
-            grad_x = conv_backward(grad, shape_only(grad, *ctx.layout), weight, ctx.spec, [True, False, False])[0]
-        return grad_x, grad_weight, None if grad_bias is None else grad_bias.to(ctx.bias_dtype), None, None
+            return recipe.compose() if transformed(grad) else recipe.rebuild()
+
+        return *conv_gradients(ctx, grad, weight, weight, rebuild), None, None
 
 
-def shape_only(grad: Tensor, shape: torch.Size, memory_format: torch.memory_format) -> Tensor:
+def conv_forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
+    """Convolve, and record in ``ctx`` what ``conv_gradients`` needs besides ``ctx.layout``."""
+    ctx.spec, ctx.bias_dtype = spec, None if bias is None else bias.dtype
+    converted = None if bias is None else spec.cast(bias)
+    return cast(Tensor, torch.ops.aten.convolution(spec.cast(x), spec.cast(weight), converted, *spec[1:]))
+
+
+def conv_gradients(
+    ctx: Any, grad: Tensor, weight: Tensor, input_weight: Tensor, rebuild: Callable[[], Tensor]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Compute the gradients of input, weight and bias that are requested.
+
+    Args:
+        ctx: Context of the Function after ``conv_forward``. ``ctx.layout`` is the input's shape and memory format.
+        grad: Gradient of the convolution's output.
+        weight: The weight.
+        input_weight: The channels of the weight that the input's gradient depends on.
+        rebuild: Recomputes the input. Called only for the weight's gradient, and freed before the input's is allocated.
+    """
+    spec: ConvSpec = ctx.spec
+    needs = _requested_inputs(ctx, [True, True, ctx.bias_dtype is not None])
+    grad_x = grad_weight = grad_bias = None
+    if needs[1]:
+        _, grad_weight, grad_bias = _conv_backward(grad, spec.cast(rebuild()), weight, spec, [False, True, needs[2]])
+        grad_weight = grad_weight.to(weight.dtype)
+    elif needs[2]:
+        grad_bias = grad.sum((0, 2, 3))
+    if needs[0]:
+        grad_x = _conv_backward(grad, _shape_only(grad, *ctx.layout), input_weight, spec, [True, False, False])[0]
+    return grad_x, grad_weight, None if grad_bias is None else grad_bias.to(ctx.bias_dtype)
+
+
+def _shape_only(grad: Tensor, shape: torch.Size, memory_format: torch.memory_format) -> Tensor:
     """Return a substitute for a convolution's input: the input's gradient depends on its shape, not on its values."""
     if grad.device.type != "cpu" or transformed(grad):
         return grad.new_empty(1).expand(shape)
@@ -318,7 +340,7 @@ def shape_only(grad: Tensor, shape: torch.Size, memory_format: torch.memory_form
     return torch.empty(shape, dtype=grad.dtype, memory_format=memory_format)
 
 
-def conv_backward(
+def _conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec, mask: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of input, weight and bias for which ``mask`` is True, in the dtype of the convolution."""
