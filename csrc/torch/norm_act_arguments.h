@@ -200,11 +200,30 @@ struct NormGradients {
   bool sums() const { return affine || (input && through_statistics); }
 };
 
-// The gradient of weight or bias: empty if it is not needed.
-inline Tensor parameter_gradient(const NormArguments& arguments, const NormVector& parameter, bool needed) {
-  const bool given = parameter.tensor.has_value();
-  return empty_1d(given && needed ? arguments.images.channels : 0,
-                  scalar_type_of(given ? parameter.type : arguments.images.type), arguments.images.device);
-}
+// The outputs of the backward; those that are not needed are empty.
+struct NormOutputs {
+  Tensor x;
+  Tensor weight;
+  Tensor bias;
+  Tensor residual;
+
+  NormOutputs(const NormArguments& arguments, const NormGradients& wanted)
+      : x(image(arguments, wanted.input)),
+        weight(vector(arguments, arguments.weight, wanted.affine)),
+        bias(vector(arguments, arguments.bias, wanted.affine)),
+        residual(image(arguments, wanted.residual)) {}
+  std::tuple<Tensor, Tensor, Tensor, Tensor> tuple() const { return {x, weight, bias, residual}; }
+
+ private:
+  static Tensor image(const NormArguments& arguments, bool needed) {
+    const NormImages& images = arguments.images;
+    return needed ? images.empty(false) : empty_1d(0, scalar_type_of(images.type), images.device);
+  }
+  static Tensor vector(const NormArguments& arguments, const NormVector& parameter, bool needed) {
+    const bool given = parameter.tensor.has_value();
+    return empty_1d(given && needed ? arguments.images.channels : 0,
+                    scalar_type_of(given ? parameter.type : arguments.images.type), arguments.images.device);
+  }
+};
 
 }  // namespace pix2pixhd

@@ -298,11 +298,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_act_backward(
   const DType type = images.type;
   const Tensor g = images.dense(grad, "grad", true);
   const Tensor dense = images.dense(source, "source", false);
-  const Tensor none = empty_1d(0, scalar_type_of(type), images.device);
-  const Tensor grad_x = wanted.input ? images.empty(false) : none;
-  const Tensor grad_residual = wanted.residual ? images.empty(false) : empty_1d(0, scalar_type_of(type), images.device);
-  const Tensor grad_weight = parameter_gradient(arguments, arguments.weight, wanted.affine);
-  const Tensor grad_bias = parameter_gradient(arguments, arguments.bias, wanted.affine);
+  const NormOutputs out(arguments, wanted);
 
   Parameters parameters(arguments);
   set_forward(parameters, arguments);
@@ -328,19 +324,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_act_backward(
                                    rows_at(map, first, last), partial.data() + chunk * 2 * image.channels);
     });
     const GradientSums sums = add_chunks(partial, chunks, images);
-    if (wanted.affine) write_affine(arguments, wanted, sums, grad_weight, grad_bias);
+    if (wanted.affine) write_affine(arguments, wanted, sums, out.weight, out.bias);
     if (wanted.input) set_backward(parameters, arguments, wanted, share(sums, arguments));
   } else if (wanted.input) {
     set_backward(parameters, arguments, wanted, {});
   }
-  if (!wanted.input && !wanted.residual) return {grad_x, grad_weight, grad_bias, grad_residual};
+  if (!wanted.input && !wanted.residual) return out.tuple();
   chunks.for_each([&](int64_t map, int64_t first, int64_t last, int64_t) {
     cpu::kernels().norm_act_backward(bytes_at(g, map * padded, type), bytes_at(dense, map * elements, type),
-                                     wanted.input ? mutable_bytes_at(grad_x, map * elements, type) : nullptr,
-                                     wanted.residual ? mutable_bytes_at(grad_residual, map * elements, type) : nullptr,
+                                     wanted.input ? mutable_bytes_at(out.x, map * elements, type) : nullptr,
+                                     wanted.residual ? mutable_bytes_at(out.residual, map * elements, type) : nullptr,
                                      type, rows_at(map, first, last));
   });
-  return {grad_x, grad_weight, grad_bias, grad_residual};
+  return out.tuple();
 }
 
 }  // namespace

@@ -83,11 +83,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_act_backward(
   const cuda::Stream stream = current_stream(images.device);
   const Tensor g = images.dense(grad, "grad", true);
   const Tensor dense = images.dense(source, "source", false);
-  const int32_t scalar_type = scalar_type_of(images.type);
-  const Tensor grad_x = wanted.input ? images.empty(false) : empty_1d(0, scalar_type, images.device);
-  const Tensor grad_residual = wanted.residual ? images.empty(false) : empty_1d(0, scalar_type, images.device);
-  const Tensor grad_weight = parameter_gradient(arguments, arguments.weight, wanted.affine);
-  const Tensor grad_bias = parameter_gradient(arguments, arguments.bias, wanted.affine);
+  const NormOutputs out(arguments, wanted);
 
   const cuda::NormTensor tensor = tensor_of(images);
   const cuda::NormInputs inputs = inputs_of(arguments);
@@ -105,8 +101,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_act_backward(
       const auto gradient = [](const Tensor& to, const NormVector& of) {
         return cuda::NormParameterVector{to.numel() > 0 ? to.mutable_data_ptr() : nullptr, of.type};
       };
-      check_launch(cuda::norm_affine(tensor, inputs, from, doubles_of(sums), gradient(grad_weight, arguments.weight),
-                                     gradient(grad_bias, arguments.bias), stream));
+      check_launch(cuda::norm_affine(tensor, inputs, from, doubles_of(sums), gradient(out.weight, arguments.weight),
+                                     gradient(out.bias, arguments.bias), stream));
     }
     if (wanted.input && wanted.through_statistics) {
       check_launch(
@@ -114,11 +110,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_act_backward(
     }
   }
   if (wanted.input || wanted.residual) {
-    check_launch(cuda::norm_act_backward(g.const_data_ptr(), from, wanted.input ? grad_x.mutable_data_ptr() : nullptr,
-                                         wanted.residual ? grad_residual.mutable_data_ptr() : nullptr, tensor, act,
+    check_launch(cuda::norm_act_backward(g.const_data_ptr(), from, wanted.input ? out.x.mutable_data_ptr() : nullptr,
+                                         wanted.residual ? out.residual.mutable_data_ptr() : nullptr, tensor, act,
                                          parameters.const_data_ptr(), stream));
   }
-  return {grad_x, grad_weight, grad_bias, grad_residual};
+  return out.tuple();
 }
 
 }  // namespace
