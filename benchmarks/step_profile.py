@@ -5,8 +5,9 @@
 
 Prints the share of convolutions, of elementwise work (normalization, activations, padding, pooling, losses), of copies
 and casts, of the optimizers and of the rest: allocation, views, autograd, Python, and matrix products. Each operator
-counts with its own time, without that of the operators it calls, so a copy inside a convolution counts as a copy. All
-that runs in an optimizer's step counts as optimizer.
+counts with its own time, without that of the operators it calls. Copies that PyTorch's convolutions make of their
+inputs and results, into the memory format that oneDNN or cuDNN computes in, are a row of their own; they belong to the
+convolutions. All that runs in an optimizer's step counts as optimizer.
 
 The rate of the convolutions is their number of floating-point operations divided by their time. It is compared with the
 matrix-product peak of the machine: the best rate of ``torch.mm`` in the same dtype, before and after the step.
@@ -31,18 +32,23 @@ CATEGORIES = {
                        r"view\w*|reshape|_unsafe_view|select|slice|narrow|permute|transpose|t|detach\w*|alias|"
                        r"expand\w*|squeeze\w*|unsqueeze\w*|item|_local_scalar_dense|result_type|lift\w*)$"),
 }  # fmt: skip
-ORDER = ["convolutions", "elementwise", "copies and casts", "optimizers", "rest"]
+WITHIN = "copies of convolutions"
+ORDER = ["convolutions", WITHIN, "elementwise", "copies and casts", "optimizers", "rest"]
+CONVOLUTION = re.compile(r"aten::\w*convolution")
 STEP = "training step"
 
 
 def category(event):
     """The category of a profiler event, from its name and the ranges around it."""
+    name = next((name for name, pattern in CATEGORIES.items() if pattern.search(event.name)), "elementwise")
     parent = event
     while parent is not None:
         if parent.name.startswith("Optimizer."):
             return "optimizers"
+        if name == "copies and casts" and CONVOLUTION.match(parent.name):
+            return WITHIN
         parent = parent.cpu_parent
-    return next((name for name, pattern in CATEGORIES.items() if pattern.search(event.name)), "elementwise")
+    return name
 
 
 def convolution_flops(event):
@@ -129,9 +135,9 @@ def describe(found, dtype, top):
     total = found["seconds"]
     print(f"{total:.3f} s per step")
     for name, seconds in found["categories"].items():
-        print(f"  {name:<20}{seconds:>9.3f} s{seconds / total:>9.1%}")
-    outside = 1 - found["categories"]["convolutions"] / total
-    print(f"  {'outside convolutions':<20}{outside * total:>9.3f} s{outside:>9.1%}")
+        print(f"  {name:<24}{seconds:>9.3f} s{seconds / total:>9.1%}")
+    outside = 1 - (found["categories"]["convolutions"] + found["categories"][WITHIN]) / total
+    print(f"  {'outside convolutions':<24}{outside * total:>9.3f} s{outside:>9.1%}")
     rate, peak = found["convolution_rate"], found["matrix_product_peak"]
     print(
         f"convolutions: {found['convolution_flops'] / 1e9:.0f} GFLOP at {rate / 1e9:.1f} GFLOP/s, {rate / peak:.1%} of "
@@ -139,7 +145,7 @@ def describe(found, dtype, top):
     )
     print(f"step: {found['convolution_flops'] / total / peak:.1%} of the matrix-product peak")
     print("largest operators outside convolutions:")
-    others = [row for row in found["operators"] if row[0] != "convolutions"]
+    others = [row for row in found["operators"] if row[0] not in ("convolutions", WITHIN)]
     for name, operator, seconds in others[:top]:
         print(f"  {seconds:>9.3f} s{seconds / total:>8.1%}  {name:<18}{operator}")
 

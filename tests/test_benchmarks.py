@@ -52,3 +52,11 @@ def test_training_step_benchmark_measures_both_implementations(tmp_path):
     run("training_step.py", *small, "--dtypes", "float32", "--json", tmp_path / "step.json")
     rows = json.loads((tmp_path / "step.json").read_text())["results"]
     assert rows["ours float32"]["peak"] < rows["original float32"]["peak"]
+
+
+@pytest.mark.slow
+def test_lean_benchmark_measures_both_networks(tmp_path):
+    small = ["--size", 64, "--width", 8, "--rounds", 1, "--implementations", "plain", "lean"]
+    run("lean.py", *small, "--json", tmp_path / "lean.json")
+    for rows in json.loads((tmp_path / "lean.json").read_text())["results"].values():
+        assert rows["lean"]["retained"] < rows["plain"]["retained"]

@@ -182,6 +182,14 @@ def test_example_trains(name, steps, capsys):
         assert after < before
 
 
+def test_example_of_lean_networks_saves_less_and_has_the_same_gradients(capsys):
+    results = runpy.run_path(str(ROOT / "examples" / "lean_networks.py"))["main"](64, 8)
+    assert len(results) == 2
+    for plain, less, difference in results:
+        assert less < 0.9 * plain
+        assert difference < 1e-5
+
+
 def test_example_runs_an_unmodified_checkout_with_the_fused_losses(checkout, capsys):
     main = runpy.run_path(str(ROOT / "examples" / "nvidia_patch.py"))["main"]
     assert main(checkout, ["--name", "city"]) == ["models.networks.GANLoss", "models.networks.VGGLoss"]

@@ -323,7 +323,9 @@ def conv_gradients(
     needs = _requested_inputs(ctx, [True, True, ctx.bias_dtype is not None])
     grad_x = grad_weight = grad_bias = None
     if needs[1]:
-        _, grad_weight, grad_bias = _conv_backward(grad, spec.cast(rebuild()), weight, spec, [False, True, needs[2]])
+        # The gradient of a weight depends on its shape, not on its values, so the weight need not be converted.
+        shape = weight if spec.dtype is None else torch.empty_like(weight, dtype=spec.dtype)
+        _, grad_weight, grad_bias = _conv_backward(grad, spec.cast(rebuild()), shape, spec, [False, True, needs[2]])
         grad_weight = grad_weight.to(weight.dtype)
     elif needs[2]:
         grad_bias = grad.sum((0, 2, 3))

@@ -60,3 +60,15 @@ def test_every_operator_counts_in_its_category():
     assert where["aten::mm"] == {"rest"}
     assert "optimizers" in where["aten::sqrt"] or "optimizers" in where["aten::_foreach_sqrt"]
     assert sum(found["categories"].values()) == pytest.approx(found["seconds"])
+
+
+def test_copies_made_by_a_convolution_are_counted_apart_from_other_copies():
+    x = torch.randn(1, 8, 16, 16).transpose(2, 3)
+
+    def run():
+        torch.conv2d(x, torch.ones(8, 8, 3, 3))  # copies its input, which is neither contiguous nor channels-last
+        x.contiguous()
+
+    found = step_profile.summarize(events_of(run), "cpu", steps=1)
+    categories = [category for category, operator, _ in found["operators"] if operator == "aten::copy_"]
+    assert sorted(categories) == ["copies and casts", "copies of convolutions"]
