@@ -48,6 +48,7 @@ class CudaMemory:
     def reset(self):
         import torch
 
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
 
     def now(self):

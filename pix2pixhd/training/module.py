@@ -260,11 +260,10 @@ class Pix2PixHD(pl.LightningModule):
         wanted = self.compute_options.optimizer_in_backward
         if wanted is not None:
             return wanted
-        read = any(
-            is_overridden(hook, callback, pl.Callback)
-            for hook in ("on_after_backward", "on_before_optimizer_step")
-            for callback in cast(list[pl.Callback], getattr(self.trainer, "callbacks"))  # noqa: B009
-        )
+        callbacks = cast(list[pl.Callback], getattr(self.trainer, "callbacks"))  # noqa: B009
+        owners: list[tuple[Any, type]] = [(self, Pix2PixHD), *((callback, pl.Callback) for callback in callbacks)]
+        hooks = ("on_after_backward", "on_before_optimizer_step")
+        read = any(is_overridden(hook, *owner) for owner in owners for hook in hooks)
         precision = str(self.trainer.precision)
         obstacle = obstacle_to_stepping_in_backward(self.optimizer_options, precision, self.trainer.world_size)
         return obstacle is None and not read

@@ -141,6 +141,18 @@ def test_a_callback_that_reads_gradients_gets_them(make_config):
     assert set(watch.found) == {1.0}
 
 
+def test_a_subclass_that_reads_gradients_gets_them(make_config, monkeypatch):
+    watch = _Watch()
+
+    class Module(Pix2PixHD):
+        def on_before_optimizer_step(self, optimizer):
+            watch.on_before_optimizer_step(None, None, optimizer)
+
+    monkeypatch.setattr("pix2pixhd.training.run.Pix2PixHD", Module)
+    train(make_config())
+    assert set(watch.found) == {1.0}
+
+
 @pytest.mark.parametrize("value", [None, True, False])
 def test_gradients_are_kept_only_if_configured(make_config, monkeypatch, value):
     found = []

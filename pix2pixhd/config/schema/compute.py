@@ -27,7 +27,7 @@ class ComputeOptions:
             gradient, instead of holding the gradients of all weights until the end of the step. The trained weights
             have the same bits. Not possible with several processes, ``optimizer.accumulate``,
             ``optimizer.gradient_clip_val`` and float16. None uses it wherever it is possible, unless a callback reads
-            the gradients.
+            the gradients in ``on_after_backward`` or ``on_before_optimizer_step``.
 
     Example:
         >>> ComputeOptions(checkpoint_activations=True).compile
