@@ -87,7 +87,7 @@ def test_a_non_finite_loss_stops_the_run_before_its_checkpoint(make_config, tmp_
 @pytest.mark.slow
 def test_a_run_that_is_killed_twice_resumes_to_the_same_weights(command_line, make_config, tmp_path):
     """Kills the process some time after a checkpoint, within an epoch or while it writes a checkpoint."""
-    epochs = 40
+    epochs = 12
     arguments = [*command_line(output="killed"), f"--optimizer.niter={epochs}", "--run.display_freq=2"]
     command = [sys.executable, "-m", "pix2pixhd", *arguments, "--run.sample_count=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
