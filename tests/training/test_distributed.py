@@ -9,7 +9,6 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import yaml
 
 from pix2pixhd.checkpoints.format import read_checkpoint
@@ -19,6 +18,7 @@ from pix2pixhd.data import PairedDataset, encode_input, find_pairs
 from pix2pixhd.inference.padding import generate_padded
 from pix2pixhd.training.distributed import AveragedGradients, _buckets
 from pix2pixhd.training.module import Pix2PixHD
+from tests.helpers import run_two_processes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -62,7 +62,7 @@ def work(rank, folder):
 
 
 def test_gradients_of_two_processes_equal_those_of_the_joint_batch(tmp_path):
-    mp.spawn(work, args=(tmp_path,), nprocs=2)
+    run_two_processes(work, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     joint = gradients(make_module(), slice(None))
