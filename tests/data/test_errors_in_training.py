@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.data._utils import signal_handling
 
 from pix2pixhd.cli.main import main
 from pix2pixhd.config.schema import DataOptions, LossOptions, ModelOptions, OptimizerOptions, RunOptions, TrainConfig
@@ -135,7 +136,9 @@ class KillWorker(pl.Callback):
         time.sleep(30)  # PyTorch raises as soon as the signal arrives
 
 
-def test_a_worker_killed_by_the_system_is_reported(root, tmp_path):
+def test_a_worker_killed_by_the_system_is_reported(root, tmp_path, monkeypatch):
+    # PyTorch sets its handler once per process, and Lightning removes it at the end of a run.
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
     with pytest.raises(InputError, match=r"the system terminated a process.*lower data.nThreads"):
         train(config(root, tmp_path, nThreads=1), callbacks=[KillWorker()])
 

@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from pix2pixhd.models.vgg import FrozenVGG
+
 WEIGHTS = [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0]
 CONVOLUTIONS = [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28]
 POOLS = [4, 9, 18, 27]
@@ -27,3 +29,16 @@ def random_images(*shape, seed=0):
     """Returns random images in [−1, 1)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(*shape, generator=generator) * 2 - 1
+
+
+def narrow_vgg(network, layers):
+    """Returns a random VGG with a quarter of the channels, which convolves ten times faster in float64."""
+    vgg, channels = FrozenVGG(network, layers), 3
+    generator = torch.Generator().manual_seed(0)
+    for index, layer in enumerate(vgg.features):
+        if isinstance(layer, torch.nn.Conv2d):
+            narrow = torch.nn.Conv2d(channels, max(32, layer.out_channels // 4), 3, padding=1)  # operators need 32
+            torch.nn.init.normal_(narrow.weight, std=(2 / (9 * channels)) ** 0.5, generator=generator)
+            torch.nn.init.normal_(narrow.bias, std=0.1, generator=generator)
+            vgg.features[index], channels = narrow, narrow.out_channels
+    return vgg.requires_grad_(False).eval().to(memory_format=torch.channels_last)

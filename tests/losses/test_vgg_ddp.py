@@ -4,10 +4,10 @@ import warnings
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from pix2pixhd.losses import VGGLoss
+from tests.helpers import run_two_processes
 
 from .helpers import random_images
 
@@ -38,7 +38,7 @@ def work(rank, vgg_file, folder, label, real):
 
 def test_two_processes_match_one_process_with_the_whole_batch(vgg_file, tmp_path):
     label, real = random_images(4, 3, 32, 32).double(), random_images(4, 3, 32, 32, seed=1).double()
-    mp.spawn(work, args=(vgg_file, tmp_path, label, real), nprocs=2)
+    run_two_processes(work, vgg_file, tmp_path, label, real)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     joint = gradients(generator(), label, real, loss_of(vgg_file))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pix2pixhd.losses import GeneratorLoss, VGGLoss
 from pix2pixhd.models.vgg import PAPER_LAYERS, load_vgg
 
-from .helpers import random_images
+from .helpers import narrow_vgg, random_images
 
 JOHNSON = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")  # arXiv 1603.08155; each is followed by a pooling layer
 LAYERS = {
@@ -24,11 +24,7 @@ def networks():
 
     def get(network, layers):
         if (network, layers) not in made:
-            with pytest.warns(UserWarning, match="random weights"):
-                vgg = load_vgg("random", network, layers).double()
-            for layer in vgg.convolutions():
-                torch.nn.init.normal_(layer.bias, std=0.1, generator=torch.Generator().manual_seed(layer.out_channels))
-            made[network, layers] = vgg
+            made[network, layers] = narrow_vgg(network, layers).double()
         return made[network, layers]
 
     return get
@@ -146,7 +142,8 @@ def test_images_in_another_input_range_give_the_same_loss(networks):
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_dtype_selects_the_compute_dtype(vgg, keep):
+def test_dtype_selects_the_compute_dtype(keep):
+    vgg = narrow_vgg("vgg19", PAPER_LAYERS)
     fake, real = random_images(1, 3, 48, 48).requires_grad_(), random_images(1, 3, 48, 48, seed=1)
     plain = VGGLoss(vgg=vgg, keep_activations=keep)
     with torch.autocast("cpu", dtype=torch.bfloat16):

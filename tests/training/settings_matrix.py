@@ -100,16 +100,16 @@ def rows() -> list[Row]:
 
 
 def make_data(root: pathlib.Path) -> None:
-    """Writes five training and two validation images of 41x47: labels, instances, photographs, and A/B pairs."""
+    """Writes five training and two validation images of 21x27: labels, instances, photographs, and A/B pairs."""
     rng = np.random.default_rng(0)
     for phase, names in (("train", "abcde"), ("test", "xy")):
         for name in names:
-            photograph = rng.integers(0, 256, (41, 47, 3), dtype=np.uint8)
+            photograph = rng.integers(0, 256, (21, 27, 3), dtype=np.uint8)
             for folder, array in (
-                ("label", rng.integers(0, 4, (41, 47), dtype=np.uint8)),
-                ("inst", rng.integers(40000, 40009, (41, 47)).astype(np.uint16)),
+                ("label", rng.integers(0, 4, (21, 27), dtype=np.uint8)),
+                ("inst", rng.integers(40000, 40009, (21, 27)).astype(np.uint16)),
                 ("img", photograph),
-                ("A", rng.integers(0, 256, (41, 47, 3), dtype=np.uint8)),
+                ("A", rng.integers(0, 256, (21, 27, 3), dtype=np.uint8)),
                 ("B", photograph),
             ):
                 path = root / f"{phase}_{folder}" / f"{name}.png"
@@ -131,7 +131,7 @@ def _losses(kind: str, pool_size: int) -> LossOptions:
 def make_config(row: Row, root: pathlib.Path, output: pathlib.Path) -> TrainConfig:
     """Returns the configuration of one combination, with two epochs and tiny networks."""
     fixed = row["netG"] == "fixed global part"
-    size = {"resize_or_crop": "none"} if row["size"] == "whole image" else {"resize_or_crop": "crop", "fineSize": 32}
+    size = {"resize_or_crop": "none"} if row["size"] == "whole image" else {"resize_or_crop": "crop", "fineSize": 16}
     trainer: Row = {"accelerator": "cpu", "enable_progress_bar": False, "precision": row["precision"]}
     trainer["devices"] = "auto" if "WORLD_SIZE" in os.environ else row["devices"]
     return TrainConfig(
@@ -147,12 +147,12 @@ def make_config(row: Row, root: pathlib.Path, output: pathlib.Path) -> TrainConf
         model=ModelOptions(
             netG="global" if row["netG"] == "global" else "local",
             ngf=4,
-            n_downsample_global=2,
+            n_downsample_global=1,
             n_blocks_global=1,
             n_blocks_local=1,
             norm=row["norm"],
             ndf=4,
-            n_layers_D=2,
+            n_layers_D=1,
             num_D=row["num_D"],
             instance_feat=row["features"] == "instance",
             label_feat=row["features"] == "label",

@@ -9,7 +9,6 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import yaml
 
 from pix2pixhd.checkpoints.format import read_checkpoint
@@ -19,6 +18,7 @@ from pix2pixhd.data import PairedDataset, encode_input, find_pairs
 from pix2pixhd.inference.padding import generate_padded
 from pix2pixhd.training.distributed import AveragedGradients, _buckets
 from pix2pixhd.training.module import Pix2PixHD
+from tests.helpers import run_two_processes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -62,7 +62,7 @@ def work(rank, folder):
 
 
 def test_gradients_of_two_processes_equal_those_of_the_joint_batch(tmp_path):
-    mp.spawn(work, args=(tmp_path,), nprocs=2)
+    run_two_processes(work, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     joint = gradients(make_module(), slice(None))
@@ -93,8 +93,7 @@ def validation_error(checkpoint, data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "lightning"])
-def test_a_run_of_two_processes_resumes_and_validates(make_config, data_root, tmp_path, launcher):
+def test_a_run_of_two_processes_resumes_under_another_launcher_and_validates(make_config, data_root, tmp_path):
     for kind in ("label", "inst", "img"):  # three validation images, one of which is loaded twice
         shutil.copy(data_root / f"train_{kind}" / "a.png", data_root / f"test_{kind}" / "z.png")
     config = make_config(epochs=2)
@@ -113,15 +112,14 @@ def test_a_run_of_two_processes_resumes_and_validates(make_config, data_root, tm
         "run": {"output": str(tmp_path / "run"), "display_freq": 1, "sample_count": 1},
         "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
     }
-    if launcher == "lightning":
-        sections["trainer"]["devices"] = 2
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(sections))
-    start = ["-m", "pix2pixhd"] if launcher == "lightning" else ["-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command = [sys.executable, *start, *(["-m", "pix2pixhd"] if launcher == "torchrun" else [])]
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    # The step limit stops all processes within the second epoch.
-    for resume in (["--trainer.max_steps=3"], ["--resume", "--optimizer.niter=3"]):
-        arguments = ["train", "--config", str(tmp_path / "config.yaml"), *resume]
+    for start, arguments in (
+        (torchrun, ["--trainer.max_steps=3"]),  # stops all processes within the second epoch
+        ([], ["--trainer.devices=2", "--resume", "--optimizer.niter=3"]),  # Lightning starts the second process
+    ):
+        command = [sys.executable, *start, "-m", "pix2pixhd", "train", "--config", str(tmp_path / "config.yaml")]
         done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"

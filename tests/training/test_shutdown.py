@@ -19,34 +19,30 @@ from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.run import train
 from pix2pixhd.training.shutdown import RunStopped
 
-from .helpers import SendSignal, assert_identical, weights
+from .helpers import BatchRecorder, SendSignal, assert_identical, weights
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("step", [1, 2, 3, 5, 6])  # three steps per epoch: the first, a middle and the last one
-def test_a_run_stopped_by_a_signal_resumes_bit_for_bit(make_config, step, workers, capsys):
-    config = make_config("interrupted", epochs=3, nThreads=workers)
-    config.loss.pool_size = 2
-    with pytest.raises(RunStopped) as stopped:
-        train(config, callbacks=[SendSignal(step)])
-    assert stopped.value.code == 128 + signal.SIGTERM
-    assert "stopped; the run was saved, continue it with --resume" in capsys.readouterr().err
-    steps = []
+def test_a_run_stopped_by_a_signal_resumes_bit_for_bit(make_config, workers, capsys):
+    def config(name):
+        made = make_config(name, epochs=3, nThreads=workers)
+        made.loss.pool_size = 2
+        return made
 
-    class Count(pl.Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            steps.append((trainer.current_epoch, batch_idx, batch["name"][0]))
-
-    resumed = weights(train(config, resume=True, callbacks=[Count()]))
-    assert len(steps) == 9 - step
-    uninterrupted = make_config("uninterrupted", epochs=3, nThreads=workers)
-    uninterrupted.loss.pool_size = 2
-    rest, steps[:] = list(steps), []
-    expected = weights(train(uninterrupted, callbacks=[Count()]))
-    assert rest == steps[step:]
-    assert_identical(expected, resumed)
+    uninterrupted = BatchRecorder()
+    expected = weights(train(config("uninterrupted"), callbacks=[uninterrupted]))
+    assert len(uninterrupted.seen) == 9
+    for step in (1, 2, 3, 5, 6):  # three steps per epoch: the first, a middle and the last one
+        interrupted = config(f"interrupted {step}")
+        with pytest.raises(RunStopped) as stopped:
+            train(interrupted, callbacks=[SendSignal(step)])
+        assert stopped.value.code == 128 + signal.SIGTERM
+        assert "stopped; the run was saved, continue it with --resume" in capsys.readouterr().err
+        rest = BatchRecorder()
+        assert_identical(expected, weights(train(interrupted, resume=True, callbacks=[rest])))
+        assert rest.seen == uninterrupted.seen[step:], step
 
 
 def test_signal_handlers_are_restored(make_config):
