@@ -18,8 +18,10 @@ ROOT = HERE.parents[1]
 CUDA = pathlib.Path("csrc/cuda")
 
 HEADER = "cuda_runtime.h"  # of the shim; included before everything else, as nvcc does
-FLAGS = ["-std=c++17", "-g1", "-ffp-contract=off", "-fcf-protection=none", "-include", HEADER]
+# _GLIBCXX_ASSERTIONS: checked indices in the tests, which are compiled without sanitizers.
+FLAGS = ["-std=c++17", "-g1", "-ffp-contract=off", "-fcf-protection=none", "-D_GLIBCXX_ASSERTIONS", "-include", HEADER]
 TIMEOUT = 300  # seconds; a fault may cause an endless loop
+DTYPES = ("float", "double", "__half", "__nv_bfloat16")  # of with_type in device.cuh
 
 
 class Variant(NamedTuple):
@@ -68,6 +70,13 @@ def _name(flags: Sequence[str]) -> str:
     return "-".join(re.sub(r"\W", "", flag) for flag in flags)
 
 
+def _replace(path: pathlib.Path, old: str, new: str) -> None:
+    text = path.read_text()
+    if old not in text:
+        raise LookupError(f"{path.name} no longer has the text that the fault replaces: {old!r}")
+    path.write_text(text.replace(old, new, 1))
+
+
 class Builder:
     """Compiles into one folder and reuses object files, which most variants and faults share."""
 
@@ -85,13 +94,12 @@ class Builder:
         if done.returncode != 0:
             raise RuntimeError(f"{self.gxx} {' '.join(arguments)} failed:\n{done.stderr}")
 
-    def _flags(self, source: pathlib.Path, variant: Variant) -> list[str]:
-        """Flags of one source. ThreadSanitizer instruments kernels only, AddressSanitizer all but the simulator."""
-        kernels = CUDA.name in source.parts or source.name == "test_simulator.cpp"
-        instrumented = source.name != "simulator.cpp" and (kernels or variant is not THREAD)
+    def _flags(self, source: pathlib.Path, variant: Variant, faulty: bool = False) -> list[str]:
+        """Flags of one source. The sanitizers instrument kernels only, so that the variants share all other objects."""
+        instrumented = CUDA.name in source.parts or source.name == "test_simulator.cpp"
         uses_macro = source.name in ("simulator.cpp", "checks.cpp", "test_huge_tensors.cpp")
-        # Optimizing code for AddressSanitizer takes longer than it saves.
-        optimization = "-O0" if source.suffix == ".cu" and variant is ADDRESS else "-O1"
+        # Optimizing code for AddressSanitizer or for a fault takes longer than it saves.
+        optimization = "-O0" if (source.suffix == ".cu" and variant is ADDRESS) or faulty else "-O1"
         sanitizer = variant.sanitizer if instrumented else ()
         return [optimization, *sanitizer, *(variant.macro if uses_macro else ())]
 
@@ -104,10 +112,10 @@ class Builder:
                 self._call([*FLAGS[:-2], *flags, "-w", "-x", "c++-header", str(self._shim / HEADER), "-o", str(target)])
 
     def compile(
-        self, source: pathlib.Path, variant: Variant, folder: pathlib.Path, extra: Sequence[str] = ()
+        self, source: pathlib.Path, variant: Variant, folder: pathlib.Path, faulty: bool = False
     ) -> pathlib.Path:
         """Compile one source, unless its object file with the same flags exists."""
-        flags = [*self._flags(source, variant), *extra]
+        flags = self._flags(source, variant, faulty)
         target = folder / f"{source.stem}-{_name(flags)}.o"
         if not target.exists():
             self._precompile([flag for flag in flags if flag not in variant.macro])
@@ -138,20 +146,29 @@ class Builder:
             return dict(zip(variants, paths, strict=True))
 
     def build_with_fault(
-        self, variant: Variant, folder: pathlib.Path, source: str, old: str, new: str, affected: Sequence[str]
+        self,
+        variant: Variant,
+        folder: pathlib.Path,
+        source: str,
+        old: str,
+        new: str,
+        affected: Sequence[str],
+        dtypes: Sequence[str],
     ) -> pathlib.Path:
-        """Build an executable with one text of one source replaced; the ``affected`` sources are recompiled."""
+        """Build an executable with one text of one source replaced; the ``affected`` sources are recompiled.
+
+        To save time they are recompiled for ``dtypes`` only; a launch with another dtype ends the process.
+        """
         shutil.copytree(ROOT / CUDA, folder / CUDA)
         shutil.copy(ROOT / "csrc" / "types.h", folder / "csrc")
-        path = folder / CUDA / source
-        text = path.read_text()
-        if old not in text:
-            raise LookupError(f"{source} no longer has the text that the fault replaces: {old!r}")
-        path.write_text(text.replace(old, new, 1))
+        _replace(folder / CUDA / source, old, new)
+        for dtype in DTYPES:
+            if dtype not in dtypes:
+                _replace(folder / CUDA / "device.cuh", f"return f({dtype}{{}});", "__builtin_trap();")
         objects = [self.compile(test, variant, self.folder) for test in self.tests]
         for relative in sources():
             if relative.name in affected:
-                objects.append(self.compile(folder / relative, variant, folder, ["-O0"]))  # halves the compile time
+                objects.append(self.compile(folder / relative, variant, folder, faulty=True))
             else:
                 objects.append(self.compile(ROOT / relative, variant, self.folder))
         return self.link(variant, objects, folder / "harness")

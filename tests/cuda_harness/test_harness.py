@@ -19,6 +19,7 @@ from .build import ADDRESS, PLAIN, THREAD, Builder, Run, Variant
 
 L1, POINTWISE, PLAN = "multi_l1.cu", "multi_pointwise.cu", "launch_plan.cpp"
 PERCEPTUAL, RELU, POOL = "perceptual.cuh", "perceptual_relu.cu", "perceptual_pool.cu"
+HALF, BFLOAT16 = "__half", "__nv_bfloat16"
 NORM, NORM_FORWARD, NORM_BACKWARD = "norm_act.cuh", "norm_act.cu", "norm_act_backward.cu"
 
 
@@ -33,6 +34,8 @@ class Fault(NamedTuple):
     tests: str
     found_by: str
     affected: tuple[str, ...] = ()
+    # The dtypes of the build. Every test uses float32 first, and a faulty executable stops at its first failure.
+    dtypes: tuple[str, ...] = ("float",)
 
     @property
     def compiled(self) -> tuple[str, ...]:
@@ -83,11 +86,11 @@ FAULTS = [
     Fault("tile size depends on the gradient's dtype", L1, "  const int lane = threadIdx.x % 32;\n  const T plus",
           "  constexpr int V = kVector<T>;\n  constexpr int kTile = 32 * V;\n  constexpr int kTileWords = 2 * V;\n"
           "  constexpr int kRow = kWarps * kTile;\n  const int lane = threadIdx.x % 32;\n  const T plus", PLAIN, "l1",
-          "gradient of (input|target)"),
+          "gradient of (input|target)", dtypes=("float", "double", HALF)),
     Fault("partial sums of all launches overlap", L1, "args.first_partial + blockIdx.x", "blockIdx.x", PLAIN, "l1",
-          "partial sum"),
+          "partial sum", dtypes=build.DTYPES),
     Fault("32-bit index", "device.cuh", "int64_t begin;", "uint32_t begin;", PLAIN, "huge_tensors",
-          "huge tensors: l1_forward", (L1,)),
+          "huge tensors: l1_forward", (L1,), dtypes=(BFLOAT16,)),
     Fault("final sum with a wrong stride", L1, "i < count; i += kThreads", "i < count; i += kThreads + 1", PLAIN,
           "finish_sum", "finish_sum of 257"),
     Fault("final sum out of bounds", L1, "i < count; i += kThreads", "i <= count; i += kThreads", ADDRESS, "finish_sum",
@@ -129,9 +132,9 @@ FAULTS = [
           "AddressSanitizer: (use-after-poison|heap-buffer-overflow)"),
     Fault("32-bit start of a map chunk", RELU, "static_cast<int64_t>(blockIdx.x % per_image) * kMapChunk",
           "static_cast<unsigned>(blockIdx.x % per_image) * static_cast<unsigned>(kMapChunk)", PLAIN, "huge_tensors",
-          "huge tensors: relu"),
+          "huge tensors: relu", dtypes=(BFLOAT16,)),
     Fault("32-bit corner of a window", POOL, "int64_t corner;", "uint32_t corner;", PLAIN, "huge_tensors",
-          "relu_pool: "),
+          "relu_pool: ", dtypes=(BFLOAT16,)),
     Fault("target without relu", RELU, "      relu_vector(b[u], bias);\n", "", PLAIN, "perceptual",
           r"max\(0, target\)"),
     Fault("relu of an activated target", RELU, "if (!sides.target_is_activated) {", "{", PLAIN, "perceptual",
@@ -148,7 +151,8 @@ FAULTS = [
     Fault("mask not applied", RELU, "pack[u].value[c] = passed[u] >> c & 1u ? value", "pack[u].value[c] = true ? value",
           PLAIN, "perceptual", "masked gradient"),
     Fault("term rounded separately", RELU, "narrow<T>(widen(value) + term)",
-          "narrow<T>(widen(value) + widen(narrow<T>(term)))", PLAIN, "perceptual", "gradient of a distance"),
+          "narrow<T>(widen(value) + widen(narrow<T>(term)))", PLAIN, "perceptual", "gradient of a distance",
+          dtypes=("float", "double", HALF)),
     Fault("missing factor 2 of the square's derivative", RELU, "kept, 2.0 * coefficient", "kept, coefficient", PLAIN,
           "perceptual", "gradient of a distance"),
     Fault("coefficient replaced by the weight", RELU, "coefficient *= weight_at", "coefficient = weight_at", PLAIN,
@@ -195,9 +199,9 @@ FAULTS = [
     Fault("residual before the activation", NORM_FORWARD, "      result = z;\n",
           "      result = z;\n      if (residual != nullptr) result = result + C(1);\n", PLAIN, "norm_act", "result"),
     Fault("32-bit index of a pixel", NORM_FORWARD, "const int64_t from =", "const uint32_t from =", PLAIN,
-          "huge_tensors", "norm_act: "),
+          "huge_tensors", "norm_act: ", dtypes=(BFLOAT16,)),
     Fault("32-bit index of a gradient", NORM_BACKWARD, "const int64_t at = first +", "const uint32_t at = first +",
-          PLAIN, "huge_tensors", "norm_act_backward: "),
+          PLAIN, "huge_tensors", "norm_act_backward: ", dtypes=(BFLOAT16,)),
     Fault("gradient of the left border missing", NORM_BACKWARD,
           "if (i >= 1 && i <= before) copies.set(1, before - i, 1);", "", PLAIN, "norm_act", "sum"),
     Fault("gradient of a replicated border missing", NORM_BACKWARD,
@@ -275,7 +279,13 @@ def fault_runs(
             return Run(0, "")
         try:
             executable = builder.build_with_fault(
-                fault.variant, folder / str(number), fault.source, fault.old, fault.new, fault.compiled
+                fault.variant,
+                folder / str(number),
+                fault.source,
+                fault.old,
+                fault.new,
+                fault.compiled,
+                fault.dtypes,
             )
         except (LookupError, RuntimeError) as error:
             return error

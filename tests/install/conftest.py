@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from build_tools import cuda_toolkit
-from tests.install.tools import SLOW, Environment, Wheel, archs_here, checkout, find_nvcc
+from tests.install.tools import UNOPTIMIZED, Environment, Wheel, archs_here, checkout, compiler_cache, find_nvcc
 
 
 @pytest.fixture(scope="session")
@@ -70,10 +70,16 @@ def cpu_checkout(folder):
 
 
 @pytest.fixture(scope="session")
-def cpu_install(folder, cpu_checkout):
+def cxx(folder):
+    """A compiler that the builds of ``cpu_checkout`` share, with a cache of its objects."""
+    return compiler_cache(folder / "cxx")
+
+
+@pytest.fixture(scope="session")
+def cpu_install(folder, cpu_checkout, cxx):
     """``pip install .`` without CUDA kernels."""
     environment = Environment(folder / "cpu_environment")
-    environment.log = environment.pip("install", "-v", cpu_checkout, PIX2PIXHD_CUDA="0")
+    environment.log = environment.pip("install", "-v", cpu_checkout, PIX2PIXHD_CUDA="0", CXX=cxx, **UNOPTIMIZED)
     return environment
 
 
@@ -99,8 +105,7 @@ def unpacked(folder, sdist):
 @pytest.fixture(scope="session")
 def wheel(folder, builder, unpacked, request):
     """``pip wheel`` of the unpacked source distribution, with CUDA kernels if they can be built."""
-    # Unoptimized to save time, unless it is tested with other releases of torch. ``cpu_install`` is optimized.
-    variables = {} if SLOW else {"CXXFLAGS": "-O0"}
+    variables = dict(UNOPTIMIZED)
     if find_nvcc() is not None and torch.version.cuda is not None:
         bin_folder = request.getfixturevalue("nvcc_wrapper")
         variables |= {

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pix2pixhd
-from tests.install.tools import no_cuda_reason
+from tests.install.tools import UNOPTIMIZED, no_cuda_reason
 
 pytestmark = pytest.mark.install
 
@@ -41,7 +41,7 @@ def test_doctor_finds_no_problem(cpu_install):
 
 
 def test_editable_install_removes_stale_libraries_and_follows_edits(
-    environment, cpu_install, cpu_checkout, broken_nvcc
+    environment, cpu_install, cpu_checkout, broken_nvcc, cxx
 ):
     """It builds into the checkout, removes libraries of an earlier build, and uses edited sources.
 
@@ -49,7 +49,7 @@ def test_editable_install_removes_stale_libraries_and_follows_edits(
     """
     stale = cpu_checkout / "pix2pixhd" / "_ops_cuda.so"
     stale.write_text("from an earlier build with CUDA")
-    log = environment.pip("install", "-v", "--editable", cpu_checkout, PATH=broken_nvcc, CXXFLAGS="-O0")
+    log = environment.pip("install", "-v", "--editable", cpu_checkout, PATH=broken_nvcc, CXX=cxx, **UNOPTIMIZED)
     (line,) = [line for line in log.splitlines() if "building without CUDA kernels" in line]
     assert no_cuda_reason() in line
 

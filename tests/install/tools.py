@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,10 @@ import torch
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SLOW = os.environ.get("PIX2PIXHD_TEST_SLOW_INSTALL", "") not in ("", "0")
+
+# Compiling without optimization takes a third of the time. The installation that runs the tests is optimized, and so
+# are the wheels that are tested with other releases of torch.
+UNOPTIMIZED = {} if SLOW else {"CXXFLAGS": "-O0", "NVCC_APPEND_FLAGS": "-Xcicc -O1 -Xptxas -O0"}
 
 # Variables that change a build, or the packages that a subprocess imports.
 _UNSET = (
@@ -103,6 +108,29 @@ def checkout(target: pathlib.Path) -> pathlib.Path:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
     return target
+
+
+# Looks up objects by flags and source, without the folders in them.
+_CACHE = r"""
+for target; do :; done
+case $target in *.o) ;; *) exec "$@" ;; esac
+key=$(printf '%s\n' "$@" | sed 's|[^=]*/||g' | cksum | tr ' ' -)
+mkdir -p "$FOLDER"
+if [ ! -e "$FOLDER/$key.o" ]; then
+    "$@" || exit
+    cp "$target.d" "$FOLDER/$key.d"
+    cp "$target" "$FOLDER/$key.o"
+fi
+cp "$FOLDER/$key.d" "$target.d"
+cp "$FOLDER/$key.o" "$target"
+"""
+
+
+def compiler_cache(folder: pathlib.Path) -> str:
+    """CXX with a launcher that compiles each source once per set of flags, for several builds of one checkout."""
+    path = script(folder / "ccache", _CACHE.replace("$FOLDER", str(folder / "objects")))
+    cxx = shlex.split(os.environ.get("CXX", "")) or ["g++" if shutil.which("g++") else "c++"]
+    return shlex.join([str(path), *cxx])
 
 
 class Environment:
