@@ -26,8 +26,8 @@ class ComputeOptions:
         optimizer_in_backward: Whether to update each weight as soon as its gradient is complete and then free the
             gradient, instead of holding the gradients of all weights until the end of the step. The trained weights
             have the same bits. Not possible with several processes, ``optimizer.accumulate``,
-            ``optimizer.gradient_clip_val`` and float16. None uses it wherever it is possible, unless a callback reads
-            the gradients in ``on_after_backward`` or ``on_before_optimizer_step``.
+            ``optimizer.gradient_clip_val`` and float16. None uses it wherever it is possible, unless the run has
+            callbacks of your own, which may read the gradients.
 
     Example:
         >>> ComputeOptions(checkpoint_activations=True).compile
