@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._inductor.config as inductor
 
 from pix2pixhd.checkpoints.generators import load_generator
 from pix2pixhd.config.schema import ComputeOptions
@@ -59,7 +60,8 @@ def test_compiled_networks_train_to_the_same_weights(make_config, tmp_path):
         made.compute.compile = compiled
         return made
 
-    plain, compiled = (train(config(name, name == "compiled")).state_dict() for name in ("plain", "compiled"))
+    with inductor.patch({"cpp.simdlen": 1}):  # scalar code compiles faster
+        plain, compiled = (train(config(name, name == "compiled")).state_dict() for name in ("plain", "compiled"))
     torch.testing.assert_close(plain, compiled, rtol=1e-6, atol=1e-6)
     assert load_generator(
         tmp_path / "compiled" / "checkpoints" / "last.ckpt"
