@@ -110,7 +110,7 @@ def checkout(target: pathlib.Path) -> pathlib.Path:
     return target
 
 
-# Looks up objects by flags and source, without the folders in them.
+# Searches for objects by flags and source, without the folders in them.
 _CACHE = r"""
 for target; do :; done
 case $target in *.o) ;; *) exec "$@" ;; esac
