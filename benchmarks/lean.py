@@ -73,7 +73,6 @@ def measure(options, name, implementation, dtype):
     for index in range(options.rounds + 1):
         network.zero_grad()
         trim()
-        wait()
         memory.reset()
         before, begin = memory.now(), time.perf_counter()
         with half:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any, cast
@@ -29,7 +28,7 @@ from pix2pixhd.reporting.metrics import build_metrics, update_metrics
 from pix2pixhd.training.average import WeightAverage
 from pix2pixhd.training.distributed import GradientAverager, gather_states, rank, share_buffers, world_size
 from pix2pixhd.training.image_pool import ImagePool
-from pix2pixhd.training.optimizer import Adam, obstacle_to_stepping_in_backward, stepping_in_backward
+from pix2pixhd.training.optimizer import Adam, can_step_in_backward, stepping_in_backward
 from pix2pixhd.training.resume import apply_optimizer_options
 from pix2pixhd.training.step import compute_gradients
 
@@ -256,16 +255,14 @@ class Pix2PixHD(pl.LightningModule):
         self.on_train_epoch_start()
 
     def _decide_stepping_in_backward(self) -> bool:
-        wanted = self.compute_options.optimizer_in_backward
+        wanted, precision = self.compute_options.optimizer_in_backward, str(self.trainer.precision)
+        possible = can_step_in_backward(wanted, self.optimizer_options, precision, self.trainer.world_size)
         if wanted is not None:
             return wanted
         # Code of the user may read gradients at any time.
         callbacks = cast(list[pl.Callback], getattr(self.trainer, "callbacks"))  # noqa: B009
-        owners = [type(owner).__module__.partition(".")[0] for owner in (self, *callbacks)]
-        own = set(owners) <= {"pix2pixhd", "lightning"}
-        precision = str(self.trainer.precision)
-        obstacle = obstacle_to_stepping_in_backward(self.optimizer_options, precision, self.trainer.world_size)
-        return obstacle is None and own
+        owners = {type(owner).__module__.partition(".")[0] for owner in (self, *callbacks)}
+        return possible and owners <= {"pix2pixhd", "lightning"}
 
     @property
     def mid_accumulation(self) -> bool:
@@ -275,9 +272,7 @@ class Pix2PixHD(pl.LightningModule):
     def training_step(self, batch: Sample, batch_idx: int) -> None:
         """Runs one step of the generator and one of the discriminator, both computed with the same D."""
         optimizer_G, optimizer_D = cast(list[Any], self.optimizers())
-        early: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if self._steps_in_backward:
-            early = stepping_in_backward(cast(list[Adam], self.trainer.optimizers))
+        early = cast(list[Adam], self.trainer.optimizers) if self._steps_in_backward else []
         accumulate = self.optimizer_options.accumulate
         if not self._batches_since_step:
             optimizer_G.zero_grad()
@@ -288,7 +283,7 @@ class Pix2PixHD(pl.LightningModule):
         self._batches_since_step += 1
         stepping = self._batches_since_step >= batches
         try:
-            with early:
+            with stepping_in_backward(early):
                 terms = self.compute_gradients(
                     self.encode(batch), self._images(batch), self.encode_features(batch), batches, stepping
                 )

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pix2pixhd.config.schema import OptimizerOptions
+from pix2pixhd.errors import InputError
 
-__all__ = ["Adam", "obstacle_to_stepping_in_backward", "stepping_in_backward"]
+__all__ = ["Adam", "can_step_in_backward", "stepping_in_backward"]
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
@@ -107,20 +108,27 @@ def stepping_in_backward(optimizers: Iterable[Adam]) -> Iterator[None]:
         yield
 
 
-def obstacle_to_stepping_in_backward(options: OptimizerOptions, precision: str, processes: int) -> str | None:
-    """Returns why ``stepping_in_backward`` would change the result; None if it would not.
+def can_step_in_backward(wanted: bool | None, options: OptimizerOptions, precision: str, processes: int) -> bool:
+    """Returns whether a step with ``stepping_in_backward`` gives the same result as one without.
 
     Args:
+        wanted: ``compute.optimizer_in_backward``.
         options: Options of the optimizer.
         precision: ``trainer.precision``.
         processes: Number of processes that train together.
+
+    Raises:
+        InputError: If it is wanted and does not.
     """
+    obstacle = None
     if options.accumulate > 1:
-        return f"optimizer.accumulate: {options.accumulate} sums the gradients of several batches before a step"
-    if options.gradient_clip_val is not None:
-        return "optimizer.gradient_clip_val clips by the norm of all gradients"
-    if precision == "16-mixed":
-        return "trainer.precision: 16-mixed skips a step if any gradient is not finite"
-    if processes > 1:
-        return f"gradients are averaged between the {processes} processes before a step"
-    return None
+        obstacle = f"optimizer.accumulate: {options.accumulate} sums the gradients of several batches before a step"
+    elif options.gradient_clip_val is not None:
+        obstacle = "optimizer.gradient_clip_val clips by the norm of all gradients"
+    elif precision == "16-mixed":
+        obstacle = "trainer.precision: 16-mixed skips a step if any gradient is not finite"
+    elif processes > 1:
+        obstacle = f"gradients are averaged between the {processes} processes before a step"
+    if wanted and obstacle is not None:
+        raise InputError(f"compute.optimizer_in_backward is not possible here: {obstacle}; remove one of the two")
+    return obstacle is None

@@ -31,7 +31,7 @@ from pix2pixhd.training.datamodule import PairedData, reporting_dead_workers
 from pix2pixhd.training.first_process import on_first_process
 from pix2pixhd.training.loggers import make_loggers
 from pix2pixhd.training.module import Pix2PixHD
-from pix2pixhd.training.optimizer import obstacle_to_stepping_in_backward
+from pix2pixhd.training.optimizer import can_step_in_backward
 from pix2pixhd.training.precision import SharedScalePrecision
 from pix2pixhd.training.processes import distribution_options, ending_together, process_count
 from pix2pixhd.training.progress_counters import finished_steps, trial_batches
@@ -48,9 +48,9 @@ def _check_run(config: TrainConfig, trainer: TrainerOptions, resume: bool) -> No
     _check_pretrained(config)
     _check_limits(config, trainer)
     _check_combinations(trainer, resume)
-    obstacle = obstacle_to_stepping_in_backward(config.optimizer, str(trainer.precision), processes)
-    if config.compute.optimizer_in_backward and obstacle is not None:
-        raise InputError(f"compute.optimizer_in_backward is not possible here: {obstacle}; remove one of the two")
+    can_step_in_backward(
+        config.compute.optimizer_in_backward, config.optimizer, str(trainer.precision), processes
+    )  # raises an error if it is configured and not possible
     _check_checkpoint(config, resume)
     output = pathlib.Path(config.run.output)
     check_run_folder(output, config.data, resume)

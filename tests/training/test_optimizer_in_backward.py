@@ -10,6 +10,7 @@ from pix2pixhd.errors import InputError
 from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
 from pix2pixhd.models import define_D, define_G
 from pix2pixhd.nn import lean
+from pix2pixhd.training.datamodule import PairedData
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.optimizer import Adam, stepping_in_backward
 from pix2pixhd.training.run import train
@@ -177,3 +178,12 @@ def test_float16_is_rejected_and_not_chosen_by_default(make_config):
     config = make_config("default")
     config.trainer["precision"] = "16-mixed"
     assert not train(config)._steps_in_backward
+
+
+def test_a_trainer_of_the_user_cannot_sum_gradients_that_are_freed(make_config, tmp_path):
+    config = make_config()
+    config.compute.optimizer_in_backward, config.optimizer.accumulate = True, 2
+    module = Pix2PixHD(config.model, config.data, config.loss, config.optimizer, config.compute)
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, logger=False, default_root_dir=tmp_path)
+    with pytest.raises(InputError, match=r"compute\.optimizer_in_backward .*optimizer\.accumulate: 2"):
+        trainer.fit(module, datamodule=PairedData(config.data, config.model.multiple, config.run.seed))
