@@ -43,7 +43,8 @@ class Search:
     def largest(self, limit: int, measurable: int | None = None) -> Largest:
         """The largest height for a limit. Limits above ``measurable`` bytes are estimated from smaller runs."""
         if measurable is not None and limit > measurable:
-            self.largest(measurable)
+            if not any(run.peak is not None and run.peak > limit / 2 for run in self.runs):
+                self.largest(measurable)
             return Largest(self._estimate(limit) or 0, estimated=True)
         while True:
             verdicts = {run.height: self._verdict(run.height, limit) for run in self.runs}

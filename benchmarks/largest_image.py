@@ -97,8 +97,11 @@ def available_memory(device):
     return int(line.split()[1]) * 1024
 
 
-def search_of(setup, implementation, dtype, options):
+def search_of(setup, implementation, dtype, options, runs, save):
+    """A search that begins with the given runs, to which it adds its own, and calls ``save`` before each of them."""
+
     def run(height, limit):
+        save()
         sized = dataclasses.replace(setup, size=f"{2 * height}x{height}")
         command = [*sized.arguments(), "--device", options.device, "--child", implementation, dtype, str(limit)]
         found = Run(height, limit, **run_script(__file__, command, exact_memory=options.device == "cpu"))
@@ -107,7 +110,9 @@ def search_of(setup, implementation, dtype, options):
         print(f"    {sized.size}: {peak}, {verdict} in {limit / GB:.2f} GB", flush=True)
         return found
 
-    return Search(run, options.step, peaks_decide=options.device == "cpu")
+    search = Search(run, options.step, peaks_decide=options.device == "cpu")
+    search.runs = runs
+    return search
 
 
 def cell(found):
@@ -125,9 +130,27 @@ def table(rows, limits):
     return "\n".join(lines)
 
 
-def write(path, rows, limits, device):
-    results = {" ".join(name): [dataclasses.asdict(found) for found in cells] for name, cells in rows.items()}
-    path.write_text(json.dumps({"device": device, "limits_gb": limits, "results": results}, indent=2) + "\n")
+def write(path, rows, runs, limits, device):
+    """Write what was found and run so far; ``rows`` and ``runs`` are by network, dtype and implementation."""
+    found = {
+        "device": device,
+        "limits_gb": limits,
+        "results": {" ".join(name): [dataclasses.asdict(cell) for cell in cells] for name, cells in rows.items()},
+        "runs": {" ".join(name): [dataclasses.asdict(run) for run in own] for name, own in runs.items()},
+    }
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def earlier_runs(options, parser):
+    """The runs of an interrupted search, by network, dtype and implementation."""
+    if not options.resume:
+        return {}
+    if options.json is None or not options.json.is_file():
+        parser.error("--resume needs --json with the file of an interrupted search")
+    content = json.loads(options.json.read_text())
+    if content["device"] != options.device:
+        parser.error(f"--resume: {options.json} is a search on {content['device']}, not on {options.device}")
+    return {tuple(name.split()): [Run(**run) for run in runs] for name, runs in content["runs"].items()}
 
 
 def main():
@@ -140,6 +163,7 @@ def main():
     parser.add_argument("--step", type=int, default=64, help="distance between heights in pixels")
     parser.add_argument("--scale", type=float, default=1.0, help="factor of the networks' channels, for tests")
     parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--resume", action="store_true", help="use the runs in the file of an interrupted search")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     Setup.add_arguments(parser)  # read by the child
     options = parser.parse_args()
@@ -149,18 +173,22 @@ def main():
         return
     limits = sorted(options.limits)
     available = int(0.95 * available_memory(options.device))
-    rows = {}
+    rows, runs = {}, earlier_runs(options, parser)
+
+    def save():
+        if options.json:
+            write(options.json, rows, runs, limits, options.device)
+
     for network in options.networks:
         full = SETUPS[network]
         setup = dataclasses.replace(full, ngf=int(full.ngf * options.scale), ndf=int(full.ndf * options.scale))
         for dtype in options.dtypes:
             for implementation in options.implementations:
                 print(f"{network} {dtype} {implementation}", flush=True)
-                search = search_of(setup, implementation, dtype, options)
-                found = [search.largest(int(limit * GB), available) for limit in limits]
-                rows[network, dtype, implementation] = found
-                if options.json:
-                    write(options.json, rows, limits, options.device)
+                name = network, dtype, implementation
+                search = search_of(setup, implementation, dtype, options, runs.setdefault(name, []), save)
+                rows[name] = [search.largest(int(limit * GB), available) for limit in limits]
+                save()
     print(table(rows, limits))
 
 

@@ -62,3 +62,16 @@ def test_limits_above_the_available_memory_are_estimated_from_smaller_runs():
     assert largest.estimated
     assert largest.height == max(height for height in HEIGHTS if memory(height) <= 24_000_000_000)
     assert memory(max(calls)) < 24_000_000_000
+
+
+def test_runs_near_a_limit_suffice_to_estimate_a_larger_one():
+    def memory(height):
+        return 2_000_000_000 + 5_000 * height**2
+
+    found, calls = search(memory)
+    found.largest(16_000_000_000)
+    runs = len(calls)
+    largest = found.largest(24_000_000_000, measurable=20_000_000_000)
+    assert largest.estimated
+    assert largest.height == max(height for height in HEIGHTS if memory(height) <= 24_000_000_000)
+    assert len(calls) == runs

@@ -34,3 +34,27 @@ def test_the_table_marks_estimates_and_sizes_that_do_not_fit():
     text = largest_image.table({("global", "float32", "ours"): cells}, [1.5, 4, 8])
     assert text.splitlines()[0] == "| network | dtype | step | 1.5 GB | 4 GB | 8 GB |"
     assert text.splitlines()[-1] == "| global | float32 | ours | – | 512×256 | ≈ 1024×512 |"
+
+
+def test_an_interrupted_search_continues_with_its_runs(tmp_path, monkeypatch, capsys):
+    """Ctrl-C in the third run; the resumed search repeats neither of the first two."""
+
+    def run_script(path, command, exact_memory):
+        height = int(command[command.index("--size") + 1].split("x")[1])
+        if interrupted and len(heights) == 2:
+            raise KeyboardInterrupt
+        heights.append(height)
+        peak = GB + 50_000 * height**2
+        return {"fits": peak <= 4 * GB, "peak": peak}
+
+    heights, interrupted, file = [], True, tmp_path / "found.json"
+    monkeypatch.setattr(largest_image, "run_script", run_script)
+    command = ["largest_image.py", "--limits", "4", "--networks", "global", "--implementations", "ours"]
+    monkeypatch.setattr(sys, "argv", [*command, "--json", str(file)])
+    with pytest.raises(KeyboardInterrupt):
+        largest_image.main()
+    monkeypatch.setattr(sys, "argv", [*command, "--json", str(file), "--resume"])
+    interrupted = False
+    largest_image.main()
+    assert len(set(heights)) == len(heights) > 2
+    assert capsys.readouterr().out.splitlines()[-1] == "| global | float32 | ours | 384×192 |"
