@@ -3,6 +3,10 @@
 import argparse
 import contextlib
 import dataclasses
+import os
+
+# Huge pages for large tensors, as the package's commands request them, for both implementations.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 IMPLEMENTATIONS = ["original", "ours"]
 DTYPES = ["float32", "bfloat16"]
