@@ -24,6 +24,11 @@ enum class Distance : int32_t {
   kSquared = 1,   // (x - y)^2; its backward needs x - y
 };
 
+// LPIPS (arXiv 1801.03924) divides the channels of a pixel by their norm plus kLpipsEps, as the lpips package does. Below
+// kLpipsTiny the derivative of the norm is negligible and is left out.
+constexpr double kLpipsEps = 1e-10;
+constexpr double kLpipsTiny = 1e-18;
+
 // norm_act: the activation after the normalisation, and the padding after both. The values are those of the operators'
 // arguments.
 enum class Activation : int32_t { kNone = 0, kRelu = 1, kLeakyRelu = 2 };

@@ -23,6 +23,15 @@ struct MapChunk {
   const void* weight;  // [pixels], from the first element's pixel on; double for a double map, otherwise float; or null
 };
 
+// Whole pixels of a feature map [pixels, channels] for the tap of LPIPS. channels is a multiple of 32.
+struct LpipsPixels {
+  int64_t count;
+  int64_t channels;
+  const void* bias;    // [channels] in the map's dtype, or null
+  const void* linear;  // [channels], the weights of the channels; double for a double map, otherwise float
+  const void* weight;  // [count], as in MapChunk, or null
+};
+
 // What norm_act computes on rows of one image, see norm_act_impl.h.
 struct NormRows {
   PaddedImage image;
@@ -83,6 +92,13 @@ struct Kernels {
   // grad = mask * (grad + coefficient * weight * derivative of the distance) in place.
   void (*relu_distance_backward)(void* grad, DType type, const MapChunk& chunk, Distance distance, const uint32_t* mask,
                                  const void* kept, double coefficient);
+
+  // The tap of LPIPS, see lpips_impl.h. Applies bias and ReLU as relu_distance does, and returns the sum of
+  // weight * distance over the pixels. kept: kept_scale times half the derivative of each pixel's distance in input, in
+  // the map's dtype, Inf of float16 replaced by the largest finite number; null if no gradient is required. The backward
+  // is that of the squared distance.
+  double (*relu_lpips)(void* input, void* target, bool target_is_activated, DType type, const LpipsPixels& pixels,
+                       double kept_scale, void* kept, uint32_t* mask);
 
   // One row of the 2x2 max-pooling of max(0, x + bias): out [width, channels] from upper and lower [2 * width,
   // channels], two rows of a channels-last map. channels is a multiple of 32. bias: [channels] or null. codes: 3 words

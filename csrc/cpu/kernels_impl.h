@@ -224,6 +224,8 @@ void pointwise_backward(void* grad, const void* input, DType type, int64_t n, Po
 #include "norm_act_backward_impl.h"
 #include "norm_act_impl.h"
 #include "perceptual_impl.h"
+// This uses the definitions of perceptual_impl.h.
+#include "lpips_impl.h"
 
 namespace pix2pixhd::cpu {
 namespace {
@@ -234,8 +236,9 @@ constexpr Kernels kernel_table(const char* instruction_set) {
       instruction_set,   l1_forward,         l1_backward,
       pointwise_forward, pointwise_backward, relu,
       relu_distance,     relu_backward,      relu_distance_backward,
-      relu_pool,         relu_pool_backward, norm_statistics,
-      norm_act,          norm_act_sums,      norm_act_backward,
+      relu_lpips,        relu_pool,          relu_pool_backward,
+      norm_statistics,   norm_act,           norm_act_sums,
+      norm_act_backward,
   };
 }
 

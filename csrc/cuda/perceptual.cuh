@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "device.cuh"
 #include "perceptual.h"
@@ -24,6 +25,16 @@ constexpr int kRow = kThreads * kVector<T>;
 template <typename C>
 __device__ inline bool passes_relu(C x) {
   return !(x <= 0);
+}
+
+// Rounds to T; values beyond the range of float16 become its largest finite number. NaN stays NaN.
+template <typename T, typename C>
+__device__ inline T narrow_finite(C x) {
+  if constexpr (std::is_same_v<T, __half>) {
+    constexpr C kLargest = 65504;
+    x = x > kLargest ? kLargest : x < -kLargest ? -kLargest : x;
+  }
+  return narrow<T>(x);
 }
 
 // Stores one whole vector. Uses an intrinsic because the compiler splits a plain store of a vector whose elements were

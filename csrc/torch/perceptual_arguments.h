@@ -128,6 +128,13 @@ struct PerceptualArguments {
     return arguments;
   }
 
+  static PerceptualArguments relu_lpips(const Tensor& input, const Tensor& target, const OptionalTensor& bias,
+                                        const Tensor& linear, const OptionalTensor& weight) {
+    PerceptualArguments arguments = relu_distance(input, target, bias, weight, true);
+    check_contiguous(linear, "linear", arguments.map.channels, compute_type(arguments.type), input);
+    return arguments;
+  }
+
   static PerceptualArguments relu_distance_backward(const Tensor& grad, const Tensor& mask, const Tensor& kept,
                                                     const OptionalTensor& weight, bool squared) {
     PerceptualArguments arguments = relu_backward(grad, mask);

@@ -68,6 +68,19 @@ char* kept_at(const Tensor& kept, int64_t element, Distance distance, DType type
                                          : at(kept, element, type);
 }
 
+// The means [batch] of `count` terms per image, from the sums of chunks. The mean of no terms is NaN, as in PyTorch.
+Tensor image_means(const std::vector<double>& partial, int64_t batch, int64_t count, Device device) {
+  Tensor loss = empty_1d(batch, scalar_type_of(DType::kFloat64), device);
+  auto* means = static_cast<double*>(loss.mutable_data_ptr());
+  const auto chunks = static_cast<int64_t>(partial.size()) / std::max<int64_t>(batch, 1);
+  for (int64_t n = 0; n < batch; ++n) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < chunks; ++i) sum += partial[n * chunks + i];
+    means[n] = sum / static_cast<double>(count);
+  }
+  return loss;
+}
+
 std::tuple<Tensor, Tensor, Tensor> relu_distance_(Tensor input, Tensor target, OptionalTensor bias,
                                                   OptionalTensor weight, bool squared, bool target_is_activated,
                                                   bool pack) {
@@ -84,14 +97,7 @@ std::tuple<Tensor, Tensor, Tensor> relu_distance_(Tensor input, Tensor target, O
                                               type, chunk, distance, kept_at(kept, begin, distance, type),
                                               words == nullptr ? nullptr : words + begin / 32);
   });
-  Tensor loss = empty_1d(map.batch, scalar_type_of(DType::kFloat64), arguments.device);
-  auto* means = static_cast<double*>(loss.mutable_data_ptr());
-  for (int64_t n = 0; n < map.batch; ++n) {
-    double sum = 0.0;
-    for (int64_t i = 0; i < chunks_of(map); ++i) sum += partial[n * chunks_of(map) + i];
-    means[n] = sum / static_cast<double>(map.elements());
-  }
-  return {loss, mask, kept};
+  return {image_means(partial, map.batch, map.elements(), arguments.device), mask, kept};
 }
 
 void relu_distance_backward_(Tensor grad, Tensor mask, Tensor kept, OptionalTensor weight, bool squared,
@@ -104,6 +110,37 @@ void relu_distance_backward_(Tensor grad, Tensor mask, Tensor kept, OptionalTens
     cpu::kernels().relu_distance_backward(at(grad, begin, type), type, chunk, distance, words + begin / 32,
                                           kept_at(kept, begin, distance, type), coefficient);
   });
+}
+
+std::tuple<Tensor, Tensor, Tensor> relu_lpips_(Tensor input, Tensor target, OptionalTensor bias, Tensor linear,
+                                               OptionalTensor weight, bool target_is_activated, double kept_scale,
+                                               bool pack) {
+  const auto arguments = PerceptualArguments::relu_lpips(input, target, bias, linear, weight);
+  const FeatureMap& map = arguments.map;
+  const DType type = arguments.type;
+  Tensor mask = arguments.empty_mask(pack);
+  Tensor kept = arguments.empty_kept(pack);
+  uint32_t* words = words_of(mask);
+  // Whole pixels, of about as many elements as the chunks of the other kernels.
+  const int64_t size = std::max<int64_t>(cpu::kChunk / std::max<int64_t>(map.channels, 1), 1);
+  const int64_t chunks = (map.pixels() + size - 1) / size;
+  const int64_t weight_size = element_size(compute_type(type));
+  std::vector<double> partial(map.batch * chunks);
+  torch::stable::parallel_for(0, map.batch * chunks, 4, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t within = i % chunks * size;
+      const int64_t pixel = i / chunks * map.pixels() + within;
+      const int64_t begin = pixel * map.channels;
+      const auto* weights = static_cast<const char*>(arguments.weight);
+      const cpu::LpipsPixels pixels{std::min(size, map.pixels() - within), map.channels, arguments.bias,
+                                    linear.const_data_ptr(),
+                                    weights == nullptr ? nullptr : weights + pixel * weight_size};
+      partial[i] = cpu::kernels().relu_lpips(at(input, begin, type), at(target, begin, type), target_is_activated, type,
+                                             pixels, kept_scale, pack ? at(kept, begin, type) : nullptr,
+                                             words == nullptr ? nullptr : words + begin / 32);
+    }
+  });
+  return {image_means(partial, map.batch, map.pixels(), arguments.device), mask, kept};
 }
 
 // Calls f(image in the batch, pooled row) for all pooled rows, in parallel.
@@ -168,6 +205,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pix2pixhd, m) {
   m.def(
       "relu_distance_backward_(Tensor(a!) grad, Tensor mask, Tensor kept, Tensor? weight, bool squared, "
       "float coefficient) -> ()");
+  m.def(
+      "relu_lpips_(Tensor(a!) input, Tensor(b!) target, Tensor? bias, Tensor linear, Tensor? weight, "
+      "bool target_is_activated, float kept_scale, bool pack) -> (Tensor, Tensor, Tensor)");
   m.def("relu_pool(Tensor x, Tensor? bias, bool pack) -> (Tensor, Tensor)");
   m.def("relu_pool_backward(Tensor grad, Tensor codes, SymInt height, SymInt width) -> Tensor");
 }
@@ -177,6 +217,7 @@ STABLE_TORCH_LIBRARY_IMPL(pix2pixhd, CPU, m) {
   m.impl("relu_backward_", TORCH_BOX(&pix2pixhd::relu_backward_));
   m.impl("relu_distance_", TORCH_BOX(&pix2pixhd::relu_distance_));
   m.impl("relu_distance_backward_", TORCH_BOX(&pix2pixhd::relu_distance_backward_));
+  m.impl("relu_lpips_", TORCH_BOX(&pix2pixhd::relu_lpips_));
   m.impl("relu_pool", TORCH_BOX(&pix2pixhd::relu_pool));
   m.impl("relu_pool_backward", TORCH_BOX(&pix2pixhd::relu_pool_backward));
 }

@@ -35,6 +35,24 @@ void relu_backward_(Tensor grad, Tensor mask) {
                                    current_stream(arguments.device)));
 }
 
+void* data_or_null(const Tensor& tensor) { return tensor.numel() > 0 ? tensor.mutable_data_ptr() : nullptr; }
+
+// The means [batch] of a distance. launch(partial) writes one sum per block, [batch, blocks], and returns an error code.
+template <typename F>
+Tensor means(int64_t batch, int64_t blocks, Device device, cuda::Stream stream, const F& launch) {
+  const int32_t float64 = scalar_type_of(DType::kFloat64);
+  Tensor partial = empty_1d(batch * blocks, float64, device);
+  Tensor loss = empty_1d(batch, float64, device);
+  if (batch == 0) return loss;
+  auto* sums = static_cast<double*>(partial.mutable_data_ptr());
+  check_launch(launch(sums));
+  // The mean of an empty map is 0/0 = NaN, as in PyTorch.
+  const double initial = blocks == 0 ? std::numeric_limits<double>::quiet_NaN() : 0.0;
+  check_launch(
+      cuda::finish_sum(sums, blocks, initial, {loss.mutable_data_ptr(), true}, stream, static_cast<int>(batch)));
+  return loss;
+}
+
 std::tuple<Tensor, Tensor, Tensor> relu_distance_(Tensor input, Tensor target, OptionalTensor bias,
                                                   OptionalTensor weight, bool squared, bool target_is_activated,
                                                   bool pack) {
@@ -43,22 +61,31 @@ std::tuple<Tensor, Tensor, Tensor> relu_distance_(Tensor input, Tensor target, O
   const Device device = arguments.device;
   const DeviceGuard guard(device.index);
   const cuda::Stream stream = current_stream(device);
-  const int32_t float64 = scalar_type_of(DType::kFloat64);
-  const int64_t blocks = cuda::map_blocks(map.elements());
   Tensor mask = arguments.empty_mask(pack);
   Tensor kept = arguments.empty_kept(pack);
-  Tensor partial = empty_1d(map.batch * blocks, float64, device);
-  Tensor loss = empty_1d(map.batch, float64, device);
-  if (map.batch == 0) return {loss, mask, kept};
-  auto* sums = static_cast<double*>(partial.mutable_data_ptr());
-  void* to_keep = kept.numel() > 0 ? kept.mutable_data_ptr() : nullptr;
-  check_launch(cuda::relu_distance(input.mutable_data_ptr(), target.mutable_data_ptr(), target_is_activated,
-                                   arguments.type, view_of(arguments), arguments.distance, to_keep, words_of(mask),
-                                   sums, stream));
-  // The mean of an empty map is 0/0 = NaN, as in PyTorch.
-  const double initial = blocks == 0 ? std::numeric_limits<double>::quiet_NaN() : 0.0;
-  check_launch(
-      cuda::finish_sum(sums, blocks, initial, {loss.mutable_data_ptr(), true}, stream, static_cast<int>(map.batch)));
+  const Tensor loss = means(map.batch, cuda::map_blocks(map.elements()), device, stream, [&](double* partial) {
+    return cuda::relu_distance(input.mutable_data_ptr(), target.mutable_data_ptr(), target_is_activated, arguments.type,
+                               view_of(arguments), arguments.distance, data_or_null(kept), words_of(mask), partial,
+                               stream);
+  });
+  return {loss, mask, kept};
+}
+
+std::tuple<Tensor, Tensor, Tensor> relu_lpips_(Tensor input, Tensor target, OptionalTensor bias, Tensor linear,
+                                               OptionalTensor weight, bool target_is_activated, double kept_scale,
+                                               bool pack) {
+  const auto arguments = PerceptualArguments::relu_lpips(input, target, bias, linear, weight);
+  const FeatureMap& map = arguments.map;
+  const Device device = arguments.device;
+  const DeviceGuard guard(device.index);
+  const cuda::Stream stream = current_stream(device);
+  Tensor mask = arguments.empty_mask(pack);
+  Tensor kept = arguments.empty_kept(pack);
+  const Tensor loss = means(map.batch, cuda::lpips_blocks(map.pixels()), device, stream, [&](double* partial) {
+    return cuda::relu_lpips(input.mutable_data_ptr(), target.mutable_data_ptr(), target_is_activated, arguments.type,
+                            view_of(arguments), linear.const_data_ptr(), kept_scale, data_or_null(kept), words_of(mask),
+                            partial, stream);
+  });
   return {loss, mask, kept};
 }
 
@@ -99,6 +126,7 @@ STABLE_TORCH_LIBRARY_IMPL(pix2pixhd, CUDA, m) {
   m.impl("relu_backward_", TORCH_BOX(&pix2pixhd::relu_backward_));
   m.impl("relu_distance_", TORCH_BOX(&pix2pixhd::relu_distance_));
   m.impl("relu_distance_backward_", TORCH_BOX(&pix2pixhd::relu_distance_backward_));
+  m.impl("relu_lpips_", TORCH_BOX(&pix2pixhd::relu_lpips_));
   m.impl("relu_pool", TORCH_BOX(&pix2pixhd::relu_pool));
   m.impl("relu_pool_backward", TORCH_BOX(&pix2pixhd::relu_pool_backward));
 }

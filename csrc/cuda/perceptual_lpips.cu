@@ -1,0 +1,208 @@
+// The tap of LPIPS: bias and ReLU of two feature maps, their distance, and half its derivative; see perceptual.h.
+//
+// A group of lanes of one warp shares a pixel, so that the sums over its channels need shuffles only. Memory traffic:
+// both maps are read once and written once, and the derivative is written once. A lane keeps its channels in registers
+// up to kHeld vectors, that is 512 channels of a 32-bit type; channels beyond are read again from the caches.
+#include "perceptual.cuh"
+
+namespace pix2pixhd::cuda {
+namespace {
+
+constexpr int kHeld = 4;
+
+template <typename T>
+struct LpipsArgs {
+  T* __restrict__ x;
+  T* __restrict__ y;
+  bool target_is_activated;
+  const Compute<T>* __restrict__ linear;
+  Compute<T> kept_scale;
+  T* __restrict__ kept;         // null when no gradient is required,
+  uint32_t* __restrict__ mask;  // as is this
+  int64_t pixels;               // per image
+  bool aligned;
+};
+
+// The sum over the lanes of a group, in all of them. All lanes of the warp must call it.
+template <int kGroup, typename C>
+__device__ inline C group_sum(C value) {
+#pragma unroll
+  for (int offset = kGroup / 2; offset > 0; offset /= 2) value += __shfl_down_sync(kFullWarp, value, offset);
+  return __shfl_sync(kFullWarp, value, static_cast<int>(threadIdx.x) % 32 / kGroup * kGroup);
+}
+
+// One pixel. Lane `lane` of a group has the vectors lane, lane + kGroup and so on of its channels.
+template <int kGroup, bool kKeep, typename T>
+struct Pixel {
+  static constexpr int V = kVector<T>;
+  using C = Compute<T>;
+  const LpipsArgs<T>& args;
+  const T* bias;
+  int channels;
+  int64_t begin;  // the pixel's first element
+  bool exists;
+  int first;  // the lane's first channel
+
+  Pack<T, V> a[kHeld];
+  Pack<T, V> b[kHeld];
+
+  __device__ bool has(int c) const { return exists && c < channels; }
+
+  // Loads a vector of both maps, and applies bias and ReLU unless they have been applied. Zero beyond the pixel.
+  __device__ void load_both(int c, Pack<T, V>& u, Pack<T, V>& v) const {
+    const int count = exists ? channels : 0;
+    u = load<false, V>(args.x + begin, c, count, args.aligned);
+    v = load<false, V>(args.y + begin, c, count, args.aligned);
+  }
+
+  __device__ void activate(int c, Pack<T, V>& u, Pack<T, V>& v) const {
+    const int count = exists ? channels : 0;
+    const T* own_bias = bias == nullptr || !has(c) ? nullptr : bias + c;
+    const unsigned bits = relu_vector(u, own_bias);
+    store<false, V>(args.x + begin, c, count, args.aligned, u);
+    if (!args.target_is_activated) {
+      relu_vector(v, own_bias);
+      store<false, V>(args.y + begin, c, count, args.aligned, v);
+    }
+    if constexpr (kKeep) {
+      const unsigned bytes = gather_bits<V>(bits);
+      if (has(c)) put_bits<1>(args.mask, begin + c, bytes);
+    }
+  }
+
+  // Calls f(channel, vector of x, vector of y) for the lane's vectors. All lanes make the same number of calls.
+  template <bool kFirstPass, typename F>
+  __device__ void for_each(F&& f) {
+    constexpr int kStep = kGroup * V;
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k) {
+      const int c = first + k * kStep;
+      if (k * kStep >= channels) break;
+      if constexpr (kFirstPass) {
+        load_both(c, a[k], b[k]);
+        activate(c, a[k], b[k]);
+      }
+      f(c, a[k], b[k]);
+    }
+    for (int k = kHeld; k * kStep < channels; ++k) {
+      const int c = first + k * kStep;
+      Pack<T, V> u;
+      Pack<T, V> v;
+      load_both(c, u, v);
+      if constexpr (kFirstPass) activate(c, u, v);
+      f(c, u, v);
+    }
+  }
+
+  // Returns the pixel's distance, in all lanes of its group.
+  __device__ C run() {
+    C square_x = 0;
+    C square_y = 0;
+    for_each<true>([&](int, const Pack<T, V>& u, const Pack<T, V>& v) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        const C p = widen(u.value[i]);
+        const C q = widen(v.value[i]);
+        square_x += p * p;
+        square_y += q * q;
+      }
+    });
+    const C norm = sqrt(group_sum<kGroup>(square_x));
+    const C scale_x = C(1) / (norm + C(kLpipsEps));
+    const C scale_y = C(1) / (sqrt(group_sum<kGroup>(square_y)) + C(kLpipsEps));
+    C distance = 0;
+    C along = 0;  // the sum of linear * (u - v) * u over the normalised channels
+    for_each<false>([&](int c, const Pack<T, V>& u, const Pack<T, V>& v) {
+      if (!has(c)) return;
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        const C p = widen(u.value[i]) * scale_x;
+        const C difference = p - widen(v.value[i]) * scale_y;
+        const C weighted = args.linear[c + i] * difference;
+        distance += weighted * difference;
+        along += weighted * p;
+      }
+    });
+    distance = group_sum<kGroup>(distance);
+    if constexpr (kKeep) {
+      along = group_sum<kGroup>(along);
+      // Zero, not NaN, for a norm of zero.
+      const C radial = norm > C(kLpipsTiny) ? along / norm * scale_x * args.kept_scale : C(0);
+      const C outer = scale_x * args.kept_scale;
+      for_each<false>([&](int c, const Pack<T, V>& u, const Pack<T, V>& v) {
+        if (!has(c)) return;
+        Pack<T, V> out;
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+          const C p = widen(u.value[i]);
+          const C difference = p * scale_x - widen(v.value[i]) * scale_y;
+          out.value[i] = narrow_finite<T>(outer * (args.linear[c + i] * difference) - radial * p);
+        }
+        store<false, V>(args.kept + begin, c, channels, args.aligned, out);
+      });
+    }
+    return distance;
+  }
+};
+
+template <typename T, int kGroup, bool kKeep>
+__global__ void __launch_bounds__(kThreads)
+    relu_lpips_kernel(LpipsArgs<T> args, double* __restrict__ partial, MapView map) {
+  constexpr int kAtOnce = kThreads / kGroup;
+  const auto per_image = static_cast<uint64_t>(lpips_blocks(args.pixels));
+  const int64_t image = blockIdx.x / per_image;
+  const int64_t first_pixel = static_cast<int64_t>(blockIdx.x % per_image) * kLpipsPixels;
+  const int lane = static_cast<int>(threadIdx.x) % kGroup;
+  const int channels = static_cast<int>(map.channels);
+  double sum = 0.0;
+  for (int step = 0; step < kLpipsPixels; step += kAtOnce) {
+    const int64_t within = first_pixel + step + static_cast<int>(threadIdx.x) / kGroup;
+    const bool exists = within < args.pixels;
+    const int64_t pixel = image * args.pixels + (exists ? within : 0);
+    Pixel<kGroup, kKeep, T> one{args,
+                                static_cast<const T*>(map.bias),
+                                channels,
+                                pixel * map.channels,
+                                exists,
+                                lane * kVector<T>,
+                                {},
+                                {}};
+    const Compute<T> distance = one.run();
+    if (!exists || lane != 0) continue;
+    const double weight = map.weight != nullptr ? static_cast<const Compute<T>*>(map.weight)[pixel] : Compute<T>(1);
+    sum += weight * static_cast<double>(distance);
+  }
+  const double total = block_sum(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = total / static_cast<double>(args.pixels);
+}
+
+template <typename T, int kGroup>
+int launch(const LpipsArgs<T>& args, double* partial, const MapView& map, Stream stream) {
+  const auto kernel = args.kept != nullptr ? relu_lpips_kernel<T, kGroup, true> : relu_lpips_kernel<T, kGroup, false>;
+  return launch_blocks(kernel, map.batch * lpips_blocks(args.pixels), stream, args, partial, map);
+}
+
+}  // namespace
+
+int relu_lpips(void* input, void* target, bool target_is_activated, DType type, const MapView& map, const void* linear,
+               double kept_scale, void* kept, uint32_t* mask, double* partial, Stream stream) {
+  return with_type(type, [&](auto t) {
+    using T = decltype(t);
+    using C = Compute<T>;
+    const LpipsArgs<T> args{static_cast<T*>(input),
+                            static_cast<T*>(target),
+                            target_is_activated,
+                            static_cast<const C*>(linear),
+                            static_cast<C>(kept_scale),
+                            static_cast<T*>(kept),
+                            mask,
+                            map.channels > 0 ? map.elements / map.channels : 0,
+                            is_aligned(input) && is_aligned(target) && (kept == nullptr || is_aligned(kept))};
+    const int64_t vectors = map.channels / kVector<T>;
+    if (vectors <= 8) return launch<T, 8>(args, partial, map, stream);
+    if (vectors <= 16) return launch<T, 16>(args, partial, map, stream);
+    return launch<T, 32>(args, partial, map, stream);
+  });
+}
+
+}  // namespace pix2pixhd::cuda
