@@ -280,7 +280,7 @@ class VGGLoss(nn.Module):
                 vgg.in_network_order(layer_weights),
                 features=None if features is None else vgg.in_network_order(features),
                 weight_map=weight_map,
-                squared=self.criterion == "mse",
+                distance=self.criterion,
                 dtype=self.dtype,
                 memory_limit=self.memory_limit,
             )

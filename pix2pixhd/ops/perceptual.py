@@ -7,6 +7,7 @@ saved for backward.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 from pix2pixhd.ops import backend, recycling
 from pix2pixhd.ops.autograd import wider
 from pix2pixhd.ops.conv_stack import ConvStack
-from pix2pixhd.ops.perceptual_engine import Comparison, TilePass, run_tile
+from pix2pixhd.ops.perceptual_distance import Comparison
+from pix2pixhd.ops.perceptual_engine import TilePass, run_tile
 from pix2pixhd.ops.perceptual_tiling import plan_tiles
 
 
@@ -34,7 +36,8 @@ def _perceptual_loss(
     biases: list[Tensor],
     layer_weights: list[float],
     layer_kinds: str,
-    squared: bool,
+    distance: str,
+    linear: list[Tensor],
     dtype: torch.dtype,
     memory_limit: int | None,
     with_gradient: bool,
@@ -42,11 +45,13 @@ def _perceptual_loss(
     # The operator's schema has no structures, so the stack arrives as its fields.
     stack = ConvStack(weights, biases, layer_kinds)
     sides = 1 if real is None else 2
-    tiles = plan_tiles(layer_kinds, stack.channels, fake.shape, dtype.itemsize, squared, sides, memory_limit)
+    comparison = Comparison(layer_weights, distance, linear)
+    kept = comparison.keeps_maps
+    tiles = plan_tiles(layer_kinds, stack.channels, fake.shape, dtype.itemsize, kept, sides, memory_limit)
     losses = torch.zeros(len(fake), dtype=torch.float64, device=fake.device)
     gradient = None
     with torch.no_grad(), torch.autocast(fake.device.type, enabled=False):
-        stack, comparison = stack.to(dtype), Comparison(layer_weights, squared)
+        stack = stack.to(dtype)
         for tile in tiles:
             tile_pass = TilePass(stack, comparison, tile, with_gradient)
             loss, own = run_tile(tile_pass, fake, real, features, weight_map, dtype)
@@ -72,7 +77,8 @@ def _(
     biases: list[Tensor],
     layer_weights: list[float],
     layer_kinds: str,
-    squared: bool,
+    distance: str,
+    linear: list[Tensor],
     dtype: torch.dtype,
     memory_limit: int | None,
     with_gradient: bool,
@@ -102,7 +108,7 @@ class _RefuseDoubleBackward(torch.autograd.Function):
         )
 
 
-_LISTS = (2, 4, 5)  # features, weights, biases
+_LISTS = (2, 4, 5, 9)  # features, weights, biases, linear
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -133,7 +139,8 @@ def perceptual_loss(
     *,
     features: list[Tensor] | None = None,
     weight_map: Tensor | None = None,
-    squared: bool = False,
+    distance: str = "l1",
+    linear: Sequence[Tensor] = (),
     dtype: torch.dtype | None = None,
     memory_limit: int | None = None,
 ) -> Tensor:
@@ -146,7 +153,8 @@ def perceptual_loss(
         layer_weights: One weight per tapped feature map.
         features: The real images' tapped feature maps, after ReLU.
         weight_map: Pixel weights ``[N, 1, H, W]``, averaged to the size of each feature map; None for 1 everywhere.
-        squared: Whether the distance is the squared error, or L1.
+        distance: ``"l1"``, ``"mse"`` or ``"lpips"``, see ``perceptual_distance``.
+        linear: For ``"lpips"``, the weights of the channels, ``[C]`` per tapped feature map.
         dtype: Dtype in which the network is evaluated. None for autocast's dtype, or that of the images without
             autocast.
         memory_limit: Maximum number of bytes for feature maps and saved bits at a time; None for no limit.
@@ -178,7 +186,8 @@ def perceptual_loss(
         stack.biases,
         layer_weights,
         stack.layer_kinds,
-        squared,
+        distance,
+        list(linear),
         dtype,
         memory_limit,
         with_gradient,

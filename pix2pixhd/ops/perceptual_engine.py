@@ -2,7 +2,7 @@
 
 The generated and the real image are evaluated in lockstep. A feature map is freed as soon as the next one exists. For
 the backward pass only bits are saved: which elements passed a ReLU, the position of each pooled maximum, and the signs
-of the L1 terms.
+of the L1 terms. The other distances save a feature map per tap.
 """
 
 from __future__ import annotations
@@ -16,20 +16,9 @@ from torch import Tensor
 
 from pix2pixhd.ops.autograd import wider
 from pix2pixhd.ops.conv_stack import POOLED_KINDS, RELU, TAPPED_KINDS, ConvStack, channels_last
+from pix2pixhd.ops.perceptual_distance import Comparison
 from pix2pixhd.ops.perceptual_scaling import Float16Scale
 from pix2pixhd.ops.perceptual_tiling import RowSpan, Tile
-
-
-class Comparison(NamedTuple):
-    """How the tapped feature maps are compared.
-
-    Attributes:
-        layer_weights: One weight per tapped feature map.
-        squared: Whether the distance is the squared error, or L1.
-    """
-
-    layer_weights: Sequence[float]
-    squared: bool
 
 
 class _Saved(NamedTuple):
@@ -160,13 +149,10 @@ class TilePass:
             x += bias.view(1, -1, 1, 1)
             bias = None
         weight = pixel_weight(weight_map, x, rows, x.shape[3])
-        term, mask, distance = torch.ops.pix2pixhd.relu_distance_.default(
-            x, target, bias, weight, self.comparison.squared, y is None, self.with_gradient
-        )
+        term, mask, distance = self.comparison.forward(tap, x, target, bias, weight, y is None, self.with_gradient)
         # The mean is taken over the whole feature map, not over the tile.
         factor = self.comparison.layer_weights[tap] * rows.length / rows.height
-        elements_per_image = max(x[0].numel() if len(x) else 0, 1)
-        return factor * term, _Saved(mask, distance, weight, factor / elements_per_image)
+        return factor * term, _Saved(mask, distance, weight, self.comparison.coefficient(factor, x))
 
     def _pool(
         self, x: Tensor, y: Tensor | None, bias: Tensor | None, saved: _Saved, stage: int
@@ -190,7 +176,7 @@ class TilePass:
         Raises:
             RuntimeError: If ``forward`` has not been called before.
         """
-        ops, stack, squared = torch.ops.pix2pixhd, self.stack, self.comparison.squared
+        ops, stack, squared = torch.ops.pix2pixhd, self.stack, self.comparison.keeps_maps
         if self._last is None:
             raise RuntimeError("TilePass.backward must be called after TilePass.forward")
         gradient = torch.zeros_like(self._last)
@@ -223,7 +209,7 @@ class TilePass:
         peak = torch.full((images,), abs(saved.coefficient), device=distance.device)
         if saved.weight is not None:
             peak = peak * torch.linalg.vector_norm(saved.weight, torch.inf, dim=(1, 2))
-        if self.comparison.squared:
+        if self.comparison.keeps_maps:
             differences = distance.view(images, max(distance.numel() // max(images, 1), 1))
             peak = peak * 2.0 * torch.linalg.vector_norm(differences, torch.inf, dim=1, dtype=torch.float32)
         return peak

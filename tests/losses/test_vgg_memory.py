@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pix2pixhd.losses import VGGLoss
 from pix2pixhd.models.vgg import PAPER_LAYERS
-from pix2pixhd.ops.perceptual_engine import Comparison, TilePass, run_tile
+from pix2pixhd.ops.perceptual_distance import Comparison
+from pix2pixhd.ops.perceptual_engine import TilePass, run_tile
 from pix2pixhd.ops.perceptual_tiling import plan_tiles
 
 from .helpers import narrow_vgg, random_images
@@ -114,7 +115,7 @@ def test_peak_memory_is_close_to_but_below_the_limit(narrow, squared, dtype, sha
     """Counts the feature maps, saved bits and gradients of every tile."""
     shape = (1, 3, 512, 16)
     fake, real = random_images(*shape), random_images(*shape, seed=1)
-    stack, comparison = narrow.conv_stack().to(dtype), Comparison([1.0] * 5, squared)
+    stack, comparison = narrow.conv_stack().to(dtype), Comparison([1.0] * 5, "mse" if squared else "l1")
     limit = int(share * minimum_limit(narrow, shape, dtype.itemsize, squared))
     tiles, peak = tiles_of(narrow, shape, dtype.itemsize, limit, squared), 0
     assert (len(tiles) > 1) == (share < 1.0)
