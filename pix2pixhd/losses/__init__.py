@@ -3,11 +3,13 @@
 from pix2pixhd.losses.adversarial import GANLoss
 from pix2pixhd.losses.feature_matching import FeatureMatchingLoss
 from pix2pixhd.losses.l1 import L1Loss
+from pix2pixhd.losses.lpips import LPIPS
 from pix2pixhd.losses.objective import DiscriminatorLoss, DiscriminatorTerms, GeneratorLoss, GeneratorTerms
 from pix2pixhd.losses.perceptual import VGGLoss
 from pix2pixhd.losses.perceptual_features import VGGFeatures
 
 __all__ = [
+    "LPIPS",
     "DiscriminatorLoss",
     "DiscriminatorTerms",
     "FeatureMatchingLoss",

@@ -11,19 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pix2pixhd.losses.fingerprint import fingerprint, same_weights
-from pix2pixhd.losses.perceptual_features import VGGFeatures
+from pix2pixhd.losses.fingerprint import fingerprint
+from pix2pixhd.losses.perceptual_features import VGGFeatures, check_features
+from pix2pixhd.losses.perceptual_inputs import (
+    RangeCheck,
+    check_against_network,
+    check_memory_limit,
+    compute_dtype,
+    pixel_weights,
+)
 from pix2pixhd.models.vgg import PAPER_LAYERS, Architecture, FrozenVGG, check_network, load_vgg
 from pix2pixhd.ops import multi_l1_loss, perceptual, reference
-from pix2pixhd.ops.autograd import wider
 from pix2pixhd.ops.checks import check_dense
-from pix2pixhd.ops.scalars import numbers, one_number
+from pix2pixhd.ops.scalars import numbers
 
 PAPER_WEIGHTS = (1.0 / 32, 1.0 / 16, 1.0 / 8, 1.0 / 4, 1.0)
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 _MIN_SIZE = 16  # the deepest layers follow four pooling layers
-_PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 Normalization = Literal["none", "imagenet"]
 Criterion = Literal["l1", "mse"]
@@ -50,13 +55,6 @@ def _check_range(input_range: Sequence[float]) -> tuple[float, float]:
     if isinstance(input_range, (str, int, float)) or len(input_range) != 2 or input_range[0] >= input_range[1]:
         raise ValueError(f"input_range must be (lowest, highest), for example (-1, 1) or (0, 1), got {input_range!r}")
     return float(input_range[0]), float(input_range[1])
-
-
-def _check_memory_limit(memory_limit: Any) -> int:
-    number = one_number("memory_limit", memory_limit)
-    if number <= 0 or not number.is_integer():  # also rejects inf and NaN
-        raise ValueError(f"memory_limit must be a whole number of bytes above 0, or None, got {memory_limit}")
-    return int(min(number, 2**62))  # the operators take a 64-bit integer
 
 
 class VGGLoss(nn.Module):
@@ -143,8 +141,6 @@ class VGGLoss(nn.Module):
         _one_of("criterion", criterion, Criterion)
         _one_of("reduction", reduction, VGGReduction)
         check_network(network)
-        if dtype is not None and dtype not in _PRECISIONS:
-            raise ValueError(f"dtype must be torch.float32, torch.bfloat16, torch.float16 or None, got {dtype}")
         self.scale_weights = numbers("scale_weights", scale_weights)
         if not any(self.scale_weights):
             raise ValueError(f"scale_weights must have one number per scale, not all 0, got {self.scale_weights!r}")
@@ -164,10 +160,11 @@ class VGGLoss(nn.Module):
         self.criterion = criterion
         self.input_range = _check_range(input_range)
         self.normalize = normalize
-        self.dtype = dtype
+        self.dtype = compute_dtype(dtype)
         self.reduction = reduction
-        self.memory_limit = None if memory_limit is None else _check_memory_limit(memory_limit)
+        self.memory_limit = check_memory_limit(memory_limit)
         self.keep_activations = keep_activations
+        self._range_check = RangeCheck()
         self.register_state_dict_post_hook(_omit_vgg)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_restore_vgg)  # type: ignore[no-untyped-call]
         if gpu_ids and torch.cuda.is_available():
@@ -204,10 +201,10 @@ class VGGLoss(nn.Module):
         if fake.shape != real.shape:
             raise ValueError(f"real must have the shape of fake, {tuple(fake.shape)}, got {tuple(real.shape)}")
         if isinstance(real, VGGFeatures):
-            self._check_features(real)
+            check_features("real", real, self._identity(), fingerprint(self.vgg))
         fakes = self._scales("fake", fake)
         reals = real.maps if isinstance(real, VGGFeatures) else self._scales("real", real.detach())
-        weight_map = None if mask is None else self._weight_map(mask, fake)
+        weight_map = None if mask is None else pixel_weights(mask, fake)
         terms = [
             self._at_scale(x, y, [scale_weight * w for w in self.weights], weight_map)
             for x, y, scale_weight in zip(fakes, reals, self.scale_weights, strict=True)
@@ -258,13 +255,6 @@ class VGGLoss(nn.Module):
         layers = (vgg.network, *vgg.layers) if isinstance(vgg, FrozenVGG) else (type(vgg).__name__,)
         return (*layers, self.normalize, self.input_range, tuple(weight != 0.0 for weight in self.scale_weights))
 
-    def _check_features(self, features: VGGFeatures) -> None:
-        identity, remedy = self._identity(), "recompute them with this loss's features()"
-        if features.made_by != identity:
-            raise ValueError(f"real contains features of {features.made_by}, but this loss is {identity}; {remedy}")
-        if not same_weights(features.weights, fingerprint(self.vgg)):
-            raise ValueError(f"real contains features computed with other VGG weights; {remedy}")
-
     def _at_scale(
         self, fake: Tensor, real: Tensor | tuple[Tensor, ...], layer_weights: list[float], weight_map: Tensor | None
     ) -> Tensor:
@@ -313,20 +303,6 @@ class VGGLoss(nn.Module):
         if count != len(self.weights):
             raise ValueError(f"weights must have one number per feature map of vgg, {count}, got {len(self.weights)}")
 
-    def _weight_map(self, mask: Tensor, fake: Tensor) -> Tensor:
-        check_dense("mask", mask)
-        size = (len(fake), 1, *fake.shape[2:])
-        whole = mask.view(1, 1, *mask.shape) if mask.dim() == 2 else mask
-        if whole.dim() != 4 or whole.shape[1:] != size[1:] or len(whole) not in (1, len(fake)):
-            raise ValueError(
-                f"mask must be [N, 1, H, W], [1, 1, H, W] or [H, W] like the images, {size}, got {tuple(mask.shape)}"
-            )
-        if mask.requires_grad and torch.is_grad_enabled():
-            raise ValueError("mask requires a gradient, which the loss does not compute; pass mask.detach()")
-        if mask.device != fake.device:
-            raise ValueError(f"mask is on {mask.device} and fake on {fake.device}; move one to the other's with .to()")
-        return whole.detach().to(wider(fake.dtype)).expand(size)
-
     def _scales(self, name: str, images: Tensor) -> list[Tensor | None]:
         """Returns the VGG inputs at each scale, or None for scales of weight 0."""
         images = self._prepared(name, images)
@@ -350,7 +326,8 @@ class VGGLoss(nn.Module):
             raise ValueError(
                 f"{name} must be at least {min_size}x{min_size}{scales}, got {shape[2]}x{shape[3]}; enlarge the images"
             )
-        self._check_against_vgg(name, images)
+        check_against_network(name, images, self.vgg, "VGG", "VGGLoss", self.dtype)
+        self._range_check(name, images, *self.input_range, "pass input_range=({low}, {high})")
         if shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         low, high = self.input_range
@@ -373,22 +350,6 @@ class VGGLoss(nn.Module):
         """Returns the wider dtype of images and VGG. Half-precision images from autocast are normalized in float32."""
         parameter = next(self.vgg.parameters(), None)
         return torch.promote_types(images.dtype, torch.float32 if parameter is None else parameter.dtype)
-
-    def _check_against_vgg(self, name: str, images: Tensor) -> None:
-        parameter = next(self.vgg.parameters(), None)
-        if parameter is None:
-            return
-        if parameter.device != images.device:
-            raise ValueError(
-                f"{name} is on {images.device} and the VGG on {parameter.device}; move the loss: "
-                f"VGGLoss(...).to({str(images.device)!r})"
-            )
-        converts = self.dtype is not None or torch.is_autocast_enabled(images.device.type)
-        if parameter.dtype != images.dtype and not (converts and images.is_floating_point()):
-            raise TypeError(
-                f"{name} is {images.dtype} and the VGG {parameter.dtype}; convert the images, convert the loss "
-                "(VGGLoss(...).to(dtype)), or use autocast"
-            )
 
     def extra_repr(self) -> str:
         """Formats the options for ``repr``."""

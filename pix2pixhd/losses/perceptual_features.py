@@ -12,6 +12,25 @@ from torch import Tensor
 from pix2pixhd.losses.fingerprint import same_weights
 
 
+def check_features(name: str, features: VGGFeatures, identity: tuple[Any, ...], weights: str) -> None:
+    """Check that features were computed by a loss with these options and weights.
+
+    Args:
+        name: Name of the argument in the message.
+        features: The features.
+        identity: The options of the loss that determine the features.
+        weights: Fingerprint of the loss's network.
+
+    Raises:
+        ValueError: If they were not.
+    """
+    remedy = "recompute them with this loss's features()"
+    if features.made_by != identity:
+        raise ValueError(f"{name} contains features of {features.made_by}, but this loss is {identity}; {remedy}")
+    if not same_weights(features.weights, weights):
+        raise ValueError(f"{name} contains features computed with other VGG weights; {remedy}")
+
+
 @dataclasses.dataclass(frozen=True)
 class VGGFeatures:
     """VGG feature maps of real images, returned by ``VGGLoss.features(real)`` and accepted in place of ``real``.

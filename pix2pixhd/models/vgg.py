@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
-from pix2pixhd.models.weights import read_weights
+from pix2pixhd.models.weights import imagenet_weights, warn_of_random_weights, weights_of_file
 from pix2pixhd.ops.conv_stack import POOL, RELU, TAP, TAP_POOL, ConvStack
 
 Architecture = Literal["vgg19", "vgg16"]
@@ -22,11 +21,6 @@ PAPER_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 
 # torchvision's names of the configurations D and E of arXiv 1409.1556.
 _CONFIGURATIONS = {"vgg19": "E", "vgg16": "D"}
-
-_OFFLINE = """the ImageNet weights of {network} could not be downloaded: {error}
-Put the file {name} ({size} MB, from {url}) at
-    {path}
-or pass its path, VGGLoss(vgg="/path/to/{name}"). For tests and demos only, vgg="random" needs no file."""
 
 
 class _Convolution(NamedTuple):
@@ -291,38 +285,13 @@ def _random_state(vgg: FrozenVGG, seed: int = 0) -> dict[str, Tensor]:
     return state
 
 
-def _imagenet_state(network: str) -> object:
-    from torchvision.models import VGG16_Weights, VGG19_Weights
-
-    weights = {"vgg19": VGG19_Weights, "vgg16": VGG16_Weights}[network].IMAGENET1K_V1
-    name = pathlib.PurePosixPath(weights.url).name
-    path = pathlib.Path(torch.hub.get_dir(), "checkpoints", name)
-    try:
-        if path.is_file():
-            return read_weights(path)
-        state: object = weights.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = f"{path} cannot be read: {error}" if isinstance(error, ValueError) else error
-        size = round(weights.meta["_file_size"])
-        raise RuntimeError(
-            _OFFLINE.format(error=reason, name=name, size=size, url=weights.url, path=path, network=network.upper())
-        ) from error
-    return state
-
-
-def _file_state(path: pathlib.Path) -> object:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"vgg: file {path} does not exist; pass 'imagenet', 'random', a module, or the path of a state dict"
-        )
-    try:
-        return read_weights(path)
-    except ValueError as error:
-        raise ValueError(f"vgg: {path} cannot be read as a state dict: {error}") from error
-
-
 def load_vgg(
-    vgg: str | pathlib.Path = "imagenet", network: Architecture = "vgg19", layers: Sequence[str] = PAPER_LAYERS
+    vgg: str | pathlib.Path = "imagenet",
+    network: Architecture = "vgg19",
+    layers: Sequence[str] = PAPER_LAYERS,
+    *,
+    caller: str = "VGGLoss",
+    argument: str = "vgg",
 ) -> FrozenVGG:
     """Build a VGG with frozen weights, up to the deepest requested layer.
 
@@ -332,6 +301,8 @@ def load_vgg(
             torchvision's names (``features.0.weight``) or those of NVIDIA's ``Vgg19`` (``slice1.0.weight``).
         network: ``"vgg19"`` or ``"vgg16"``.
         layers: Names of the ReLUs whose feature maps are returned.
+        caller: Name of the class that the error messages recommend.
+        argument: Name of its argument in error messages.
 
     Raises:
         RuntimeError: If the pretrained weights cannot be downloaded; the message names the URL and the target path.
@@ -343,15 +314,11 @@ def load_vgg(
     """
     model = FrozenVGG(network, layers)
     if vgg == "imagenet":
-        load_state(model, _imagenet_state(network), f"torchvision's {network.upper()}_Weights.IMAGENET1K_V1")
+        state = imagenet_weights(network, caller, argument)
+        load_state(model, state, f"torchvision's {network.upper()}_Weights.IMAGENET1K_V1")
     elif vgg == "random":
-        warnings.warn(
-            f"pix2pixhd: {network.upper()} has random weights (vgg='random'). Use them for tests and demos only; for "
-            "training, use vgg='imagenet' or the path of pretrained weights.",
-            UserWarning,
-            stacklevel=3,
-        )
+        warn_of_random_weights(network.upper(), argument)
         load_state(model, _random_state(model), "the random state dict")
     else:
-        load_state(model, _file_state(pathlib.Path(vgg)), str(vgg))
+        load_state(model, weights_of_file(pathlib.Path(vgg), argument), str(vgg))
     return model

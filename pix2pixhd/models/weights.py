@@ -1,14 +1,21 @@
-"""Reading of weight files without executing code from them."""
+"""Weights of pretrained networks: torchvision's, and files that are read without executing code from them."""
 
 from __future__ import annotations
 
 import pathlib
 import pickle
 import re
+import warnings
 
 import torch
 
-__all__ = ["read_weights"]
+__all__ = ["imagenet_weights", "read_weights", "warn_of_random_weights", "weights_of_file"]
+
+_OFFLINE = """the ImageNet weights of {network} could not be downloaded: {error}
+Put the file {name} ({size} MB, from {url}) at
+    {path}
+or pass its path, {caller}({argument}="/path/to/{name}"). For tests and demos only, {argument}="random" needs no \
+file."""
 
 
 def read_weights(path: pathlib.Path, mapped: bool = False) -> object:
@@ -40,3 +47,66 @@ def _failure(error: Exception) -> str:
             "save the network's state_dict() instead"
         )
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def imagenet_weights(network: str, caller: str, argument: str) -> object:
+    """Return torchvision's ``IMAGENET1K_V1`` weights of a network, which torch.hub downloads once and caches.
+
+    Args:
+        network: Name of torchvision's function, such as ``vgg19``.
+        caller: Name of the class that the error message recommends.
+        argument: Name of its argument that takes a path.
+
+    Raises:
+        RuntimeError: If they cannot be downloaded; the message names the URL and the target path.
+    """
+    from torchvision.models import get_model_weights
+
+    weights = get_model_weights(network)["IMAGENET1K_V1"]
+    name = pathlib.PurePosixPath(weights.url).name
+    path = pathlib.Path(torch.hub.get_dir(), "checkpoints", name)
+    try:
+        if path.is_file():
+            return read_weights(path)
+        state: object = weights.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RuntimeError(
+            _OFFLINE.format(
+                network=network.upper(),
+                error=f"{path} cannot be read: {error}" if isinstance(error, ValueError) else error,
+                name=name,
+                size=round(weights.meta["_file_size"]),
+                url=weights.url,
+                path=path,
+                caller=caller,
+                argument=argument,
+            )
+        ) from error
+    return state
+
+
+def weights_of_file(path: pathlib.Path, argument: str) -> object:
+    """Read a weight file that a user passed as ``argument``.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If it cannot be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{argument}: file {path} does not exist; pass 'imagenet', 'random', a module, or the path of a state dict"
+        )
+    try:
+        return read_weights(path)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {path} cannot be read as a state dict: {error}") from error
+
+
+def warn_of_random_weights(network: str, argument: str) -> None:
+    """Warn the caller of the class that loads the network."""
+    warnings.warn(
+        f"pix2pixhd: {network} has random weights ({argument}='random'). Use them for tests and demos only; for "
+        f"training, use {argument}='imagenet' or the path of pretrained weights.",
+        UserWarning,
+        stacklevel=4,
+    )

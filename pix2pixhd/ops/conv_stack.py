@@ -37,6 +37,12 @@ class ConvStack(NamedTuple):
         """Number of output channels of each convolution."""
         return [len(bias) for bias in self.biases]
 
+    @property
+    def tapped_channels(self) -> list[int]:
+        """Number of channels of each tapped feature map."""
+        kinds = zip(self.biases, self.layer_kinds, strict=True)
+        return [len(bias) for bias, kind in kinds if kind in TAPPED_KINDS]
+
     def to(self, dtype: torch.dtype) -> ConvStack:
         """Return the stack with parameters of another dtype and weights in channels-last memory format."""
         return ConvStack(

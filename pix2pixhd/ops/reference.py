@@ -60,6 +60,23 @@ def logistic_loss(preds: Sequence[Tensor], targets: Sequence[Number], weights: S
     return _weighted_sum(terms, weights)
 
 
+def unit_normalised(x: Tensor, eps: float = 1e-10) -> Tensor:
+    """Divide the channels of every pixel by their norm plus ``eps``. The gradient at a zero vector is finite."""
+    square = x.square().sum(1, keepdim=True)
+    zero = square == 0
+    norm = torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
+    return x / (norm + eps)
+
+
+def lpips_map(x: Tensor, y: Tensor, linear: Tensor) -> Tensor:
+    """``Σ_c linear[c] · (u[c] − v[c])²`` for each pixel, ``[N, 1, H, W]``, of unit-normalised feature maps.
+
+    Source: arXiv 1801.03924, equation 1.
+    """
+    difference = unit_normalised(x) - unit_normalised(y)
+    return (difference.square() * linear.to(difference.dtype).view(1, -1, 1, 1)).sum(1, keepdim=True)
+
+
 def distances(
     inputs: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[float], squared: bool, pixels: Tensor | None
 ) -> Tensor:
