@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import importlib.util
@@ -10,11 +9,12 @@ import inspect
 import pathlib
 import sys
 from collections.abc import Callable
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
+from pix2pixhd.integrations.patching import Patch
 from pix2pixhd.losses import GANLoss, L1Loss, VGGLoss
 
 __all__ = ["Patch", "patch"]
@@ -24,36 +24,6 @@ _MODELS = (
     ("pix2pixHD_model", "Pix2PixHDModel", "initialize"),
     ("pix2pix_model", "Pix2PixModel", "__init__"),
 )
-
-
-class Patch:
-    """A record of what ``patch`` replaced. ``undo()``, or the end of a ``with`` block, restores the originals.
-
-    Attributes:
-        replaced: Qualified names of the replaced attributes, for example ``models.networks.GANLoss``.
-    """
-
-    def __init__(self) -> None:
-        self.replaced: list[str] = []
-        self._originals = contextlib.ExitStack()
-
-    def _replace(self, owner: Any, name: str, value: object) -> None:
-        self._originals.callback(setattr, owner, name, getattr(owner, name))
-        setattr(owner, name, value)
-        where = owner.__name__ if isinstance(owner, ModuleType) else f"{owner.__module__}.{owner.__name__}"
-        self.replaced.append(f"{where}.{name}")
-
-    def undo(self) -> None:
-        """Restore the originals. Models that were built in the meantime keep the fused losses."""
-        self._originals.close()
-
-    def __enter__(self) -> Patch:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.undo()
 
 
 def _import_networks(repository: pathlib.Path) -> ModuleType:
@@ -104,7 +74,7 @@ def _patch_model(patched: Patch, package: str) -> None:
         full_name = f"{package}.{module}"
         if full_name in sys.modules or importlib.util.find_spec(full_name) is not None:
             model = getattr(importlib.import_module(full_name), name)
-            patched._replace(model, method, _with_fused_l1(getattr(model, method)))
+            patched.replace(model, method, _with_fused_l1(getattr(model, method)))
 
 
 def patch(networks: ModuleType | str | pathlib.Path, *, vgg: str | pathlib.Path | nn.Module = "imagenet") -> Patch:
@@ -155,11 +125,11 @@ def patch(networks: ModuleType | str | pathlib.Path, *, vgg: str | pathlib.Path 
         )
     patched = Patch()
     try:
-        patched._replace(networks, "GANLoss", GANLoss)
-        patched._replace(networks, "VGGLoss", functools.partial(VGGLoss, vgg=vgg))
+        patched.replace(networks, "GANLoss", GANLoss)
+        patched.replace(networks, "VGGLoss", functools.partial(VGGLoss, vgg=vgg))
         define_D = getattr(networks, "define_D", None)
         if define_D is not None and "use_sigmoid" in inspect.signature(define_D).parameters:
-            patched._replace(networks, "define_D", _with_logits(define_D))
+            patched.replace(networks, "define_D", _with_logits(define_D))
         package = networks.__name__.rpartition(".")[0]
         if package:
             _patch_model(patched, package)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pix2pixhd.models.vgg import FrozenVGG, load_vgg
 from pix2pixhd.models.weights import imagenet_weights, warn_of_random_weights, weights_of_file
 
-__all__ = ["TRUNKS", "Trunk", "TrunkName", "load_trunk", "to_lpips_names", "to_own_names"]
+__all__ = ["TRUNKS", "Trunk", "TrunkName", "empty_trunk", "load_trunk", "to_lpips_names", "to_own_names"]
 
 TrunkName = Literal["vgg", "alex", "squeeze"]
 
@@ -48,8 +48,11 @@ def _slice_of(net: str, index: int) -> int:
 
 
 def to_own_names(state: Mapping[str, Any], net: str, prefix: str) -> dict[str, Any]:
-    """Rename ``net.slice2.3.weight``, as in the lpips package, to ``net.features.3.weight``."""
-    pattern = re.compile(rf"^({re.escape(prefix)})slice\d+\.(\d+\.)")
+    """Rename ``net.slice2.3.weight``, as in the lpips package, to ``net.features.3.weight``.
+
+    ``net.slices.1.3.weight``, as in torchmetrics' SqueezeNet, is renamed to the same.
+    """
+    pattern = re.compile(rf"^({re.escape(prefix)})(?:slice\d+|slices\.\d+)\.(\d+\.)")
     return {pattern.sub(r"\1features.\2", name): value for name, value in state.items()}
 
 
@@ -123,6 +126,11 @@ def _load(trunk: Trunk, state: object, net: str, source: str) -> None:
     trunk.load_state_dict({name: renamed[name] for name in expected})
 
 
+def empty_trunk(net: TrunkName) -> nn.Module:
+    """Build a network of LPIPS whose weights are uninitialised, for a state dict that is loaded later."""
+    return FrozenVGG("vgg16", _VGG_LAYERS) if net == "vgg" else Trunk(net)
+
+
 def load_trunk(net: TrunkName, weights: str | pathlib.Path) -> nn.Module:
     """Build a network of LPIPS with frozen weights.
 
@@ -158,8 +166,3 @@ def load_trunk(net: TrunkName, weights: str | pathlib.Path) -> nn.Module:
     else:
         _load(trunk, weights_of_file(pathlib.Path(weights), "trunk"), net, str(weights))
     return trunk
-
-
-def is_fused(trunk: nn.Module) -> bool:
-    """Whether the operators can evaluate this network."""
-    return isinstance(trunk, FrozenVGG) and trunk.is_standard()
