@@ -1,6 +1,7 @@
-"""Time and memory of VGGLoss from small to large images, each implementation in fresh processes.
+"""Time and memory of VGGLoss or LPIPS from small to large images, each implementation in fresh processes.
 
     python benchmarks/vgg_loss.py [--sizes 1024x512 …] [--rounds 3] [--processes 1] [--json FILE] [--plot FILE]
+    python benchmarks/vgg_loss.py --loss lpips --sizes 512x512 --batch 8
     python benchmarks/vgg_loss.py --l1-part        the cost of the L1 terms on top of running the VGG
 
 Implementations, each in float32 and under bfloat16 autocast:
@@ -11,6 +12,9 @@ Implementations, each in float32 and under bfloat16 autocast:
 * ``plain``: the same loss in plain PyTorch;
 * ``checkpoint``: plain, with torch.utils.checkpoint over the blocks of the VGG;
 * ``compiled``: plain, under torch.compile.
+
+With ``--loss lpips``, LPIPS on VGG16: ``plain`` is the class of the lpips package, ``torchmetrics`` that of
+torchmetrics, and there is no ``checkpoint``.
 
 Times are medians of forward + backward. Memory is resident memory above that before the loss was called: *retained*
 between forward and backward, and the *peak* of each. It is measured in separate processes, in which freed memory is
@@ -29,7 +33,10 @@ import warnings
 from processes import reset_peak, resident, run_script
 
 IMPLEMENTATIONS = ["ours", "features", "bounded", "plain", "checkpoint", "compiled"]
+LPIPS = ["ours", "features", "bounded", "plain", "torchmetrics", "compiled"]
 SIZES = ["256x128", "512x256", "1024x512", "2048x1024"]
+COLORS = {name: f"C{k}" for k, name in enumerate([*IMPLEMENTATIONS, "torchmetrics"])}
+TITLES = {"vgg": "VGGLoss", "lpips": "LPIPS on VGG16"}
 OURS = ("ours", "features", "bounded")
 
 
@@ -54,21 +61,37 @@ def checkpointed(vgg, weights):
     return loss
 
 
-def images(width, height):
+def images(width, height, batch=1):
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    fake, real = (torch.rand(1, 3, height, width, generator=generator) * 2 - 1 for _ in range(2))
+    fake, real = (torch.rand(batch, 3, height, width, generator=generator) * 2 - 1 for _ in range(2))
     return fake.requires_grad_(), real
 
 
-def make_loss(implementation, real, dtype, memory_limit):
+def make_criterion(loss, implementation, memory_limit):
+    """The class of an implementation; that of the lpips package or torchmetrics for LPIPS."""
+    from pix2pixhd import losses
+
+    limit = memory_limit * 2**20 if implementation == "bounded" else None
+    if loss == "vgg":
+        return losses.VGGLoss(vgg="random", memory_limit=limit)
+    if implementation in OURS:
+        return losses.LPIPS(net="vgg", pnet_rand=True, memory_limit=limit)
+    if implementation == "torchmetrics":
+        from torchmetrics.functional.image.lpips import _LPIPS
+
+        return _LPIPS(net="vgg", pnet_rand=True)
+    import lpips
+
+    return lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+
+
+def make_loss(kind, implementation, real, dtype, memory_limit):
     """A function from the generated image to the loss."""
     import torch
 
-    from pix2pixhd.losses import VGGLoss
-
-    criterion = VGGLoss(vgg="random", memory_limit=memory_limit * 2**20 if implementation == "bounded" else None)
+    criterion = make_criterion(kind, implementation, memory_limit)
     half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16")
     loss = criterion
     if implementation == "checkpoint":
@@ -81,22 +104,22 @@ def make_loss(implementation, real, dtype, memory_limit):
 
     def forward(fake):
         with half:
-            return loss(fake, real)
+            return loss(fake, real).mean()
 
     return forward
 
 
-def measure(implementation, dtype, size, rounds, memory_limit):
+def measure(kind, implementation, dtype, size, batch, rounds, memory_limit):
     """Medians over the rounds after the first, which includes compilation, weight conversion and first allocations."""
     warnings.simplefilter("ignore")
     import pix2pixhd
 
     width, height = size
-    fake, real = images(width, height)
+    fake, real = images(width, height, batch)
     found = {"seconds": [], "retained": [], "peak_forward": [], "peak_backward": []}
     warm = False
     with pix2pixhd.backend("fused" if implementation in OURS else "reference"):
-        forward = make_loss(implementation, real, dtype, memory_limit)
+        forward = make_loss(kind, implementation, real, dtype, memory_limit)
         # At least 3 seconds of rounds, because timings of a few milliseconds are noisy.
         while len(found["seconds"]) < rounds or (rounds > 1 and sum(found["seconds"]) < 3.0):
             fake.grad = None
@@ -120,14 +143,16 @@ def measure(implementation, dtype, size, rounds, memory_limit):
 
 def run_child(options, size, implementation, dtype, exact_memory):
     """Measure the time or the memory in a child process."""
-    command = ["--sizes", size, "--memory-limit", str(options.memory_limit), "--child", implementation, dtype]
+    command = ["--loss", options.loss, "--sizes", size, "--batch", str(options.batch)]
+    command += ["--memory-limit", str(options.memory_limit), "--child", implementation, dtype]
     rounds = 1 if exact_memory else options.rounds
     return run_script(__file__, [*command, "--rounds", str(rounds)], exact_memory)
 
 
 def run_size(options, size):
     """Measure all implementations at one size, print a table and return its rows by name."""
-    print(f"VGGLoss, forward + backward at {size}, medians of {options.rounds} rounds in {options.processes} processes")
+    title = TITLES[options.loss] + (f" of {options.batch} images" if options.batch > 1 else "")
+    print(f"{title}, forward + backward at {size}, medians of {options.rounds} rounds in {options.processes} processes")
     columns = ("time", "of plain", "retained", "of plain", "peak forw.", "peak backw.", "of plain")
     print(f"{'implementation':<20}" + "".join(f"{column:>12}" for column in columns))
     names = [(implementation, dtype) for dtype in options.dtypes for implementation in options.implementations]
@@ -191,7 +216,7 @@ def l1_part(size, rounds):
     )
 
 
-def plot(results, path):
+def plot(results, path, title):
     """Plot time and peak memory of every implementation relative to plain float32, over the image size."""
     import matplotlib
 
@@ -200,13 +225,13 @@ def plot(results, path):
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 5))
     sizes = list(results)
-    for axis, key, title in zip(axes, ("seconds", "peak"), ("time", "peak memory"), strict=True):
+    for axis, key, what in zip(axes, ("seconds", "peak"), ("time", "peak memory"), strict=True):
         for implementation in results[sizes[0]]:
             name, dtype = implementation.split()
             ys = [results[size][implementation][key] / results[size]["plain float32"][key] for size in sizes]
             style = "-" if dtype == "float32" else "--"
-            axis.plot(sizes, ys, style, marker="o", color=f"C{IMPLEMENTATIONS.index(name)}", label=implementation)
-        axis.set(title=f"VGGLoss, forward + backward: {title}", ylabel="of plain PyTorch in float32", ylim=(0, None))
+            axis.plot(sizes, ys, style, marker="o", color=COLORS[name], label=implementation)
+        axis.set(title=f"{title}, forward + backward: {what}", ylabel="of plain PyTorch in float32", ylim=(0, None))
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize="small", ncols=2)
     figure.tight_layout()
@@ -215,10 +240,12 @@ def plot(results, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--loss", default="vgg", choices=list(TITLES))
+    parser.add_argument("--batch", type=int, default=1, help="images")
     parser.add_argument("--sizes", nargs="+", default=["1024x512"], help=f"width x height; 'all' is {' '.join(SIZES)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1, help="timed processes per implementation, interleaved")
-    parser.add_argument("--implementations", nargs="+", default=IMPLEMENTATIONS, choices=IMPLEMENTATIONS)
+    parser.add_argument("--implementations", nargs="+", choices=list(COLORS), help="default: all of the loss")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--memory-limit", type=int, default=768, help="MiB, for the implementation 'bounded'")
     parser.add_argument("--l1-part", action="store_true")
@@ -226,20 +253,36 @@ def main():
     parser.add_argument("--plot", type=pathlib.Path)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    known = LPIPS if options.loss == "lpips" else IMPLEMENTATIONS
+    options.implementations = options.implementations or known
+    if unknown := [name for name in options.implementations if name not in known]:
+        parser.error(
+            f"--implementations: {', '.join(unknown)} is not one of {', '.join(known)} of --loss {options.loss}"
+        )
     names = SIZES if options.sizes == ["all"] else options.sizes
     sizes = [tuple(int(side) for side in name.split("x")) for name in names]
     if options.child:
-        print(json.dumps(measure(*options.child, sizes[0], options.rounds, options.memory_limit)))
+        print(
+            json.dumps(
+                measure(options.loss, *options.child, sizes[0], options.batch, options.rounds, options.memory_limit)
+            )
+        )
     elif options.l1_part:
         for size in sizes:
             l1_part(size, options.rounds)
     else:
         results = {name: run_size(options, name) for name in names}
         if options.json:
-            settings = {"memory_limit": options.memory_limit, "rounds": options.rounds, "processes": options.processes}
+            settings = {
+                "loss": options.loss,
+                "batch": options.batch,
+                "memory_limit": options.memory_limit,
+                "rounds": options.rounds,
+                "processes": options.processes,
+            }
             options.json.write_text(json.dumps({**settings, "results": results}, indent=2) + "\n")
         if options.plot:
-            plot(results, options.plot)
+            plot(results, options.plot, TITLES[options.loss])
 
 
 if __name__ == "__main__":
