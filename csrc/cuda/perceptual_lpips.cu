@@ -19,7 +19,8 @@ struct LpipsArgs {
   Compute<T> kept_scale;
   T* __restrict__ kept;         // null when no gradient is required,
   uint32_t* __restrict__ mask;  // as is this
-  int64_t pixels;               // per image
+  int64_t pixels;               // per image,
+  unsigned blocks;              // as are these
   bool aligned;
 };
 
@@ -149,24 +150,17 @@ template <typename T, int kGroup, bool kKeep>
 __global__ void __launch_bounds__(kThreads)
     relu_lpips_kernel(LpipsArgs<T> args, double* __restrict__ partial, MapView map) {
   constexpr int kAtOnce = kThreads / kGroup;
-  const auto per_image = static_cast<uint64_t>(lpips_blocks(args.pixels));
-  const int64_t image = blockIdx.x / per_image;
-  const int64_t first_pixel = static_cast<int64_t>(blockIdx.x % per_image) * kLpipsPixels;
+  const int64_t image = blockIdx.x / args.blocks;
+  const int64_t first_pixel = static_cast<int64_t>(blockIdx.x % args.blocks) * kLpipsPixels;
   const int lane = static_cast<int>(threadIdx.x) % kGroup;
   const int channels = static_cast<int>(map.channels);
   double sum = 0.0;
-  for (int step = 0; step < kLpipsPixels; step += kAtOnce) {
+  for (int step = 0; step < kLpipsPixels && first_pixel + step < args.pixels; step += kAtOnce) {
     const int64_t within = first_pixel + step + static_cast<int>(threadIdx.x) / kGroup;
     const bool exists = within < args.pixels;
     const int64_t pixel = image * args.pixels + (exists ? within : 0);
-    Pixel<kGroup, kKeep, T> one{args,
-                                static_cast<const T*>(map.bias),
-                                channels,
-                                pixel * map.channels,
-                                exists,
-                                lane * kVector<T>,
-                                {},
-                                {}};
+    Pixel<kGroup, kKeep, T> one{
+        args, static_cast<const T*>(map.bias), channels, pixel * map.channels, exists, lane * kVector<T>, {}, {}};
     const Compute<T> distance = one.run();
     if (!exists || lane != 0) continue;
     const double weight = map.weight != nullptr ? static_cast<const Compute<T>*>(map.weight)[pixel] : Compute<T>(1);
@@ -189,6 +183,7 @@ int relu_lpips(void* input, void* target, bool target_is_activated, DType type, 
   return with_type(type, [&](auto t) {
     using T = decltype(t);
     using C = Compute<T>;
+    const int64_t pixels = map.channels > 0 ? map.elements / map.channels : 0;
     const LpipsArgs<T> args{static_cast<T*>(input),
                             static_cast<T*>(target),
                             target_is_activated,
@@ -196,7 +191,8 @@ int relu_lpips(void* input, void* target, bool target_is_activated, DType type, 
                             static_cast<C>(kept_scale),
                             static_cast<T*>(kept),
                             mask,
-                            map.channels > 0 ? map.elements / map.channels : 0,
+                            pixels,
+                            static_cast<unsigned>(lpips_blocks(pixels)),
                             is_aligned(input) && is_aligned(target) && (kept == nullptr || is_aligned(kept))};
     const int64_t vectors = map.channels / kVector<T>;
     if (vectors <= 8) return launch<T, 8>(args, partial, map, stream);
