@@ -1,14 +1,15 @@
 // The tap of LPIPS: bias and ReLU of two feature maps, their distance, and half its derivative; see perceptual.h.
 //
 // A group of lanes of one warp shares a pixel, so that the sums over its channels need shuffles only. Memory traffic:
-// both maps are read once and written once, and the derivative is written once. A lane keeps its channels in registers
-// up to kHeld vectors, that is 512 channels of a 32-bit type; channels beyond are read again from the caches.
+// both maps are read once and written once, and the derivative is written once. A lane keeps its channels in registers,
+// up to kHeldChannels of a pixel; channels beyond are read again from the caches.
 #include "perceptual.cuh"
 
 namespace pix2pixhd::cuda {
 namespace {
 
-constexpr int kHeld = 4;
+constexpr int kWarp = 32;
+constexpr int kHeldChannels = 512;  // of VGG's last feature maps
 
 template <typename T>
 struct LpipsArgs {
@@ -29,13 +30,15 @@ template <int kGroup, typename C>
 __device__ inline C group_sum(C value) {
 #pragma unroll
   for (int offset = kGroup / 2; offset > 0; offset /= 2) value += __shfl_down_sync(kFullWarp, value, offset);
-  return __shfl_sync(kFullWarp, value, static_cast<int>(threadIdx.x) % 32 / kGroup * kGroup);
+  return __shfl_sync(kFullWarp, value, static_cast<int>(threadIdx.x) % kWarp / kGroup * kGroup);
 }
 
-// One pixel. Lane `lane` of a group has the vectors lane, lane + kGroup and so on of its channels.
+// One pixel. Lane `lane` of a group has the vectors lane, lane + kGroup and so on of its channels. A group smaller than
+// a warp has one vector per lane, see relu_lpips below.
 template <int kGroup, bool kKeep, typename T>
 struct Pixel {
   static constexpr int V = kVector<T>;
+  static constexpr int kHeld = kGroup < kWarp ? 1 : kHeldChannels / (kWarp * V);
   using C = Compute<T>;
   const LpipsArgs<T>& args;
   const T* bias;
@@ -85,13 +88,15 @@ struct Pixel {
       }
       f(c, a[k], b[k]);
     }
-    for (int k = kHeld; k * kStep < channels; ++k) {
-      const int c = first + k * kStep;
-      Pack<T, V> u;
-      Pack<T, V> v;
-      load_both(c, u, v);
-      if constexpr (kFirstPass) activate(c, u, v);
-      f(c, u, v);
+    if constexpr (kGroup == kWarp) {
+      for (int k = kHeld; k * kStep < channels; ++k) {
+        const int c = first + k * kStep;
+        Pack<T, V> u;
+        Pack<T, V> v;
+        load_both(c, u, v);
+        if constexpr (kFirstPass) activate(c, u, v);
+        f(c, u, v);
+      }
     }
   }
 
@@ -146,8 +151,9 @@ struct Pixel {
   }
 };
 
+// The 1 stops ptxas from spilling registers to fit a third block: two blocks have enough loads in flight.
 template <typename T, int kGroup, bool kKeep>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     relu_lpips_kernel(LpipsArgs<T> args, double* __restrict__ partial, MapView map) {
   constexpr int kAtOnce = kThreads / kGroup;
   const int64_t image = blockIdx.x / args.blocks;
@@ -197,7 +203,7 @@ int relu_lpips(void* input, void* target, bool target_is_activated, DType type, 
     const int64_t vectors = map.channels / kVector<T>;
     if (vectors <= 8) return launch<T, 8>(args, partial, map, stream);
     if (vectors <= 16) return launch<T, 16>(args, partial, map, stream);
-    return launch<T, 32>(args, partial, map, stream);
+    return launch<T, kWarp>(args, partial, map, stream);
   });
 }
 
