@@ -1,8 +1,8 @@
 // The tap of LPIPS: bias and ReLU of two feature maps, their distance, and half its derivative; see perceptual.h.
 //
 // A group of lanes of one warp shares a pixel, so that the sums over its channels need shuffles only. Memory traffic:
-// both maps are read once and written once, and the derivative is written once. A lane keeps its channels in registers,
-// up to kHeldChannels of a pixel; channels beyond are read again from the caches.
+// both feature maps are read once and written once, and the derivative is written once. A lane keeps its channels in
+// registers, up to kHeldChannels of a pixel; channels beyond are read again from the caches.
 #include "perceptual.cuh"
 
 namespace pix2pixhd::cuda {
@@ -52,7 +52,8 @@ struct Pixel {
 
   __device__ bool has(int c) const { return exists && c < channels; }
 
-  // Loads a vector of both maps, and applies bias and ReLU unless they have been applied. Zero beyond the pixel.
+  // Loads a vector of both feature maps, and applies bias and ReLU unless they have been applied. Zero beyond the
+  // pixel.
   __device__ void load_both(int c, Pack<T, V>& u, Pack<T, V>& v) const {
     const int count = exists ? channels : 0;
     u = load<false, V>(args.x + begin, c, count, args.aligned);
