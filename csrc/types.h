@@ -24,8 +24,8 @@ enum class Distance : int32_t {
   kSquared = 1,   // (x - y)^2; its backward needs x - y
 };
 
-// LPIPS (arXiv 1801.03924) divides the channels of a pixel by their norm plus kLpipsEps, as the lpips package does. Below
-// kLpipsTiny the derivative of the norm is negligible and is left out.
+// LPIPS (arXiv 1801.03924) divides the channels of a pixel by their norm plus kLpipsEps, as the lpips package does.
+// Below kLpipsTiny the derivative of the norm is negligible and is left out.
 constexpr double kLpipsEps = 1e-10;
 constexpr double kLpipsTiny = 1e-18;
 

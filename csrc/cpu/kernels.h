@@ -95,8 +95,8 @@ struct Kernels {
 
   // The tap of LPIPS, see lpips_impl.h. Applies bias and ReLU as relu_distance does, and returns the sum of
   // weight * distance over the pixels. kept: kept_scale times half the derivative of each pixel's distance in input, in
-  // the map's dtype, Inf of float16 replaced by the largest finite number; null if no gradient is required. The backward
-  // is that of the squared distance.
+  // the map's dtype, Inf of float16 replaced by the largest finite number; null if no gradient is required. The
+  // backward is that of the squared distance.
   double (*relu_lpips)(void* input, void* target, bool target_is_activated, DType type, const LpipsPixels& pixels,
                        double kept_scale, void* kept, uint32_t* mask);
 

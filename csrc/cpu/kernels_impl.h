@@ -233,12 +233,10 @@ namespace {
 // All kernels of the file that includes this one, in the order of `Kernels`.
 constexpr Kernels kernel_table(const char* instruction_set) {
   return {
-      instruction_set,   l1_forward,         l1_backward,
-      pointwise_forward, pointwise_backward, relu,
-      relu_distance,     relu_backward,      relu_distance_backward,
-      relu_lpips,        relu_pool,          relu_pool_backward,
-      norm_statistics,   norm_act,           norm_act_sums,
-      norm_act_backward,
+      instruction_set,        l1_forward, l1_backward,   pointwise_forward,
+      pointwise_backward,     relu,       relu_distance, relu_backward,
+      relu_distance_backward, relu_lpips, relu_pool,     relu_pool_backward,
+      norm_statistics,        norm_act,   norm_act_sums, norm_act_backward,
   };
 }
 

@@ -2,8 +2,8 @@
 // rules apply.
 //
 // With u = x / (|x| + eps) and v = y / (|y| + eps), where |x| is the norm over the channels of a pixel, its distance is
-// the sum over the channels of linear * (u - v)^2. A pixel's channels stay in the cache while they are read three times:
-// for the norms, for the distance, and for the gradient.
+// the sum over the channels of linear * (u - v)^2. A pixel's channels stay in the cache while they are read three
+// times: for the norms, for the distance, and for the gradient.
 #pragma once
 
 #include <cmath>

@@ -50,12 +50,12 @@ constexpr int64_t kLpipsPixels = 64;
 
 constexpr int64_t lpips_blocks(int64_t pixels) { return (pixels + kLpipsPixels - 1) / kLpipsPixels; }
 
-// The tap of LPIPS (arXiv 1801.03924). Applies bias and ReLU as relu_distance does. With u = x / (|x| + kLpipsEps) and v
-// likewise, where |x| is the norm over the channels of a pixel, its distance is the sum over the channels of
-// linear * (u - v)^2. linear: [channels], of the type of the weights. partial: [batch, lpips_blocks(pixels)], a block's
-// sum of weight * distance, divided by the pixels of the image. kept: kept_scale times half the derivative of each
-// pixel's distance in input, in the map's dtype, Inf of float16 replaced by the largest finite number; mask: of input.
-// kept and mask are both given or both null. The backward is relu_distance_backward of the squared distance.
+// The tap of LPIPS (arXiv 1801.03924). Applies bias and ReLU as relu_distance does. The distance of a pixel is the sum
+// over the channels of linear * (u - v)^2, where u = x / (|x| + kLpipsEps), v likewise, and |x| is the norm over the
+// channels. linear: [channels], of the type of the weights. partial: [batch, lpips_blocks(pixels)], a block's sum of
+// weight * distance, divided by the pixels of the image. kept: kept_scale times half the derivative of each pixel's
+// distance in input, in the map's dtype, Inf of float16 replaced by the largest finite number; mask: of input. kept and
+// mask are both given or both null. The backward is relu_distance_backward of the squared distance.
 int relu_lpips(void* input, void* target, bool target_is_activated, DType type, const MapView& map, const void* linear,
                double kept_scale, void* kept, uint32_t* mask, double* partial, Stream stream);
 

@@ -1,14 +1,15 @@
 // The tap of LPIPS: bias and ReLU of two feature maps, their distance, and half its derivative; see perceptual.h.
 //
 // A group of lanes of one warp shares a pixel, so that the sums over its channels need shuffles only. Memory traffic:
-// both maps are read once and written once, and the derivative is written once. A lane keeps its channels in registers
-// up to kHeld vectors, that is 512 channels of a 32-bit type; channels beyond are read again from the caches.
+// both feature maps are read once and written once, and the derivative is written once. A lane keeps its channels in
+// registers, up to kHeldChannels of a pixel; channels beyond are read again from the caches.
 #include "perceptual.cuh"
 
 namespace pix2pixhd::cuda {
 namespace {
 
-constexpr int kHeld = 4;
+constexpr int kWarp = 32;
+constexpr int kHeldChannels = 512;  // of VGG's last feature maps
 
 template <typename T>
 struct LpipsArgs {
@@ -19,7 +20,8 @@ struct LpipsArgs {
   Compute<T> kept_scale;
   T* __restrict__ kept;         // null when no gradient is required,
   uint32_t* __restrict__ mask;  // as is this
-  int64_t pixels;               // per image
+  int64_t pixels;               // per image,
+  unsigned blocks;              // as are these
   bool aligned;
 };
 
@@ -28,13 +30,15 @@ template <int kGroup, typename C>
 __device__ inline C group_sum(C value) {
 #pragma unroll
   for (int offset = kGroup / 2; offset > 0; offset /= 2) value += __shfl_down_sync(kFullWarp, value, offset);
-  return __shfl_sync(kFullWarp, value, static_cast<int>(threadIdx.x) % 32 / kGroup * kGroup);
+  return __shfl_sync(kFullWarp, value, static_cast<int>(threadIdx.x) % kWarp / kGroup * kGroup);
 }
 
-// One pixel. Lane `lane` of a group has the vectors lane, lane + kGroup and so on of its channels.
+// One pixel. Lane `lane` of a group has the vectors lane, lane + kGroup and so on of its channels. A group smaller than
+// a warp has one vector per lane, see relu_lpips below.
 template <int kGroup, bool kKeep, typename T>
 struct Pixel {
   static constexpr int V = kVector<T>;
+  static constexpr int kHeld = kGroup < kWarp ? 1 : kHeldChannels / (kWarp * V);
   using C = Compute<T>;
   const LpipsArgs<T>& args;
   const T* bias;
@@ -48,7 +52,8 @@ struct Pixel {
 
   __device__ bool has(int c) const { return exists && c < channels; }
 
-  // Loads a vector of both maps, and applies bias and ReLU unless they have been applied. Zero beyond the pixel.
+  // Loads a vector of both feature maps, and applies bias and ReLU unless they have been applied. Zero beyond the
+  // pixel.
   __device__ void load_both(int c, Pack<T, V>& u, Pack<T, V>& v) const {
     const int count = exists ? channels : 0;
     u = load<false, V>(args.x + begin, c, count, args.aligned);
@@ -84,13 +89,15 @@ struct Pixel {
       }
       f(c, a[k], b[k]);
     }
-    for (int k = kHeld; k * kStep < channels; ++k) {
-      const int c = first + k * kStep;
-      Pack<T, V> u;
-      Pack<T, V> v;
-      load_both(c, u, v);
-      if constexpr (kFirstPass) activate(c, u, v);
-      f(c, u, v);
+    if constexpr (kGroup == kWarp) {
+      for (int k = kHeld; k * kStep < channels; ++k) {
+        const int c = first + k * kStep;
+        Pack<T, V> u;
+        Pack<T, V> v;
+        load_both(c, u, v);
+        if constexpr (kFirstPass) activate(c, u, v);
+        f(c, u, v);
+      }
     }
   }
 
@@ -145,28 +152,22 @@ struct Pixel {
   }
 };
 
+// The 1 stops ptxas from spilling registers to fit a third block: two blocks have enough loads in flight.
 template <typename T, int kGroup, bool kKeep>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     relu_lpips_kernel(LpipsArgs<T> args, double* __restrict__ partial, MapView map) {
   constexpr int kAtOnce = kThreads / kGroup;
-  const auto per_image = static_cast<uint64_t>(lpips_blocks(args.pixels));
-  const int64_t image = blockIdx.x / per_image;
-  const int64_t first_pixel = static_cast<int64_t>(blockIdx.x % per_image) * kLpipsPixels;
+  const int64_t image = blockIdx.x / args.blocks;
+  const int64_t first_pixel = static_cast<int64_t>(blockIdx.x % args.blocks) * kLpipsPixels;
   const int lane = static_cast<int>(threadIdx.x) % kGroup;
   const int channels = static_cast<int>(map.channels);
   double sum = 0.0;
-  for (int step = 0; step < kLpipsPixels; step += kAtOnce) {
+  for (int step = 0; step < kLpipsPixels && first_pixel + step < args.pixels; step += kAtOnce) {
     const int64_t within = first_pixel + step + static_cast<int>(threadIdx.x) / kGroup;
     const bool exists = within < args.pixels;
     const int64_t pixel = image * args.pixels + (exists ? within : 0);
-    Pixel<kGroup, kKeep, T> one{args,
-                                static_cast<const T*>(map.bias),
-                                channels,
-                                pixel * map.channels,
-                                exists,
-                                lane * kVector<T>,
-                                {},
-                                {}};
+    Pixel<kGroup, kKeep, T> one{
+        args, static_cast<const T*>(map.bias), channels, pixel * map.channels, exists, lane * kVector<T>, {}, {}};
     const Compute<T> distance = one.run();
     if (!exists || lane != 0) continue;
     const double weight = map.weight != nullptr ? static_cast<const Compute<T>*>(map.weight)[pixel] : Compute<T>(1);
@@ -189,6 +190,7 @@ int relu_lpips(void* input, void* target, bool target_is_activated, DType type, 
   return with_type(type, [&](auto t) {
     using T = decltype(t);
     using C = Compute<T>;
+    const int64_t pixels = map.channels > 0 ? map.elements / map.channels : 0;
     const LpipsArgs<T> args{static_cast<T*>(input),
                             static_cast<T*>(target),
                             target_is_activated,
@@ -196,12 +198,13 @@ int relu_lpips(void* input, void* target, bool target_is_activated, DType type, 
                             static_cast<C>(kept_scale),
                             static_cast<T*>(kept),
                             mask,
-                            map.channels > 0 ? map.elements / map.channels : 0,
+                            pixels,
+                            static_cast<unsigned>(lpips_blocks(pixels)),
                             is_aligned(input) && is_aligned(target) && (kept == nullptr || is_aligned(kept))};
     const int64_t vectors = map.channels / kVector<T>;
     if (vectors <= 8) return launch<T, 8>(args, partial, map, stream);
     if (vectors <= 16) return launch<T, 16>(args, partial, map, stream);
-    return launch<T, 32>(args, partial, map, stream);
+    return launch<T, kWarp>(args, partial, map, stream);
   });
 }
 

@@ -131,6 +131,7 @@ struct PerceptualArguments {
   static PerceptualArguments relu_lpips(const Tensor& input, const Tensor& target, const OptionalTensor& bias,
                                         const Tensor& linear, const OptionalTensor& weight) {
     PerceptualArguments arguments = relu_distance(input, target, bias, weight, true);
+    STD_TORCH_CHECK(arguments.map.channels > 0, "pix2pixhd: input must have channels, got ", Shape(input).str());
     check_contiguous(linear, "linear", arguments.map.channels, compute_type(arguments.type), input);
     return arguments;
   }

@@ -37,7 +37,8 @@ void relu_backward_(Tensor grad, Tensor mask) {
 
 void* data_or_null(const Tensor& tensor) { return tensor.numel() > 0 ? tensor.mutable_data_ptr() : nullptr; }
 
-// The means [batch] of a distance. launch(partial) writes one sum per block, [batch, blocks], and returns an error code.
+// The means [batch] of a distance. launch(partial) writes one sum per block, [batch, blocks], and returns an error
+// code.
 template <typename F>
 Tensor means(int64_t batch, int64_t blocks, Device device, cuda::Stream stream, const F& launch) {
   const int32_t float64 = scalar_type_of(DType::kFloat64);

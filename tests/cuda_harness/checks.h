@@ -82,6 +82,7 @@ void test_pointwise();
 void test_finish_sum();
 void test_perceptual();
 void test_perceptual_pool();
+void test_lpips();
 void test_norm_act();
 void test_huge_tensors();
 

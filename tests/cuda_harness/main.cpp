@@ -25,6 +25,7 @@ constexpr Test kTests[] = {
     {"finish_sum", harness::test_finish_sum},
     {"perceptual", harness::test_perceptual},
     {"pool", harness::test_perceptual_pool},
+    {"lpips", harness::test_lpips},
     {"norm_act", harness::test_norm_act},
     {"huge_tensors", harness::test_huge_tensors},
 };

@@ -1,6 +1,7 @@
 // The perceptual kernels' reference in double arithmetic, and buffers of packed bits.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -99,6 +100,43 @@ inline Buffer relu_of(const Buffer& x, DType type) {
   Buffer wanted(type, x.numel());
   for (int64_t i = 0; i < x.numel(); ++i) wanted.set(type, i, relu_of(x.get(type, i)));
   return wanted;
+}
+
+// The size of a batch of feature maps, for the elementwise kernels.
+struct View {
+  int64_t batch;
+  int64_t pixels;
+  int64_t channels;
+
+  int64_t elements() const { return pixels * channels; }
+  int64_t numel() const { return batch * elements(); }
+  int64_t blocks() const { return batch * cuda::map_blocks(elements()); }
+  cuda::MapView with(const Buffer* bias, const Buffer* weight) const {
+    return {batch, elements(), channels, bias != nullptr ? bias->data() : nullptr,
+            weight != nullptr ? weight->data() : nullptr};
+  }
+  std::string str() const {
+    return std::to_string(batch) + "x" + std::to_string(pixels) + "x" + std::to_string(channels);
+  }
+};
+
+inline Planes relu_bits(const Buffer& x, DType type) {
+  Planes bits(x.numel(), 1);
+  for (int64_t i = 0; i < x.numel(); ++i) bits.set(i, 0, passes_relu(x.get(type, i)));
+  return bits;
+}
+
+// The bits of the sums, except the sign of NaN, which C++ does not define.
+inline std::vector<uint64_t> bits_of(const Buffer& sums) {
+  std::vector<uint64_t> bits;
+  for (int64_t i = 0; i < sums.numel(); ++i) {
+    const double sum = sums.get(DType::kFloat64, i);
+    const double one_nan = std::isnan(sum) ? NAN : sum;
+    uint64_t word = 0;
+    std::memcpy(&word, &one_nan, sizeof(word));
+    bits.push_back(word);
+  }
+  return bits;
 }
 
 }  // namespace harness

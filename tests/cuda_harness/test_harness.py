@@ -19,6 +19,7 @@ from .build import ADDRESS, PLAIN, THREAD, Builder, Run, Variant
 
 L1, POINTWISE, PLAN = "multi_l1.cu", "multi_pointwise.cu", "launch_plan.cpp"
 PERCEPTUAL, RELU, POOL = "perceptual.cuh", "perceptual_relu.cu", "perceptual_pool.cu"
+LPIPS = "perceptual_lpips.cu"
 HALF, BFLOAT16 = "__half", "__nv_bfloat16"
 NORM, NORM_FORWARD, NORM_BACKWARD = "norm_act.cuh", "norm_act.cu", "norm_act_backward.cu"
 
@@ -159,6 +160,30 @@ FAULTS = [
           "perceptual", "gradient of a distance"),
     Fault("sum of the first image for all images", L1, "partial + blockIdx.x * count", "partial", PLAIN, "perceptual",
           "mean 1 is"),
+    Fault("sum of another pixel's lanes", LPIPS, "threadIdx.x) % kWarp / kGroup * kGroup);", "threadIdx.x) * 0);",
+          PLAIN, "lpips", "partial sum"),
+    Fault("sum over a pixel one step short", LPIPS, "offset > 0", "offset > 1", PLAIN, "lpips", "partial sum"),
+    Fault("lanes of missing pixels leave the sums", LPIPS, "    const Compute<T> distance = one.run();",
+          "    if (!exists) continue;\n    const Compute<T> distance = one.run();", PLAIN, "lpips",
+          "SIMULATOR: .*(deadlock|divergent warp).*__shfl"),
+    Fault("norm without epsilon", LPIPS, "C(1) / (norm + C(kLpipsEps))", "C(1) / norm", PLAIN, "lpips",
+          "partial sum .* is -?nan"),
+    Fault("derivative of the norm missing", LPIPS, " - radial * p", "", PLAIN, "lpips", "derivative"),
+    Fault("derivative at a norm of zero is NaN", LPIPS, "norm > C(kLpipsTiny) ?", "true ?", PLAIN, "lpips",
+          "derivative .* is -?nan"),
+    Fault("derivative overflows in float16", PERCEPTUAL, "std::is_same_v<T, __half>", "false", PLAIN, "lpips",
+          "derivative .* is -?inf, not -?65504", (LPIPS,), dtypes=("float", "double", HALF)),
+    Fault("mask of missing channels", LPIPS, "if (has(c)) put_bits", "put_bits", PLAIN, "lpips", "mask: "),
+    Fault("pixels of the first image", LPIPS, "image * args.pixels + (exists", "(exists", PLAIN, "lpips",
+          r"max\(0, input\)"),
+    Fault("channels beyond the registers skipped", LPIPS, "k * kStep < channels; ++k", "k < 0; ++k", PLAIN, "lpips",
+          r"max\(0, input\)"),
+    Fault("weight of the wrong channels in lpips", LPIPS, "weighted = args.linear[c + i]", "weighted = args.linear[i]",
+          PLAIN, "lpips", "partial sum"),
+    Fault("alignment of the derivative not checked", LPIPS, "(kept == nullptr || is_aligned(kept))", "true", ADDRESS,
+          "lpips", "misaligned address"),
+    Fault("32-bit index of a pixel's channels", LPIPS, "pixel * map.channels,",
+          "static_cast<uint32_t>(pixel * map.channels),", PLAIN, "huge_tensors", "relu_lpips: ", dtypes=(BFLOAT16,)),
     Fault("tie keeps the last element", POOL, "if (value > widen(best.value[c])", "if (value >= widen(best.value[c])",
           PLAIN, "pool", "codes: word"),
     Fault("pooling ignores NaN", POOL, " || value != value) {", ") {", PLAIN, "pool", "pooled"),
@@ -260,7 +285,7 @@ def executable_of(executables: dict[Variant, pathlib.Path], variant: Variant) ->
 @pytest.fixture(scope="session")
 def full_runs(executables: dict[Variant, pathlib.Path]) -> dict[Variant, Run]:
     # The shim and plan tests run no kernels, so they cannot have races.
-    tests = {THREAD: ["quick", "simulator", "l1", "pointwise", "finish_sum", "perceptual", "pool", "norm_act"]}
+    tests = {THREAD: ["quick", "simulator", "l1", "pointwise", "finish_sum", "perceptual", "pool", "lpips", "norm_act"]}
     slowest_first = sorted(executables, key=build.VARIANTS.index, reverse=True)
     with ThreadPoolExecutor(2) as pool:
         runs = pool.map(lambda variant: build.run(executables[variant], *tests.get(variant, ["all"])), slowest_first)

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "../../csrc/cuda/norm_act.h"
 #include "../../csrc/cuda/perceptual.h"
@@ -124,6 +125,40 @@ void test_huge_map() {
   set_first_block(0);
 }
 
+// The tap of LPIPS on the last chunks of one image of slightly more than 2^32 elements, after ReLU.
+void test_huge_lpips(const Reserved& input, const Reserved& target, const Reserved& kept, uint32_t* mask) {
+  constexpr int64_t kChannels = 32;
+  constexpr int64_t kPixels = kNumel / kChannels;
+  static_assert(kFirst % (kChannels * cuda::kLpipsPixels) == 0);
+  Buffer partial(DType::kFloat64, cuda::lpips_blocks(kPixels));
+  const std::vector<float> linear(kChannels, 1.0f);
+  set_first_block(kFirst / kChannels / cuda::kLpipsPixels);
+  check(
+      cuda::relu_lpips(input.data(), target.data(), true, kType, {1, kPixels * kChannels, kChannels, nullptr, nullptr},
+                       linear.data(), 1.0, kept.data(), mask, static_cast<double*>(partial.data()), nullptr) == 0,
+      "relu_lpips");
+  for (int64_t pixel = kFirst / kChannels; pixel < kPixels; ++pixel) {
+    double squares[2] = {0.0, 0.0};
+    double product = 0.0;
+    for (int64_t i = pixel * kChannels; i < (pixel + 1) * kChannels; ++i) {
+      const double x = read(input, i);
+      const double y = read(target, i);
+      squares[0] += x * x;
+      squares[1] += y * y;
+      product += x * y;
+    }
+    const double norm[2] = {std::sqrt(squares[0]), std::sqrt(squares[1])};
+    // With linear = 1 half the derivative of |x / |x| - y / |y||^2 is (x * cosine / |x| - y / |y|) / |x|.
+    const double cosine = product / (norm[0] * norm[1]);
+    for (int64_t i = pixel * kChannels; i < (pixel + 1) * kChannels; ++i) {
+      const double wanted = (read(input, i) / norm[0] * cosine - read(target, i) / norm[1]) / norm[0];
+      check(close(read(kept, i), wanted, 0x1p-8 * std::fabs(wanted) + 1e-6), "relu_lpips: [%ld] is %g, not %g",
+            static_cast<long>(i), read(kept, i), wanted);
+    }
+  }
+  partial.check_guards("partial sums");
+}
+
 // One image of slightly more than 2^32 elements, of which the last chunks are compared.
 void test_huge_view(const Reserved& input, const Reserved& target, const Reserved& gradient, const Reserved& slope,
                     const Reserved& signs) {
@@ -142,6 +177,8 @@ void test_huge_view(const Reserved& input, const Reserved& target, const Reserve
         "relu_distance");
   check_gradient(input, "relu_distance", [](int64_t i) { return std::max(0.0, value(i, 0)); }, kMapNumel);
   check_gradient(target, "relu_distance", [](int64_t i) { return std::max(0.0, value(i, 1)); }, kMapNumel);
+  test_huge_lpips(input, target, gradient, mask_words);
+  set_first_block(kFirst / cuda::kMapChunk);
   fill(gradient, 2);
   check(cuda::relu_distance_backward(gradient.data(), kType, view, Distance::kAbsolute, mask_words, sign_words, 1.0,
                                      nullptr) == 0,

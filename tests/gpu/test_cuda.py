@@ -186,6 +186,7 @@ def test_compute_sanitizer_reports_no_error(tool):
         "    ops = torch.ops.pix2pixhd\n"
         "    loss, mask, kept = ops.relu_distance_(x, y, None, None, False, False, True)\n"
         "    ops.relu_distance_backward_(y, mask, kept, None, False, 0.5)\n"
+        "    ops.relu_lpips_(x, y, None, torch.ones(96, device='cuda'), None, False, 1.0, True)\n"
         "    out, codes = ops.relu_pool(x, None, True)\n"
         "    ops.relu_pool_backward(out, codes, 7, 5)\n"
         "    for z in (x, x.contiguous()):\n"

@@ -113,6 +113,51 @@ def test_distances_of_feature_maps_match_the_cpu(dtype, shape, squared, options,
     same(found, exact)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 128, 9, 8), (1, 1056, 3, 2)])
+@pytest.mark.parametrize("options", [(False, False, False), (True, True, False), (False, True, True)])
+def test_the_tap_of_lpips_matches_the_cpu(dtype, shape, options, device):
+    biased, weighted, activated = options
+    (x, y), (grad, _) = maps(*shape, dtype=dtype, seed=1), maps(*shape, dtype=dtype, seed=2)
+    x[:, :, -1, -1] = -100.0  # a zero vector after ReLU
+    generator = torch.Generator().manual_seed(3)
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    bias = torch.randn(shape[1], generator=generator).to(dtype) if biased else None
+    linear = torch.rand(shape[1], generator=generator).to(compute)
+    weight = torch.randn((shape[0], *shape[2:]), generator=generator).to(compute) if weighted else None
+
+    def move(tensor):
+        return None if tensor is None else tensor.to(device)
+
+    def run(x, y, bias, linear, weight):
+        a, b = x.clone(), y.clone()
+        loss, mask, kept = ops.relu_lpips_(a, b, bias, linear, weight, activated, 0.5, True)
+        return loss, kept, (a, b, mask)
+
+    expected, kept, exact = run(x, y, bias, linear, weight)
+    loss, found, others = run(*map(move, (x, y, bias, linear, weight)))
+    same(others, exact)
+    # The CUDA operator sums over the channels in the dtype of the arithmetic, the CPU operator in float64.
+    eps = 64 * torch.finfo(compute).eps
+    torch.testing.assert_close(loss.cpu(), expected, rtol=eps, atol=eps, equal_nan=True)
+    pixels, wanted = (z.view(-1, shape[1]).double() for z in (found.cpu(), kept))
+    assert torch.equal(pixels.isnan(), wanted.isnan())
+    size = wanted.nan_to_num().abs().amax(1, keepdim=True) if wanted.numel() > 0 else wanted
+    assert ((pixels - wanted).nan_to_num().abs() <= eps * size + torch.finfo(dtype).eps * wanted.nan_to_num().abs()
+            + torch.finfo(dtype).tiny).all()  # fmt: skip
+    result, moved = grad.clone(), grad.to(device)
+    ops.relu_distance_backward_(result, exact[2], kept, weight, True, 0.25)
+    ops.relu_distance_backward_(moved, move(exact[2]), move(kept), move(weight), True, 0.25)
+    same((moved,), (result,))
+
+
+@pytest.mark.cuda_only
+def test_weights_of_channels_on_another_device_are_refused():
+    x = torch.randn(1, 32, 4, 4, device="cuda").contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="linear must be on the device of the feature map"):
+        ops.relu_lpips_(x, x.clone(), None, torch.ones(32), None, False, 1.0, True)
+
+
 @pytest.mark.cuda_only
 def test_a_tensor_with_more_than_2_to_the_31_elements_is_summed_and_differentiated():
     if torch.cuda.mem_get_info()[0] < 16 * 2**30:
