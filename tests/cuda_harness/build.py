@@ -166,7 +166,8 @@ class Builder:
             if dtype not in dtypes:
                 _replace(folder / CUDA / "device.cuh", f"return f({dtype}{{}});", "__builtin_trap();")
         objects = [self.compile(test, variant, self.folder) for test in self.tests]
-        for relative in sources():
+        # Faulty objects first: of an inline function that several objects define, the linker keeps the first copy.
+        for relative in sorted(sources(), key=lambda source: source.name not in affected):
             if relative.name in affected:
                 objects.append(self.compile(folder / relative, variant, folder, faulty=True))
             else:
