@@ -23,6 +23,7 @@ import statistics
 import time
 import warnings
 
+from arguments import device, output_file, positive
 from processes import memory_of, run_script, trim
 from steps import DTYPES
 
@@ -113,11 +114,11 @@ def main():
     parser.add_argument("--networks", nargs="+", default=list(CHANNELS), choices=list(CHANNELS))
     parser.add_argument("--implementations", nargs="+", default=IMPLEMENTATIONS, choices=IMPLEMENTATIONS)
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=DTYPES)
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--width", type=int, default=64, help="channels at full resolution")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--size", type=positive(int, multiple_of=32), default=512)
+    parser.add_argument("--width", type=positive(int), default=64, help="channels at full resolution")
+    parser.add_argument("--rounds", type=positive(int), default=5)
+    parser.add_argument("--device", default="cpu", type=device, help="cpu or cuda")
+    parser.add_argument("--json", type=output_file)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
