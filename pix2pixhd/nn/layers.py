@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +92,7 @@ class InstanceNormAct2d(InstanceNorm2d):
             raise ValueError(f"padding must be one or four integers of at least 0, got {padding!r}")
         self.activation = activation
         self.slope = slope
-        self.padding = tuple(sides)
+        self.padding = cast("tuple[int, int, int, int]", tuple(sides))
         self.padding_mode = padding_mode
 
     @property
