@@ -91,9 +91,11 @@ def measure(options, name, implementation, dtype):
 
 def run_network(options, name, dtype):
     """Measure all implementations, print a table and return its rows."""
-    names = [x for x in options.implementations if x != "checkpoint" or name == "cyclegan"]
+    # In this order, so that the first, which the others are relative to, is plain PyTorch if that is measured.
+    chosen = [x for x in IMPLEMENTATIONS if x in options.implementations]
+    names = [x for x in chosen if x != "checkpoint" or name == "cyclegan"]
     print(f"{name}, width {options.width}, {options.size}x{options.size}, {dtype}, on {options.device}")
-    columns = "".join(f"{what:>12}{'of plain':>10}" for what in ("time", "retained", "peak"))
+    columns = "".join(f"{what:>12}{'ratio':>10}" for what in ("time", "retained", "peak"))
     print(f"{'implementation':<16}{columns}")
     rows = {}
     for implementation in names:

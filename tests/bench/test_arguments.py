@@ -66,6 +66,18 @@ def test_the_runs_of_another_search_are_refused(content, message, tmp_path, monk
     assert message in capsys.readouterr().err
 
 
+def test_the_lean_benchmark_compares_with_plain_pytorch_in_any_order(monkeypatch, capsys):
+    def run_script(path, command, exact_memory=False):
+        amount = 2 if "plain" in command else 1
+        return {"seconds": amount, "retained": amount, "peak": amount}
+
+    monkeypatch.setattr(lean, "run_script", run_script)
+    monkeypatch.setattr(sys, "argv", ["lean", "--networks", "unet", "--implementations", "lean", "plain"])
+    lean.main()
+    [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("lean ")]
+    assert row.count(" 0.50") == 3
+
+
 def test_a_failed_child_process_is_reported_without_a_traceback_of_the_parent(tmp_path):
     script = pathlib.Path(tmp_path / "child.py")
     script.write_text("raise SystemExit('no such size')")
