@@ -10,9 +10,10 @@ Networks: CycleGAN's generator and a U-Net with nnU-Net's layers, from examples/
 * ``compiled``: plain, under torch.compile;
 * ``lean``: ``pix2pixhd.nn.lean(network)``.
 
-Times are medians of forward + backward. Memory counts from weights and input alone: *retained* is what exists between
-forward and backward, *peak* is the largest amount, including the gradients of the weights. On the CPU it is the
-resident memory of separate processes, in which freed memory is returned to the system at once.
+Times are medians of forward + backward; ratios are relative to ``plain``, or else to the first row. Memory counts from
+weights and input alone: *retained* is what exists between forward and backward, *peak* is the largest amount, including
+the gradients of the weights. On the CPU it is the resident memory of separate processes, in which freed memory is
+returned to the system at once.
 """
 
 import argparse
