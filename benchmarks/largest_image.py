@@ -25,6 +25,7 @@ import threading
 import time
 import warnings
 
+from arguments import device, output_file, positive
 from image_search import Run, Search
 from processes import reset_peak, resident, run_script, trim
 from steps import DTYPES, IMPLEMENTATIONS, Setup, batch, free_gradients, prepared
@@ -130,10 +131,11 @@ def table(rows, limits):
     return "\n".join(lines)
 
 
-def write(path, rows, runs, limits, device):
+def write(path, rows, runs, limits, options):
     """Write what was found and run so far; ``rows`` and ``runs`` are by network, dtype and implementation."""
     found = {
-        "device": device,
+        "device": options.device,
+        "scale": options.scale,
         "limits_gb": limits,
         "results": {" ".join(name): [dataclasses.asdict(cell) for cell in cells] for name, cells in rows.items()},
         "runs": {" ".join(name): [dataclasses.asdict(run) for run in own] for name, own in runs.items()},
@@ -147,22 +149,31 @@ def earlier_runs(options, parser):
         return {}
     if options.json is None or not options.json.is_file():
         parser.error("--resume needs --json with the file of an interrupted search")
-    content = json.loads(options.json.read_text())
-    if content["device"] != options.device:
-        parser.error(f"--resume: {options.json} is a search on {content['device']}, not on {options.device}")
-    return {tuple(name.split()): [Run(**run) for run in runs] for name, runs in content["runs"].items()}
+    try:
+        content = {"scale": 1.0, **json.loads(options.json.read_text())}
+        runs = {tuple(name.split()): [Run(**run) for run in own] for name, own in content["runs"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        parser.error(f"--resume: {options.json} is not the file of a search; start a new one without --resume")
+    for name in ("device", "scale"):
+        if content.get(name) != getattr(options, name):
+            parser.error(f"--resume: {options.json} is a search with --{name} {content.get(name)}; pass the same")
+    return runs
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--limits", nargs="+", type=float, default=[4, 8, 16, 24], help="GB")
+    parser.add_argument("--limits", nargs="+", type=positive(float), default=[4, 8, 16, 24], help="GB")
     parser.add_argument("--networks", nargs="+", default=list(SETUPS), choices=list(SETUPS))
     parser.add_argument("--implementations", nargs="+", default=IMPLEMENTATIONS, choices=IMPLEMENTATIONS)
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=DTYPES)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--step", type=int, default=64, help="distance between heights in pixels")
-    parser.add_argument("--scale", type=float, default=1.0, help="factor of the networks' channels, for tests")
-    parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--device", default="cpu", type=device, help="cpu or cuda")
+    parser.add_argument(
+        "--step", type=positive(int, multiple_of=16), default=64, help="distance between heights in pixels"
+    )
+    parser.add_argument(
+        "--scale", type=positive(float), default=1.0, help="factor of the networks' channels, for tests"
+    )
+    parser.add_argument("--json", type=output_file)
     parser.add_argument("--resume", action="store_true", help="use the runs in the file of an interrupted search")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     Setup.add_arguments(parser)  # read by the child
@@ -175,13 +186,16 @@ def main():
     available = int(0.95 * available_memory(options.device))
     rows, runs = {}, earlier_runs(options, parser)
 
+    def scaled(channels):
+        return max(1, int(channels * options.scale))
+
     def save():
         if options.json:
-            write(options.json, rows, runs, limits, options.device)
+            write(options.json, rows, runs, limits, options)
 
     for network in options.networks:
         full = SETUPS[network]
-        setup = dataclasses.replace(full, ngf=int(full.ngf * options.scale), ndf=int(full.ndf * options.scale))
+        setup = dataclasses.replace(full, ngf=scaled(full.ngf), ndf=scaled(full.ndf))
         for dtype in options.dtypes:
             for implementation in options.implementations:
                 print(f"{network} {dtype} {implementation}", flush=True)

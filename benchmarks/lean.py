@@ -10,9 +10,10 @@ Networks: CycleGAN's generator and a U-Net with nnU-Net's layers, from examples/
 * ``compiled``: plain, under torch.compile;
 * ``lean``: ``pix2pixhd.nn.lean(network)``.
 
-Times are medians of forward + backward. Memory counts from weights and input alone: *retained* is what exists between
-forward and backward, *peak* is the largest amount, including the gradients of the weights. On the CPU it is the
-resident memory of separate processes, in which freed memory is returned to the system at once.
+Times are medians of forward + backward; ratios are relative to ``plain``, or else to the first row. Memory counts from
+weights and input alone: *retained* is what exists between forward and backward, *peak* is the largest amount, including
+the gradients of the weights. On the CPU it is the resident memory of separate processes, in which freed memory is
+returned to the system at once.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import statistics
 import time
 import warnings
 
+from arguments import device, output_file, positive
 from processes import memory_of, run_script, trim
 from steps import DTYPES
 
@@ -90,9 +92,11 @@ def measure(options, name, implementation, dtype):
 
 def run_network(options, name, dtype):
     """Measure all implementations, print a table and return its rows."""
-    names = [x for x in options.implementations if x != "checkpoint" or name == "cyclegan"]
+    # In this order, so that the first, which the others are relative to, is plain PyTorch if that is measured.
+    chosen = [x for x in IMPLEMENTATIONS if x in options.implementations]
+    names = [x for x in chosen if x != "checkpoint" or name == "cyclegan"]
     print(f"{name}, width {options.width}, {options.size}x{options.size}, {dtype}, on {options.device}")
-    columns = "".join(f"{what:>12}{'of plain':>10}" for what in ("time", "retained", "peak"))
+    columns = "".join(f"{what:>12}{'ratio':>10}" for what in ("time", "retained", "peak"))
     print(f"{'implementation':<16}{columns}")
     rows = {}
     for implementation in names:
@@ -113,11 +117,11 @@ def main():
     parser.add_argument("--networks", nargs="+", default=list(CHANNELS), choices=list(CHANNELS))
     parser.add_argument("--implementations", nargs="+", default=IMPLEMENTATIONS, choices=IMPLEMENTATIONS)
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=DTYPES)
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--width", type=int, default=64, help="channels at full resolution")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--size", type=positive(int, multiple_of=32), default=512)
+    parser.add_argument("--width", type=positive(int), default=64, help="channels at full resolution")
+    parser.add_argument("--rounds", type=positive(int), default=5)
+    parser.add_argument("--device", default="cpu", type=device, help="cpu or cuda")
+    parser.add_argument("--json", type=output_file)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:

@@ -68,8 +68,16 @@ def memory_of(device):
 
 
 def run_script(script, arguments, exact_memory=False):
-    """Run a script in a child process and return the JSON of its last output line."""
+    """Run a script in a child process and return the JSON of its last output line.
+
+    Raises:
+        SystemExit: If the child fails; it has printed its error.
+    """
     environment = {**os.environ, **(EXACT_MEMORY if exact_memory else {})}
     command = [sys.executable, script, *arguments]
-    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
-    return json.loads(out.splitlines()[-1])
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    if done.returncode:
+        what = f"{pathlib.Path(script).name} {' '.join(arguments)}"
+        how = f"was stopped by signal {-done.returncode}" if done.returncode < 0 else "failed, see the error above"
+        raise SystemExit(f"the child process {how}: {what}")
+    return json.loads(done.stdout.splitlines()[-1])

@@ -15,9 +15,9 @@ holds is the operator's workspace (oneDNN's reordered copies, for example) and t
 import argparse
 import collections
 import json
-import pathlib
 import warnings
 
+from arguments import device, output_file
 from processes import memory_of, run_script, trim
 from steps import DTYPES, IMPLEMENTATIONS, Setup, free_gradients, prepared
 
@@ -114,11 +114,11 @@ def main():
     Setup.add_arguments(parser, size="512x256")
     parser.add_argument("--implementation", default="ours", choices=IMPLEMENTATIONS)
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--device", default="cpu", type=device, help="cpu or cuda")
     parser.add_argument("--top", type=int, default=4, help="groups to print per stage")
     parser.add_argument("--top-at-peak", type=int, default=25, help="groups to print for the peak of the step")
     parser.add_argument("--by-module", action="store_true", help="name each module, not only its class")
-    parser.add_argument("--json", type=pathlib.Path, help="write all groups of all stages")
+    parser.add_argument("--json", type=output_file, help="write all groups of all stages")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     setup = Setup.read(options)

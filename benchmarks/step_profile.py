@@ -17,11 +17,11 @@ import argparse
 import collections
 import json
 import math
-import pathlib
 import re
 import time
 import warnings
 
+from arguments import device, output_file, positive
 from steps import DTYPES, IMPLEMENTATIONS, Setup, prepared
 
 # The first pattern that an operator's name matches decides. Other operators count as elementwise work.
@@ -155,10 +155,10 @@ def main():
     Setup.add_arguments(parser)
     parser.add_argument("--implementation", default="ours", choices=IMPLEMENTATIONS)
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--steps", type=int, default=2, help="profiled steps")
+    parser.add_argument("--device", default="cpu", type=device, help="cpu or cuda")
+    parser.add_argument("--steps", type=positive(int), default=2, help="profiled steps")
     parser.add_argument("--top", type=int, default=12, help="operators to print")
-    parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--json", type=output_file)
     options = parser.parse_args()
     setup = Setup.read(options)
     print(f"one step of '{options.implementation}' at {options.size} in {options.dtype}: ", end="", flush=True)

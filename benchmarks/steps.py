@@ -5,6 +5,8 @@ import contextlib
 import dataclasses
 import os
 
+from arguments import image_size, positive
+
 # Huge pages for large tensors, as the package's commands request them, for both implementations.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
@@ -42,7 +44,8 @@ class Setup:
             help_text = "width x height" if field.name == "size" else None
             choices = ["global", "local"] if field.name == "network" else None
             option = f"--{field.name.replace('_', '-')}"
-            parser.add_argument(option, type=field.type, default=default, choices=choices, help=help_text)
+            kind = image_size if field.name == "size" else positive(int) if field.type is int else field.type
+            parser.add_argument(option, type=kind, default=default, choices=choices, help=help_text)
 
     @classmethod
     def read(cls, options: argparse.Namespace):

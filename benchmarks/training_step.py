@@ -13,11 +13,11 @@ gradients count in all of them.
 
 import argparse
 import json
-import pathlib
 import statistics
 import time
 import warnings
 
+from arguments import output_file, positive
 from processes import reset_peak, resident, run_script, trim
 from steps import DTYPES, IMPLEMENTATIONS, Setup, free_gradients, prepared
 
@@ -65,11 +65,11 @@ def write(path, size, rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     Setup.add_arguments(parser)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=positive(int), default=3)
     parser.add_argument("--memory-only", action="store_true", help="do not measure times")
     parser.add_argument("--implementations", nargs="+", default=IMPLEMENTATIONS, choices=IMPLEMENTATIONS)
     parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
-    parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--json", type=output_file)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:

@@ -9,11 +9,12 @@ on every call from the layers' current state; nothing is cached.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from pix2pixhd.nn.concatenation import convolve_parts, parts_of
 from pix2pixhd.nn.functions import ConvSpec, NormSpec, Recipe, Statistics, convolve, normalise, recall, remember
@@ -104,7 +105,7 @@ def _statistics(norm: nn.Module, x: Tensor) -> Statistics:
     Inputs that the layer rejects, of one pixel or another number of channels, are left to it.
     """
     kinds = (nn.BatchNorm2d, nn.InstanceNorm2d, InstanceNorm2d, InstanceNormAct2d)
-    if not (is_plain_image(x) and any(is_unmodified(norm, kind) for kind in kinds)):
+    if not (is_plain_image(x) and any(is_unmodified(norm, kind) for kind in kinds)) or is_parametrized(norm):
         return Statistics.NONE
     assert isinstance(norm, (nn.InstanceNorm2d, nn.BatchNorm2d))
     tensors = [t for t in (norm.weight, norm.bias) if t is not None]
@@ -151,9 +152,13 @@ def _is_lean_conv(layer: Any, x: Tensor) -> bool:
         supported
         and bool(layer.padding_mode == "zeros")
         and layer.in_channels == x.shape[1]
-        and is_plain_tensor(layer.weight)
-        and (layer.bias is None or is_plain_tensor(layer.bias))
+        and all(t is None or is_plain_tensor(t) for t in _weights(layer))
     )
+
+
+def _weights(layer: nn.Conv2d | nn.ConvTranspose2d) -> Iterable[Tensor | None]:
+    """Return weight and bias, or what they are computed from: spectral norm updates its vectors on every access."""
+    return layer.parameters() if is_parametrized(layer) else (layer.weight, layer.bias)
 
 
 def _zero_padding(conv: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, ...] | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pix2pixhd.nn.functions import ConvSpec, conv_forward, conv_gradients, saved_tensors
+from pix2pixhd.nn.functions import ConvSpec, conv_forward, conv_gradients, saved_tensors, versions_of
 from pix2pixhd.nn.state import is_plain_image, is_transformed, is_unmodified
 from pix2pixhd.ops.norm_act_reference import memory_format_of
 
@@ -42,14 +42,14 @@ def concatenate(constant: Tensor, image: Tensor) -> Tensor:
     result = torch.cat([constant, image], dim=1)
     plain = is_plain_image(constant) and is_plain_image(image) and not constant.requires_grad
     if plain and torch.is_grad_enabled() and not is_transformed():
-        _PARTS[result] = (result._version, Parts(constant, image))
+        _PARTS[result] = (versions_of(result, constant, image), Parts(constant, image))
     return result
 
 
 def parts_of(x: Tensor) -> Parts | None:
-    """Return the parts of a result of ``concatenate``; None for other tensors, or if it has been modified since."""
-    version, parts = _PARTS.get(x, (None, None))  # type: ignore[no-untyped-call]
-    return cast(Parts, parts) if parts is not None and version == x._version else None
+    """Return the parts of a result of ``concatenate``; None for other tensors, or if one has been modified since."""
+    versions, parts = _PARTS.get(x, (None, None))  # type: ignore[no-untyped-call]
+    return cast(Parts, parts) if parts is not None and versions == versions_of(x, *parts) else None
 
 
 def downsample(layer: nn.Module, x: Tensor) -> Tensor:

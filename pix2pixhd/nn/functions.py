@@ -24,7 +24,7 @@ from pix2pixhd.ops.norm_act import NONE, ZERO, norm_act, norm_act_backward, norm
 from pix2pixhd.ops.norm_act_reference import memory_format_of
 
 __all__ = ["ConvSpec", "NormSpec", "Recipe", "Statistics", "conv_forward", "conv_gradients", "convolve", "normalise"]
-__all__ += ["recall", "remember", "saved_tensors"]
+__all__ += ["recall", "remember", "saved_tensors", "versions_of"]
 
 
 class Statistics(enum.Enum):
@@ -123,7 +123,7 @@ def saved_tensors(ctx: Any) -> tuple[Any, ...]:
 class _Entry(NamedTuple):
     """Recipe of a result that left its chain. It keeps neither the result nor the source alive."""
 
-    version: int
+    versions: tuple[int | None, ...]
     source: TensorWeakRef
     rest: tuple[Any, ...]
 
@@ -131,17 +131,34 @@ class _Entry(NamedTuple):
 _RESULTS = WeakTensorKeyDictionary()
 
 
+def versions_of(*tensors: Tensor | None) -> tuple[int | None, ...]:
+    """Return numbers that change when one of the tensors is modified in place."""
+    return tuple(None if x is None else x._version for x in tensors)
+
+
 def remember(result: Tensor, recipe: Recipe) -> None:
     """Record how to rebuild a result, for a convolution in another chain."""
-    if result.requires_grad:
-        _RESULTS[result] = _Entry(result._version, TensorWeakRef(recipe.source), tuple(recipe[1:]))
+    if result.requires_grad and not _hooks_save():
+        _RESULTS[result] = _Entry(versions_of(result, *recipe[:5]), TensorWeakRef(recipe.source), tuple(recipe[1:]))
 
 
 def recall(x: Tensor) -> Recipe | None:
-    """Return how to rebuild a tensor; None if it is no such result, or has been modified in place since."""
-    entry: _Entry | None = _RESULTS.get(x)  # type: ignore[no-untyped-call]
-    source = None if entry is None or entry.version != x._version else entry.source()
-    return None if entry is None or source is None else Recipe(source, *entry.rest)
+    """Return how to rebuild a tensor; None if it is no such result, or if a tensor has been modified in place since."""
+    entry: _Entry | None = None if _hooks_save() else _RESULTS.get(x)  # type: ignore[no-untyped-call]
+    source = None if entry is None else entry.source()
+    if entry is None or source is None:
+        return None
+    recipe = Recipe(source, *entry.rest)
+    return recipe if entry.versions == versions_of(x, *recipe[:5]) else None
+
+
+def _hooks_save() -> bool:
+    """Whether hooks for saved tensors are active, as in ``torch.utils.checkpoint``.
+
+    A source that they save elsewhere may be freed, so that ``recall`` would depend on when that happens. A recomputed
+    forward must save the same tensors as the first.
+    """
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _requested_inputs(ctx: Any, given: Sequence[bool]) -> list[bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,10 @@ class InstanceNorm2d(nn.InstanceNorm2d):
         if input.dim() != 4 or input.shape[0] != 1 or self.track_running_stats:
             return super().forward(input)
         return F.batch_norm(input, None, None, self.weight, self.bias, training=True, eps=self.eps)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and value >= 0
 
 
 class InstanceNormAct2d(InstanceNorm2d):
@@ -77,16 +81,18 @@ class InstanceNormAct2d(InstanceNorm2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, affine=affine, device=device, dtype=dtype)
-        sides = (padding,) * 4 if isinstance(padding, int) else tuple(padding)
-        if activation not in _ACTIVATIONS:
+        sides = (padding,) * 4 if isinstance(padding, int) else padding
+        if activation not in list(_ACTIVATIONS):  # unlike a dictionary, a list can be asked for an unhashable value
             raise ValueError(f"activation must be 'relu', 'leaky_relu' or None, got {activation!r}")
-        if padding_mode not in _PADDING_MODES:
+        if not isinstance(slope, (int, float)):
+            raise ValueError(f"slope must be a number, got {slope!r}")
+        if padding_mode not in list(_PADDING_MODES):
             raise ValueError(f"padding_mode must be one of {', '.join(_PADDING_MODES)}, got {padding_mode!r}")
-        if len(sides) != 4 or min(sides) < 0:
-            raise ValueError(f"padding must be one or four numbers of at least 0, got {padding!r}")
+        if not isinstance(sides, (tuple, list)) or len(sides) != 4 or not all(_is_size(side) for side in sides):
+            raise ValueError(f"padding must be one or four integers of at least 0, got {padding!r}")
         self.activation = activation
         self.slope = slope
-        self.padding = sides
+        self.padding = cast("tuple[int, int, int, int]", tuple(sides))
         self.padding_mode = padding_mode
 
     @property

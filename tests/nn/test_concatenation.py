@@ -57,6 +57,17 @@ def test_the_concatenation_is_not_kept():
     assert kept_bytes(lambda: network(concatenate(condition, image))) == network(concatenate(condition, image)).nbytes
 
 
+@pytest.mark.parametrize("modified", ["condition", "image"])
+def test_parts_that_were_modified_since_are_not_used(modified):
+    results = []
+    for network in plain_and_lean(nn.Sequential(nn.Conv2d(5, 4, 3)).double()):
+        parts = {"condition": images(1, 2, 8, 8), "image": images(1, 3, 8, 8)}
+        x = concatenate(*parts.values())
+        parts[modified].mul_(3)
+        results.append(torch.autograd.grad(network(x).square().sum(), list(network.parameters())))
+    assert error(results[1], results[0]) < 1e-12
+
+
 @pytest.mark.parametrize("change", ["in place", "another tensor", "condition with gradient", "reference", "groups"])
 def test_other_inputs_are_convolved_as_they_are(change):
     conv = nn.Conv2d(6, 4, 3, groups=2 if change == "groups" else 1)

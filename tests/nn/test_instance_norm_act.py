@@ -95,8 +95,14 @@ def test_it_compiles():
     [
         ({"activation": "gelu"}, "activation must be 'relu', 'leaky_relu' or None, got 'gelu'"),
         ({"padding_mode": "circular"}, "padding_mode must be one of zeros, reflect, replicate, got 'circular'"),
-        ({"padding": -1}, "padding must be one or four numbers of at least 0, got -1"),
-        ({"padding": (1, 1)}, "padding must be one or four numbers of at least 0, got"),
+        ({"padding": -1}, "padding must be one or four integers of at least 0, got -1"),
+        ({"padding": 1.5}, "padding must be one or four integers of at least 0, got 1.5"),
+        ({"padding": "same"}, "padding must be one or four integers of at least 0, got 'same'"),
+        ({"padding": (1, 1, 1, 1.0)}, "padding must be one or four integers of at least 0, got"),
+        ({"activation": ["relu"]}, "activation must be 'relu', 'leaky_relu' or None, got"),
+        ({"padding_mode": None}, "padding_mode must be one of zeros, reflect, replicate, got None"),
+        ({"slope": "0.2"}, "slope must be a number, got '0.2'"),
+        ({"padding": (1, 1)}, "padding must be one or four integers of at least 0, got"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):

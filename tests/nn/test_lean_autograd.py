@@ -147,6 +147,19 @@ def test_activation_checkpoints_work(pair, x, reentrant):
     assert error(results[1], results[0]) < 1e-12
 
 
+@pytest.mark.parametrize("input_gradient", [True, False])
+def test_chains_within_checkpointed_chains_save_the_same_in_both_forwards(input_gradient, x):
+    """The norm's input, which the inner convolution could be rebuilt from, is alive in the second forward only."""
+    inner = nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4))
+    network = nn.Sequential(nn.InstanceNorm2d(3), nn.BatchNorm2d(3), inner).double()
+    results = []
+    for each in plain_and_lean(network):
+        leaf = x.clone().requires_grad_(input_gradient)
+        checkpoint(each, leaf, use_reentrant=False).sin().sum().backward()
+        results.append([p.grad for p in [leaf, *each.parameters()] if p.grad is not None])
+    assert error(results[1], results[0]) < 1e-12
+
+
 def test_the_generators_own_checkpoints_work():
     network = define_G(3, 3, 4, "global", 2, 2)
     results = []

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from pix2pixhd.nn import lean
 
@@ -132,16 +132,42 @@ def test_replaced_forwards_are_called(network, x):
     assert error(differentiate(network, x)[1], expected[1]) < 1e-12
 
 
-@pytest.mark.parametrize("parametrize", [parametrizations.spectral_norm, parametrizations.weight_norm])
-def test_parametrized_layers_have_the_plain_gradients(parametrize, x):
+@pytest.mark.parametrize("parametrized", [parametrizations.spectral_norm, parametrizations.weight_norm])
+def test_parametrized_layers_have_the_plain_gradients(parametrized, x):
     torch.manual_seed(0)
     network = chain().double()
     for layer in network:
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-            parametrize(layer)
-    network.eval()  # training updates spectral norm's vectors
+            parametrized(layer)
     plain, ours = plain_and_lean(network)
-    assert is_lean(ours, x)
+    assert is_lean(copy.deepcopy(ours), x)
+    for _ in range(2):  # in training, spectral norm updates its vectors with every access to a weight
+        for found, wanted in zip(differentiate(ours, x), differentiate(plain, x), strict=True):
+            assert error(found, wanted) < 1e-12
+    assert error(ours.state_dict().values(), plain.state_dict().values()) < 1e-12
+
+
+class Accessed(nn.Module):
+    """A parametrization that changes with every access."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, weight):
+        self.count += 1
+        return weight * self.count
+
+
+@pytest.mark.parametrize("position", range(8))
+def test_parametrized_weights_are_computed_once(position, x):
+    plain, ours = plain_and_lean(chain("instance affine").double())
+    for network in (plain, ours):
+        for name, _ in list(network[position].named_parameters()):
+            parametrize.register_parametrization(network[position], name, Accessed().double(), unsafe=True)
+        for accessed in network.modules():
+            if isinstance(accessed, Accessed):
+                accessed.count.zero_()
     for found, wanted in zip(differentiate(ours, x), differentiate(plain, x), strict=True):
         assert error(found, wanted) < 1e-12
 
@@ -267,4 +293,26 @@ def test_results_that_were_modified_in_place_are_not_rebuilt(x):
         y = first(x)
         y.mul_(2).relu_()
         results.append(torch.autograd.grad(second(y).sin().sum(), [*first.parameters(), *second.parameters()]))
+    assert error(results[1], results[0]) < 1e-12
+
+
+def double_source(first, x):
+    x.mul_(-2)
+
+
+def negate_norm(first, x):
+    with torch.no_grad():
+        first[0].weight.neg_()
+
+
+@pytest.mark.parametrize("change", [double_source, negate_norm])
+def test_results_are_not_rebuilt_from_tensors_that_were_modified_since(change):
+    """The plain network reports no error either if only the gradients of the second chain are requested."""
+    layers = [[nn.InstanceNorm2d(4, affine=True), nn.ReLU()], [nn.Conv2d(4, 4, 3)]]
+    results = []
+    for first, second in plain_and_lean(nn.ModuleList(nn.Sequential(*each) for each in layers).double()):
+        x = images(1, 4, 8, 8)
+        y = first(x)
+        change(first, x)
+        results.append(torch.autograd.grad(second(y).square().sum(), list(second.parameters())))
     assert error(results[1], results[0]) < 1e-12
