@@ -144,7 +144,7 @@ class StyleLoss(FrozenFeatureLoss):
         styles = [Term(k, self._style, weight) for k, weight in zip(self._style_taps, weights, strict=True)]
         return styles + [Term(k, self._content, self.content_weight) for k in self._content_taps]
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, fake: Tensor, style: Tensor | FrozenFeatures, content: Tensor | FrozenFeatures | None = None
     ) -> Tensor:
         """Computes the loss.

@@ -33,6 +33,8 @@ FEATURES = {}
 _TWICE = r"differentiated twice .*keep_activations=True"
 ERRORS = {
     ("create_graph", "VGGLoss", "fused"): _TWICE,
+    ("create_graph", "FrozenFeatureLoss", "fused"): _TWICE,
+    ("create_graph", "StyleLoss", "fused"): _TWICE,
     ("create_graph", "GeneratorLoss with VGG", "fused"): _TWICE,
 }
 
