@@ -36,9 +36,15 @@ def _has_blocks(module: nn.Module) -> bool:
     )
 
 
+def _first_layer(module: nn.Module) -> nn.Module:
+    while isinstance(module, nn.Sequential) and len(module) > 0:
+        module = module[0]
+    return module
+
+
 def _run(modules: Sequence[nn.Module], x: Any) -> Any:
     given, version = x, x._version if isinstance(x, Tensor) else 0
-    if getattr(modules[0], "inplace", False):
+    if getattr(_first_layer(modules[0]), "inplace", False):
         x = x.clone()  # the saved input must stay as it is for the second run
     for module in modules:
         x = module(x)

@@ -56,6 +56,21 @@ def can_run() -> bool:
 
 
 _AUTOGRAD_KEYS = (torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.AutogradOther)
+# Counts modifications in place, also without gradients. Compiled graphs call the operator without it.
+_VERSION_KEYS = (torch._C.DispatchKey.ADInplaceOrView,)
+
+
+@contextlib.contextmanager
+def _enabled(keys: Sequence[torch._C.DispatchKey]) -> Iterator[None]:
+    """Enable functions of the dispatcher that are excluded inside an operator."""
+    excluded = [torch._C._dispatch_tls_is_dispatch_key_excluded(key) for key in keys]
+    for key in keys:
+        torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+    try:
+        yield
+    finally:
+        for key, was in zip(keys, excluded, strict=True):
+            torch._C._dispatch_tls_set_dispatch_key_excluded(key, was)
 
 
 def _hide(tensor: Tensor) -> tuple[Tensor, int]:
@@ -76,19 +91,10 @@ def differentiable() -> Iterator[None]:
     Saved-tensor hooks of the caller (activation checkpointing, offloading) apply to what the loss saves, not to the
     network's activations, which are freed before the operator returns. Hooks that return the tensor replace them.
     """
-    excluded = [torch._C._dispatch_tls_is_dispatch_key_excluded(key) for key in _AUTOGRAD_KEYS]
-    for key in _AUTOGRAD_KEYS:
-        torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
     hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-    try:
-        with (
-            torch.enable_grad(),
-            torch.autograd.graph.saved_tensors_hooks(_hide, _reveal) if hooked else contextlib.nullcontext(),
-        ):
-            yield
-    finally:
-        for key, was in zip(_AUTOGRAD_KEYS, excluded, strict=True):
-            torch._C._dispatch_tls_set_dispatch_key_excluded(key, was)
+    own_hooks = torch.autograd.graph.saved_tensors_hooks(_hide, _reveal) if hooked else contextlib.nullcontext()
+    with _enabled(_AUTOGRAD_KEYS + _VERSION_KEYS), torch.enable_grad(), own_hooks:
+        yield
 
 
 @torch.library.custom_op("pix2pixhd::frozen_feature_loss", mutates_args=())
@@ -106,7 +112,7 @@ def _frozen_feature_loss(
     owner = _owners.get(handle)
     if owner is None:
         raise RuntimeError("pix2pixhd: the loss of a compiled function has been deleted; keep a reference to the loss")
-    with torch.no_grad():
+    with _enabled(_VERSION_KEYS), torch.no_grad():
         losses, gradient = owner.evaluate(fake, real, targets, weight_map, autocast, with_gradient)
     return losses, fake.new_empty(0) if gradient is None else gradient
 

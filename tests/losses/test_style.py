@@ -137,6 +137,6 @@ def test_invalid_arguments_are_rejected(network):
         loss_of(network, content_layers=["relu9_9"])
     with pytest.raises(TypeError, match=r"style_layers must be a list of names, got 'relu1_1'"):
         loss_of(network, style_layers="relu1_1")
+    contents = loss_of(network).content_features(fake)
     with pytest.raises(ValueError, match=r"real contains features of \('content'"):
-        criterion = loss_of(network)
-        criterion(fake, criterion.content_features(fake), fake)
+        loss_of(network)(fake, contents, fake)
