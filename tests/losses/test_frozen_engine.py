@@ -63,6 +63,16 @@ def test_compiles_without_graph_breaks_and_follows_new_weights():
         same(compiled(fake), criterion(fake, real))
 
 
+def test_operator_passes_opcheck():
+    network, (fake, real) = conv_network(), pair(2, dtype=torch.float32)
+    criterion = FrozenFeatureLoss(network, TAPS)
+    parameters = list(network.parameters())
+    anchor = torch.zeros(())
+    for x, with_gradient in ((fake, True), (fake.detach(), False)):
+        arguments = (x, anchor, real, [], None, parameters, criterion._handle, None, with_gradient)
+        torch.library.opcheck(torch.ops.pix2pixhd.frozen_feature_loss.default, arguments)
+
+
 def test_export_uses_plain_operations():
     class Wrapper(nn.Module):
         def __init__(self):
