@@ -143,7 +143,8 @@ def _gram(x: Tensor) -> Tensor:
 
 def _style(xs: Tensors, network: torch.nn.Module) -> Tensor:
     pairs = zip(network(xs[-1]), network(target(xs[-1])), strict=True)
-    return sum(F.mse_loss(_gram(x), _gram(y)) for x, y in pairs)
+    # Without the factor, plain PyTorch's float16 gradients underflow.
+    return 1e3 * sum(F.mse_loss(_gram(x), _gram(y)) for x, y in pairs)
 
 
 def losses() -> dict[str, Loss]:
@@ -166,7 +167,7 @@ def losses() -> dict[str, Loss]:
         "VGGLoss": Loss(_vgg_loss(), lambda c, xs: c(xs[0], target(xs[0])), _vgg, IMAGE, vgg=True),
         "FrozenFeatureLoss": Loss(FrozenFeatureLoss(_any_network(), ["0", "3"], "mse", weights=VGG_WEIGHTS),
                                   lambda c, xs: c(xs[0], target(xs[0])), _squared_features, IMAGE, vgg=True),
-        "StyleLoss": Loss(StyleLoss("random", style_layers=VGG_LAYERS, normalize="none"),
+        "StyleLoss": Loss(StyleLoss("random", style_layers=VGG_LAYERS, normalize="none", style_weight=1e3),
                           lambda c, xs: c(xs[0], target(xs[0])), _style, IMAGE, vgg=True),
         "GeneratorLoss": Loss(GeneratorLoss(lambda_vgg=0.0), lambda c, xs: c([xs], _both(xs)).total,
                               lambda xs: 0.5 * _lsgan(xs) + 10 * _features(xs), anneal=_set("lambda_feat")),
