@@ -78,10 +78,11 @@ def checkout(tmp_path, monkeypatch):
 def random_vgg(monkeypatch):
     """Random weights where the code asks for ImageNet's, which would be a download."""
     load = pix2pixhd.losses.perceptual.load_vgg
-    monkeypatch.setattr(
-        "pix2pixhd.losses.perceptual.load_vgg",
-        lambda vgg, *args, **kwargs: load("random" if vgg == "imagenet" else vgg, *args, **kwargs),
-    )
+    for module in ("perceptual", "style"):
+        monkeypatch.setattr(
+            f"pix2pixhd.losses.{module}.load_vgg",
+            lambda vgg, *args, **kwargs: load("random" if vgg == "imagenet" else vgg, *args, **kwargs),
+        )
 
 
 @pytest.fixture
