@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -107,6 +108,9 @@ def _replacements(module: nn.Module, tapped: set[nn.Module]) -> Iterator[tuple[n
             yield from _replacements(child, tapped)
 
 
+_replacing = threading.RLock()  # threads that run the same network must not restore each other's methods
+
+
 @contextlib.contextmanager
 def checkpointed(network: nn.Module, taps: Sequence[str] | None) -> Iterator[None]:
     """Saves only the inputs of the segments of a network's ``nn.Sequential`` and ``nn.ModuleList`` containers.
@@ -116,14 +120,15 @@ def checkpointed(network: nn.Module, taps: Sequence[str] | None) -> Iterator[Non
     """
     tapped = {network.get_submodule(name) for name in taps or ()}
     replaced: list[tuple[nn.Module, Any]] = []
-    try:
-        for module, forward in list(_replacements(network, tapped)):
-            replaced.append((module, module.__dict__.get("forward")))
-            module.forward = forward
-        yield
-    finally:
-        for module, before in reversed(replaced):
-            if before is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.forward = before
+    with _replacing:
+        try:
+            for module, forward in list(_replacements(network, tapped)):
+                replaced.append((module, module.__dict__.get("forward")))
+                module.forward = forward
+            yield
+        finally:
+            for module, before in reversed(replaced):
+                if before is None:
+                    module.__dict__.pop("forward", None)
+                else:
+                    module.forward = before

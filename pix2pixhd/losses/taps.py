@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -107,6 +108,7 @@ class _Recorder:
         self.whole = whole or not state.seen_whole
         self.maps: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
+        self._thread = threading.get_ident()
 
     def run(self, network: nn.Module, images: Tensor) -> None:
         """Runs the network. The hooks are removed in any case."""
@@ -127,6 +129,8 @@ class _Recorder:
 
     def _hook(self, name: str) -> Any:
         def record(module: nn.Module, args: Any, output: Any) -> None:
+            if threading.get_ident() != self._thread:  # another thread runs the same network
+                return
             if name in self.maps:
                 raise ValueError(
                     f"taps: module {name!r} is called more than once in a forward pass, so its output is ambiguous; "

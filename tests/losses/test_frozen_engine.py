@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -151,6 +152,22 @@ def test_hooks_are_removed_after_errors():
         assert all(not m._forward_hooks and "forward" not in vars(m) for m in network.modules())
     x = torch.ones(1, requires_grad=True)
     assert (x * 2).requires_grad  # autograd is in its usual state
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpoint": True}])
+def test_threads_may_share_a_network(options):
+    network = conv_network().double()
+    criterion = FrozenFeatureLoss(network, TAPS, **options)
+    pairs = [[x * (1 + k) for x in pair(1)] for k in range(4)]
+    plain = FrozenFeatureLoss(network, TAPS, keep_activations=True)
+    expected = [torch.autograd.grad(plain(x, y), x)[0] for x, y in pairs]
+
+    def work(images):
+        return torch.autograd.grad(criterion(*images), images[0])[0]
+
+    with ThreadPoolExecutor(4) as pool:
+        for ours, theirs in zip(pool.map(work, pairs * 4), expected * 4, strict=True):
+            same(ours, theirs)
 
 
 def test_network_stops_after_its_last_tap():
