@@ -78,7 +78,7 @@ def checkout(tmp_path, monkeypatch):
 def random_vgg(monkeypatch):
     """Random weights where the code asks for ImageNet's, which would be a download."""
     load = pix2pixhd.losses.perceptual.load_vgg
-    for module in ("losses.perceptual", "models.lpips_trunks"):
+    for module in ("losses.perceptual", "losses.style", "models.lpips_trunks"):
         monkeypatch.setattr(
             f"pix2pixhd.{module}.load_vgg",
             lambda vgg, *args, **kwargs: load("random" if vgg == "imagenet" else vgg, *args, **kwargs),

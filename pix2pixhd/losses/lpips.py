@@ -12,14 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pix2pixhd.losses.fingerprint import fingerprint
+from pix2pixhd.losses.images import check_compute_dtype, check_memory_limit, pixel_weights
 from pix2pixhd.losses.perceptual_features import VGGFeatures, check_features
-from pix2pixhd.losses.perceptual_inputs import (
-    RangeCheck,
-    check_against_network,
-    check_memory_limit,
-    compute_dtype,
-    pixel_weights,
-)
+from pix2pixhd.losses.perceptual_inputs import RangeCheck, check_against_network
 from pix2pixhd.models.lpips_trunks import TRUNKS, Trunk, TrunkName, load_trunk, to_lpips_names, to_own_names
 from pix2pixhd.models.vgg import FrozenVGG
 from pix2pixhd.models.weights import read_weights
@@ -170,7 +165,8 @@ class LPIPS(nn.Module):
             raise ValueError(f"version must be {' or '.join(_VERSIONS)}, got {version!r}")
         self.pnet_type, self.pnet_tune, self.pnet_rand = net, pnet_tune, pnet_rand
         self.version, self.lpips, self.spatial, self.eval_mode = version, lpips, spatial, eval_mode
-        self.dtype = compute_dtype(dtype)
+        check_compute_dtype(dtype)
+        self.dtype = dtype
         self.memory_limit = check_memory_limit(memory_limit)
         self.keep_activations = keep_activations
         self.chns, self.L = list(TRUNKS[net].channels), len(TRUNKS[net].channels)

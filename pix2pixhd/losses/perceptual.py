@@ -5,59 +5,42 @@ from __future__ import annotations
 import contextlib
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pix2pixhd.losses.distances import make as make_distance
 from pix2pixhd.losses.fingerprint import fingerprint
-from pix2pixhd.losses.perceptual_features import VGGFeatures, check_features
-from pix2pixhd.losses.perceptual_inputs import (
-    RangeCheck,
-    check_against_network,
+from pix2pixhd.losses.frozen_gradient import Evaluation, Term
+from pix2pixhd.losses.frozen_module import FrozenNetworkLoss
+from pix2pixhd.losses.images import (
+    ImageReduction,
+    Normalization,
+    at_scales,
+    check_compute_dtype,
     check_memory_limit,
-    compute_dtype,
+    check_one_of,
+    check_range,
+    check_scale_weights,
     pixel_weights,
+    scaled_to_network,
 )
+from pix2pixhd.losses.perceptual_features import VGGFeatures, check_features
+from pix2pixhd.losses.perceptual_inputs import RangeCheck, check_against_network
 from pix2pixhd.models.vgg import PAPER_LAYERS, Architecture, FrozenVGG, check_network, load_vgg
-from pix2pixhd.ops import multi_l1_loss, perceptual, reference
+from pix2pixhd.ops import frozen_features, multi_l1_loss, perceptual, reference
 from pix2pixhd.ops.checks import check_dense
 from pix2pixhd.ops.scalars import numbers
 
 PAPER_WEIGHTS = (1.0 / 32, 1.0 / 16, 1.0 / 8, 1.0 / 4, 1.0)
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
 _MIN_SIZE = 16  # the deepest layers follow four pooling layers
 
-Normalization = Literal["none", "imagenet"]
 Criterion = Literal["l1", "mse"]
-VGGReduction = Literal["mean", "none"]
+VGGReduction = ImageReduction
 
 
-def _omit_vgg(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-    for name in [name for name in state if name.startswith(f"{prefix}vgg.")]:
-        del state[name]
-
-
-def _restore_vgg(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Adds the VGG weights that were omitted when saving, so that strict loading succeeds."""
-    for name, value in cast(nn.Module, module.vgg).state_dict(prefix=f"{prefix}vgg.").items():
-        state.setdefault(name, value)
-
-
-def _one_of(name: str, value: object, kind: Any) -> None:
-    if value not in get_args(kind):
-        raise ValueError(f"{name} must be {' or '.join(get_args(kind))}, got {value!r}")
-
-
-def _check_range(input_range: Sequence[float]) -> tuple[float, float]:
-    if isinstance(input_range, (str, int, float)) or len(input_range) != 2 or input_range[0] >= input_range[1]:
-        raise ValueError(f"input_range must be (lowest, highest), for example (-1, 1) or (0, 1), got {input_range!r}")
-    return float(input_range[0]), float(input_range[1])
-
-
-class VGGLoss(nn.Module):
+class VGGLoss(FrozenNetworkLoss):
     """Perceptual loss of pix2pixHD: ``Σ_k w_k · mean|φ_k(fake) − φ_k(real)|`` (after arXiv 1603.08155).
 
     By default the layers φ are relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1 of VGG19, with the weights 1/32, 1/16,
@@ -97,10 +80,10 @@ class VGGLoss(nn.Module):
             needs more, it is processed in groups of images, and a single image in bands of rows. Value and gradient are
             the same; each cut costs about 120 additional rows. Workspaces of the convolutions and weight copies in
             another dtype are not counted.
+            For a custom module, see ``FrozenFeatureLoss``, which splits the batch only.
         keep_activations: Whether autograd computes the gradient, for double backward or gradients of the VGG. Autograd
-            is always used for a custom module, a VGG with hooks or modified layers, devices without kernels,
-            ``torch.func`` transforms, forward-mode AD, and ``pix2pixhd.backend("reference")``. ``memory_limit`` has no
-            effect in these cases.
+            is always used for ``torch.func`` transforms, forward-mode AD, ``torch.export`` and
+            ``pix2pixhd.backend("reference")``. ``memory_limit`` has no effect in these cases.
 
     Raises:
         RuntimeError: If pretrained weights cannot be downloaded. There is no fallback to random weights.
@@ -116,6 +99,8 @@ class VGGLoss(nn.Module):
         >>> fake = torch.zeros(1, 3, 32, 32, requires_grad=True)
         >>> criterion(fake, torch.ones(1, 3, 32, 32)).backward()
     """
+
+    network_name = "vgg"
 
     def __init__(
         self,
@@ -137,20 +122,19 @@ class VGGLoss(nn.Module):
         super().__init__()
         if isinstance(gpu_ids, (str, pathlib.Path, nn.Module)):
             raise TypeError(f"gpu_ids must be a list of GPU numbers, got {gpu_ids!r}; did you mean vgg={gpu_ids!r}?")
-        _one_of("normalize", normalize, Normalization)
-        _one_of("criterion", criterion, Criterion)
-        _one_of("reduction", reduction, VGGReduction)
+        check_one_of("normalize", normalize, Normalization)
+        check_one_of("criterion", criterion, Criterion)
+        check_one_of("reduction", reduction, VGGReduction)
         check_network(network)
-        self.scale_weights = numbers("scale_weights", scale_weights)
-        if not any(self.scale_weights):
-            raise ValueError(f"scale_weights must have one number per scale, not all 0, got {self.scale_weights!r}")
+        check_compute_dtype(dtype)
+        self.scale_weights = check_scale_weights(scale_weights)
         own_module = isinstance(vgg, nn.Module) and not isinstance(vgg, FrozenVGG)
         if layers is not None and isinstance(vgg, nn.Module):
             raise ValueError("layers is only for a network that this loss loads; a module returns its own feature maps")
-        self.vgg = (
+        self.vgg: nn.Module
+        self._own(
             vgg if isinstance(vgg, nn.Module) else load_vgg(vgg, network, PAPER_LAYERS if layers is None else layers)
         )
-        self.vgg.requires_grad_(False).eval()
         if weights is None:
             names = tuple(self.vgg.layers) if isinstance(self.vgg, FrozenVGG) else PAPER_LAYERS
             weights = PAPER_WEIGHTS if names == PAPER_LAYERS else [1.0] * len(names)
@@ -158,23 +142,15 @@ class VGGLoss(nn.Module):
         if not own_module:
             self._check_map_count(len(cast(FrozenVGG, self.vgg).layers))
         self.criterion = criterion
-        self.input_range = _check_range(input_range)
+        self.input_range = check_range(input_range)
         self.normalize = normalize
-        self.dtype = compute_dtype(dtype)
+        self.dtype = dtype
         self.reduction = reduction
         self.memory_limit = check_memory_limit(memory_limit)
         self.keep_activations = keep_activations
         self._range_check = RangeCheck()
-        self.register_state_dict_post_hook(_omit_vgg)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_restore_vgg)  # type: ignore[no-untyped-call]
         if gpu_ids and torch.cuda.is_available():
             self.to(torch.device("cuda", gpu_ids[0]))
-
-    def train(self, mode: bool = True) -> VGGLoss:
-        """Sets the mode of this module. The VGG stays in evaluation mode."""
-        super().train(mode)
-        self.vgg.eval()
-        return self
 
     def forward(self, fake: Tensor, real: Tensor | VGGFeatures, mask: Tensor | None = None) -> Tensor:
         """Computes the loss.
@@ -206,7 +182,7 @@ class VGGLoss(nn.Module):
         reals = real.maps if isinstance(real, VGGFeatures) else self._scales("real", real.detach())
         weight_map = None if mask is None else pixel_weights(mask, fake)
         terms = [
-            self._at_scale(x, y, [scale_weight * w for w in self.weights], weight_map)
+            self._at_scale(x, y, scale_weight, weight_map)
             for x, y, scale_weight in zip(fakes, reals, self.scale_weights, strict=True)
             if x is not None and y is not None
         ]
@@ -256,9 +232,9 @@ class VGGLoss(nn.Module):
         return (*layers, self.normalize, self.input_range, tuple(weight != 0.0 for weight in self.scale_weights))
 
     def _at_scale(
-        self, fake: Tensor, real: Tensor | tuple[Tensor, ...], layer_weights: list[float], weight_map: Tensor | None
+        self, fake: Tensor, real: Tensor | tuple[Tensor, ...], scale_weight: float, weight_map: Tensor | None
     ) -> Tensor:
-        vgg = self.vgg
+        vgg, layer_weights = self.vgg, [scale_weight * weight for weight in self.weights]
         features = None if isinstance(real, Tensor) else list(real)
         fused = not self.keep_activations and isinstance(vgg, FrozenVGG) and vgg.is_standard()
         if fused and perceptual.can_run(fake):
@@ -275,11 +251,38 @@ class VGGLoss(nn.Module):
                 memory_limit=self.memory_limit,
             )
             return losses.mean() if self.reduction == "mean" else losses
+        if not self.keep_activations and frozen_features.can_run():
+            losses = scale_weight * self._general_losses(fake, real, weight_map)
+            return losses.mean() if self.reduction == "mean" else losses
         with self._precision(fake):
             if isinstance(real, Tensor):
                 with torch.no_grad():
                     features = self._feature_maps(real)
             return self._compare(self._feature_maps(fake), cast("list[Tensor]", features), layer_weights, weight_map)
+
+    def _general_losses(self, fake: Tensor, real: Tensor | tuple[Tensor, ...], weight_map: Tensor | None) -> Tensor:
+        """Evaluates any network without keeping its activations, as ``FrozenFeatureLoss`` does."""
+        convert = self.dtype is not None
+        targets = real if isinstance(real, tuple) else ()
+        images = real if isinstance(real, Tensor) else None
+        return frozen_features.frozen_feature_loss(
+            self,
+            self._handle,
+            self.vgg,
+            fake.to(torch.float32) if convert else fake,
+            images.to(torch.float32) if convert and images is not None else images,
+            targets=targets,
+            weight_map=weight_map,
+            dtype=self.dtype,
+        )
+
+    def evaluation(self) -> Evaluation:
+        """Returns how the loss of a network other than the standard VGG is evaluated."""
+        return Evaluation(self.vgg, None, self._terms, memory_limit=self.memory_limit)
+
+    def _terms(self, count: int) -> list[Term]:
+        self._check_map_count(count)
+        return [Term(k, make_distance(self.criterion), weight) for k, weight in enumerate(self.weights)]
 
     def _compare(
         self, fake_maps: list[Tensor], real_maps: list[Tensor], layer_weights: list[float], weight_map: Tensor | None
@@ -305,15 +308,7 @@ class VGGLoss(nn.Module):
 
     def _scales(self, name: str, images: Tensor) -> list[Tensor | None]:
         """Returns the VGG inputs at each scale, or None for scales of weight 0."""
-        images = self._prepared(name, images)
-        scales: list[Tensor | None] = []
-        for level, weight in enumerate(self.scale_weights):
-            if level > 0:
-                images = F.interpolate(
-                    images, scale_factor=0.5, mode="bilinear", align_corners=False, recompute_scale_factor=True
-                )
-            scales.append(images if weight != 0.0 else None)
-        return scales
+        return at_scales(self._prepared(name, images), self.scale_weights)
 
     def _prepared(self, name: str, images: Tensor) -> Tensor:
         check_dense(name, images)
@@ -330,26 +325,9 @@ class VGGLoss(nn.Module):
         self._range_check(name, images, *self.input_range, "pass input_range=({low}, {high})")
         if shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
-        low, high = self.input_range
-        if self.normalize == "imagenet":
-            return self._normalized((images.to(self._wider(images)) - low) / (high - low))
-        if (low, high) != (-1.0, 1.0):
-            images = (images - low) * (2.0 / (high - low)) - 1.0
-        return images
-
-    @staticmethod
-    def _normalized(images: Tensor) -> Tensor:
-        """Applies ImageNet's normalization to images in [0, 1].
-
-        The constants are not buffers because ``DistributedDataParallel`` broadcasts buffers in every forward.
-        """
-        red_green_blue = zip(images.unbind(1), _MEAN, _STD, strict=True)
-        return torch.stack([(channel - mean) / std for channel, mean, std in red_green_blue], dim=1)
-
-    def _wider(self, images: Tensor) -> torch.dtype:
-        """Returns the wider dtype of images and VGG. Half-precision images from autocast are normalized in float32."""
         parameter = next(self.vgg.parameters(), None)
-        return torch.promote_types(images.dtype, torch.float32 if parameter is None else parameter.dtype)
+        dtype = torch.float32 if parameter is None else parameter.dtype
+        return scaled_to_network(images, self.input_range, self.normalize, dtype)
 
     def extra_repr(self) -> str:
         """Formats the options for ``repr``."""

@@ -1,15 +1,17 @@
-"""Precomputed VGG features of real images."""
+"""Precomputed features of real images."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from pix2pixhd.losses.fingerprint import same_weights
+
+_Features = TypeVar("_Features", bound="FrozenFeatures")
 
 
 def check_features(name: str, features: VGGFeatures, identity: tuple[Any, ...], weights: str) -> None:
@@ -32,7 +34,76 @@ def check_features(name: str, features: VGGFeatures, identity: tuple[Any, ...], 
 
 
 @dataclasses.dataclass(frozen=True)
-class VGGFeatures:
+class FrozenFeatures:
+    """What a loss compares with, for real images: returned by its ``features`` and accepted in place of ``real``.
+
+    Attributes:
+        maps: Feature maps, or what the distance keeps of them (Gram matrices ``[N, C, C]``), per image scale and term.
+        shape: Shape of the images.
+        made_by: Options of the loss that determine the features. A loss with other options rejects them.
+        weights: Fingerprint of the network's weights. A loss with other weights rejects the features.
+
+    Example:
+        >>> import torch
+        >>> from pix2pixhd.losses import FrozenFeatureLoss
+        >>> criterion = FrozenFeatureLoss(torch.nn.Conv2d(3, 8, 3))
+        >>> features = criterion.features(torch.zeros(2, 3, 32, 32))
+        >>> features.nbytes
+        57600
+        >>> loss = criterion(torch.ones(1, 3, 32, 32), features[:1])
+    """
+
+    maps: tuple[tuple[Tensor, ...], ...]
+    shape: torch.Size
+    made_by: tuple[Any, ...]
+    weights: str = dataclasses.field(repr=False)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return iter(self.maps)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the feature maps in bytes."""
+        return sum(x.nbytes for scale in self.maps for x in scale)
+
+    def to(self: _Features, *args: Any, **kwargs: Any) -> _Features:
+        """Converts all feature maps with ``Tensor.to``, for example to another device or to bfloat16."""
+        maps = tuple(tuple(x.to(*args, **kwargs) for x in scale) for scale in self.maps)
+        return dataclasses.replace(self, maps=maps)
+
+    def __getitem__(self: _Features, images: slice) -> _Features:
+        """Selects a slice of the batch."""
+        if not isinstance(images, slice):
+            raise TypeError(f"features must be indexed with a slice, as in features[2:3], got {images!r}")
+        maps = tuple(tuple(x[images] for x in scale) for scale in self.maps)
+        count = len(next(x for scale in maps for x in scale))  # scales of weight 0 have no feature maps
+        return dataclasses.replace(self, maps=maps, shape=torch.Size([count, *self.shape[1:]]))
+
+    @staticmethod
+    def cat(parts: Sequence[_Features]) -> _Features:
+        """Concatenates features along the batch dimension.
+
+        Raises:
+            ValueError: If ``parts`` is empty, or the parts differ in image size, loss options or network weights.
+        """
+        if not parts:
+            raise ValueError("parts is empty; pass at least one features object")
+        first = parts[0]
+        for part in parts[1:]:
+            if part.shape[1:] != first.shape[1:] or part.made_by != first.made_by:
+                raise ValueError(
+                    f"parts must have the same image size and come from the same loss, got {tuple(first.shape)} by "
+                    f"{first.made_by} and {tuple(part.shape)} by {part.made_by}"
+                )
+            if not same_weights(part.weights, first.weights):
+                raise ValueError("parts must come from the same loss, got features computed with different weights")
+        maps = tuple(tuple(torch.cat(xs) for xs in zip(*scales, strict=True)) for scales in zip(*parts, strict=True))
+        shape = torch.Size([sum(p.shape[0] for p in parts), *first.shape[1:]])
+        return dataclasses.replace(first, maps=maps, shape=shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class VGGFeatures(FrozenFeatures):
     """VGG feature maps of real images, returned by ``VGGLoss.features(real)`` and accepted in place of ``real``.
 
     For the paper's five layers they hold 122 values per pixel: 244 MiB for a 1024×512 image in float32, and 122 MiB in
@@ -51,50 +122,3 @@ class VGGFeatures:
         >>> features = criterion.features(torch.zeros(1, 3, 32, 32))
         >>> loss = criterion(torch.ones(1, 3, 32, 32), features)
     """
-
-    maps: tuple[tuple[Tensor, ...], ...]
-    shape: torch.Size
-    made_by: tuple[Any, ...]
-    weights: str = dataclasses.field(repr=False)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        return iter(self.maps)
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the feature maps in bytes."""
-        return sum(x.nbytes for scale in self.maps for x in scale)
-
-    def to(self, *args: Any, **kwargs: Any) -> VGGFeatures:
-        """Converts all feature maps with ``Tensor.to``, for example to another device or to bfloat16."""
-        maps = tuple(tuple(x.to(*args, **kwargs) for x in scale) for scale in self.maps)
-        return dataclasses.replace(self, maps=maps)
-
-    def __getitem__(self, images: slice) -> VGGFeatures:
-        """Selects a slice of the batch."""
-        if not isinstance(images, slice):
-            raise TypeError(f"features must be indexed with a slice, as in features[2:3], got {images!r}")
-        maps = tuple(tuple(x[images] for x in scale) for scale in self.maps)
-        return dataclasses.replace(self, maps=maps, shape=torch.Size([len(maps[0][0]), *self.shape[1:]]))
-
-    @staticmethod
-    def cat(parts: Sequence[VGGFeatures]) -> VGGFeatures:
-        """Concatenates features along the batch dimension.
-
-        Raises:
-            ValueError: If ``parts`` is empty, or the parts differ in image size, loss options or VGG weights.
-        """
-        if not parts:
-            raise ValueError("parts is empty; pass at least one VGGFeatures")
-        first = parts[0]
-        for part in parts[1:]:
-            if part.shape[1:] != first.shape[1:] or part.made_by != first.made_by:
-                raise ValueError(
-                    f"parts must have the same image size and come from the same loss, got {tuple(first.shape)} by "
-                    f"{first.made_by} and {tuple(part.shape)} by {part.made_by}"
-                )
-            if not same_weights(part.weights, first.weights):
-                raise ValueError("parts must come from the same loss, got features computed with different VGG weights")
-        maps = tuple(tuple(torch.cat(xs) for xs in zip(*scales, strict=True)) for scales in zip(*parts, strict=True))
-        shape = torch.Size([sum(p.shape[0] for p in parts), *first.shape[1:]])
-        return dataclasses.replace(first, maps=maps, shape=shape)

@@ -3,43 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pix2pixhd.ops.autograd import is_wrapped, wider
-from pix2pixhd.ops.checks import check_dense
-from pix2pixhd.ops.scalars import one_number
+from pix2pixhd.ops.autograd import is_wrapped
 
-__all__ = ["RangeCheck", "check_against_network", "check_memory_limit", "compute_dtype", "pixel_weights"]
-
-_PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def compute_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
-    """Check the option ``dtype`` of a loss.
-
-    Raises:
-        ValueError: If the operators do not compute in it.
-    """
-    if dtype is not None and dtype not in _PRECISIONS:
-        raise ValueError(f"dtype must be torch.float32, torch.bfloat16, torch.float16 or None, got {dtype}")
-    return dtype
-
-
-def check_memory_limit(memory_limit: Any) -> int | None:
-    """Check the option ``memory_limit`` of a loss.
-
-    Raises:
-        ValueError: If it is not a positive whole number or None.
-    """
-    if memory_limit is None:
-        return None
-    number = one_number("memory_limit", memory_limit)
-    if number <= 0 or not number.is_integer():  # also rejects inf and NaN
-        raise ValueError(f"memory_limit must be a whole number of bytes above 0, or None, got {memory_limit}")
-    return int(min(number, 2**62))  # the operators take a 64-bit integer
+__all__ = ["RangeCheck", "check_against_network"]
 
 
 def check_against_network(
@@ -73,30 +43,6 @@ def check_against_network(
             f"{name} is {images.dtype} and the {title} {parameter.dtype}; convert the images, convert the loss "
             f"({loss}(...).to(dtype)), or use autocast"
         )
-
-
-def pixel_weights(mask: Tensor, images: Tensor) -> Tensor:
-    """Return a mask as pixel weights ``[N, 1, H, W]`` without a gradient.
-
-    Args:
-        mask: ``[N, 1, H, W]``, ``[1, 1, H, W]`` or ``[H, W]``.
-        images: The images ``[N, C, H, W]``.
-
-    Raises:
-        ValueError: If the mask has another size or device, or requires a gradient.
-    """
-    check_dense("mask", mask)
-    size = (len(images), 1, *images.shape[2:])
-    whole = mask.view(1, 1, *mask.shape) if mask.dim() == 2 else mask
-    if whole.dim() != 4 or whole.shape[1:] != size[1:] or len(whole) not in (1, len(images)):
-        raise ValueError(
-            f"mask must be [N, 1, H, W], [1, 1, H, W] or [H, W] like the images, {size}, got {tuple(mask.shape)}"
-        )
-    if mask.requires_grad and torch.is_grad_enabled():
-        raise ValueError("mask requires a gradient, which the loss does not compute; pass mask.detach()")
-    if mask.device != images.device:
-        raise ValueError(f"mask is on {mask.device} and images on {images.device}; move one to the other's with .to()")
-    return whole.detach().to(wider(images.dtype)).expand(size)
 
 
 class RangeCheck:

@@ -16,7 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pix2pixhd import functional
-from pix2pixhd.losses import DiscriminatorLoss, FeatureMatchingLoss, GANLoss, GeneratorLoss, L1Loss, VGGLoss
+from pix2pixhd.losses import (
+    DiscriminatorLoss,
+    FeatureMatchingLoss,
+    FrozenFeatureLoss,
+    GANLoss,
+    GeneratorLoss,
+    L1Loss,
+    StyleLoss,
+    VGGLoss,
+)
 
 Tensors = list[Tensor]
 SCALE_SHAPES = ((2, 4, 6, 5), (2, 1, 4, 3))  # a discriminator's feature map and its prediction
@@ -35,7 +44,7 @@ class Loss:
         plain: Computes the loss in plain PyTorch from the tensors, and from the network if ``vgg`` is True.
         shapes: Shapes of the tensors.
         anneal: Sets a numeric attribute of the criterion, as a schedule does.
-        vgg: Whether the loss uses a VGG.
+        vgg: Whether the loss uses a VGG or another frozen network.
     """
 
     criterion: Any
@@ -50,10 +59,11 @@ class Loss:
 
     @functools.cached_property
     def network(self) -> torch.nn.Module | None:
-        """The VGG of the criterion, or None."""
+        """The frozen network of the criterion, or None."""
         if not self.vgg:
             return None
-        return self.criterion.vgg.vgg if isinstance(self.criterion, GeneratorLoss) else self.criterion.vgg
+        criterion = self.criterion.vgg if isinstance(self.criterion, GeneratorLoss) else self.criterion
+        return criterion.frozen_network()
 
     @functools.cached_property
     def double_network(self) -> torch.nn.Module | None:
@@ -110,6 +120,33 @@ def _vgg_loss() -> VGGLoss:
     return VGGLoss(vgg="random", layers=VGG_LAYERS, weights=VGG_WEIGHTS)
 
 
+def _any_network() -> torch.nn.Sequential:
+    """Returns a network whose first tapped output is modified in place by the next layer."""
+    torch.manual_seed(3)
+    convolutions = [torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 3, 2, padding=1)]
+    return torch.nn.Sequential(convolutions[0], torch.nn.ReLU(inplace=True), convolutions[1], torch.nn.Tanh())
+
+
+def _squared_features(xs: Tensors, network: torch.nn.Module) -> Tensor:
+    def maps(x: Tensor) -> Tensors:
+        first = network[0](x)
+        return [first, network[3](network[2](F.relu(first)))]
+
+    return sum(w * F.mse_loss(x, y) for w, x, y in zip(VGG_WEIGHTS, maps(xs[-1]), maps(target(xs[-1])), strict=True))
+
+
+def _gram(x: Tensor) -> Tensor:
+    matrix = x.float().flatten(2) if x.dtype != torch.float64 else x.flatten(2)
+    with torch.autocast("cpu", enabled=False):
+        return matrix @ matrix.transpose(1, 2) / (matrix.shape[1] * matrix.shape[2])
+
+
+def _style(xs: Tensors, network: torch.nn.Module) -> Tensor:
+    pairs = zip(network(xs[-1]), network(target(xs[-1])), strict=True)
+    # Without the factor, plain PyTorch's float16 gradients underflow.
+    return 1e3 * sum(F.mse_loss(_gram(x), _gram(y)) for x, y in pairs)
+
+
 def losses() -> dict[str, Loss]:
     """Returns the table with new criteria."""
     f, gan, label = functional, lambda c, xs: c([xs], True), _set("real_label")
@@ -128,6 +165,10 @@ def losses() -> dict[str, Loss]:
         "L1Loss sum": Loss(L1Loss("sum"), lambda c, xs: c(xs[0], target(xs[0])),
                            lambda xs: F.l1_loss(xs[0], target(xs[0]), reduction="sum")),
         "VGGLoss": Loss(_vgg_loss(), lambda c, xs: c(xs[0], target(xs[0])), _vgg, IMAGE, vgg=True),
+        "FrozenFeatureLoss": Loss(FrozenFeatureLoss(_any_network(), ["0", "3"], "mse", weights=VGG_WEIGHTS),
+                                  lambda c, xs: c(xs[0], target(xs[0])), _squared_features, IMAGE, vgg=True),
+        "StyleLoss": Loss(StyleLoss("random", style_layers=VGG_LAYERS, normalize="none", style_weight=1e3),
+                          lambda c, xs: c(xs[0], target(xs[0])), _style, IMAGE, vgg=True),
         "GeneratorLoss": Loss(GeneratorLoss(lambda_vgg=0.0), lambda c, xs: c([xs], _both(xs)).total,
                               lambda xs: 0.5 * _lsgan(xs) + 10 * _features(xs), anneal=_set("lambda_feat")),
         "GeneratorLoss with VGG": Loss(GeneratorLoss(vgg=_vgg_loss()),

@@ -31,10 +31,8 @@ with warnings.catch_warnings():
 FEATURES = {}
 # Maps (feature, loss, backend) to the expected error message.
 _TWICE = r"differentiated twice .*keep_activations=True"
-ERRORS = {
-    ("create_graph", "VGGLoss", "fused"): _TWICE,
-    ("create_graph", "GeneratorLoss with VGG", "fused"): _TWICE,
-}
+_FROZEN = "VGGLoss", "FrozenFeatureLoss", "StyleLoss", "GeneratorLoss with VGG"
+ERRORS = {("create_graph", name, "fused"): _TWICE for name in _FROZEN}
 
 
 def feature(function):

@@ -41,7 +41,7 @@ def test_features_of_other_weights_are_rejected(criterion, tmp_path):
     with pytest.raises(ValueError, match=REJECTED):
         other(fake, features)
     with pytest.raises(
-        ValueError, match="parts must come from the same loss, got features computed with different VGG weights"
+        ValueError, match="parts must come from the same loss, got features computed with different weights"
     ):
         type(features).cat([features, other.features(real)])
 

@@ -155,12 +155,13 @@ def test_perceptual_loss_passes_opcheck(vgg):
     network = (weights, biases, layer_weights, layer_kinds)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     for first, options in (
-        ((fake, real, [], None), (False, torch.float32, None, True)),
-        ((fake, real, [], torch.rand(1, 1, 16, 16)), (True, torch.bfloat16, 10**8, True)),
-        ((fake, None, vgg(real), None), (False, torch.float32, None, True)),
-        ((fake.detach(), real, [], None), (False, torch.float32, None, False)),
-        ((crop.detach().requires_grad_(), permuted, [], None), (False, torch.float32, None, True)),
-        ((permuted.detach().requires_grad_(), crop, [], None), (False, torch.bfloat16, None, True)),
+        ((fake, real, [], None), ("l1", [], torch.float32, None, True)),
+        ((fake, real, [], torch.rand(1, 1, 16, 16)), ("mse", [], torch.bfloat16, 10**8, True)),
+        ((fake, real, [], None), ("lpips", [torch.rand(x.shape[1]) for x in vgg(real)], torch.float32, None, True)),
+        ((fake, None, vgg(real), None), ("l1", [], torch.float32, None, True)),
+        ((fake.detach(), real, [], None), ("l1", [], torch.float32, None, False)),
+        ((crop.detach().requires_grad_(), permuted, [], None), ("l1", [], torch.float32, None, True)),
+        ((permuted.detach().requires_grad_(), crop, [], None), ("l1", [], torch.bfloat16, None, True)),
     ):
         arguments = (*first, *network, *options)
         torch.library.opcheck(torch.ops.pix2pixhd.perceptual_loss.default, arguments, test_utils=tests)
