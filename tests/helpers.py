@@ -1,7 +1,13 @@
 """Helpers of tests in several folders."""
 
+import os
+import socket
+import sys
+
 import torch
 import torch.multiprocessing as mp
+
+from pix2pixhd.cli.main import main
 
 
 def run_two_processes(work, *arguments):
@@ -9,3 +15,34 @@ def run_two_processes(work, *arguments):
     # A spawned process imports everything again, for ten seconds. With a GPU, autograd has threads that forbid a fork.
     method = "spawn" if torch.cuda.is_available() else "fork"
     mp.start_processes(work, args=arguments, nprocs=2, start_method=method)
+
+
+def _command(rank, folder, port, arguments):
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_WORLD_SIZE="1"
+    )
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test")
+    torch.set_num_threads(1)
+    output = os.open(folder / f"process_{rank}.txt", os.O_CREAT | os.O_WRONLY)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    code = main(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    (folder / f"code_{rank}").write_text(str(code))
+
+
+def run_command_under_torchrun(folder, arguments):
+    """Run the command line in two processes with torchrun's environment, but without its slow start.
+
+    Returns:
+        The exit codes, and what both processes printed.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder.mkdir()
+    run_two_processes(_command, folder, port, [str(argument) for argument in arguments])
+    codes = [int((folder / f"code_{rank}").read_text()) for rank in (0, 1)]
+    return codes, "".join((folder / f"process_{rank}.txt").read_text() for rank in (0, 1))

@@ -1,9 +1,6 @@
 """The number of processes must match what torchrun or SLURM started; otherwise the run is rejected before training."""
 
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -13,6 +10,7 @@ from pix2pixhd.config.schema.trainer import TrainerOptions
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.distributed import AveragedGradients
 from pix2pixhd.training.processes import distribution_options, process_count
+from tests.helpers import run_command_under_torchrun
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -98,13 +96,7 @@ def test_shipped_configurations_take_the_number_of_processes_from_the_launcher()
 
 @pytest.mark.slow
 def test_torchrun_with_another_number_of_devices_is_rejected_before_training(command_line, tmp_path):
-    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "pix2pixhd"]
-    done = subprocess.run(
-        [sys.executable, *command, *command_line("--trainer.devices=1")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode != 0
-    assert done.stderr.count("torchrun started 2 processes on this machine, trainer.devices is 1") == 1, done.stderr
+    codes, printed = run_command_under_torchrun(tmp_path / "processes", command_line("--trainer.devices=1"))
+    assert 2 in codes
+    assert printed.count("torchrun started 2 processes on this machine, trainer.devices is 1") == 1, printed
     assert not (tmp_path / "run").exists()

@@ -9,6 +9,7 @@ import pytest
 
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
+from tests.helpers import run_command_under_torchrun
 
 from .helpers import BatchRecorder, assert_identical, training_state
 
@@ -83,22 +84,28 @@ def test_resuming_within_an_epoch_with_another_seed_is_rejected(stopped, tmp_pat
         train(stopped, resume=True)
 
 
+MESSAGE = "was divided between 1 process, now there are 2; resume with 1 process until the epoch ends, or copy"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "lightning"])
-def test_another_number_of_processes_is_rejected_with_one_message(stopped, tmp_path, launcher):
-    start, more = {
-        "torchrun": (["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "pix2pixhd"], []),
-        "lightning": (["-m", "pix2pixhd"], ["--trainer.devices=2"]),
-    }[launcher]
+def test_another_number_of_processes_is_rejected_with_one_message(stopped, tmp_path):
+    command = ["-m", "pix2pixhd", "train", "--resume", f"--run.output={tmp_path / 'run'}", "--trainer.devices=2"]
     done = subprocess.run(
-        [sys.executable, *start, "train", "--resume", f"--run.output={tmp_path / 'run'}", *more],
+        [sys.executable, *command],
         capture_output=True,
         text=True,
         timeout=120,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
-    message = "was divided between 1 process, now there are 2; resume with 1 process until the epoch ends, or copy"
-    assert done.stderr.count(message) == 1, done.stderr
-    if launcher == "lightning":
-        assert done.returncode == 2
-        assert "Traceback" not in done.stderr
+    assert done.stderr.count(MESSAGE) == 1, done.stderr
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_under_torchrun_is_rejected_with_one_message(stopped, tmp_path):
+    arguments = ["train", "--resume", f"--run.output={tmp_path / 'run'}"]
+    codes, printed = run_command_under_torchrun(tmp_path / "processes", arguments)
+    assert printed.count(MESSAGE) == 1, printed
+    assert 2 in codes
+    assert "Traceback" not in printed
