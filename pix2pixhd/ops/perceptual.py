@@ -46,7 +46,7 @@ def _perceptual_loss(
     stack = ConvStack(weights, biases, layer_kinds)
     sides = 1 if real is None else 2
     comparison = Comparison(layer_weights, distance, linear)
-    kept = comparison.keeps_maps
+    kept = comparison.saves_features
     tiles = plan_tiles(layer_kinds, stack.channels, fake.shape, dtype.itemsize, kept, sides, memory_limit)
     losses = torch.zeros(len(fake), dtype=torch.float64, device=fake.device)
     gradient = None

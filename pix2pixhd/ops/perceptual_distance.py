@@ -1,8 +1,8 @@
-"""Distances between two feature maps at a tap of the perceptual loss, forward and backward.
+"""Distances of two feature maps at a tap of the perceptual loss, forward and backward.
 
-A distance is one entry of ``DISTANCES``. Its operator applies bias and ReLU to both maps in place, and returns the mean
-per image, the bits of the elements that ReLU passes, and what the backward needs besides: packed signs, or half the
-derivative, which ``relu_distance_backward_`` multiplies by a coefficient.
+A distance is one entry of ``DISTANCES``. Its operator applies bias and ReLU to both feature maps in place, and returns
+the mean per image, the bits of the elements that ReLU passes, and what the backward needs besides: packed signs, or
+half the derivative, which ``relu_distance_backward_`` multiplies by a coefficient.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Distance:
 
     Attributes:
         forward: Calls the operator.
-        keeps_maps: Whether the forward saves a feature map for the backward, or signs.
+        saves_features: Whether the forward saves a feature map for the backward, or signs.
         over_channels: Whether the mean is taken over channels and pixels, or over pixels alone.
         has_linear: Whether the channels have weights.
     """
 
     forward: _Forward
-    keeps_maps: bool
+    saves_features: bool
     over_channels: bool = True
     has_linear: bool = False
 
@@ -69,9 +69,9 @@ def _lpips(
 
 
 DISTANCES = {
-    "l1": Distance(_difference(squared=False), keeps_maps=False),
-    "mse": Distance(_difference(squared=True), keeps_maps=True),
-    "lpips": Distance(_lpips, keeps_maps=True, over_channels=False, has_linear=True),
+    "l1": Distance(_difference(squared=False), saves_features=False),
+    "mse": Distance(_difference(squared=True), saves_features=True),
+    "lpips": Distance(_lpips, saves_features=True, over_channels=False, has_linear=True),
 }
 
 
@@ -90,9 +90,9 @@ class Comparison:
     linear: Sequence[Tensor] = ()
 
     @property
-    def keeps_maps(self) -> bool:
+    def saves_features(self) -> bool:
         """Whether a feature map per tap is saved for the backward, or signs."""
-        return DISTANCES[self.distance].keeps_maps
+        return DISTANCES[self.distance].saves_features
 
     def forward(
         self, tap: int, x: Tensor, y: Tensor, bias: Tensor | None, pixels: Tensor | None, activated: bool, pack: bool

@@ -176,7 +176,7 @@ class TilePass:
         Raises:
             RuntimeError: If ``forward`` has not been called before.
         """
-        ops, stack, squared = torch.ops.pix2pixhd, self.stack, self.comparison.keeps_maps
+        ops, stack, squared = torch.ops.pix2pixhd, self.stack, self.comparison.saves_features
         if self._last is None:
             raise RuntimeError("TilePass.backward must be called after TilePass.forward")
         gradient = torch.zeros_like(self._last)
@@ -209,7 +209,7 @@ class TilePass:
         peak = torch.full((images,), abs(saved.coefficient), device=distance.device)
         if saved.weight is not None:
             peak = peak * torch.linalg.vector_norm(saved.weight, torch.inf, dim=(1, 2))
-        if self.comparison.keeps_maps:
+        if self.comparison.saves_features:
             differences = distance.view(images, max(distance.numel() // max(images, 1), 1))
             peak = peak * 2.0 * torch.linalg.vector_norm(differences, torch.inf, dim=1, dtype=torch.float32)
         return peak

@@ -100,7 +100,7 @@ def peak_bytes(
     rows: Sequence[int],
     width: int,
     itemsize: int,
-    keeps_maps: bool,
+    saves_features: bool,
     sides: int,
 ) -> int:
     """Return the peak memory, in bytes, of the feature maps and saved bits of one image's tile.
@@ -111,7 +111,7 @@ def peak_bytes(
         rows: Number of rows of the feature maps of each stage.
         width: Width of the image.
         itemsize: Bytes per element.
-        keeps_maps: Whether the distance saves a feature map per tap, or signs (L1).
+        saves_features: Whether the distance saves a feature map per tap, or signs (L1).
         sides: 2 when the real image is evaluated too, 1 when its feature maps are given.
     """
     stage, saved, peak, before = 0, 0, 0, 3 * rows[0] * width * itemsize
@@ -123,7 +123,7 @@ def peak_bytes(
         peak = max(peak, saved + out + before + (sides - 1) * max(before, out))
         backward = max(backward, out + before)
         if kind in TAPPED_KINDS:
-            saved += elements // 8 + (elements * itemsize if keeps_maps else elements // 4)
+            saved += elements // 8 + (elements * itemsize if saves_features else elements // 4)
         if kind in POOLED_KINDS:
             stage += 1
             pooled = count * rows[stage] * (width >> stage) if stage < len(rows) else elements // 4
@@ -141,7 +141,7 @@ def plan_tiles(
     channels: Sequence[int],
     shape: Sequence[int],
     itemsize: int,
-    keeps_maps: bool,
+    saves_features: bool,
     sides: int,
     memory_limit: int | None,
 ) -> list[Tile]:
@@ -152,7 +152,7 @@ def plan_tiles(
         channels: Number of output channels of each convolution.
         shape: Shape of the images.
         itemsize: Bytes per element.
-        keeps_maps: Whether the distance saves a feature map per tap, or signs (L1).
+        saves_features: Whether the distance saves a feature map per tap, or signs (L1).
         sides: 2 when the real image is evaluated too, 1 when its feature maps are given.
         memory_limit: Maximum number of bytes for feature maps and saved bits; None for no limit.
 
@@ -163,7 +163,9 @@ def plan_tiles(
     whole = _stages(layer_kinds, height, 0, height)
 
     def needed(stages: Sequence[RowSpan]) -> int:
-        return peak_bytes(layer_kinds, channels, [rows.length for rows in stages], width, itemsize, keeps_maps, sides)
+        return peak_bytes(
+            layer_kinds, channels, [rows.length for rows in stages], width, itemsize, saves_features, sides
+        )
 
     if memory_limit is None or images * needed(whole) <= memory_limit:
         return [Tile(0, images, whole)]
