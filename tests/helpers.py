@@ -27,10 +27,11 @@ def _command(rank, folder, port, arguments):
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-    code = main(arguments)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    (folder / f"code_{rank}").write_text(str(code))
+    try:
+        sys.exit(main(arguments))
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def run_command_under_torchrun(folder, arguments):
@@ -43,6 +44,13 @@ def run_command_under_torchrun(folder, arguments):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder.mkdir()
-    run_two_processes(_command, folder, port, [str(argument) for argument in arguments])
-    codes = [int((folder / f"code_{rank}").read_text()) for rank in (0, 1)]
+    context = mp.get_context("spawn" if torch.cuda.is_available() else "fork")
+    words = [str(argument) for argument in arguments]
+    processes = [context.Process(target=_command, args=(rank, folder, port, words)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+        process.kill()  # no effect after the end
+    codes = [process.exitcode for process in processes]
     return codes, "".join((folder / f"process_{rank}.txt").read_text() for rank in (0, 1))

@@ -170,7 +170,9 @@ def test_messages_under_troubleshooting_are_in_the_sources():
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [("own_loop", 3), ("lightning_module", 2), ("super_resolution", 5)], ids=lambda x: str(x)
+    ("name", "steps"),
+    [("own_loop", 3), ("lightning_module", 2), ("super_resolution", 5), ("autoencoder", 5)],
+    ids=lambda x: str(x),
 )
 def test_example_trains(name, steps, capsys):
     with warnings.catch_warnings():

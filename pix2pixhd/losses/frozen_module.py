@@ -30,29 +30,17 @@ def _restore_network(module: nn.Module, state: dict[str, Any], prefix: str, *_: 
         state.setdefault(name, value)
 
 
-class FrozenNetworkLoss(nn.Module):
-    """A loss with a frozen network in evaluation mode, which is not part of ``state_dict()``.
+class OperatorLoss(nn.Module):
+    """A loss that the operator ``pix2pixhd::frozen_feature_loss`` evaluates through a handle.
 
-    Subclasses define ``evaluation``, which the operator ``pix2pixhd::frozen_feature_loss`` calls through a handle.
-
-    Attributes:
-        network_name: Name of the attribute that holds the network.
+    Subclasses define ``evaluation`` and call ``_register`` in their constructor.
     """
 
-    network_name: ClassVar[str] = "network"
     _handle: int
 
-    def _own(self, network: nn.Module) -> None:
-        """Takes a network, freezes it and sets it to evaluation mode."""
-        setattr(self, self.network_name, network.requires_grad_(False).eval())
+    def _register(self) -> None:
+        """Takes a handle. Copies take one of their own."""
         self._handle = frozen_features.register(self)
-        self.register_state_dict_post_hook(_omit_network)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_restore_network)  # type: ignore[no-untyped-call]
-
-    def frozen_network(self) -> nn.Module:
-        """Returns the network."""
-        network: nn.Module = getattr(self, self.network_name)
-        return network
 
     def evaluation(self) -> Evaluation:
         """Returns how the loss is evaluated with its current options."""
@@ -70,17 +58,39 @@ class FrozenNetworkLoss(nn.Module):
         """Evaluates the loss for the operator."""
         return self.evaluation().run(fake, real, targets, weight_map, autocast, with_gradient)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._register()
+
+    def _replicate_for_data_parallel(self) -> Self:
+        replica: Self = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica._register()
+        return replica
+
+
+class FrozenNetworkLoss(OperatorLoss):
+    """A loss with a frozen network in evaluation mode, which is not part of ``state_dict()``.
+
+    Attributes:
+        network_name: Name of the attribute that holds the network.
+    """
+
+    network_name: ClassVar[str] = "network"
+
+    def _own(self, network: nn.Module) -> None:
+        """Takes a network, freezes it and sets it to evaluation mode."""
+        setattr(self, self.network_name, network.requires_grad_(False).eval())
+        self._register()
+        self.register_state_dict_post_hook(_omit_network)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_restore_network)  # type: ignore[no-untyped-call]
+
+    def frozen_network(self) -> nn.Module:
+        """Returns the network."""
+        network: nn.Module = getattr(self, self.network_name)
+        return network
+
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of this module. The network stays in evaluation mode."""
         super().train(mode)
         self.frozen_network().eval()
         return self
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._handle = frozen_features.register(self)
-
-    def _replicate_for_data_parallel(self) -> Self:
-        replica: Self = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
-        replica._handle = frozen_features.register(replica)
-        return replica

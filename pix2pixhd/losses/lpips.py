@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pix2pixhd.losses.distances.normalized import LPIPSDistance
 from pix2pixhd.losses.fingerprint import fingerprint
+from pix2pixhd.losses.frozen_gradient import Evaluation, Term
+from pix2pixhd.losses.frozen_module import OperatorLoss
 from pix2pixhd.losses.images import check_compute_dtype, check_memory_limit, pixel_weights
 from pix2pixhd.losses.perceptual_features import VGGFeatures, check_features
 from pix2pixhd.losses.perceptual_inputs import RangeCheck, check_against_network
-from pix2pixhd.models.lpips_trunks import TRUNKS, Trunk, TrunkName, load_trunk, to_lpips_names, to_own_names
+from pix2pixhd.models.lpips_trunks import (
+    TRUNKS,
+    Trunk,
+    TrunkName,
+    linear_file,
+    load_trunk,
+    to_lpips_names,
+    to_own_names,
+)
 from pix2pixhd.models.vgg import FrozenVGG
 from pix2pixhd.models.weights import read_weights
-from pix2pixhd.ops import perceptual, reference
+from pix2pixhd.ops import frozen_features, perceptual, reference
 from pix2pixhd.ops.checks import check_dense
 
 __all__ = ["LPIPS"]
 
 _VERSIONS = ("0.1", "0.0")
-_NO_LINEAR = """the weights of LPIPS's linear layers were not found: {package} is not installed
-Install it with `pip install lpips`, or pass the path of its file weights/v{version}/{net}.pth as model_path. With \
-pretrained=False the layers are random."""
-
-
-def _linear_file(net: str, version: str) -> pathlib.Path:
-    """Return the file of the linear layers in the installed lpips package, or in torchmetrics for version 0.1."""
-    places = {"lpips": f"weights/v{version}/{net}.pth"}
-    if version == "0.1":
-        places["torchmetrics"] = f"functional/image/lpips_models/{net}.pth"
-    for package, name in places.items():
-        spec = importlib.util.find_spec(package)
-        for folder in (spec.submodule_search_locations or []) if spec else []:
-            path = pathlib.Path(folder, name)
-            if path.is_file():
-                return path
-    raise RuntimeError(_NO_LINEAR.format(package=" or ".join(places), version=version, net=net))
 
 
 class _Scaling(nn.Module):
@@ -89,18 +82,20 @@ def _rename_loaded(module: nn.Module, state: dict[str, Any], prefix: str, *_: An
     state.update(renamed)
 
 
-class LPIPS(nn.Module):
+class LPIPS(OperatorLoss):
     """Learned perceptual metric, ``Σ_k mean_p Σ_c w_k[c] · (u_k[c, p] − v_k[c, p])²`` (arXiv 1801.03924).
 
     ``u_k`` and ``v_k`` are feature maps of both images, divided at every pixel by their norm over the channels;
     ``w_k`` are learned weights. Names, arguments, results and the state dict are those of the ``lpips`` package, so
     that ``LPIPS`` replaces ``lpips.LPIPS``. Nothing is printed.
 
-    With frozen weights and ``net="vgg"``, the gradient with respect to an image is computed together with the value,
-    and only the gradient is saved for backward, in the size of the image. If both images require a gradient, the
-    network runs twice. Autograd saves the activations, as in the lpips package, for ``spatial=True``,
-    ``retPerLayer=True``, dropout, weights that require a gradient, the other networks, ``keep_activations=True``, and
-    where ``VGGLoss`` does so. Gradients are finite where a feature vector is zero.
+    With frozen weights, the gradient with respect to an image is computed together with the value, and only the
+    gradient is saved for backward, in the size of the image. If both images require a gradient, the network runs
+    twice. Autograd saves the activations, as in the lpips package, for ``spatial=True``, ``retPerLayer=True``, dropout,
+    weights that require a gradient, ``keep_activations=True``, and where ``FrozenFeatureLoss`` does so. Gradients are
+    finite where a feature vector is zero.
+
+    VGG16 runs in fused operators, AlexNet, SqueezeNet and modules as in ``FrozenFeatureLoss``.
 
     Args:
         pretrained: Whether the linear layers are loaded, or random.
@@ -119,7 +114,8 @@ class LPIPS(nn.Module):
         trunk: Weights of the network: ``"imagenet"``, a path, or ``"random"``, see ``load_trunk``. Alternatively a
             module that returns the feature maps as a list.
         dtype: As in ``VGGLoss``.
-        memory_limit: As in ``VGGLoss``.
+        memory_limit: As in ``VGGLoss`` for VGG16. For other networks the batch is split into groups of images, but
+            images are not split.
         keep_activations: As in ``VGGLoss``.
 
     Raises:
@@ -180,9 +176,10 @@ class LPIPS(nn.Module):
                 self.add_module(f"lin{k}", _Linear(channels, use_dropout))
             self.lins = nn.ModuleList(cast(nn.Module, getattr(self, f"lin{k}")) for k in range(self.L))
             if pretrained:
-                self._load_linear(pathlib.Path(model_path) if model_path else _linear_file(net, version))
+                self._load_linear(pathlib.Path(model_path) if model_path else linear_file(net, version))
             self.lins.requires_grad_(not eval_mode)
         self._range_check = RangeCheck()
+        self._register()
         if isinstance(self.net, (FrozenVGG, Trunk)):
             self.register_state_dict_post_hook(_rename_saved)  # type: ignore[no-untyped-call]
             self.register_load_state_dict_pre_hook(_rename_loaded)  # type: ignore[no-untyped-call]
@@ -250,13 +247,14 @@ class LPIPS(nn.Module):
             other = None
         else:
             maps, other = None, self._prepared("in1", in1, normalize)
-        if retPerLayer or not self._is_fused(x):
+        losses = None if retPerLayer else self._lean_losses(x)
+        if losses is None:
             return self._plain(x, other, maps, weight_map, retPerLayer)
         if other is None or not (torch.is_grad_enabled() and other.requires_grad):
-            return self._fused(x, other, maps, weight_map).view(-1, 1, 1, 1)
-        values = self._fused(other, x.detach(), None, weight_map)  # the distance is symmetric
+            return losses(x, other, maps, weight_map).view(-1, 1, 1, 1)
+        values = losses(other, x.detach(), None, weight_map)  # the distance is symmetric
         if x.requires_grad:
-            same = self._fused(x, other.detach(), None, weight_map)
+            same = losses(x, other.detach(), None, weight_map)
             values = values + (same - same.detach())
         return values.view(-1, 1, 1, 1)
 
@@ -272,23 +270,48 @@ class LPIPS(nn.Module):
     def _identity(self, normalize: bool) -> tuple[Any, ...]:
         return ("LPIPS", self.pnet_type, self.version, f"normalize={normalize}")
 
-    def _linear_weights(self, channels: Sequence[int]) -> list[Tensor]:
-        """Returns the weights of the channels, given the number of channels of each feature map."""
+    def _linear_weights(self, channels: Sequence[int] = ()) -> list[Tensor]:
+        """Returns the weights of the channels. Without learned weights they are ones for these numbers of channels."""
         if self.lpips:
             return [cast(_Linear, layer).weight for layer in self.lins]
         like = self.scaling_layer.shift
         return [torch.ones(count, device=like.device, dtype=like.dtype) for count in channels]
 
-    def _is_fused(self, x: Tensor) -> bool:
-        vgg = self.net
+    def _lean_losses(self, x: Tensor) -> Callable[..., Tensor] | None:
+        """Returns the function that computes the losses without keeping activations, or None if none can."""
         trained = self.pnet_tune or (self.lpips and any(p.requires_grad for p in self.lins.parameters()))
         dropout = self.lpips and any(cast(_Linear, layer).drops for layer in self.lins)
-        return (
-            not (self.spatial or self.keep_activations or trained or dropout)
-            and isinstance(vgg, FrozenVGG)
-            and vgg.is_standard()
-            and perceptual.can_run(x)
+        if self.spatial or self.keep_activations or trained or dropout:
+            return None
+        if isinstance(self.net, FrozenVGG) and self.net.is_standard() and perceptual.can_run(x):
+            return self._fused
+        return self._general if frozen_features.can_run() else None
+
+    def _general(self, x: Tensor, y: Tensor | None, maps: list[Tensor] | None, weight_map: Tensor | None) -> Tensor:
+        convert = self.dtype is not None
+        return frozen_features.frozen_feature_loss(
+            self,
+            self._handle,
+            self.net,
+            x.to(torch.float32) if convert else x,
+            y.to(torch.float32) if convert and y is not None else y,
+            targets=maps or (),
+            weight_map=weight_map,
+            dtype=self.dtype,
         )
+
+    def evaluation(self) -> Evaluation:
+        """Returns how the loss of a network other than the standard VGG16 is evaluated."""
+        return Evaluation(self.net, None, self._terms, memory_limit=self.memory_limit)
+
+    def _terms(self, count: int) -> list[Term]:
+        self._check_count(count)
+        linear = self._linear_weights() if self.lpips else [None] * count
+        return [Term(k, LPIPSDistance(weights), 1.0) for k, weights in enumerate(linear)]
+
+    def _check_count(self, count: int) -> None:
+        if count != self.L:
+            raise ValueError(f"trunk must return {self.L} feature maps for net={self.pnet_type!r}, got {count}")
 
     def _fused(self, x: Tensor, y: Tensor | None, maps: list[Tensor] | None, weight_map: Tensor | None) -> Tensor:
         stack = cast(FrozenVGG, self.net).conv_stack()
@@ -322,8 +345,7 @@ class LPIPS(nn.Module):
     ) -> Any:
         targets = self._maps(y) if y is not None else cast("Sequence[Tensor]", maps)
         inputs = self._maps(x)
-        if len(inputs) != self.L:
-            raise ValueError(f"trunk must return {self.L} feature maps for net={self.pnet_type!r}, got {len(inputs)}")
+        self._check_count(len(inputs))
         linear, layers = self._linear_weights([x.shape[1] for x in inputs]), []
         for k, (a, b) in enumerate(zip(inputs, targets, strict=True)):
             a, b = self._widened(a), self._widened(b)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import re
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from pix2pixhd.models.vgg import FrozenVGG, load_vgg
 from pix2pixhd.models.weights import imagenet_weights, warn_of_random_weights, weights_of_file
 
-__all__ = ["TRUNKS", "Trunk", "TrunkName", "empty_trunk", "load_trunk", "to_lpips_names", "to_own_names"]
+__all__ = ["TRUNKS", "Trunk", "TrunkName", "empty_trunk", "linear_file", "load_trunk", "to_lpips_names", "to_own_names"]
 
 TrunkName = Literal["vgg", "alex", "squeeze"]
 
@@ -40,6 +41,9 @@ TRUNKS: dict[str, _Layout] = {
     "alex": _Layout("alexnet", (1, 4, 7, 9, 11), (64, 192, 384, 256, 256), 31),
     "squeeze": _Layout("squeezenet1_1", (1, 4, 7, 9, 10, 11, 12), (64, 128, 256, 384, 384, 512, 512), 17),
 }
+_NO_LINEAR = """the weights of LPIPS's linear layers were not found: {package} is not installed
+Install it with `pip install lpips`, or pass the path of its file weights/v{version}/{net}.pth as model_path. With \
+pretrained=False the layers are random."""
 _VGG_LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
 
 
@@ -166,3 +170,21 @@ def load_trunk(net: TrunkName, weights: str | pathlib.Path) -> nn.Module:
     else:
         _load(trunk, weights_of_file(pathlib.Path(weights), "trunk"), net, str(weights))
     return trunk
+
+
+def linear_file(net: str, version: str) -> pathlib.Path:
+    """Return the file of LPIPS's linear layers in the installed lpips package, or in torchmetrics for version 0.1.
+
+    Raises:
+        RuntimeError: If neither is installed; the message names the remedy.
+    """
+    places = {"lpips": f"weights/v{version}/{net}.pth"}
+    if version == "0.1":
+        places["torchmetrics"] = f"functional/image/lpips_models/{net}.pth"
+    for package, name in places.items():
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            path = pathlib.Path(folder, name)
+            if path.is_file():
+                return path
+    raise RuntimeError(_NO_LINEAR.format(package=" or ".join(places), version=version, net=net))

@@ -158,9 +158,10 @@ def test_linear_weights_come_from_torchmetrics_without_the_package(monkeypatch):
         LPIPS(net="vgg", version="0.0", pnet_rand=True)
 
 
-def test_only_the_gradient_is_saved_for_backward(packages):
+@pytest.mark.parametrize("net", NETS)
+def test_only_the_gradient_is_saved_for_backward(packages, net):
     """VGG16's activations would be 30 times the image; its gradient is one image, and the scaling saves another."""
-    ours, (a, b) = same_as(packages["vgg"]), images("vgg")
+    ours, (a, b) = same_as(packages[net]), images(net)
     a.requires_grad_()
     saved = {}
 
