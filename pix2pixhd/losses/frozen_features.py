@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pix2pixhd.losses.distances import Distance, DistanceSpec, make_all
-from pix2pixhd.losses.fingerprint import fingerprint, same_weights
+from pix2pixhd.losses.fingerprint import fingerprint
 from pix2pixhd.losses.frozen_gradient import Evaluation, Term
 from pix2pixhd.losses.frozen_module import FrozenNetworkLoss
 from pix2pixhd.losses.images import (
@@ -25,7 +25,7 @@ from pix2pixhd.losses.images import (
     pixel_weights,
     scaled_to_network,
 )
-from pix2pixhd.losses.perceptual_features import FrozenFeatures
+from pix2pixhd.losses.perceptual_features import FrozenFeatures, check_features
 from pix2pixhd.losses.taps import check_taps
 from pix2pixhd.ops import frozen_features
 from pix2pixhd.ops.checks import check_dense, check_tensor
@@ -200,7 +200,7 @@ class FrozenFeatureLoss(FrozenNetworkLoss):
         fakes = self._scales("fake", fake)
         weight_map = None if mask is None else pixel_weights(mask, fake)
         if isinstance(real, FrozenFeatures):
-            self._check_features(real, self._identity())
+            check_features("real", real, self._identity(), self.frozen_network(), "network")
             reals: list[Tensor | None] = [None] * len(fakes)
             targets = list(real.maps)
         else:
@@ -274,13 +274,6 @@ class FrozenFeatureLoss(FrozenNetworkLoss):
         scales = tuple(weight != 0.0 for weight in self.scale_weights)
         network = type(self.frozen_network()).__name__
         return (network, self.taps, *kinds, self.channel_dim, self.normalize, self.input_range, scales)
-
-    def _check_features(self, features: FrozenFeatures, identity: tuple[Any, ...]) -> None:
-        remedy = "recompute them with this loss's features()"
-        if features.made_by != identity:
-            raise ValueError(f"real contains features of {features.made_by}, but this loss is {identity}; {remedy}")
-        if not same_weights(features.weights, fingerprint(self.frozen_network())):
-            raise ValueError(f"real contains features computed with other network weights; {remedy}")
 
     def _scales(self, name: str, images: Tensor) -> list[Tensor | None]:
         """Returns the inputs of the network at each scale, or None for scales of weight 0."""

@@ -18,12 +18,7 @@ from pix2pixhd.losses.segments import checkpointed
 from pix2pixhd.losses.taps import feature_maps
 from pix2pixhd.ops.autograd import wider
 from pix2pixhd.ops.frozen_features import differentiable
-
-# The largest element of each image's gradient with respect to the float16 feature maps is scaled to at least 2^4 and
-# below 2^5: it may grow by 2^11 in the network before it overflows, and 2^18 times smaller elements are normal numbers.
-_LEVEL = 2.0**4
-_SMALLEST, _LARGEST = 2.0**-100, 2.0**100
-_EXPONENT_BITS = 0x7F800000  # of a float32
+from pix2pixhd.ops.perceptual_scaling import SMALLEST, power_of_two
 
 
 class Term(NamedTuple):
@@ -74,15 +69,14 @@ def _per_image(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
-def _power_of_two(gradients: Sequence[Tensor], images: int) -> Tensor:
+def _scale_of(gradients: Sequence[Tensor], images: int) -> Tensor:
     """Returns a factor per image, ``[N]``, that keeps the gradients in the range of float16. It stays on the device."""
-    peak = torch.full((images,), _SMALLEST, device=gradients[0].device)
+    peak = torch.full((images,), SMALLEST, device=gradients[0].device)
     for gradient in gradients:
         dims = tuple(range(1, gradient.dim()))
         own = torch.linalg.vector_norm(gradient, torch.inf, dim=dims).to(torch.float32)
         peak = torch.fmax(peak, own)  # ignores NaN
-    exponents = peak.clamp(_SMALLEST, _LARGEST).view(torch.int32) & _EXPONENT_BITS
-    return _LEVEL / exponents.view(torch.float32)
+    return power_of_two(peak)
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -301,7 +295,7 @@ class Evaluation:
             )
         scale = None
         if any(x.dtype == torch.float16 for x in (leaf, *[x for x, _ in pairs])):
-            scale = _power_of_two([g for _, g in pairs], len(leaf))
+            scale = _scale_of([g for _, g in pairs], len(leaf))
         outputs = [x for x, _ in pairs]
         upstream = [(g if scale is None else g * _per_image(scale, g)).to(x.dtype) for x, g in pairs]
         del pairs

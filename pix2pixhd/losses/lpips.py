@@ -242,7 +242,7 @@ class LPIPS(OperatorLoss):
         weight_map = None if mask is None else pixel_weights(mask, in0)
         x = self._prepared("in0", in0, normalize)
         if isinstance(in1, VGGFeatures):
-            check_features("in1", in1, self._identity(normalize), fingerprint(self.net))
+            check_features("in1", in1, self._identity(normalize), self.net, "network")
             maps: list[Tensor] | None = list(in1.maps[0])
             other = None
         else:
@@ -288,13 +288,12 @@ class LPIPS(OperatorLoss):
         return self._general if frozen_features.can_run() else None
 
     def _general(self, x: Tensor, y: Tensor | None, maps: list[Tensor] | None, weight_map: Tensor | None) -> Tensor:
-        convert = self.dtype is not None
         return frozen_features.frozen_feature_loss(
             self,
             self._handle,
             self.net,
-            x.to(torch.float32) if convert else x,
-            y.to(torch.float32) if convert and y is not None else y,
+            x,
+            y,
             targets=maps or (),
             weight_map=weight_map,
             dtype=self.dtype,

@@ -177,7 +177,7 @@ class VGGLoss(FrozenNetworkLoss):
         if fake.shape != real.shape:
             raise ValueError(f"real must have the shape of fake, {tuple(fake.shape)}, got {tuple(real.shape)}")
         if isinstance(real, VGGFeatures):
-            check_features("real", real, self._identity(), fingerprint(self.vgg))
+            check_features("real", real, self._identity(), self.vgg)
         fakes = self._scales("fake", fake)
         reals = real.maps if isinstance(real, VGGFeatures) else self._scales("real", real.detach())
         weight_map = None if mask is None else pixel_weights(mask, fake)
@@ -262,15 +262,14 @@ class VGGLoss(FrozenNetworkLoss):
 
     def _general_losses(self, fake: Tensor, real: Tensor | tuple[Tensor, ...], weight_map: Tensor | None) -> Tensor:
         """Evaluates any network without keeping its activations, as ``FrozenFeatureLoss`` does."""
-        convert = self.dtype is not None
         targets = real if isinstance(real, tuple) else ()
         images = real if isinstance(real, Tensor) else None
         return frozen_features.frozen_feature_loss(
             self,
             self._handle,
             self.vgg,
-            fake.to(torch.float32) if convert else fake,
-            images.to(torch.float32) if convert and images is not None else images,
+            fake,
+            images,
             targets=targets,
             weight_map=weight_map,
             dtype=self.dtype,

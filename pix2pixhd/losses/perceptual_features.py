@@ -7,21 +7,24 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pix2pixhd.losses.fingerprint import same_weights
+from pix2pixhd.losses.fingerprint import fingerprint, same_weights
 
 _Features = TypeVar("_Features", bound="FrozenFeatures")
 
 
-def check_features(name: str, features: VGGFeatures, identity: tuple[Any, ...], weights: str) -> None:
+def check_features(
+    name: str, features: FrozenFeatures, identity: tuple[Any, ...], network: nn.Module, title: str = "VGG"
+) -> None:
     """Check that features were computed by a loss with these options and weights.
 
     Args:
         name: Name of the argument in the message.
         features: The features.
         identity: The options of the loss that determine the features.
-        weights: Fingerprint of the loss's network.
+        network: The loss's network.
+        title: Its name in the message.
 
     Raises:
         ValueError: If they were not.
@@ -29,8 +32,8 @@ def check_features(name: str, features: VGGFeatures, identity: tuple[Any, ...], 
     remedy = "recompute them with this loss's features()"
     if features.made_by != identity:
         raise ValueError(f"{name} contains features of {features.made_by}, but this loss is {identity}; {remedy}")
-    if not same_weights(features.weights, weights):
-        raise ValueError(f"{name} contains features computed with other VGG weights; {remedy}")
+    if not same_weights(features.weights, fingerprint(network)):
+        raise ValueError(f"{name} contains features computed with other {title} weights; {remedy}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pix2pixhd.losses.fingerprint import fingerprint
 from pix2pixhd.losses.frozen_features import FrozenFeatureLoss
 from pix2pixhd.losses.frozen_gradient import Term
 from pix2pixhd.losses.images import ImageReduction, Normalization, check_one_of
-from pix2pixhd.losses.perceptual_features import FrozenFeatures
+from pix2pixhd.losses.perceptual_features import FrozenFeatures, check_features
 from pix2pixhd.models.vgg import Architecture, FrozenVGG, check_network, layer_names, load_vgg
 from pix2pixhd.ops.scalars import numbers, one_number
 
@@ -182,7 +182,7 @@ class StyleLoss(FrozenFeatureLoss):
 
     def _maps_of(self, kind: str, given: Tensor | FrozenFeatures) -> list[Tensor]:
         if isinstance(given, FrozenFeatures):
-            self._check_features(given, self._identity_of(kind))
+            check_features("real", given, self._identity_of(kind), self.frozen_network(), "network")
             return list(given.maps[0])
         with torch.no_grad():
             return self._features_of(kind, given.detach())

@@ -210,6 +210,8 @@ def frozen_feature_loss(
     Raises:
         RuntimeError: If a parameter of the network requires a gradient.
     """
+    if dtype is not None:  # as under autocast, which converts from float32
+        fake, real = fake.to(torch.float32), None if real is None else real.to(torch.float32)
     parameters = list(network.parameters())
     with_gradient = torch.is_grad_enabled() and fake.requires_grad
     if torch.is_grad_enabled() and any(x.requires_grad for x in parameters):

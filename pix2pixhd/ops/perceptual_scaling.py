@@ -15,8 +15,14 @@ from torch import Tensor
 # The largest element is scaled to at least 2^4 and below 2^5. Until the next pooling, four convolutions later, it may
 # grow by 2^11 before it overflows; elements 2^18 times smaller are still normal numbers.
 _LEVEL = 2.0**4
-_SMALLEST, _LARGEST = 2.0**-100, 2.0**100
+SMALLEST, _LARGEST = 2.0**-100, 2.0**100
 _EXPONENT_BITS = 0x7F800000  # of a float32
+
+
+def power_of_two(peak: Tensor) -> Tensor:
+    """Return the factor that scales numbers of this magnitude, ``[N]`` in float32, to the level for float16."""
+    exponents = peak.clamp(SMALLEST, _LARGEST).view(torch.int32) & _EXPONENT_BITS
+    return _LEVEL / exponents.view(torch.float32)
 
 
 def _per_image(scale: Tensor, dims: int) -> Tensor:
@@ -36,22 +42,17 @@ class Float16Scale:
     def __init__(self, peaks: Sequence[Tensor | None], images: int, device: torch.device) -> None:
         # The largest term that is still to be added when the gradient reaches each convolution. fmax ignores NaN: a NaN
         # in one pixel's weight must not turn the scale, and with it every pixel, into NaN.
-        largest = torch.full((images,), _SMALLEST, device=device)
+        largest = torch.full((images,), SMALLEST, device=device)
         self._remaining = []
         for peak in peaks:
             largest = largest if peak is None else torch.fmax(largest, peak)
             self._remaining.append(largest)
-        self._value = self._factor(largest)
-
-    @staticmethod
-    def _factor(peak: Tensor) -> Tensor:
-        exponents = peak.clamp(_SMALLEST, _LARGEST).view(torch.int32) & _EXPONENT_BITS
-        return _LEVEL / exponents.view(torch.float32)
+        self._value = power_of_two(largest)
 
     def adapt(self, gradient: Tensor, convolution: int) -> Tensor:
         """Rescale the gradient to its current magnitude, before it passes this convolution's pooling."""
         peak = torch.linalg.vector_norm(gradient, torch.inf, dim=(1, 2, 3), dtype=torch.float32) / self._value
-        value = self._factor(torch.fmax(peak, self._remaining[convolution]))
+        value = power_of_two(torch.fmax(peak, self._remaining[convolution]))
         gradient = gradient.mul_(_per_image(value / self._value, 4))
         self._value = value
         return gradient
