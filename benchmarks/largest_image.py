@@ -2,6 +2,7 @@
 
     python benchmarks/largest_image.py [--limits 4 8 16 24] [--networks global local] [--dtypes float32]
                                        [--step 64] [--device cpu|cuda] [--json FILE]
+                                       [--empty-convolutions]
 
 Networks: the global generator of 512p training and the local enhancer of 1024p training (``--ngf 32 --num_D 3``), with
 their discriminators, Adam's state and the VGG loss. Images are twice as wide as high, in steps of ``--step`` pixels of
@@ -11,6 +12,7 @@ On the CPU a size fits if the peak resident memory of the whole process, librari
 a step. A watchdog ends a run above it. RLIMIT_AS and RLIMIT_DATA limit address space, which libraries reserve but do
 not use, and a control group needs privileges. glibc returns freed memory at once, as in the other memory benchmarks
 (``EXACT_MEMORY`` in benchmarks/processes.py). Limits above the available memory are estimated, marked ≈.
+``--empty-convolutions`` leaves out the convolutions' computation and workspaces, which makes the search much faster.
 
 On a GPU the limit is that of PyTorch's allocator (``torch.cuda.set_per_process_memory_fraction``); the CUDA context is
 not included. A size fits if the step does not run out of memory.
@@ -136,6 +138,7 @@ def write(path, rows, runs, limits, options):
     found = {
         "device": options.device,
         "scale": options.scale,
+        "empty_convolutions": options.empty_convolutions,
         "limits_gb": limits,
         "results": {" ".join(name): [dataclasses.asdict(cell) for cell in cells] for name, cells in rows.items()},
         "runs": {" ".join(name): [dataclasses.asdict(run) for run in own] for name, own in runs.items()},
@@ -150,13 +153,14 @@ def earlier_runs(options, parser):
     if options.json is None or not options.json.is_file():
         parser.error("--resume needs --json with the file of an interrupted search")
     try:
-        content = {"scale": 1.0, **json.loads(options.json.read_text())}
+        content = {"device": None, "scale": 1.0, "empty_convolutions": False, **json.loads(options.json.read_text())}
         runs = {tuple(name.split()): [Run(**run) for run in own] for name, own in content["runs"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         parser.error(f"--resume: {options.json} is not the file of a search; start a new one without --resume")
-    for name in ("device", "scale"):
-        if content.get(name) != getattr(options, name):
-            parser.error(f"--resume: {options.json} is a search with --{name} {content.get(name)}; pass the same")
+    for name in ("device", "scale", "empty_convolutions"):
+        if content[name] != getattr(options, name):
+            option = f"--{name.replace('_', '-')} {content[name]}"
+            parser.error(f"--resume: {options.json} is a search with {option}; pass the same")
     return runs
 
 
@@ -177,6 +181,7 @@ def main():
     parser.add_argument("--resume", action="store_true", help="use the runs in the file of an interrupted search")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     Setup.add_arguments(parser)  # read by the child
+    Setup.add_empty_convolutions(parser)
     options = parser.parse_args()
     if options.child:
         implementation, dtype, limit = options.child
@@ -195,7 +200,9 @@ def main():
 
     for network in options.networks:
         full = SETUPS[network]
-        setup = dataclasses.replace(full, ngf=scaled(full.ngf), ndf=scaled(full.ndf))
+        setup = dataclasses.replace(
+            full, ngf=scaled(full.ngf), ndf=scaled(full.ndf), empty_convolutions=options.empty_convolutions
+        )
         for dtype in options.dtypes:
             for implementation in options.implementations:
                 print(f"{network} {dtype} {implementation}", flush=True)

@@ -1,7 +1,7 @@
 """A memory timeline of one training step: what is alive at each moment, and where it was allocated.
 
     python benchmarks/step_memory.py [--size 512x256] [--implementation ours|original] [--dtype float32|bfloat16]
-                                     [--top 4] [--by-module] [--device cpu|cuda] [--json FILE]
+                                     [--top 4] [--by-module] [--empty-convolutions] [--device cpu|cuda] [--json FILE]
 
 Prints one entry per stage (generator forward, VGG, losses, discriminator forward, its backward, generator backward,
 optimizers): the stage's peak, the operator that runs at it, and the largest groups of tensors alive then. Our VGG loss
@@ -112,6 +112,7 @@ def describe(found, by_module, top, top_at_peak):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     Setup.add_arguments(parser, size="512x256")
+    Setup.add_empty_convolutions(parser)
     parser.add_argument("--implementation", default="ours", choices=IMPLEMENTATIONS)
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--device", default="cpu", type=device, help="cpu or cuda")

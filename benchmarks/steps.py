@@ -26,6 +26,7 @@ class Setup:
     n_blocks: int = 9
     num_D: int = 2
     label_nc: int = 35
+    empty_convolutions: bool = False
 
     @property
     def width_height(self):
@@ -33,13 +34,18 @@ class Setup:
 
     def arguments(self):
         """The command line from which ``read`` returns this setup."""
-        fields = dataclasses.asdict(self).items()
-        return [text for name, value in fields for text in (f"--{name.replace('_', '-')}", str(value))]
+        found = []
+        for name, value in dataclasses.asdict(self).items():
+            option = f"--{name.replace('_', '-')}"
+            found += ([option] if value else []) if isinstance(value, bool) else [option, str(value)]
+        return found
 
     @classmethod
     def add_arguments(cls, parser, **defaults):
         """Add one option per field; ``defaults`` replace those of the class."""
         for field in dataclasses.fields(cls):
+            if field.type is bool:
+                continue
             default = defaults.get(field.name, field.default)
             help_text = "width x height" if field.name == "size" else None
             choices = ["global", "local"] if field.name == "network" else None
@@ -47,9 +53,15 @@ class Setup:
             kind = image_size if field.name == "size" else positive(int) if field.type is int else field.type
             parser.add_argument(option, type=kind, default=default, choices=choices, help=help_text)
 
+    @staticmethod
+    def add_empty_convolutions(parser):
+        """Add the option of the commands that measure memory alone."""
+        text = "leave out the convolutions' computation and workspaces; see benchmarks/empty_convolutions.py"
+        parser.add_argument("--empty-convolutions", action="store_true", help=text)
+
     @classmethod
     def read(cls, options: argparse.Namespace):
-        return cls(**{field.name: getattr(options, field.name) for field in dataclasses.fields(cls)})
+        return cls(**{name: value for name, value in vars(options).items() if name in cls.__dataclass_fields__})
 
 
 def networks(setup, device="cpu"):
@@ -150,7 +162,12 @@ def prepared(implementation, dtype, setup, device="cpu"):
     import pix2pixhd
 
     half = torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
-    with pix2pixhd.backend("reference" if implementation == "original" else "fused"):
+    convolutions = contextlib.nullcontext()
+    if setup.empty_convolutions:
+        from empty_convolutions import empty_convolutions
+
+        convolutions = empty_convolutions(device)
+    with convolutions, pix2pixhd.backend("reference" if implementation == "original" else "fused"):
         # channels-last under autocast, as in the training package
         step = make_step(implementation, setup, device, channels_last=dtype == "bfloat16")
 

@@ -1,6 +1,7 @@
 """Time and memory of a whole training step: this package against NVIDIA's pix2pixHD, with the same weights.
 
-    python benchmarks/training_step.py [--size 1024x512] [--rounds 3] [--memory-only] [--json FILE]
+    python benchmarks/training_step.py [--size 1024x512] [--rounds 3] [--memory-only] [--empty-convolutions]
+                                       [--json FILE]
 
 Implementations: ``original`` (benchmarks/original_step.py, plain PyTorch) and ``ours`` (pix2pixhd.training), in float32
 and under bfloat16 autocast, each in fresh processes. Global generator, two discriminator scales, LSGAN + feature
@@ -8,7 +9,8 @@ matching + VGG loss. The VGG weights are random, which changes neither time nor 
 
 Memory is the peak resident memory during a step minus that before the step. Before the step, weights, optimizer state
 and the batch exist. The gradients of the previous step are freed first in every implementation, so the step's own
-gradients count in all of them.
+gradients count in all of them. ``--empty-convolutions`` leaves out the convolutions' computation and workspaces: the
+peaks of the float32 steps at 1024x512 are then the same, and bfloat16 steps can be measured on CPUs without AVX-512.
 """
 
 import argparse
@@ -65,6 +67,7 @@ def write(path, size, rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     Setup.add_arguments(parser)
+    Setup.add_empty_convolutions(parser)
     parser.add_argument("--rounds", type=positive(int), default=3)
     parser.add_argument("--memory-only", action="store_true", help="do not measure times")
     parser.add_argument("--implementations", nargs="+", default=IMPLEMENTATIONS, choices=IMPLEMENTATIONS)
@@ -75,6 +78,8 @@ def main():
     if options.child:
         print(json.dumps(measure(*options.child, Setup.read(options), options.rounds)))
         return
+    if options.empty_convolutions and not options.memory_only:
+        parser.error("--empty-convolutions measures memory alone; pass --memory-only too")
     print(f"training step at {options.size}, medians of {options.rounds} rounds")
     print(f"{'implementation':<20}{'time':>10}{'speed-up':>10}{'peak':>12}{'of original':>13}")
     rows = {}

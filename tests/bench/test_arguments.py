@@ -21,6 +21,7 @@ REFUSED = [
     (step_memory, ["--json", "missing/file.json"], "--json: must be a file in a folder that exists"),
     (step_profile, ["--steps", "0"], "--steps: must be a positive integer, got '0'"),
     (training_step, ["--rounds", "-1"], "--rounds: must be a positive integer, got '-1'"),
+    (training_step, ["--empty-convolutions"], "--empty-convolutions measures memory alone; pass --memory-only too"),
     (lean, ["--rounds", "0"], "--rounds: must be a positive integer, got '0'"),
     (lean, ["--size", "30"], "--size: must be a positive integer and a multiple of 32, got '30'"),
     (lean, ["--width", "x"], "--width: must be a positive integer, got 'x'"),
@@ -54,8 +55,12 @@ def test_a_gpu_is_refused_where_there_is_none(script, monkeypatch, capsys):
         ("{", "is not the file of a search"),
         (json.dumps({"runs": {}, "device": "cpu", "scale": 0.5}), "is a search with --scale 0.5; pass the same"),
         (json.dumps({"runs": {}, "device": "cuda", "scale": 1.0}), "is a search with --device cuda; pass the same"),
+        (
+            json.dumps({"runs": {}, "device": "cpu", "empty_convolutions": True}),
+            "is a search with --empty-convolutions True; pass the same",
+        ),
     ],
-    ids=["damaged", "other networks", "other device"],
+    ids=["damaged", "other networks", "other device", "other convolutions"],
 )
 def test_the_runs_of_another_search_are_refused(content, message, tmp_path, monkeypatch, capsys):
     file = tmp_path / "found.json"
