@@ -191,7 +191,7 @@ def test_disabled_term_does_not_change_the_dtype_of_the_total(dtype, mode):
 def test_missing_inputs_and_unknown_presets_are_rejected(vgg):
     with pytest.raises(ValueError, match="pred_real is needed for feature matching; pass it or set lambda_feat=0"):
         GeneratorLoss(lambda_vgg=0.0)(predictions())
-    with pytest.raises(ValueError, match="fake and real are needed for the VGG loss; pass them or set lambda_vgg=0"):
+    with pytest.raises(ValueError, match="fake and real are needed for the perceptual loss; pass them or set lambda_vgg=0"):
         GeneratorLoss(lambda_feat=0.0, vgg=vgg)(predictions())
     for criterion in (GeneratorLoss, DiscriminatorLoss):
         with pytest.raises(ValueError, match="preset must be one of paper, nvidia, spade, imaginaire, mlops, got 'hd'"):
