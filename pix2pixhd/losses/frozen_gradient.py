@@ -72,7 +72,7 @@ def _per_image(values: Tensor, like: Tensor) -> Tensor:
 
 def _scale_of(gradients: Sequence[Tensor], images: int) -> Tensor:
     """Returns a factor per image, ``[N]``, that keeps the gradients in the range of float16. It stays on the device."""
-    peak = torch.full((images,), SMALLEST, device=gradients[0].device)
+    peak = torch.full((images,), SMALLEST, device=gradients[0].device, dtype=torch.float32)
     for gradient in gradients:
         dims = tuple(range(1, gradient.dim()))
         own = torch.linalg.vector_norm(gradient, torch.inf, dim=dims).to(torch.float32)

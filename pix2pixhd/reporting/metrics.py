@@ -104,7 +104,8 @@ def _build(name: str) -> Metric:
         }[name]
         # Of the message of missing ImageNet weights, its last line names an argument of LPIPS.
         lines = str(error).partition("\nor pass")[0].splitlines() if name == "lpips" else str(error).splitlines()[:1]
-        reason = " ".join(line.strip() for line in lines) or type(error).__name__
+        reason = "; ".join(filter(None, ["".join(lines[:1]), " ".join(map(str.strip, lines[1:]))]))
+        reason = reason or type(error).__name__
         raise InputError(
             f"run.metrics: {name} needs {needed}, which failed ({reason}); fix this, or remove {name}"
         ) from error

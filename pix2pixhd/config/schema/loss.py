@@ -60,7 +60,7 @@ class LossOptions:
             for the default layers, and 1 per layer otherwise.
         perceptual_distance: Distance of the layers of ``vgg``: ``l1`` or ``mse``. None uses ``l1``.
         perceptual_dtype: Dtype in which the network of the perceptual loss computes: ``float32``, ``bfloat16`` or
-            ``float16``. None follows ``trainer.precision``.
+            ``float16``. None follows ``trainer.precision``; ``bf16-true`` and ``64-true`` allow nothing else.
         vgg: Weights of the network of the perceptual loss: ``imagenet``, the path of a state dict, or ``random`` (for
             tests).
         vgg_memory_limit: Maximum memory for the feature maps of the perceptual loss, in MiB. None for no limit.
@@ -120,6 +120,19 @@ class LossOptions:
     def network(self) -> PerceptualNetwork | None:
         """The network of the perceptual loss; None with ``perceptual: none``."""
         return self.perceptual_network or _NETWORKS.get(self.perceptual, (None,))[0]
+
+    def check_precision(self, precision: str) -> None:
+        """Checks that ``perceptual_dtype`` is possible in a precision of the trainer.
+
+        Raises:
+            InputError: For precisions that convert the weights of all networks, the frozen one included.
+        """
+        if self.perceptual_dtype is not None and precision in ("bf16-true", "64-true"):
+            raise InputError(
+                f"loss.perceptual_dtype: {self.perceptual_dtype} cannot be combined with trainer.precision: "
+                f"{precision}, which converts the weights of the perceptual loss too; remove it, or set "
+                "trainer.precision: bf16-mixed or 32-true"
+            )
 
     def _check_network(self) -> None:
         _check_choice("perceptual_network", self.perceptual_network, PerceptualNetwork)
