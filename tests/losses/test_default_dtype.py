@@ -1,4 +1,4 @@
-"""The perceptual losses do not depend on PyTorch's default dtype, which Lightning changes under bf16-true and 64-true."""
+"""The perceptual losses do not depend on PyTorch's default dtype, which Lightning changes in bf16-true and 64-true."""
 
 import pytest
 import torch
