@@ -36,6 +36,7 @@ def lpips_config(make_config):
         config = make_config(output, epochs=2, fineSize=20)
         config.loss = LossOptions(**{**LPIPS_OPTIONS, **loss})
         config.trainer["log_every_n_steps"] = 1
+        config.run.loggers, config.run.results_count, config.run.display_freq = ["csv"], 0, 0
         return config
 
     return make
