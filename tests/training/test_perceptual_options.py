@@ -70,6 +70,22 @@ def test_the_perceptual_loss_may_change_on_resume(lpips_config, narrow):
         assert isinstance(module.generator_loss.vgg, expected)
 
 
+def test_a_run_of_an_older_version_is_resumed(make_config, tmp_path):
+    config = make_config(epochs=2)
+    config.trainer["max_epochs"] = 1
+    train(config)
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    options = content["hyper_parameters"]["loss"]
+    content["hyper_parameters"]["loss"] = {
+        name: value for name, value in options.items() if not name.startswith(("perceptual", "lpips"))
+    }
+    torch.save(content, path)
+    assert read_checkpoint(path).loss == config.loss
+    del config.trainer["max_epochs"]
+    train(config, resume=True)
+
+
 def test_options_reach_the_vgg_loss(narrow):
     options = LossOptions(
         preset="imaginaire",
