@@ -15,6 +15,7 @@ MOST_USED: dict[str, str] = {
     "--data.val_phase": "prefix of the folders to validate on, for example test",
     "--model.netG": "global, or local for 1024p and above",
     "--loss.preset": "paper, nvidia, spade, imaginaire or mlops",
+    "--loss.perceptual": "perceptual loss: vgg, lpips or none",
     "--optimizer.lr": "learning rate of Adam",
     "--optimizer.niter": "epochs with the initial learning rate",
     "--optimizer.niter_decay": "epochs in which the learning rate then decays linearly to 0",

@@ -11,6 +11,26 @@ if TYPE_CHECKING:
 
 __all__ = ["as_options", "readable_error"]
 
+# Arguments of the losses in their messages, and the configuration's options.
+_ARGUMENTS = tuple(
+    (re.compile(pattern), option)
+    for pattern, option in (
+        (r"(?:VGGLoss|LPIPS)\(((?:vgg|trunk)=['\"][^'\"]*['\"])\)", r"\1"),
+        (r"\b(?:vgg|trunk)=['\"]([^'\"]*)['\"]", r"loss.vgg: \1"),
+        (r"^(?:vgg|trunk): ", "loss.vgg: "),
+        (r"^layers\b", "loss.perceptual_layers"),
+        (r"^model_path: ", "loss.lpips_weights: "),
+        (r"\bas model_path\. .*", "as loss.lpips_weights."),
+        (r", a module, or the path", ", or the path"),
+        (r"\bmemory_limit\b", "loss.vgg_memory_limit"),
+        (r", or use checkpoint=True", ""),
+        (r"use dtype=torch\.bfloat16", "set trainer.precision: bf16-mixed"),
+        (r"^in[01] must be (at least \S+) for net='(\w+)'", r"loss.perceptual_network: \2 needs images of \1"),
+        (r"^fake must be (at least \S+),", r"loss.perceptual: vgg needs images of \1,"),
+        (r"enlarge the images$", "raise data.loadSize or data.fineSize"),
+    )
+)
+
 # The ways in which jsonargparse reports an unknown option.
 _UNKNOWN = (
     re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.]+)'"),
@@ -47,10 +67,9 @@ def as_options(text: str) -> str:
         >>> as_options('pass its path, VGGLoss(vgg="/path/to/vgg19.pth"), or vgg="random"')
         'pass its path, loss.vgg: /path/to/vgg19.pth, or loss.vgg: random'
     """
-    text = re.sub(r"VGGLoss\((vgg=['\"][^'\"]*['\"])\)", r"\1", text)
-    text = re.sub(r"\bmemory_limit\b", "loss.vgg_memory_limit", text)
-    text = text.replace("use dtype=torch.bfloat16", "set trainer.precision: bf16-mixed")
-    return re.sub(r"\bvgg=['\"]([^'\"]*)['\"]", r"loss.vgg: \1", text)
+    for pattern, option in _ARGUMENTS:
+        text = pattern.sub(option, text)
+    return text
 
 
 def _unknown(name: str, parser: jsonargparse.ArgumentParser) -> str:

@@ -159,7 +159,11 @@ def absolute_paths(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(
         config,
         data=dataclasses.replace(data, dataroot=data.dataroot and absolute(data.dataroot)),
-        loss=dataclasses.replace(loss, vgg=loss.vgg if loss.vgg in ("imagenet", "random") else absolute(loss.vgg)),
+        loss=dataclasses.replace(
+            loss,
+            vgg=loss.vgg if loss.vgg in ("imagenet", "random") else absolute(loss.vgg),
+            lpips_weights=loss.lpips_weights and absolute(loss.lpips_weights),
+        ),
         run=dataclasses.replace(run, load_pretrain=run.load_pretrain and absolute(run.load_pretrain)),
     )
 

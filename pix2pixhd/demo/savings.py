@@ -12,7 +12,8 @@ from torch import Tensor
 
 import pix2pixhd
 from pix2pixhd.config.schema import LossOptions
-from pix2pixhd.training.module import Pix2PixHD, generator_loss
+from pix2pixhd.training.losses import generator_loss
+from pix2pixhd.training.module import Pix2PixHD
 
 __all__ = ["Savings", "measure_savings"]
 

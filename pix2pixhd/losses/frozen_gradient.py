@@ -19,6 +19,7 @@ from pix2pixhd.losses.taps import feature_maps
 from pix2pixhd.ops.autograd import wider
 from pix2pixhd.ops.frozen_features import differentiable
 from pix2pixhd.ops.perceptual_scaling import SMALLEST, power_of_two
+from pix2pixhd.ops.perceptual_tiling import MemoryLimitError
 
 
 class Term(NamedTuple):
@@ -71,7 +72,7 @@ def _per_image(values: Tensor, like: Tensor) -> Tensor:
 
 def _scale_of(gradients: Sequence[Tensor], images: int) -> Tensor:
     """Returns a factor per image, ``[N]``, that keeps the gradients in the range of float16. It stays on the device."""
-    peak = torch.full((images,), SMALLEST, device=gradients[0].device)
+    peak = torch.full((images,), SMALLEST, device=gradients[0].device, dtype=torch.float32)
     for gradient in gradients:
         dims = tuple(range(1, gradient.dim()))
         own = torch.linalg.vector_norm(gradient, torch.inf, dim=dims).to(torch.float32)
@@ -193,7 +194,8 @@ class Evaluation:
             with_gradient: Whether to compute the gradient.
 
         Raises:
-            ValueError: If the memory limit is too low, or a mask is not possible.
+            MemoryLimitError: If the memory limit is too low for one image.
+            ValueError: If a mask is not possible.
             RuntimeError: If the network's outputs do not depend on its input by differentiable operations.
         """
         images, dtype = len(fake), wider(fake.dtype)
@@ -238,7 +240,7 @@ class Evaluation:
         needed, limit = known[facts], self.memory_limit or 0
         if needed > limit:
             remedy = "raise the limit" if self.checkpoint else "raise the limit, or use checkpoint=True"
-            raise ValueError(
+            raise MemoryLimitError(
                 f"memory_limit is {limit / 2**20:.3g} MiB, but one image needs {needed / 2**20:.3g} MiB; {remedy}"
             )
         return min(images, limit // needed)

@@ -16,7 +16,7 @@ from pix2pixhd.losses.frozen_gradient import Evaluation, Term
 from pix2pixhd.losses.frozen_module import OperatorLoss
 from pix2pixhd.losses.images import check_compute_dtype, check_memory_limit, pixel_weights
 from pix2pixhd.losses.perceptual_features import VGGFeatures, check_features
-from pix2pixhd.losses.perceptual_inputs import RangeCheck, check_against_network
+from pix2pixhd.losses.perceptual_inputs import ImageSizeError, RangeCheck, check_against_network
 from pix2pixhd.models.lpips_trunks import (
     TRUNKS,
     Trunk,
@@ -222,8 +222,9 @@ class LPIPS(OperatorLoss):
         """Computes the distance.
 
         Args:
-            in0: Images ``[N, 3, H, W]`` in [−1, 1]. H and W must be at least 16 for VGG, 17 for SqueezeNet and 31 for
-                AlexNet. Gradients flow to both images.
+            in0: Images ``[N, 3, H, W]`` in [−1, 1], or grayscale images ``[N, 1, H, W]``, which are repeated to three
+                channels. H and W must be at least 16 for VGG, 17 for SqueezeNet and 31 for AlexNet. Gradients flow to
+                both images.
             in1: Images of the same shape, or their features from ``features``.
             retPerLayer: Whether to return the distances of the layers too.
             normalize: Whether the images are in [0, 1].
@@ -372,10 +373,10 @@ class LPIPS(OperatorLoss):
         """Returns the network's input."""
         check_dense(name, images)
         smallest = TRUNKS[self.pnet_type].smallest
-        if images.dim() != 4 or images.shape[1] != 3:
-            raise ValueError(f"{name} must be images [N, 3, H, W], got {tuple(images.shape)}")
+        if images.dim() != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(f"{name} must be images [N, 3, H, W] or [N, 1, H, W], got {tuple(images.shape)}")
         if min(images.shape[2:]) < smallest:
-            raise ValueError(
+            raise ImageSizeError(
                 f"{name} must be at least {smallest}x{smallest} for net={self.pnet_type!r}, got {images.shape[2]}x"
                 f"{images.shape[3]}; enlarge the images"
             )
@@ -385,6 +386,7 @@ class LPIPS(OperatorLoss):
         self._range_check(name, images, low, 1.0, remedy)
         if normalize:
             images = 2 * images - 1
+        images = images.expand(-1, 3, -1, -1)
         return self.scaling_layer(images) if self.version == "0.1" else images
 
     def extra_repr(self) -> str:

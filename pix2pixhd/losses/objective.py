@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pix2pixhd.config.schema.loss import GANMode, PresetName
 from pix2pixhd.losses.adversarial import GANLoss
 from pix2pixhd.losses.feature_matching import FeatureMatchingLoss
+from pix2pixhd.losses.frozen_module import OperatorLoss
 from pix2pixhd.losses.perceptual import VGGLoss
 from pix2pixhd.losses.perceptual_features import VGGFeatures
 from pix2pixhd.losses.predictions import Prediction, as_scales
@@ -39,19 +40,23 @@ class GeneratorLoss(nn.Module):
     """Generator loss ``L_G = λ_gan·L_GAN + λ_feat·L_FM + λ_vgg·L_VGG`` (pix2pixHD, arXiv 1711.11585).
 
     A weight of 0 disables its term: the term is not computed, needs no inputs, loads no VGG, and its value is 0.
+    ``L_VGG`` may be another perceptual loss, such as ``LPIPS``.
 
     Args:
         lambda_gan: Weight of the adversarial term. None selects the preset's: 0.5 for ``paper``, 1 for the others.
         lambda_feat: Weight of feature matching. None selects the preset's, 10.
-        lambda_vgg: Weight of the VGG loss. None selects the preset's: 1 for ``mlops``, 10 for the others. NVIDIA's code
-            has one weight for both terms: with the preset ``nvidia``, None uses ``lambda_feat`` if it is not 0.
+        lambda_vgg: Weight of the perceptual loss. None selects the preset's: 1 for ``mlops``, 10 for the others.
+            NVIDIA's code has one weight for both terms: with the preset ``nvidia``, None uses ``lambda_feat`` if it is
+            not 0.
         preset: Definition of the terms: ``paper``, ``nvidia`` (pix2pixHD's code), ``spade``, ``imaginaire`` or
             ``mlops``; see ``pix2pixhd.losses.presets``.
         gan_mode: ``lsgan``, ``vanilla``, ``hinge`` or ``wgan``. None selects the preset's mode.
-        vgg: The ``vgg`` argument of ``VGGLoss``, or a ``VGGLoss``, whose own options (``normalize`` too) then apply.
+        vgg: The ``vgg`` argument of ``VGGLoss``, or a perceptual loss of this package (``VGGLoss``, ``LPIPS``,
+            ``FrozenFeatureLoss``, ``StyleLoss``) with its own options, which takes images in [−1, 1]. The mean of
+            LPIPS's values is the term.
 
     Raises:
-        ValueError: If the preset or mode is unknown, or ``vgg`` is a ``VGGLoss`` whose ``reduction`` is not ``"mean"``.
+        ValueError: If the preset or mode is unknown, or ``vgg`` is a loss whose ``reduction`` is not ``"mean"``.
         RuntimeError: If pretrained VGG weights cannot be downloaded.
 
     Example:
@@ -83,11 +88,12 @@ class GeneratorLoss(nn.Module):
         self.gan = GANLoss(mode=gan_mode or chosen.gan_mode, reduction=chosen.reduction)
         self.gan_factor = chosen.adversarial(self.gan.mode)
         self.feat = FeatureMatchingLoss(chosen.weighting)
-        self.vgg: VGGLoss | None = None
+        self.vgg: OperatorLoss | None = None
         if self.lambda_vgg != 0.0:
-            self.vgg = vgg if isinstance(vgg, VGGLoss) else VGGLoss(vgg=vgg, normalize=chosen.normalize)
-            if self.vgg.reduction != "mean":
-                raise ValueError('vgg must be a VGGLoss(..., reduction="mean"): the total is one number')
+            self.vgg = vgg if isinstance(vgg, OperatorLoss) else VGGLoss(vgg=vgg, normalize=chosen.normalize)
+            if getattr(self.vgg, "reduction", "mean") != "mean":
+                kind = type(self.vgg).__name__
+                raise ValueError(f'vgg must be a {kind}(..., reduction="mean"): the total is one number')
 
     def forward(
         self,
@@ -101,8 +107,8 @@ class GeneratorLoss(nn.Module):
         Args:
             pred_fake: Discriminator output for generated images: a list over scales of lists over layers.
             pred_real: Discriminator output for real images. Required for feature matching.
-            fake: Generated images ``[N, 3, H, W]`` in [−1, 1]. Required for the VGG loss.
-            real: Real images, or their features from ``VGGLoss.features``. Required for the VGG loss.
+            fake: Generated images ``[N, 3, H, W]`` in [−1, 1]. Required for the perceptual loss.
+            real: Real images, or their features from the ``features`` of ``vgg``. Required for the perceptual loss.
 
         Returns:
             The scalars ``gan``, ``feat``, ``vgg`` and ``total``. Call ``total.backward()``.
@@ -135,10 +141,12 @@ class GeneratorLoss(nn.Module):
         To reduce peak memory, call this method and its backward before the discriminator allocates its activations.
         """
         if fake is None or real is None:
-            raise ValueError("fake and real are needed for the VGG loss; pass them or set lambda_vgg=0")
+            raise ValueError("fake and real are needed for the perceptual loss; pass them or set lambda_vgg=0")
         if self.vgg is None:
             return torch.zeros((), device=fake.device)
-        return self.vgg.weighted(fake, real, self.lambda_vgg)
+        value: Tensor = self.vgg(fake, real)
+        # The factor is not an argument of the operator, which torch.compile would recompile for every new value.
+        return (value.mean() if value.dim() else value) * self.lambda_vgg
 
     def extra_repr(self) -> str:
         """Formats the weights for ``repr``."""

@@ -27,7 +27,7 @@ from pix2pixhd.losses.images import (
     scaled_to_network,
 )
 from pix2pixhd.losses.perceptual_features import VGGFeatures, check_features
-from pix2pixhd.losses.perceptual_inputs import RangeCheck, check_against_network
+from pix2pixhd.losses.perceptual_inputs import ImageSizeError, RangeCheck, check_against_network
 from pix2pixhd.models.vgg import PAPER_LAYERS, Architecture, FrozenVGG, check_network, load_vgg
 from pix2pixhd.ops import frozen_features, multi_l1_loss, perceptual, reference
 from pix2pixhd.ops.checks import check_dense
@@ -317,7 +317,7 @@ class VGGLoss(FrozenNetworkLoss):
         min_size = _MIN_SIZE << (len(self.scale_weights) - 1)
         if min(shape[2:]) < min_size:
             scales = f" for {len(self.scale_weights)} scales" if len(self.scale_weights) > 1 else ""
-            raise ValueError(
+            raise ImageSizeError(
                 f"{name} must be at least {min_size}x{min_size}{scales}, got {shape[2]}x{shape[3]}; enlarge the images"
             )
         check_against_network(name, images, self.vgg, "VGG", "VGGLoss", self.dtype)

@@ -9,7 +9,11 @@ from torch import Tensor, nn
 
 from pix2pixhd.ops.autograd import is_wrapped
 
-__all__ = ["RangeCheck", "check_against_network"]
+__all__ = ["ImageSizeError", "RangeCheck", "check_against_network"]
+
+
+class ImageSizeError(ValueError):
+    """Raised for images that are smaller than a network needs."""
 
 
 def check_against_network(

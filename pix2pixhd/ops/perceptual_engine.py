@@ -206,7 +206,7 @@ class TilePass:
 
     def _peak(self, saved: _Saved, distance: Tensor, images: int) -> Tensor:
         """Return the magnitude ``[N]`` of the largest term that the loss adds to a compared feature map's gradient."""
-        peak = torch.full((images,), abs(saved.coefficient), device=distance.device)
+        peak = torch.full((images,), abs(saved.coefficient), device=distance.device, dtype=torch.float32)
         if saved.weight is not None:
             peak = peak * torch.linalg.vector_norm(saved.weight, torch.inf, dim=(1, 2))
         if self.comparison.saves_features:

@@ -42,7 +42,7 @@ class Float16Scale:
     def __init__(self, peaks: Sequence[Tensor | None], images: int, device: torch.device) -> None:
         # The largest term that is still to be added when the gradient reaches each convolution. fmax ignores NaN: a NaN
         # in one pixel's weight must not turn the scale, and with it every pixel, into NaN.
-        largest = torch.full((images,), SMALLEST, device=device)
+        largest = torch.full((images,), SMALLEST, device=device, dtype=torch.float32)
         self._remaining = []
         for peak in peaks:
             largest = largest if peak is None else torch.fmax(largest, peak)

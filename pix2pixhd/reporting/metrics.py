@@ -1,8 +1,8 @@
-"""Image metrics of validation and of the results page, computed with torchmetrics."""
+"""Image metrics of validation and of the results page, computed with torchmetrics and ``pix2pixhd.losses.LPIPS``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,10 @@ from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from pix2pixhd.errors import InputError
+from pix2pixhd.losses import LPIPS
+from pix2pixhd.losses.perceptual_inputs import ImageSizeError
 
 __all__ = ["IMAGE_METRICS", "build_metrics", "image_metrics", "update_metrics"]
 
@@ -41,6 +42,45 @@ class _FID(FrechetInceptionDistance):
         return torch.tensor(torch.nan, device=self.device)
 
 
+class _LPIPS(Metric):
+    """Mean LPIPS of images, computed in float32 in every precision of the trainer.
+
+    Args:
+        trunk: Weights of AlexNet, see ``LPIPS``.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    distances: Tensor
+    images: Tensor
+
+    def __init__(self, trunk: str | torch.nn.Module = "imagenet") -> None:
+        super().__init__()
+        self.net = LPIPS(net="alex", trunk=trunk, dtype=torch.float32)
+        self.add_state("distances", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, generated: Tensor, real: Tensor) -> None:
+        """Adds a batch of images in [−1, 1]."""
+        try:
+            self.distances += self.net(generated, real).sum()
+        except ImageSizeError as error:
+            size = "x".join(map(str, generated.shape[2:]))
+            raise InputError(
+                f"run.metrics: lpips needs images of at least 31x31, got {size}; use larger images, or remove lpips"
+            ) from error
+        self.images += len(generated)
+
+    def compute(self) -> Tensor:
+        """Computes the mean over all images of all processes."""
+        return self.distances / self.images
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> torch.nn.Module:
+        """Moves the network without converting it, for example to bfloat16 with ``trainer.precision: bf16-true``."""
+        return super()._apply(lambda x: x.to(fn(x).device), *args, **kwargs)
+
+
 def _build(name: str) -> Metric:
     if name == "l1":
         return MeanAbsoluteError()
@@ -50,7 +90,7 @@ def _build(name: str) -> Metric:
         return StructuralSimilarityIndexMeasure(data_range=_DATA_RANGE)
     try:
         if name == "lpips":
-            return LearnedPerceptualImagePatchSimilarity(net_type="alex")  # expects images in [−1, 1]
+            return _LPIPS()
         return _FID(feature=2048, normalize=True)
     except ModuleNotFoundError as error:
         package = {"lpips": "torchvision", "fid": "torch-fidelity"}[name]
@@ -62,7 +102,10 @@ def _build(name: str) -> Metric:
             "lpips": "AlexNet's ImageNet weights, which torchvision downloads to torch.hub's folder",
             "fid": "Inception's weights, which torch-fidelity downloads to torch.hub's folder",
         }[name]
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # Of the message of missing ImageNet weights, its last line names an argument of LPIPS.
+        lines = str(error).partition("\nor pass")[0].splitlines() if name == "lpips" else str(error).splitlines()[:1]
+        reason = "; ".join(filter(None, ["".join(lines[:1]), " ".join(map(str.strip, lines[1:]))]))
+        reason = reason or type(error).__name__
         raise InputError(
             f"run.metrics: {name} needs {needed}, which failed ({reason}); fix this, or remove {name}"
         ) from error
@@ -101,9 +144,8 @@ def update_metrics(metrics: MetricCollection, generated: Tensor, real: Tensor) -
     generated, real = generated.float().clamp(-1, 1).contiguous(), real.float().contiguous()
     for metric in metrics.values():
         pair = (generated, real)
-        if isinstance(metric, (FrechetInceptionDistance, LearnedPerceptualImagePatchSimilarity)):
-            pair = (generated.expand(-1, 3, -1, -1), real.expand(-1, 3, -1, -1))
         if isinstance(metric, FrechetInceptionDistance):
+            pair = (generated.expand(-1, 3, -1, -1), real.expand(-1, 3, -1, -1))
             for images, is_real in zip(pair, (False, True), strict=True):
                 metric.update((images + 1) / 2, real=is_real)
         else:

@@ -19,7 +19,8 @@ from pix2pixhd.data import Sample, encode_input
 from pix2pixhd.data.encoding import feature_region
 from pix2pixhd.errors import InputError
 from pix2pixhd.inference.padding import encode_padded, generate_padded
-from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
+from pix2pixhd.losses import DiscriminatorLoss
+from pix2pixhd.losses.perceptual_inputs import ImageSizeError
 from pix2pixhd.models import LocalEnhancer
 from pix2pixhd.models.build import build_discriminator, build_encoder, build_generator
 from pix2pixhd.nn import lean
@@ -28,35 +29,15 @@ from pix2pixhd.reporting.metrics import build_metrics, update_metrics
 from pix2pixhd.training.average import WeightAverage
 from pix2pixhd.training.distributed import GradientAverager, gather_states, rank, share_buffers, world_size
 from pix2pixhd.training.image_pool import ImagePool
+from pix2pixhd.training.losses import generator_loss
 from pix2pixhd.training.optimizer import Adam, can_step_in_backward, stepping_in_backward
 from pix2pixhd.training.resume import apply_optimizer_options
 from pix2pixhd.training.step import compute_gradients
 
 __all__ = ["Pix2PixHD"]
 
-
-def generator_loss(options: LossOptions) -> GeneratorLoss:
-    """Builds the generator's loss from its options.
-
-    Raises:
-        InputError: If VGG19's weights are not available; the message names the file to download and its folder.
-    """
-    try:
-        loss = GeneratorLoss(
-            options.lambda_gan,
-            options.lambda_feat,
-            options.lambda_vgg,
-            preset=options.preset,
-            gan_mode=options.gan_mode,
-            vgg=options.vgg,
-        )
-    except (RuntimeError, FileNotFoundError, ValueError) as error:
-        raise InputError(
-            f"loss.vgg: {as_options(str(error))}\nOr train without the perceptual loss: loss.lambda_vgg: 0"
-        ) from error
-    if loss.vgg is not None and options.vgg_memory_limit is not None:
-        loss.vgg.memory_limit = options.vgg_memory_limit * 2**20
-    return loss
+# Weights that come from files, not from training.
+_PRETRAINED = ("val_metrics.", "generator_loss.")
 
 
 def _without(weights: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
@@ -152,7 +133,7 @@ class Pix2PixHD(pl.LightningModule):
         if self.generator_loss.vgg is not None and self.data_options.output_nc not in (1, 3):
             raise InputError(
                 "loss.lambda_vgg: the perceptual loss needs color or grayscale images, got "
-                f"data.output_nc={self.data_options.output_nc} channels; set it to 0"
+                f"data.output_nc={self.data_options.output_nc} channels; set it to 0, or loss.perceptual: none"
             )
         if self.optimizer_options.niter_fix_global and not isinstance(self.netG, LocalEnhancer):
             raise InputError("optimizer.niter_fix_global needs model.netG: local, whose global part it keeps fixed")
@@ -287,7 +268,7 @@ class Pix2PixHD(pl.LightningModule):
                 terms = self.compute_gradients(
                     self.encode(batch), self._images(batch), self.encode_features(batch), batches, stepping
                 )
-        except MemoryLimitError as error:
+        except (MemoryLimitError, ImageSizeError) as error:
             raise InputError(as_options(str(error))) from error
         if stepping:
             self._batches_since_step = 0
@@ -341,22 +322,22 @@ class Pix2PixHD(pl.LightningModule):
         return terms
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the image pool and random state of every process; removes the pretrained weights of metrics."""
-        checkpoint["state_dict"] = _without(checkpoint["state_dict"], "val_metrics.")
+        """Adds the image pool and random state of every process; removes pretrained weights of metrics and losses."""
+        checkpoint["state_dict"] = _without(checkpoint["state_dict"], *_PRETRAINED)
         checkpoint["processes"] = gather_states({"pool": self.pool.state_dict(), "rng": torch.get_rng_state()})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the state of this process; if the number of processes has changed, the pools start empty.
 
-        Metrics and the moving average may have been enabled or disabled since. A new average starts with the current
-        weights.
+        Metrics, losses and the moving average may have been changed, enabled or disabled since. A new average starts
+        with the current weights.
         """
         if self._trainer is not None:
             # Lightning converts the module only after this hook, so float64 weights would be rounded to float32.
             self._trainer.precision_plugin.convert_module(self)
-        weights = _without(checkpoint["state_dict"], "val_metrics.", *([] if self.ema else ["ema."]))
+        weights = _without(checkpoint["state_dict"], *_PRETRAINED, *([] if self.ema else ["ema."]))
         own = self.state_dict()
-        weights |= {name: value for name, value in own.items() if name.startswith("val_metrics.")}
+        weights |= {name: value for name, value in own.items() if name.startswith(_PRETRAINED)}
         if self.ema is not None and "ema.n_averaged" not in weights:
             trained = {f"ema.module.{name}": value for name, value in weights.items() if f"ema.module.{name}" in own}
             weights |= {"ema.n_averaged": torch.ones_like(own["ema.n_averaged"]), **trained}

@@ -30,6 +30,7 @@ from pix2pixhd.training.callbacks.summary import RunSummary, resume_command, sto
 from pix2pixhd.training.datamodule import PairedData, reporting_dead_workers
 from pix2pixhd.training.first_process import on_first_process
 from pix2pixhd.training.loggers import make_loggers
+from pix2pixhd.training.losses import check_loss
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.optimizer import can_step_in_backward
 from pix2pixhd.training.precision import SharedScalePrecision
@@ -45,6 +46,7 @@ __all__ = ["TrainConfig", "train"]
 def _check_run(config: TrainConfig, trainer: TrainerOptions, resume: bool) -> None:
     """Raises an error if options conflict with each other, the launcher, or the contents of the run's folder."""
     processes = process_count(trainer)
+    check_loss(config.loss)
     _check_pretrained(config)
     _check_limits(config, trainer)
     _check_combinations(trainer, resume)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
 from pix2pixhd.nn.concatenation import concatenate
 from pix2pixhd.training.image_pool import ImagePool
+from pix2pixhd.training.losses import perceptual_name
 
 __all__ = ["compute_gradients"]
 
@@ -62,7 +63,8 @@ def compute_gradients(
             for D. The generator's backward continues into the encoder.
 
     Returns:
-        The detached loss terms: ``D_real``, ``D_fake``, ``G_GAN``, ``G_GAN_Feat``, ``G_VGG``, ``G_total``.
+        The detached loss terms: ``D_real``, ``D_fake``, ``G_GAN``, ``G_GAN_Feat``, ``G_VGG`` (``G_LPIPS`` if the
+        perceptual loss is LPIPS) and ``G_total``.
 
     Example:
         >>> from pix2pixhd.models import define_D, define_G
@@ -75,9 +77,9 @@ def compute_gradients(
     fake = generated.detach().requires_grad_()
     # Free each stage's memory before the next allocates: VGG's activations before those of D, and those of D before the
     # gradients of G.
-    vgg = generator_loss.perceptual(fake, real)
-    if vgg.requires_grad:
-        backward(vgg, inputs=[fake])
+    perceptual = generator_loss.perceptual(fake, real)
+    if perceptual.requires_grad:
+        backward(perceptual, inputs=[fake])
     pooled = pool is not None and pool.size > 0
     # With a pool, only the generator's loss uses this forward, so it needs no gradient of D's weights.
     with _frozen(netD) if pooled else contextlib.nullcontext():
@@ -106,7 +108,7 @@ def compute_gradients(
         "D_fake": loss_D.fake,
         "G_GAN": gan,
         "G_GAN_Feat": feat,
-        "G_VGG": vgg,
-        "G_total": gan + feat + vgg,
+        perceptual_name(generator_loss): perceptual,
+        "G_total": gan + feat + perceptual,
     }
     return {name: term.detach() for name, term in terms.items()}

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from pix2pixhd.losses import (
+    LPIPS,
     DiscriminatorLoss,
     FeatureMatchingLoss,
+    FrozenFeatureLoss,
     GANLoss,
     GeneratorLoss,
     VGGLoss,
@@ -191,7 +193,9 @@ def test_disabled_term_does_not_change_the_dtype_of_the_total(dtype, mode):
 def test_missing_inputs_and_unknown_presets_are_rejected(vgg):
     with pytest.raises(ValueError, match="pred_real is needed for feature matching; pass it or set lambda_feat=0"):
         GeneratorLoss(lambda_vgg=0.0)(predictions())
-    with pytest.raises(ValueError, match="fake and real are needed for the VGG loss; pass them or set lambda_vgg=0"):
+    with pytest.raises(
+        ValueError, match="fake and real are needed for the perceptual loss; pass them or set lambda_vgg=0"
+    ):
         GeneratorLoss(lambda_feat=0.0, vgg=vgg)(predictions())
     for criterion in (GeneratorLoss, DiscriminatorLoss):
         with pytest.raises(ValueError, match="preset must be one of paper, nvidia, spade, imaginaire, mlops, got 'hd'"):
@@ -201,6 +205,24 @@ def test_missing_inputs_and_unknown_presets_are_rejected(vgg):
 def test_a_vgg_loss_can_be_shared_by_objectives(vgg):
     shared = VGGLoss(vgg=vgg)
     assert GeneratorLoss(vgg=shared).vgg is shared
+
+
+@pytest.mark.filterwarnings("ignore:.*random weights")
+def test_any_perceptual_loss_is_the_term():
+    fake, real = random_images(2, 3, 20, 20).requires_grad_(), random_images(2, 3, 20, 20, seed=1)
+    lpips = LPIPS(net="squeeze", pretrained=False, pnet_rand=True)
+    frozen = FrozenFeatureLoss(torch.nn.Conv2d(3, 4, 3))
+    for loss in (lpips, frozen):
+        criterion = GeneratorLoss(lambda_gan=0.0, lambda_feat=0.0, lambda_vgg=3.0, vgg=loss)
+        terms = criterion(predictions(), predictions(seed=1), fake, real)
+        expected = 3.0 * loss(fake, real).mean()
+        torch.testing.assert_close(terms.total, expected, rtol=1e-6, atol=0)
+        gradients = [torch.autograd.grad(value, fake)[0] for value in (terms.total, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-6, atol=0)
+        features = loss.features(real)
+        torch.testing.assert_close(criterion.perceptual(fake, features), expected, rtol=1e-5, atol=0)
+    with pytest.raises(ValueError, match=r'vgg must be a FrozenFeatureLoss\(..., reduction="mean"\)'):
+        GeneratorLoss(vgg=FrozenFeatureLoss(torch.nn.Conv2d(3, 4, 3), reduction="none"))
 
 
 class TinyDiscriminator(torch.nn.Module):

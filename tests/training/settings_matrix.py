@@ -39,7 +39,7 @@ Row = dict[str, Any]
 
 OPTIONS: dict[str, list[Any]] = {
     "precision": ["32-true", "bf16-mixed", "bf16-true", "64-true"],
-    "losses": ["paper", "vgg", "no feature matching", "spade", "vanilla"],
+    "losses": ["paper", "vgg", "no feature matching", "spade", "vanilla, lpips"],
     "interruption": ["epoch", "max_steps", "signal", "crash"],
     "netG": ["global", "local", "fixed global part"],
     "features": ["none", "instance", "label"],
@@ -123,7 +123,12 @@ def _losses(kind: str, pool_size: int) -> LossOptions:
         "vgg": {"vgg": "random"},
         "no feature matching": {"lambda_vgg": 0.0, "lambda_feat": 0.0, "preset": "nvidia"},
         "spade": {"lambda_vgg": 0.0, "preset": "spade"},
-        "vanilla": {"lambda_vgg": 0.0, "gan_mode": "vanilla"},
+        "vanilla, lpips": {
+            "perceptual": "lpips",
+            "perceptual_network": "squeeze",
+            "vgg": "random",
+            "gan_mode": "vanilla",
+        },
     }[kind]
     return LossOptions(pool_size=pool_size, **options)
 
@@ -131,7 +136,9 @@ def _losses(kind: str, pool_size: int) -> LossOptions:
 def make_config(row: Row, root: pathlib.Path, output: pathlib.Path) -> TrainConfig:
     """Returns the configuration of one combination, with two epochs and tiny networks."""
     fixed = row["netG"] == "fixed global part"
-    size = {"resize_or_crop": "none"} if row["size"] == "whole image" else {"resize_or_crop": "crop", "fineSize": 16}
+    size = {"resize_or_crop": "none"}
+    if row["size"] == "crop":  # SqueezeNet needs 17 pixels
+        size = {"resize_or_crop": "crop", "fineSize": 20 if row["losses"] == "vanilla, lpips" else 16}
     trainer: Row = {"accelerator": "cpu", "enable_progress_bar": False, "precision": row["precision"]}
     trainer["devices"] = "auto" if "WORLD_SIZE" in os.environ else row["devices"]
     return TrainConfig(

@@ -106,6 +106,9 @@ def test_the_path_of_vgg_weights_is_saved_as_absolute(make_config, tmp_path, mon
     for vgg, expected in (("vgg.pth", str(tmp_path / "vgg.pth")), ("random", "random"), ("/vgg.pth", "/vgg.pth")):
         changed = absolute_paths(dataclasses.replace(config, loss=dataclasses.replace(config.loss, vgg=vgg)))
         assert changed.loss.vgg == expected
+        assert changed.loss.lpips_weights is None
+    lpips = dataclasses.replace(config.loss, perceptual="lpips", lpips_weights="linear.pth")
+    assert absolute_paths(dataclasses.replace(config, loss=lpips)).loss.lpips_weights == str(tmp_path / "linear.pth")
     assert absolute_paths(make_config(dataroot="")).data.dataroot == ""
 
 

@@ -51,10 +51,12 @@ class TrainConfig:
             The options of the ``trainer`` section.
 
         Raises:
-            InputError: If a value has the wrong type or is out of range.
+            InputError: If a value has the wrong type or is out of range, or if options cannot be combined.
         """
         for field in dataclasses.fields(self):
             if field.name != "trainer":
                 dataclasses.replace(getattr(self, field.name))
         self.compute.check(self.model)
-        return trainer_options(self.trainer)
+        trainer = trainer_options(self.trainer)
+        self.loss.check_precision(str(trainer.precision))
+        return trainer
