@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
@@ -53,11 +54,20 @@ def patch() -> Patch:
     return patched
 
 
+def _to_torchmetrics_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Rename ``net.slice2.3.weight`` to ``net.slices.1.3.weight``, as in torchmetrics' SqueezeNet."""
+    pattern = re.compile(rf"^({re.escape(prefix)}net\.)slice(\d+)\.")
+    renamed = {pattern.sub(lambda m: f"{m[1]}slices.{int(m[2]) - 1}.", name): value for name, value in state.items()}
+    state.clear()
+    state.update(renamed)
+
+
 def use_in(metric: LearnedPerceptualImagePatchSimilarity) -> LearnedPerceptualImagePatchSimilarity:
-    """Replace the network of a torchmetrics metric by ``pix2pixhd.losses.LPIPS`` with the same weights.
+    """Replace the network of a torchmetrics metric by ``pix2pixhd.losses.LPIPS`` with the same weights and state dict.
 
     Args:
-        metric: A ``LearnedPerceptualImagePatchSimilarity``. It is changed and returned.
+        metric: A ``LearnedPerceptualImagePatchSimilarity``. It is changed and returned. One whose network has been
+            replaced before stays as it is.
 
     Raises:
         TypeError: If its network is not torchmetrics' LPIPS.
@@ -74,9 +84,14 @@ def use_in(metric: LearnedPerceptualImagePatchSimilarity) -> LearnedPerceptualIm
             "metric must be a torchmetrics LearnedPerceptualImagePatchSimilarity with a network net, got "
             f"{type(metric).__name__} with {type(network).__name__}"
         )
+    if isinstance(network, LPIPS):
+        return metric
     ours = LPIPS(net=kind, pretrained=False, trunk=empty_trunk(kind))
-    constants = {name: value for name, value in ours.state_dict().items() if name.startswith("scaling_layer.")}
-    ours.load_state_dict({**constants, **network.state_dict()})  # torchmetrics does not save the constants
+    for name, constant in list(ours.scaling_layer.named_buffers()):  # torchmetrics does not save them
+        ours.scaling_layer.register_buffer(name, constant, persistent=False)
+    ours.load_state_dict(network.state_dict())
+    if kind == "squeeze":
+        ours.register_state_dict_post_hook(_to_torchmetrics_names)  # type: ignore[no-untyped-call]
     parameter = next(network.parameters())
     metric.net = cast(Any, ours.to(parameter.device, parameter.dtype))
     return metric

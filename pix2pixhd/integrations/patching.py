@@ -21,7 +21,12 @@ class Patch:
         self._originals = contextlib.ExitStack()
 
     def replace(self, owner: Any, name: str, value: object) -> None:
-        """Set an attribute of a module or class, and record the original."""
+        """Set an attribute of a module or class, and record the original.
+
+        An attribute that another patch has replaced by the same value stays as it is: that patch restores it.
+        """
+        if getattr(owner, name) is value:
+            return
         self._originals.callback(setattr, owner, name, getattr(owner, name))
         setattr(owner, name, value)
         where = owner.__name__ if isinstance(owner, ModuleType) else f"{owner.__module__}.{owner.__name__}"

@@ -25,7 +25,7 @@ from pix2pixhd.losses.images import (
     pixel_weights,
     scaled_to_network,
 )
-from pix2pixhd.losses.perceptual_features import FrozenFeatures, check_features
+from pix2pixhd.losses.perceptual_features import FrozenFeatures, check_features, check_pair
 from pix2pixhd.losses.taps import check_taps
 from pix2pixhd.ops import frozen_features
 from pix2pixhd.ops.checks import check_dense, check_tensor
@@ -124,6 +124,8 @@ class FrozenFeatureLoss(FrozenNetworkLoss):
         self.weights = None if weights is None else numbers("weights", weights)
         self.distance = list(distance) if isinstance(distance, (list, tuple)) else distance
         self._set_distances(linear)
+        if channel_dim is not None and type(channel_dim) is not int:
+            raise TypeError(f"channel_dim must be the number of a dimension, or None, got {channel_dim!r}")
         self.channel_dim = channel_dim
         self.scale_weights = check_scale_weights(scale_weights)
         self.input_range = check_range(input_range)
@@ -195,8 +197,7 @@ class FrozenFeatureLoss(FrozenNetworkLoss):
                 a tap is not called once, or ``memory_limit`` is too low.
             RuntimeError: If a parameter of the network requires a gradient and ``keep_activations`` is False.
         """
-        if fake.shape != real.shape:
-            raise ValueError(f"real must have the shape of fake, {tuple(fake.shape)}, got {tuple(real.shape)}")
+        check_pair("fake", fake, "real", real, FrozenFeatures)
         fakes = self._scales("fake", fake)
         weight_map = None if mask is None else pixel_weights(mask, fake)
         if isinstance(real, FrozenFeatures):

@@ -39,7 +39,13 @@ class Term(NamedTuple):
 def channel_axis(x: Tensor, channel_dim: int | None) -> int:
     """Returns the dimension of the channels: 1 for images ``[N, C, h, w]``, the last one for tokens ``[N, L, C]``."""
     if channel_dim is not None:
-        return channel_dim % x.dim()
+        axis = channel_dim + x.dim() if channel_dim < 0 else channel_dim
+        if not 0 < axis < x.dim():
+            raise ValueError(
+                f"channel_dim must be a dimension of the feature maps other than the batch's, got {channel_dim} for a "
+                f"feature map of shape {tuple(x.shape)}"
+            )
+        return axis
     return 1 if x.dim() > 3 else x.dim() - 1
 
 
@@ -49,6 +55,14 @@ def _computed(x: Tensor) -> Tensor:
     if not torch.compiler.is_compiling() and x.is_inference() and not torch.is_inference_mode_enabled():
         return x.clone()  # autograd cannot save inference tensors
     return x
+
+
+def _modifiable(gradient: Tensor, *inputs: Tensor) -> Tensor:
+    """Returns a gradient that may be modified in place: a copy if it overlaps itself, or an input of the distance."""
+    expanded = any(stride == 0 and size > 1 for stride, size in zip(gradient.stride(), gradient.shape, strict=True))
+    storage = gradient.untyped_storage().data_ptr()
+    shared = any(storage == x.untyped_storage().data_ptr() for x in inputs)
+    return gradient.clone(memory_format=torch.contiguous_format) if expanded or shared else gradient
 
 
 def _weight_at(weight_map: Tensor | None, x: Tensor, axis: int, distance: Distance) -> Tensor | None:
@@ -126,7 +140,8 @@ class Evaluation:
         terms: Returns the terms of the loss for this number of feature maps, or raises an error.
         channel_dim: Dimension of the channels; None to derive it from the number of dimensions.
         memory_limit: Maximum number of bytes allocated at a time; None for no limit.
-        checkpoint: Whether to save only segment inputs, and recompute activations in the backward pass.
+        checkpoint: Whether to save only segment inputs, and recompute activations in the backward pass. None for a loss
+            without this option.
     """
 
     network: nn.Module
@@ -134,7 +149,7 @@ class Evaluation:
     terms: Callable[[int], Sequence[Term]]
     channel_dim: int | None = None
     memory_limit: int | None = None
-    checkpoint: bool = False
+    checkpoint: bool | None = None
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Returns the compared feature maps, with a graph if a gradient is required."""
@@ -239,7 +254,7 @@ class Evaluation:
             known[facts] = max(live.peak, 1)
         needed, limit = known[facts], self.memory_limit or 0
         if needed > limit:
-            remedy = "raise the limit" if self.checkpoint else "raise the limit, or use checkpoint=True"
+            remedy = "raise the limit, or use checkpoint=True" if self.checkpoint is False else "raise the limit"
             raise MemoryLimitError(
                 f"memory_limit is {limit / 2**20:.3g} MiB, but one image needs {needed / 2**20:.3g} MiB; {remedy}"
             )
@@ -283,7 +298,8 @@ class Evaluation:
         weight = _weight_at(weight_map, x, axis, term.distance)
         with torch.autocast(x.device.type, enabled=False):
             if with_gradient:
-                return term.distance.value_and_gradient(x, target, weight, axis)
+                value, gradient = term.distance.value_and_gradient(x, target, weight, axis)
+                return value, _modifiable(gradient, x, target)
             return term.distance.value(x, target, weight, axis), None
 
     @staticmethod

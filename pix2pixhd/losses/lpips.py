@@ -15,8 +15,9 @@ from pix2pixhd.losses.fingerprint import fingerprint
 from pix2pixhd.losses.frozen_gradient import Evaluation, Term
 from pix2pixhd.losses.frozen_module import OperatorLoss
 from pix2pixhd.losses.images import check_compute_dtype, check_memory_limit, pixel_weights
-from pix2pixhd.losses.perceptual_features import VGGFeatures, check_features
+from pix2pixhd.losses.perceptual_features import VGGFeatures, check_features, check_pair
 from pix2pixhd.losses.perceptual_inputs import ImageSizeError, RangeCheck, check_against_network
+from pix2pixhd.losses.taps import feature_maps
 from pix2pixhd.models.lpips_trunks import (
     TRUNKS,
     Trunk,
@@ -238,8 +239,7 @@ class LPIPS(OperatorLoss):
             TypeError: If images and network differ in dtype outside autocast.
             ValueError: If the shapes or devices differ, or the images are too small.
         """
-        if in0.shape != in1.shape:
-            raise ValueError(f"in1 must have the shape of in0, {tuple(in0.shape)}, got {tuple(in1.shape)}")
+        check_pair("in0", in0, "in1", in1, VGGFeatures)
         weight_map = None if mask is None else pixel_weights(mask, in0)
         x = self._prepared("in0", in0, normalize)
         if isinstance(in1, VGGFeatures):
@@ -280,7 +280,9 @@ class LPIPS(OperatorLoss):
 
     def _lean_losses(self, x: Tensor) -> Callable[..., Tensor] | None:
         """Returns the function that computes the losses without keeping activations, or None if none can."""
-        trained = self.pnet_tune or (self.lpips and any(p.requires_grad for p in self.lins.parameters()))
+        trained = any(
+            p.requires_grad for p in (*self.net.parameters(), *(self.lins.parameters() if self.lpips else ()))
+        )
         dropout = self.lpips and any(cast(_Linear, layer).drops for layer in self.lins)
         if self.spatial or self.keep_activations or trained or dropout:
             return None
@@ -331,9 +333,9 @@ class LPIPS(OperatorLoss):
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         if self.dtype is None:
-            return list(self.net(x))
+            return feature_maps(self.net, None, x)
         with torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            return list(self.net(x.to(torch.float32)))
+            return feature_maps(self.net, None, x.to(torch.float32))
 
     def _plain(
         self,

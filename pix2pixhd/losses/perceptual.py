@@ -26,8 +26,9 @@ from pix2pixhd.losses.images import (
     pixel_weights,
     scaled_to_network,
 )
-from pix2pixhd.losses.perceptual_features import VGGFeatures, check_features
+from pix2pixhd.losses.perceptual_features import VGGFeatures, check_features, check_pair
 from pix2pixhd.losses.perceptual_inputs import ImageSizeError, RangeCheck, check_against_network
+from pix2pixhd.losses.taps import feature_maps
 from pix2pixhd.models.vgg import PAPER_LAYERS, Architecture, FrozenVGG, check_network, load_vgg
 from pix2pixhd.ops import frozen_features, multi_l1_loss, perceptual, reference
 from pix2pixhd.ops.checks import check_dense
@@ -174,8 +175,7 @@ class VGGLoss(FrozenNetworkLoss):
                 or ``memory_limit`` is too low.
             RuntimeError: If a parameter of the VGG requires a gradient and ``keep_activations`` is False.
         """
-        if fake.shape != real.shape:
-            raise ValueError(f"real must have the shape of fake, {tuple(fake.shape)}, got {tuple(real.shape)}")
+        check_pair("fake", fake, "real", real, VGGFeatures)
         if isinstance(real, VGGFeatures):
             check_features("real", real, self._identity(), self.vgg)
         fakes = self._scales("fake", fake)
@@ -299,7 +299,7 @@ class VGGLoss(FrozenNetworkLoss):
 
     def _feature_maps(self, images: Tensor) -> list[Tensor]:
         """Returns the feature maps of the VGG, with a graph if a gradient is required."""
-        return list(self.vgg(images if self.dtype is None else images.to(torch.float32)))
+        return feature_maps(self.vgg, None, images if self.dtype is None else images.to(torch.float32))
 
     def _check_map_count(self, count: int) -> None:
         if count != len(self.weights):

@@ -14,6 +14,39 @@ from pix2pixhd.losses.fingerprint import fingerprint, same_weights
 _Features = TypeVar("_Features", bound="FrozenFeatures")
 
 
+def check_pair(first: str, images: Any, second: str, target: Any, kind: type[FrozenFeatures]) -> None:
+    """Check that images are compared with images, or precomputed features, of their shape.
+
+    Args:
+        first: Name of the images in the message.
+        images: The images.
+        second: Name of what they are compared with.
+        target: What they are compared with.
+        kind: Class of the features that the loss returns.
+
+    Raises:
+        TypeError: If an argument is neither a tensor nor, for the second one, features of this class.
+        ValueError: If the shapes differ.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"{first} must be a tensor, got {type(images).__name__}")
+    check_target(second, target, kind)
+    if images.shape != target.shape:
+        raise ValueError(f"{second} must have the shape of {first}, {tuple(images.shape)}, got {tuple(target.shape)}")
+
+
+def check_target(name: str, target: Any, kind: type[FrozenFeatures]) -> None:
+    """Check that a target is a tensor of images, or precomputed features of a class.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if not isinstance(target, (Tensor, kind)):
+        raise TypeError(
+            f"{name} must be a tensor, or {kind.__name__} from this loss's features(), got {type(target).__name__}"
+        )
+
+
 def check_features(
     name: str, features: FrozenFeatures, identity: tuple[Any, ...], network: nn.Module, title: str = "VGG"
 ) -> None:

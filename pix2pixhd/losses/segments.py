@@ -60,7 +60,9 @@ def _run(modules: Sequence[nn.Module], x: Any) -> Any:
 def _checkpoint(function: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
-    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+    # The random state cannot be read while a CUDA graph is captured.
+    random = not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=random, **kwargs)
 
 
 def _run_segments(segments: Sequence[_Segment], x: Any) -> Any:

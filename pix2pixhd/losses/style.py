@@ -15,8 +15,9 @@ from pix2pixhd.losses.fingerprint import fingerprint
 from pix2pixhd.losses.frozen_features import FrozenFeatureLoss
 from pix2pixhd.losses.frozen_gradient import Term
 from pix2pixhd.losses.images import ImageReduction, Normalization, check_one_of
-from pix2pixhd.losses.perceptual_features import FrozenFeatures, check_features
+from pix2pixhd.losses.perceptual_features import FrozenFeatures, check_features, check_pair, check_target
 from pix2pixhd.models.vgg import Architecture, FrozenVGG, check_network, layer_names, load_vgg
+from pix2pixhd.ops.checks import check_tensor
 from pix2pixhd.ops.scalars import numbers, one_number
 
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")  # CVPR 2016, Gatys et al.
@@ -161,17 +162,19 @@ class StyleLoss(FrozenFeatureLoss):
             inputs and float32 otherwise.
 
         Raises:
-            TypeError: If images and VGG differ in dtype outside autocast.
+            TypeError: If an argument is not a tensor, or images and VGG differ in dtype outside autocast.
             ValueError: If shapes or devices do not match, or ``content`` is missing or superfluous.
             RuntimeError: If a parameter of the VGG requires a gradient and ``keep_activations`` is False.
         """
+        check_target("style", style, FrozenFeatures)
         if bool(self.content_layers) != (content is not None):
             reason = "has content_layers" if self.content_layers else "has no content_layers"
             raise ValueError(f"content must be {'given' if self.content_layers else 'None'}: this loss {reason}")
+        check_tensor("fake", fake)
         if len(style.shape) < 1 or style.shape[0] not in (1, fake.shape[0]):
             raise ValueError(f"style must be one image or {fake.shape[0]}, as fake, got {tuple(style.shape)}")
-        if content is not None and content.shape != fake.shape:
-            raise ValueError(f"content must have the shape of fake, {tuple(fake.shape)}, got {tuple(content.shape)}")
+        if content is not None:
+            check_pair("fake", fake, "content", content, FrozenFeatures)
         targets = self._maps_of("style", style)
         if content is not None:
             targets += self._maps_of("content", content)
@@ -182,7 +185,7 @@ class StyleLoss(FrozenFeatureLoss):
 
     def _maps_of(self, kind: str, given: Tensor | FrozenFeatures) -> list[Tensor]:
         if isinstance(given, FrozenFeatures):
-            check_features("real", given, self._identity_of(kind), self.frozen_network(), "network")
+            check_features(kind, given, self._identity_of(kind), self.frozen_network(), "network")
             return list(given.maps[0])
         with torch.no_grad():
             return self._features_of(kind, given.detach())

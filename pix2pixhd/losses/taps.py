@@ -40,55 +40,71 @@ def check_taps(network: nn.Module, taps: Any) -> tuple[str, ...] | None:
     """Checks the names of modules whose outputs are compared.
 
     Raises:
-        TypeError: If ``taps`` is a single string.
+        TypeError: If ``taps`` is a single string, or an entry is not a string.
         ValueError: If a name is unknown or repeated, or there is none. The message names similar ones.
     """
     if taps is None:
         return None
     if isinstance(taps, str):
         raise TypeError(f"taps must be a list of module names, got {taps!r}; did you mean [{taps!r}]?")
-    known = [name for name, _ in network.named_modules() if name]
+    modules = dict(network.named_modules(remove_duplicate=False))
+    known = [name for name in modules if name]
     names = tuple(taps)
     for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"taps must be a list of module names, got {name!r} ({type(name).__name__}) in it")
         if name not in known:
-            similar = difflib.get_close_matches(str(name), known, 3, 0.3) or known[:3]
+            similar = difflib.get_close_matches(name, known, 3, 0.3) or known[:3]
             raise ValueError(
                 f"taps: the network has no module {name!r}; it has, for example, {', '.join(similar) or 'none'}; "
                 "network.named_modules() lists all"
             )
     if len(set(names)) != len(names):
         raise ValueError(f"taps: {Counter(names).most_common(1)[0][0]!r} is listed twice")
+    first_names: dict[nn.Module, str] = {}
+    for name in names:
+        other = first_names.setdefault(modules[name], name)
+        if other != name:
+            raise ValueError(
+                f"taps: {other!r} and {name!r} are the same module; name another one, or one that contains it"
+            )
     if not names:
         raise ValueError("taps must name at least one module; None selects the network's own outputs")
     return names
 
 
-def _tensor_of(output: Any, name: str) -> Tensor:
+def _tensor_of(output: Any, name: str, images: Tensor) -> Tensor:
     """Returns a module's output; the first entry where it is a tuple, as of attention layers."""
     found = output[0] if isinstance(output, (tuple, list)) and output else output
-    return _checked(found, f"the output of module {name!r}")
+    return _checked(found, f"the output of module {name!r}", images)
 
 
-def _checked(output: Any, source: str) -> Tensor:
+def _checked(output: Any, source: str, images: Tensor) -> Tensor:
     if not isinstance(output, Tensor) or not output.is_floating_point():
         kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
         raise TypeError(f"taps: {source} must be a floating-point tensor, got {kind}; select other modules with taps")
-    if output.dim() < 2:
-        raise ValueError(f"taps: {source} must have the shape [N, ...], got {tuple(output.shape)}")
+    if output.dim() < 2 or output.shape[0] != images.shape[0]:
+        raise ValueError(
+            f"taps: {source} must have the shape [N, C, ...] with N = {images.shape[0]} images, got "
+            f"{tuple(output.shape)}; select other modules with taps"
+        )
     return output
 
 
-def _own_outputs(output: Any) -> list[Tensor]:
+def _own_outputs(output: Any, images: Tensor) -> list[Tensor]:
     if isinstance(output, Tensor):
-        return [_checked(output, "the network's output")]
-    if isinstance(output, Mapping):
-        return [_checked(value, f"the network's output {name!r}") for name, value in output.items()]
-    if isinstance(output, (list, tuple)):
-        return [_checked(value, f"the network's output {k}") for k, value in enumerate(output)]
-    raise TypeError(
-        f"network must return a tensor, or a list, tuple or dict of tensors, got {type(output).__name__}; select "
-        "modules with taps"
-    )
+        return [_checked(output, "the network's output", images)]
+    if not isinstance(output, (Mapping, list, tuple)):
+        raise TypeError(
+            f"network must return a tensor, or a list, tuple or dict of tensors, got {type(output).__name__}; select "
+            "modules with taps"
+        )
+    if not output:
+        raise ValueError(
+            f"network must return at least one tensor, got an empty {type(output).__name__}; select modules with taps"
+        )
+    entries = output.items() if isinstance(output, Mapping) else enumerate(output)
+    return [_checked(value, f"the network's output {name!r}", images) for name, value in entries]
 
 
 class _Recorder:
@@ -115,8 +131,8 @@ class _Recorder:
         handles = []
         try:
             for name in self.taps:
-                handles.append(network.get_submodule(name).register_forward_hook(self._hook(name)))
-            network(images)
+                handles.append(network.get_submodule(name).register_forward_hook(self._hook(name, images)))
+            network(images.clone())  # the network may modify its input in place
         except _AllRecorded:
             return
         finally:
@@ -127,7 +143,7 @@ class _Recorder:
             raise ValueError(f"taps: module {missing[0]!r} was not called in the network's forward pass; remove it")
         self.state.seen_whole = True
 
-    def _hook(self, name: str) -> Any:
+    def _hook(self, name: str, images: Tensor) -> Any:
         def record(module: nn.Module, args: Any, output: Any) -> None:
             if threading.get_ident() != self._thread:  # another thread runs the same network
                 return
@@ -136,7 +152,7 @@ class _Recorder:
                     f"taps: module {name!r} is called more than once in a forward pass, so its output is ambiguous; "
                     "name another module, for example the one that contains it"
                 )
-            tensor = _tensor_of(output, name)
+            tensor = _tensor_of(output, name, images)
             if self.copy_all:
                 self.maps[name] = tensor.clone()
                 return
@@ -157,7 +173,8 @@ def feature_maps(
 ) -> list[Tensor]:
     """Returns the outputs of the tapped modules, in the order of ``taps``, or the network's own outputs.
 
-    An output that a later layer modifies in place (``ReLU(inplace=True)``) is returned as it was.
+    An output that a later layer modifies in place (``ReLU(inplace=True)``) is returned as it was. The network receives
+    a copy of the images, so that layers may modify it in place.
 
     Args:
         network: The network.
@@ -167,10 +184,10 @@ def feature_maps(
 
     Raises:
         TypeError: If an output is not a floating-point tensor.
-        ValueError: If a module is not called, or is called more than once.
+        ValueError: If a module is not called, or is called more than once, or an output has not one entry per image.
     """
     if taps is None:
-        return _own_outputs(network(images))
+        return _own_outputs(network(images.clone()), images)
     if torch.compiler.is_compiling():
         return _traced_maps(network, taps, images)
     state = _states.setdefault(network, {}).setdefault(taps, _State())
@@ -192,7 +209,7 @@ def _traced_maps(network: nn.Module, taps: Sequence[str], images: Tensor) -> lis
     def recording(name: str, forward: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
-            maps[name] = _tensor_of(output, name).clone()
+            maps[name] = _tensor_of(output, name, images).clone()
             return output
 
         return call
@@ -200,7 +217,7 @@ def _traced_maps(network: nn.Module, taps: Sequence[str], images: Tensor) -> lis
     for name, module in zip(taps, modules, strict=True):
         module.forward = recording(name, module.forward)
     try:
-        network(images)
+        network(images.clone())
     finally:
         for module in modules:
             module.__dict__.pop("forward")

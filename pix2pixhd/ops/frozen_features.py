@@ -161,7 +161,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     # The anchor instead of the image: the image may be a normalized copy, which would be kept for nothing.
     ctx.save_for_backward(output[1], anchor)
     ctx.dtype = fake.dtype
-    ctx.handle = handle
+    if not torch.compiler.is_compiling():
+        ctx.owner_name = type(_owners.get(handle)).__name__  # the loss may be deleted before the backward pass
     ctx.no_gradients = [[None] * len(x) if k in _LISTS else None for k, x in enumerate(inputs)][1:]
 
 
@@ -169,8 +170,7 @@ def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
     gradient, anchor = ctx.saved_tensors
     result = (grad.view(-1, *[1] * (gradient.dim() - 1)) * gradient).to(ctx.dtype)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        name = type(_owners.get(ctx.handle)).__name__
-        result = result + _RefuseDoubleBackward.apply(anchor, name)
+        result = result + _RefuseDoubleBackward.apply(anchor, ctx.owner_name)
     return result, *ctx.no_gradients
 
 

@@ -97,15 +97,20 @@ class _RefuseDoubleBackward(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, fake: Tensor) -> Tensor:
+    def forward(ctx: Any, fake: Tensor, name: str) -> Tensor:
+        ctx.name = name
         return fake.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> None:
         raise RuntimeError(
-            "pix2pixhd: VGGLoss was differentiated twice (create_graph=True), but it saves no activations, so it "
-            "supports first derivatives only; use VGGLoss(..., keep_activations=True)"
+            f"pix2pixhd: {ctx.name} was differentiated twice (create_graph=True), but it saves no activations, so it "
+            f"supports first derivatives only; use {ctx.name}(..., keep_activations=True)"
         )
+
+
+def _loss_name(distance: str) -> str:
+    return "LPIPS" if distance == "lpips" else "VGGLoss"
 
 
 _LISTS = (2, 4, 5, 9)  # features, weights, biases, linear
@@ -117,6 +122,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
         raise RuntimeError("pix2pixhd.perceptual_loss: with_gradient must be True when a gradient is required")
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1], fake)
+    ctx.loss_name = _loss_name(inputs[8])
     ctx.no_gradients = [[None] * len(x) if k in _LISTS else None for k, x in enumerate(inputs)][1:]
 
 
@@ -124,7 +130,7 @@ def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
     gradient, fake = ctx.saved_tensors
     result = (grad.view(-1, 1, 1, 1) * gradient).to(fake.dtype)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        result = result + _RefuseDoubleBackward.apply(fake)
+        result = result + _RefuseDoubleBackward.apply(fake, ctx.loss_name)
     return result, *ctx.no_gradients
 
 
@@ -172,9 +178,10 @@ def perceptual_loss(
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else fake.dtype
     with_gradient = torch.is_grad_enabled() and fake.requires_grad
     if torch.is_grad_enabled() and any(x.requires_grad for x in (*stack.weights, *stack.biases)):
+        name = _loss_name(distance)
         raise RuntimeError(
-            "pix2pixhd: a parameter of the VGG requires a gradient, which VGGLoss does not compute by default; "
-            "freeze the network with vgg.requires_grad_(False), or use VGGLoss(..., keep_activations=True)"
+            f"pix2pixhd: a parameter of the VGG requires a gradient, which {name} does not compute by default; "
+            f"freeze the network with vgg.requires_grad_(False), or use {name}(..., keep_activations=True)"
         )
     losses: Tensor
     losses, _ = _perceptual_loss(

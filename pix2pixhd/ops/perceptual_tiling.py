@@ -8,6 +8,7 @@ overhead of a band.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -182,7 +183,7 @@ def plan_tiles(
         if smallest <= memory_limit:
             return [Tile(n, n + 1, stages) for n in range(images) for stages in bands]
     raise MemoryLimitError(
-        f"memory_limit is {memory_limit / 2**20:.0f} MiB, but images of {height}x{width} need at least "
-        f"{(smallest or needed(whole)) / 2**20:.0f} MiB in {itemsize * 8}-bit precision; increase memory_limit"
+        f"memory_limit is {memory_limit / 2**20:.4g} MiB, but images of {height}x{width} need at least "
+        f"{math.ceil((smallest or needed(whole)) / 2**20)} MiB in {itemsize * 8}-bit precision; increase memory_limit"
         + (", or use dtype=torch.bfloat16" if itemsize > 2 else "")
     )

@@ -26,6 +26,14 @@ def test_patch_replaces_the_class_and_undo_restores_it():
     assert lpips.LPIPS is lpips.lpips.LPIPS is original
 
 
+def test_patches_may_be_undone_in_any_order():
+    original = lpips.LPIPS
+    for order in (1, -1):
+        for patched in [patch(), patch()][::order]:
+            patched.undo()
+        assert lpips.LPIPS is original
+
+
 def test_patch_without_the_package_names_the_remedy(monkeypatch):
     monkeypatch.delitem(sys.modules, "lpips")
     monkeypatch.setitem(sys.modules, "lpips", None)  # as if it were not installed
@@ -40,8 +48,12 @@ def test_the_metric_of_torchmetrics_keeps_its_weights_and_results(monkeypatch, n
     torch.manual_seed(0)
     metric = LearnedPerceptualImagePatchSimilarity(net_type=net, normalize=True)
     a, b = ((random_images(2, 3, 40, 33, seed=seed) + 1) / 2 for seed in (0, 1))
-    expected = metric(a, b)
+    expected, state = metric(a, b), metric.state_dict()
     assert isinstance(use_in(metric).net, LPIPS)
+    assert metric.state_dict().keys() == state.keys()
+    metric.load_state_dict(state)
+    replaced = metric.net
+    assert use_in(metric).net is replaced
     metric.reset()
     torch.testing.assert_close(metric(a, b), expected, rtol=1e-6, atol=0)
     metric.reset()

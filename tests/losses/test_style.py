@@ -138,5 +138,5 @@ def test_invalid_arguments_are_rejected(network):
     with pytest.raises(TypeError, match=r"style_layers must be a list of names, got 'relu1_1'"):
         loss_of(network, style_layers="relu1_1")
     contents = loss_of(network).content_features(fake)
-    with pytest.raises(ValueError, match=r"real contains features of \('content'"):
+    with pytest.raises(ValueError, match=r"style contains features of \('content'"):
         loss_of(network)(fake, contents, fake)

@@ -94,6 +94,12 @@ class CallableDistance(Distance):
         """Returns the distance of each image, ``[N]``."""
         images = x.shape[0]
         value = self.function(x, target)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(
+                f"distance must return a floating-point tensor, got {kind}; return a scalar tensor without .item() or "
+                "float(), or one value per image"
+            )
         if value.dim() == 0 and images == 1:
             return value.unsqueeze(0)
         if value.dim() == 0 and images > 1:
@@ -134,7 +140,8 @@ def make_all(spec: Any, linear: Sequence[Tensor] | None, count: int) -> list[Dis
 
     Raises:
         ValueError: If the number of distances or of linear weights is not ``count``, or linear weights are given to a
-            distance other than ``"lpips"``.
+            distance other than ``"lpips"``, or require a gradient.
+        TypeError: If linear weights are not tensors.
     """
     specs = list(spec) if isinstance(spec, (list, tuple)) else [spec] * count
     if len(specs) != count:
@@ -145,4 +152,11 @@ def make_all(spec: Any, linear: Sequence[Tensor] | None, count: int) -> list[Dis
         raise ValueError(f"linear must have one tensor per feature map, {count}, got {len(linear)}")
     if any(one != "lpips" for one in specs):
         raise ValueError(f"linear is only for distance='lpips', got distance={spec!r}")
+    for k, weights in enumerate(linear):
+        if not isinstance(weights, Tensor):
+            raise TypeError(f"linear[{k}] must be a tensor with one number per channel, got {type(weights).__name__}")
+        if weights.requires_grad:
+            raise ValueError(
+                f"linear[{k}] requires a gradient, which the loss does not compute; pass linear[{k}].detach()"
+            )
     return [make(one, {"linear": weights}) for one, weights in zip(specs, linear, strict=True)]
