@@ -70,7 +70,8 @@ class VGGLoss(FrozenNetworkLoss):
             to the peak memory.
         scale_weights: Weights of the image at full, half, quarter resolution and so on. Each scale is computed from the
             previous one by bilinear interpolation. A weight of 0 skips its scale.
-        input_range: Lowest and highest image value, for example (−1, 1) or (0, 1). Images are rescaled to (−1, 1).
+        input_range: Lowest and highest image value, for example (−1, 1) or (0, 1). Images are rescaled to (−1, 1). The
+            first call warns if the values contradict the range.
         normalize: ``"none"`` passes images in (−1, 1) to the VGG, as in the original code. ``"imagenet"`` normalizes
             them with ImageNet's mean and standard deviation, which the pretrained weights expect.
         dtype: Compute dtype of the VGG: ``torch.float32``, ``torch.bfloat16`` or ``torch.float16``. None selects the

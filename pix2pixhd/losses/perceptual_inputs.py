@@ -48,8 +48,8 @@ def check_against_network(
 class RangeCheck:
     """A check of image values against the expected range, on the first call only.
 
-    It reads two values from the device once. Later calls, calls in a compiled or captured graph, and calls inside
-    ``torch.func`` transforms read nothing.
+    It reads two values from the device once. Later calls, calls in a compiled, traced or captured graph, and calls
+    inside ``torch.func`` transforms read nothing.
     """
 
     _TOLERANCE = 0.1  # of the width of the range: resized photographs exceed it slightly
@@ -67,9 +67,7 @@ class RangeCheck:
             high: Highest expected value.
             remedy: What to pass instead; ``{low}`` and ``{high}`` are replaced by a range that suits the values.
         """
-        if torch.compiler.is_compiling() or self._done or is_wrapped(images) or images.is_meta or images.numel() == 0:
-            return
-        if images.is_cuda and torch.cuda.is_current_stream_capturing():
+        if torch.compiler.is_compiling() or self._done or images.numel() == 0 or not self._has_values(images):
             return
         self._done = True
         smallest, largest = (float(value) for value in torch.stack(torch.aminmax(images.detach())).tolist())
@@ -86,3 +84,12 @@ class RangeCheck:
             UserWarning,
             stacklevel=4,
         )
+
+    @staticmethod
+    def _has_values(images: Tensor) -> bool:
+        """Whether values can be read: not of fake tensors, nor while a graph is traced or captured."""
+        if type(images) not in (Tensor, nn.Parameter) or images.is_meta or is_wrapped(images):
+            return False
+        if torch._C._len_torch_dispatch_stack() > 0:  # make_fx, FakeTensorMode
+            return False
+        return not (images.is_cuda and torch.cuda.is_current_stream_capturing())
