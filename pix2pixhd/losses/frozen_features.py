@@ -13,23 +13,25 @@ from pix2pixhd.losses.distances import Distance, DistanceSpec, make_all
 from pix2pixhd.losses.fingerprint import fingerprint
 from pix2pixhd.losses.frozen_gradient import Evaluation, Term
 from pix2pixhd.losses.frozen_module import FrozenNetworkLoss
-from pix2pixhd.losses.images import (
+from pix2pixhd.losses.perceptual_features import FrozenFeatures, check_features
+from pix2pixhd.losses.perceptual_inputs import (
+    RangeCheck,
+    at_scales,
+    check_against_network,
+    pixel_weights,
+    scaled_to_network,
+)
+from pix2pixhd.losses.perceptual_options import (
     ImageReduction,
     Normalization,
-    at_scales,
     check_compute_dtype,
     check_memory_limit,
     check_one_of,
     check_range,
     check_scale_weights,
-    pixel_weights,
-    scaled_to_network,
 )
-from pix2pixhd.losses.perceptual_features import FrozenFeatures, check_features
-from pix2pixhd.losses.perceptual_inputs import RangeCheck
 from pix2pixhd.losses.taps import check_taps
 from pix2pixhd.ops import frozen_features
-from pix2pixhd.ops.checks import check_dense, check_tensor
 from pix2pixhd.ops.scalars import numbers
 
 
@@ -284,9 +286,7 @@ class FrozenFeatureLoss(FrozenNetworkLoss):
 
     def _scales(self, name: str, images: Tensor) -> list[Tensor | None]:
         """Returns the inputs of the network at each scale, or None for scales of weight 0."""
-        check_tensor(name, images)
-        check_dense(name, images)
-        dtype = self._check_against_network(name, images)
+        dtype = check_against_network(name, images, self.frozen_network(), "network", self, self.dtype)
         is_image = images.dim() == 4
         if images.dim() < 2 or (not is_image and (len(self.scale_weights) > 1 or self.normalize != "none")):
             expected = "[N, ...]" if images.dim() < 2 else "images [N, C, H, W]"
@@ -303,24 +303,6 @@ class FrozenFeatureLoss(FrozenNetworkLoss):
         if self.dtype is not None:
             images = images.to(torch.float32)
         return at_scales(images, self.scale_weights)
-
-    def _check_against_network(self, name: str, images: Tensor) -> torch.dtype:
-        """Checks device and dtype, and returns the dtype of the network's parameters."""
-        parameter = next((x for x in self.frozen_network().parameters() if x.is_floating_point()), None)
-        if parameter is None:
-            return torch.float32
-        if parameter.device != images.device:
-            raise ValueError(
-                f"{name} is on {images.device} and the network on {parameter.device}; move the loss: "
-                f"{type(self).__name__}(...).to({str(images.device)!r})"
-            )
-        converts = self.dtype is not None or torch.is_autocast_enabled(images.device.type)
-        if parameter.dtype != images.dtype and not converts:
-            raise TypeError(
-                f"{name} is {images.dtype} and the network {parameter.dtype}; convert the images, convert the loss "
-                f"({type(self).__name__}(...).to(dtype)), or use autocast"
-            )
-        return parameter.dtype
 
     def extra_repr(self) -> str:
         """Formats the options for ``repr``."""

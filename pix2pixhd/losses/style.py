@@ -14,8 +14,8 @@ from pix2pixhd.losses.distances.gram import GramCriterion
 from pix2pixhd.losses.fingerprint import fingerprint
 from pix2pixhd.losses.frozen_features import FrozenFeatureLoss
 from pix2pixhd.losses.frozen_gradient import Term
-from pix2pixhd.losses.images import ImageReduction, Normalization, check_one_of
 from pix2pixhd.losses.perceptual_features import FrozenFeatures, check_features
+from pix2pixhd.losses.perceptual_options import ImageReduction, Normalization, check_one_of
 from pix2pixhd.models.vgg import Architecture, FrozenVGG, check_network, layer_names, load_vgg
 from pix2pixhd.ops.scalars import numbers, one_number
 

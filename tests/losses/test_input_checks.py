@@ -80,3 +80,21 @@ def test_values_are_not_read_in_graphs(reads):
         with pytest.warns(UserWarning, match="are expected"):  # the first call that can read them
             loss(images, images)
         reads.clear()
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_integer_images_are_an_error_with_a_remedy(kind, dtype):
+    loss, images = LOSSES[kind](dtype=dtype), torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    message = r"must be float32, .*, got torch.uint8; convert it with .float\(\)"
+    with pytest.raises(TypeError, match=message), torch.autocast("cpu", enabled=dtype is None):
+        loss(images, images)
+    with pytest.raises(TypeError, match=r"is torch.float64 and the .* torch.float32; convert the images"):
+        LOSSES[kind]()(images.double(), images.double())
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_images_on_another_device_are_an_error_that_names_the_class(kind):
+    images = torch.zeros(1, 3, 16, 16, device="meta")
+    with pytest.raises(ValueError, match=rf"is on meta and the .* on cpu; move the loss: {kind}\(...\).to\('meta'\)"):
+        LOSSES[kind]()(images, images)
