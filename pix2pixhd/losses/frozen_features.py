@@ -13,22 +13,25 @@ from pix2pixhd.losses.distances import Distance, DistanceSpec, make_all
 from pix2pixhd.losses.fingerprint import fingerprint
 from pix2pixhd.losses.frozen_gradient import Evaluation, Term
 from pix2pixhd.losses.frozen_module import FrozenNetworkLoss
-from pix2pixhd.losses.images import (
+from pix2pixhd.losses.perceptual_features import FrozenFeatures, check_features, check_pair
+from pix2pixhd.losses.perceptual_inputs import (
+    RangeCheck,
+    at_scales,
+    check_against_network,
+    pixel_weights,
+    scaled_to_network,
+)
+from pix2pixhd.losses.perceptual_options import (
     ImageReduction,
     Normalization,
-    at_scales,
     check_compute_dtype,
     check_memory_limit,
     check_one_of,
     check_range,
     check_scale_weights,
-    pixel_weights,
-    scaled_to_network,
 )
-from pix2pixhd.losses.perceptual_features import FrozenFeatures, check_features, check_pair
 from pix2pixhd.losses.taps import check_taps
 from pix2pixhd.ops import frozen_features
-from pix2pixhd.ops.checks import check_dense, check_tensor
 from pix2pixhd.ops.scalars import numbers
 
 
@@ -65,7 +68,8 @@ class FrozenFeatureLoss(FrozenNetworkLoss):
         channel_dim: Dimension of the channels. None selects 1 for four and more dimensions, and the last one for tokens
             ``[N, L, C]`` and vectors ``[N, C]``. Networks whose feature maps are ``[N, h, w, C]`` need −1.
         scale_weights: Weights of the image at full, half, quarter resolution and so on. A weight of 0 skips its scale.
-        input_range: Lowest and highest image value. Images are rescaled to (−1, 1). The default changes nothing.
+        input_range: Lowest and highest image value. Images are rescaled to (−1, 1). The default changes nothing. With
+            another range, or with ``normalize="imagenet"``, the first call warns if the values contradict the range.
         normalize: ``"none"``, or ``"imagenet"`` to normalize with ImageNet's mean and standard deviation. Grayscale
             images are then repeated to three channels.
         dtype: Compute dtype of the network: ``torch.float32``, ``torch.bfloat16`` or ``torch.float16``. None selects
@@ -135,6 +139,7 @@ class FrozenFeatureLoss(FrozenNetworkLoss):
         self.memory_limit = check_memory_limit(memory_limit)
         self.checkpoint = checkpoint
         self.keep_activations = keep_activations
+        self._range_check = RangeCheck()
 
     def _set_distances(self, linear: Sequence[Tensor] | None) -> None:
         """Creates one distance per feature map, or a single one if their number is known only after a pass."""
@@ -276,11 +281,13 @@ class FrozenFeatureLoss(FrozenNetworkLoss):
         network = type(self.frozen_network()).__name__
         return (network, self.taps, *kinds, self.channel_dim, self.normalize, self.input_range, scales)
 
+    def _range_is_known(self) -> bool:
+        """Whether ``input_range`` describes the images: the default also stands for inputs of any range."""
+        return self.normalize != "none" or self.input_range != (-1.0, 1.0)
+
     def _scales(self, name: str, images: Tensor) -> list[Tensor | None]:
         """Returns the inputs of the network at each scale, or None for scales of weight 0."""
-        check_tensor(name, images)
-        check_dense(name, images)
-        dtype = self._check_against_network(name, images)
+        dtype = check_against_network(name, images, self.frozen_network(), "network", self, self.dtype)
         is_image = images.dim() == 4
         if images.dim() < 2 or (not is_image and (len(self.scale_weights) > 1 or self.normalize != "none")):
             expected = "[N, ...]" if images.dim() < 2 else "images [N, C, H, W]"
@@ -291,28 +298,12 @@ class FrozenFeatureLoss(FrozenNetworkLoss):
                     f"{name} must have 3 channels or 1 for normalize='imagenet', got {tuple(images.shape)}"
                 )
             images = images.expand(-1, 3, -1, -1)
+        if self._range_is_known():
+            self._range_check(name, images, *self.input_range, "pass input_range=({low}, {high})")
         images = scaled_to_network(images, self.input_range, self.normalize, dtype)
         if self.dtype is not None:
             images = images.to(torch.float32)
         return at_scales(images, self.scale_weights)
-
-    def _check_against_network(self, name: str, images: Tensor) -> torch.dtype:
-        """Checks device and dtype, and returns the dtype of the network's parameters."""
-        parameter = next((x for x in self.frozen_network().parameters() if x.is_floating_point()), None)
-        if parameter is None:
-            return torch.float32
-        if parameter.device != images.device:
-            raise ValueError(
-                f"{name} is on {images.device} and the network on {parameter.device}; move the loss: "
-                f"{type(self).__name__}(...).to({str(images.device)!r})"
-            )
-        converts = self.dtype is not None or torch.is_autocast_enabled(images.device.type)
-        if parameter.dtype != images.dtype and not converts:
-            raise TypeError(
-                f"{name} is {images.dtype} and the network {parameter.dtype}; convert the images, convert the loss "
-                f"({type(self).__name__}(...).to(dtype)), or use autocast"
-            )
-        return parameter.dtype
 
     def extra_repr(self) -> str:
         """Formats the options for ``repr``."""

@@ -14,9 +14,9 @@ from pix2pixhd.losses.distances.normalized import LPIPSDistance
 from pix2pixhd.losses.fingerprint import fingerprint
 from pix2pixhd.losses.frozen_gradient import Evaluation, Term
 from pix2pixhd.losses.frozen_module import OperatorLoss
-from pix2pixhd.losses.images import check_compute_dtype, check_memory_limit, pixel_weights
 from pix2pixhd.losses.perceptual_features import VGGFeatures, check_features, check_pair
-from pix2pixhd.losses.perceptual_inputs import ImageSizeError, RangeCheck, check_against_network
+from pix2pixhd.losses.perceptual_inputs import ImageSizeError, RangeCheck, check_against_network, pixel_weights
+from pix2pixhd.losses.perceptual_options import check_compute_dtype, check_memory_limit
 from pix2pixhd.losses.taps import feature_maps
 from pix2pixhd.models.lpips_trunks import (
     TRUNKS,
@@ -30,7 +30,6 @@ from pix2pixhd.models.lpips_trunks import (
 from pix2pixhd.models.vgg import FrozenVGG
 from pix2pixhd.models.weights import read_weights
 from pix2pixhd.ops import frozen_features, perceptual, reference
-from pix2pixhd.ops.checks import check_dense
 
 __all__ = ["LPIPS"]
 
@@ -373,7 +372,7 @@ class LPIPS(OperatorLoss):
 
     def _prepared(self, name: str, images: Tensor, normalize: bool) -> Tensor:
         """Returns the network's input."""
-        check_dense(name, images)
+        check_against_network(name, images, self.net, TRUNKS[self.pnet_type].builder, self, self.dtype)
         smallest = TRUNKS[self.pnet_type].smallest
         if images.dim() != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"{name} must be images [N, 3, H, W] or [N, 1, H, W], got {tuple(images.shape)}")
@@ -382,7 +381,6 @@ class LPIPS(OperatorLoss):
                 f"{name} must be at least {smallest}x{smallest} for net={self.pnet_type!r}, got {images.shape[2]}x"
                 f"{images.shape[3]}; enlarge the images"
             )
-        check_against_network(name, images, self.net, TRUNKS[self.pnet_type].builder, "LPIPS", self.dtype)
         low = 0.0 if normalize else -1.0
         remedy = "pass normalize=False" if normalize else "scale them to [-1, 1], or pass normalize=True for [0, 1]"
         self._range_check(name, images, low, 1.0, remedy)

@@ -14,24 +14,27 @@ from pix2pixhd.losses.distances import make as make_distance
 from pix2pixhd.losses.fingerprint import fingerprint
 from pix2pixhd.losses.frozen_gradient import Evaluation, Term
 from pix2pixhd.losses.frozen_module import FrozenNetworkLoss
-from pix2pixhd.losses.images import (
+from pix2pixhd.losses.perceptual_features import VGGFeatures, check_features, check_pair
+from pix2pixhd.losses.perceptual_inputs import (
+    ImageSizeError,
+    RangeCheck,
+    at_scales,
+    check_against_network,
+    pixel_weights,
+    scaled_to_network,
+)
+from pix2pixhd.losses.perceptual_options import (
     ImageReduction,
     Normalization,
-    at_scales,
     check_compute_dtype,
     check_memory_limit,
     check_one_of,
     check_range,
     check_scale_weights,
-    pixel_weights,
-    scaled_to_network,
 )
-from pix2pixhd.losses.perceptual_features import VGGFeatures, check_features, check_pair
-from pix2pixhd.losses.perceptual_inputs import ImageSizeError, RangeCheck, check_against_network
 from pix2pixhd.losses.taps import feature_maps
 from pix2pixhd.models.vgg import PAPER_LAYERS, Architecture, FrozenVGG, check_network, load_vgg
 from pix2pixhd.ops import frozen_features, multi_l1_loss, perceptual, reference
-from pix2pixhd.ops.checks import check_dense
 from pix2pixhd.ops.scalars import numbers
 
 PAPER_WEIGHTS = (1.0 / 32, 1.0 / 16, 1.0 / 8, 1.0 / 4, 1.0)
@@ -71,7 +74,8 @@ class VGGLoss(FrozenNetworkLoss):
             to the peak memory.
         scale_weights: Weights of the image at full, half, quarter resolution and so on. Each scale is computed from the
             previous one by bilinear interpolation. A weight of 0 skips its scale.
-        input_range: Lowest and highest image value, for example (−1, 1) or (0, 1). Images are rescaled to (−1, 1).
+        input_range: Lowest and highest image value, for example (−1, 1) or (0, 1). Images are rescaled to (−1, 1). The
+            first call warns if the values contradict the range.
         normalize: ``"none"`` passes images in (−1, 1) to the VGG, as in the original code. ``"imagenet"`` normalizes
             them with ImageNet's mean and standard deviation, which the pretrained weights expect.
         dtype: Compute dtype of the VGG: ``torch.float32``, ``torch.bfloat16`` or ``torch.float16``. None selects the
@@ -310,7 +314,7 @@ class VGGLoss(FrozenNetworkLoss):
         return at_scales(self._prepared(name, images), self.scale_weights)
 
     def _prepared(self, name: str, images: Tensor) -> Tensor:
-        check_dense(name, images)
+        dtype = check_against_network(name, images, self.vgg, "VGG", self, self.dtype)
         shape = tuple(images.shape)
         if images.dim() != 4 or shape[1] not in (1, 3):
             raise ValueError(f"{name} must be images [N, 3, H, W] or [N, 1, H, W], got {shape}")
@@ -320,12 +324,9 @@ class VGGLoss(FrozenNetworkLoss):
             raise ImageSizeError(
                 f"{name} must be at least {min_size}x{min_size}{scales}, got {shape[2]}x{shape[3]}; enlarge the images"
             )
-        check_against_network(name, images, self.vgg, "VGG", "VGGLoss", self.dtype)
         self._range_check(name, images, *self.input_range, "pass input_range=({low}, {high})")
         if shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
-        parameter = next(self.vgg.parameters(), None)
-        dtype = torch.float32 if parameter is None else parameter.dtype
         return scaled_to_network(images, self.input_range, self.normalize, dtype)
 
     def extra_repr(self) -> str:

@@ -14,8 +14,8 @@ from pix2pixhd.losses.distances.gram import GramCriterion
 from pix2pixhd.losses.fingerprint import fingerprint
 from pix2pixhd.losses.frozen_features import FrozenFeatureLoss
 from pix2pixhd.losses.frozen_gradient import Term
-from pix2pixhd.losses.images import ImageReduction, Normalization, check_one_of
 from pix2pixhd.losses.perceptual_features import FrozenFeatures, check_features, check_pair, check_target
+from pix2pixhd.losses.perceptual_options import ImageReduction, Normalization, check_one_of
 from pix2pixhd.models.vgg import Architecture, FrozenVGG, check_network, layer_names, load_vgg
 from pix2pixhd.ops.checks import check_tensor
 from pix2pixhd.ops.scalars import numbers, one_number
@@ -44,7 +44,8 @@ class StyleLoss(FrozenFeatureLoss):
         layer_weights: w, one number per style layer; None for 1.
         criterion: ``"mse"`` or ``"l1"`` between Gram matrices.
         content_criterion: ``"mse"`` or ``"l1"`` between feature maps of the content layers.
-        input_range: Lowest and highest image value, for example (−1, 1) or (0, 1). Images are rescaled to (−1, 1).
+        input_range: Lowest and highest image value, for example (−1, 1) or (0, 1). Images are rescaled to (−1, 1). The
+            first call warns if the values contradict the range.
         normalize: ``"imagenet"`` normalizes images with ImageNet's mean and standard deviation, which the pretrained
             weights expect. ``"none"`` passes them in (−1, 1).
         dtype: As in ``FrozenFeatureLoss``. Gram matrices are computed in float32.
@@ -144,6 +145,9 @@ class StyleLoss(FrozenFeatureLoss):
         weights = [self.style_weight * weight for weight in self.layer_weights]
         styles = [Term(k, self._style, weight) for k, weight in zip(self._style_taps, weights, strict=True)]
         return styles + [Term(k, self._content, self.content_weight) for k in self._content_taps]
+
+    def _range_is_known(self) -> bool:
+        return True
 
     def forward(
         self, fake: Tensor, style: Tensor | FrozenFeatures, content: Tensor | FrozenFeatures | None = None

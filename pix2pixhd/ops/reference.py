@@ -60,21 +60,33 @@ def logistic_loss(preds: Sequence[Tensor], targets: Sequence[Number], weights: S
     return _weighted_sum(terms, weights)
 
 
-def unit_normalised(x: Tensor, eps: float = 1e-10) -> Tensor:
-    """Divide the channels of every pixel by their norm plus ``eps``. The gradient at a zero vector is finite."""
-    square = x.square().sum(1, keepdim=True)
-    zero = square == 0
-    norm = torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
-    return x / (norm + eps)
+def inverse_norm(x: Tensor, axis: int = 1, eps: float = 1e-10) -> tuple[Tensor, Tensor]:
+    """Return ``‖x‖`` over ``axis`` and ``1 / (‖x‖ + eps)``, for zero vectors 1 and 0 with gradient 0 instead of NaN."""
+    squares = x.square().sum(axis, keepdim=True)
+    zero = squares == 0
+    norm = torch.where(zero, 1.0, squares).sqrt()
+    return norm, torch.where(zero, 0.0, 1.0 / (norm + eps))
 
 
-def lpips_map(x: Tensor, y: Tensor, linear: Tensor) -> Tensor:
-    """``Σ_c linear[c] · (u[c] − v[c])²`` for each pixel, ``[N, 1, H, W]``, of unit-normalised feature maps.
+def unit_normalised(x: Tensor, axis: int = 1, eps: float = 1e-10) -> Tensor:
+    """Divide the vectors along ``axis`` by their norm plus ``eps``. Zero vectors stay zero, with gradient 0."""
+    return x * inverse_norm(x, axis, eps)[1]
 
-    Source: arXiv 1801.03924, equation 1.
+
+def lpips_map(x: Tensor, y: Tensor, linear: Tensor | None, axis: int = 1, eps: float = 1e-10) -> Tensor:
+    """``Σ_c linear[c] · (u[c] − v[c])²`` of unit-normalised feature maps, with size 1 in ``axis``.
+
+    Source: arXiv 1801.03924, equation 1. Without ``linear`` all weights are 1.
     """
-    difference = unit_normalised(x) - unit_normalised(y)
-    return (difference.square() * linear.to(difference.dtype).view(1, -1, 1, 1)).sum(1, keepdim=True)
+    squared = (unit_normalised(x, axis, eps) - unit_normalised(y, axis, eps)).square()
+    if linear is not None:
+        squared = squared * along_axis(linear, squared, axis)
+    return squared.sum(axis, keepdim=True)
+
+
+def along_axis(vector: Tensor, like: Tensor, axis: int) -> Tensor:
+    """Reshape a vector to broadcast along one axis of a tensor, in the dtype of this tensor."""
+    return vector.to(like.dtype).view([-1 if k == axis % like.dim() else 1 for k in range(like.dim())])
 
 
 def distances(

@@ -251,7 +251,7 @@ def test_mismatched_dtypes_are_rejected(vgg):
     message = r"real is torch.float16 and the VGG torch.float32; convert the images, convert the loss"
     with pytest.raises(TypeError, match=message):
         VGGLoss(vgg=vgg)(half.float(), half)
-    with pytest.raises(TypeError, match=r"real is torch\.uint8 and the VGG"):
+    with pytest.raises(TypeError, match=r"real must be float32.*, got torch\.uint8; convert it with \.float\(\)"):
         VGGLoss(vgg=vgg)(half.float(), torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
     with pytest.raises(TypeError, match="gpu_ids must be a list of GPU numbers, got 'random'; did you mean vgg='rand"):
         VGGLoss("random")

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from pix2pixhd.losses.distances.base import Distance, mean_per_image, register
-
-
-def _inverse_norm(x: Tensor, axis: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Returns ``‖x‖`` and ``1 / (‖x‖ + eps)``; both 0 at zero vectors, with gradient 0 there instead of NaN."""
-    squares = x.square().sum(axis, keepdim=True)
-    zero = squares == 0
-    norm = torch.where(zero, 1.0, squares).sqrt()
-    return norm, torch.where(zero, 0.0, 1.0 / (norm + eps))
+from pix2pixhd.ops import reference
 
 
 def _normalized_backward(gradient: Tensor, x: Tensor, norm: Tensor, inverse: Tensor, axis: int) -> Tensor:
@@ -32,16 +24,14 @@ class CosineDistance(Distance):
 
     def value(self, x: Tensor, target: Tensor, weight: Tensor | None, axis: int) -> Tensor:
         """Returns the distance of each image, ``[N]``."""
-        cosine = (x * _inverse_norm(x, axis, 0.0)[1] * (target * _inverse_norm(target, axis, 0.0)[1])).sum(
-            axis, keepdim=True
-        )
-        distance = 1.0 - cosine
+        product = reference.unit_normalised(x, axis, 0.0) * reference.unit_normalised(target, axis, 0.0)
+        distance = 1.0 - product.sum(axis, keepdim=True)
         return mean_per_image(distance if weight is None else distance * weight)
 
     def value_and_gradient(self, x: Tensor, target: Tensor, weight: Tensor | None, axis: int) -> tuple[Tensor, Tensor]:
         """Returns the distance of each image, ``[N]``, and its gradient with respect to ``x``."""
-        norm, inverse = _inverse_norm(x, axis, 0.0)
-        unit = target * _inverse_norm(target, axis, 0.0)[1]
+        norm, inverse = reference.inverse_norm(x, axis, 0.0)
+        unit = reference.unit_normalised(target, axis, 0.0)
         distance = 1.0 - (x * unit).sum(axis, keepdim=True).mul_(inverse)
         factor: Tensor | float = -1.0 / max(distance[0].numel() if len(x) else 1, 1)
         if weight is not None:
@@ -72,30 +62,27 @@ class LPIPSDistance(Distance):
         if self.linear is not None:
             self.linear = function(self.linear)
 
-    def _channel_weights(self, x: Tensor, axis: int) -> Tensor | None:
-        if self.linear is None:
-            return None
-        if self.linear.numel() != x.shape[axis]:
+    def _check_channels(self, x: Tensor, axis: int) -> None:
+        if self.linear is not None and self.linear.numel() != x.shape[axis]:
             raise ValueError(
                 f"linear must have one number per channel of its feature map, {x.shape[axis]}, got "
                 f"{self.linear.numel()}"
             )
-        return self.linear.to(x.dtype).view([-1 if k == axis % x.dim() else 1 for k in range(x.dim())])
 
     def value(self, x: Tensor, target: Tensor, weight: Tensor | None, axis: int) -> Tensor:
         """Returns the distance of each image, ``[N]``."""
-        linear = self._channel_weights(x, axis)
-        difference = x * _inverse_norm(x, axis, self.eps)[1] - target * _inverse_norm(target, axis, self.eps)[1]
-        squared = difference.square() if linear is None else difference.square() * linear
-        distance = squared.sum(axis, keepdim=True)
+        self._check_channels(x, axis)
+        distance = reference.lpips_map(x, target, self.linear, axis, self.eps)
         return mean_per_image(distance if weight is None else distance * weight)
 
     def value_and_gradient(self, x: Tensor, target: Tensor, weight: Tensor | None, axis: int) -> tuple[Tensor, Tensor]:
         """Returns the distance of each image, ``[N]``, and its gradient with respect to ``x``."""
-        linear = self._channel_weights(x, axis)
-        norm, inverse = _inverse_norm(x, axis, self.eps)
-        difference = (x * inverse).sub_(target * _inverse_norm(target, axis, self.eps)[1])
-        gradient = difference if linear is None else difference * linear
+        self._check_channels(x, axis)
+        norm, inverse = reference.inverse_norm(x, axis, self.eps)
+        difference = (x * inverse).sub_(reference.unit_normalised(target, axis, self.eps))
+        gradient = difference
+        if self.linear is not None:
+            gradient = difference * reference.along_axis(self.linear, x, axis)
         distance = (gradient * difference).sum(axis, keepdim=True)
         factor: Tensor | float = 2.0 / max(distance[0].numel() if len(x) else 1, 1)
         if weight is not None:
