@@ -111,10 +111,18 @@ def _demo(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/demo"), help="folder for the results")
     parser.add_argument("--max-minutes", type=float, default=4.0, help="maximum duration (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the data and the training (default: 0)")
+    parser.add_argument(
+        "--perceptual",
+        nargs="?",
+        const="imagenet",
+        metavar="PATH",
+        help="also train with the perceptual loss, with VGG19's weights from this file; without PATH, from torch.hub's "
+        "cache or a download of 550 MB",
+    )
     options = parser.parse_args(argv)
     from pix2pixhd.demo.run import run_demo
 
-    run_demo(options.out, options.max_minutes, options.seed)
+    run_demo(options.out, options.max_minutes, options.seed, options.perceptual)
     return 0
 
 

@@ -1,9 +1,11 @@
 import pathlib
 import re
+import shutil
 import subprocess
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("skimage")
@@ -14,6 +16,7 @@ from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.data import check_pairs, find_pairs
 from pix2pixhd.demo import dataset as demo_data
 from pix2pixhd.demo import run as demo
+from pix2pixhd.models.vgg import load_vgg
 from pix2pixhd.reporting.image_grid import colorize, image_grid, with_titles
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -91,9 +94,73 @@ def test_the_demo_command_trains_and_writes_its_results(tmp_path, capsys, monkey
     assert len(list(out.iterdir())) == 8
 
 
-def test_a_demo_cut_short_reports_it_and_its_hint_can_be_pasted(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "_EPOCHS", 40)
-    monkeypatch.setattr(demo, "_CROPS", 8)
+@pytest.mark.filterwarnings("ignore:.*random weights")
+def test_the_perceptual_demo_trains_with_the_vgg_loss_in_short_epochs(written, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "_EPOCHS", 1)
+    monkeypatch.setattr(demo, "_CROPS", 4)
+    monkeypatch.setattr(demo, "_BATCH", 2)
+    monkeypatch.setattr(demo, "_FINER", 2)
+    others = shutil.ignore_patterns("astronaut_*", "coffee_*", "stereo_*")  # one photograph, to save time
+    monkeypatch.setattr(demo, "write_demo_data", lambda root, *_: shutil.copytree(written, root, ignore=others))
+    monkeypatch.setattr(demo, "_savings", lambda module, config: None)
+    monkeypatch.setattr(demo, "_describe_savings", str)
+    vgg = tmp_path / "vgg19.pth"
+    torch.save(load_vgg("random").state_dict(), vgg)
+    out = tmp_path / "demo"
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--out", str(out), "--max-minutes", "2", "--perceptual", "vgg19.pth"]) == 0
+    printed = capsys.readouterr().out
+    assert f"up to 2 epochs of 2 crops on the CPU, with the perceptual loss (VGG19, {vgg})" in printed
+    assert "real, of held-out crops, trained with the perceptual loss" in printed
+    config, _ = parse_train(["--config", str(out / "demo.yaml")])
+    assert (config.loss.vgg, config.loss.lambda_vgg) == (str(vgg), None)
+    assert Image.open(out / "results.png").size == (6 * 162 + 2, 162 + 2 + 20)
+
+
+def test_the_perceptual_demo_has_the_steps_of_the_plain_one():
+    plain, perceptual = demo.demo_config(pathlib.Path("out"), 0), demo.demo_config(pathlib.Path("out"), 0, "a.pth")
+    assert (plain.loss.lambda_vgg, plain.optimizer.niter, plain.optimizer.niter_decay) == (0.0, 8, 8)
+    assert plain.trainer == {"accelerator": "cpu", "check_val_every_n_epoch": 4}
+    assert perceptual.loss.vgg == "a.pth"
+    epochs, steps = perceptual.optimizer.niter + perceptual.optimizer.niter_decay, 10
+    assert (epochs, perceptual.run.save_epoch_freq) == (64, 64)
+    assert perceptual.trainer == {"accelerator": "cpu", "check_val_every_n_epoch": 16, "limit_train_batches": steps}
+
+
+@pytest.mark.parametrize("case", ["missing", "damaged", "other network", "offline"])
+def test_a_perceptual_demo_without_weights_ends_before_anything_is_written(tmp_path, capsys, monkeypatch, case):
+    path = tmp_path / "weights.pth"
+    if case == "damaged":
+        path.write_bytes(b"no weights")
+    elif case == "other network":
+        torch.save({"conv1.weight": torch.zeros(1)}, path)
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out), "--perceptual", *([] if case == "offline" else [str(path)])]) == 2
+    error = capsys.readouterr().err
+    assert not out.exists()
+    message = {
+        "missing": f"--perceptual: file {path} does not exist; pass the path of a state dict of VGG19, or --perceptual",
+        "damaged": f"--perceptual: {path} cannot be read as a state dict: it is damaged",
+        "other network": f"--perceptual: {path} is not a VGG19 state dict",
+        "offline": "or pass its path, --perceptual /path/to/vgg19-dcbb9e9d.pth.",
+    }
+    assert message[case] in error
+    if case == "offline":
+        assert "could not be downloaded: no network" in error
+        assert f"{tmp_path / 'hub' / 'checkpoints' / 'vgg19-dcbb9e9d.pth'}" in error
+    assert "VGGLoss" not in error
+
+
+def test_a_demo_cut_short_reports_it_and_its_hint_can_be_pasted(written, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "_EPOCHS", 20)
+    monkeypatch.setattr(demo, "_CROPS", 16)
+    monkeypatch.setattr(demo, "write_demo_data", lambda root, *_: shutil.copytree(written, root))
     monkeypatch.setattr(demo, "_savings", lambda module, config: None)
     monkeypatch.setattr(demo, "_describe_savings", str)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
@@ -124,8 +191,6 @@ def test_demo_deletes_nothing_but_an_earlier_demo(tmp_path, capsys):
 
 
 def test_colorize_gives_each_label_its_own_colour():
-    import torch
-
     label = torch.tensor([[0, 0, 1], [2, 2, 1]])
     image = colorize(label, 3)
     assert image.shape == (3, 2, 3)

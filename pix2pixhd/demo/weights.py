@@ -1,0 +1,44 @@
+"""The weights of VGG19 for a demo with the perceptual loss."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+from pix2pixhd.errors import InputError
+from pix2pixhd.models.vgg import load_vgg
+
+__all__ = ["usable_vgg"]
+
+
+def usable_vgg(given: str) -> str:
+    """Returns the value of ``loss.vgg`` for the argument of ``--perceptual``, once the weights have been read.
+
+    Args:
+        given: ``"imagenet"`` for torch.hub's cache or a download, ``"random"``, or the path of a state dict.
+
+    Raises:
+        InputError: If the weights cannot be downloaded or read, or are not those of a VGG19.
+
+    Example:
+        >>> usable_vgg("vgg19-dcbb9e9d.pth")  # doctest: +SKIP
+        '/home/me/vgg19-dcbb9e9d.pth'
+    """
+    vgg = given
+    if given not in ("imagenet", "random"):
+        path = pathlib.Path(given).expanduser().resolve()
+        if not path.is_file():
+            raise InputError(
+                f"--perceptual: file {path} does not exist; pass the path of a state dict of VGG19, or --perceptual "
+                "alone for torch.hub's cache or a download"
+            )
+        vgg = str(path)
+    try:
+        load_vgg(vgg, argument="--perceptual", caller="demo")
+    except (RuntimeError, ValueError) as error:
+        text = re.sub(r"demo\((--perceptual)=\"([^\"]*)\"\)", r"\1 \2", str(error))
+        text = text.replace('--perceptual="random"', "--perceptual random").removeprefix("--perceptual: ")
+        raise InputError(
+            f"--perceptual: {text}\nOr train without the perceptual loss: leave --perceptual out"
+        ) from error
+    return vgg
