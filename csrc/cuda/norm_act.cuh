@@ -9,8 +9,6 @@ namespace pix2pixhd::cuda {
 
 constexpr int kRowElements = 4096;  // elements that a block of an elementwise kernel processes
 
-constexpr int64_t kLongestRow = 0x7fffffff;
-
 // Division of numbers below 2^31 by multiplication (Granlund and Montgomery, 1994, theorem 4.2): the kernels divide
 // once or twice per element.
 struct Divisor {

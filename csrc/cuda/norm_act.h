@@ -15,6 +15,9 @@ namespace pix2pixhd::cuda {
 constexpr int64_t kPlaneChunk = 8192;  // of a map of one channel
 constexpr int64_t kDeepChunk = 256;    // of a map of several channels; a block sums 32 channels of a chunk
 
+// Elements of a padded row of a map, which the kernels count in 32 bits. Launchers refuse longer rows.
+constexpr int64_t kLongestRow = 0x7fffffff;
+
 constexpr int64_t norm_chunks(int64_t pixels, bool channels_last) {
   return channels_last ? (pixels + kDeepChunk - 1) / kDeepChunk : (pixels + kPlaneChunk - 1) / kPlaneChunk;
 }

@@ -289,6 +289,7 @@ int norm_parameters(const NormTensor& tensor, const NormInputs& inputs, const No
 int norm_act_sums(const void* grad, const NormSource& source, const NormTensor& tensor,
                   const NormActivation& activation, const void* parameters, double* partial, double* sums,
                   Stream stream) {
+  if (tensor.map.width * tensor.map.channels > kLongestRow) return cudaErrorInvalidValue;
   const int error = with_type(tensor.type, [&](auto t) {
     using T = decltype(t);
     const SumGrid grid(tensor);

@@ -61,8 +61,9 @@ struct NormImages {
     const Shape expected(size.data(), strides.data(), 4);
     STD_TORCH_CHECK(shape.same_sizes(expected), "pix2pixhd: ", name, " must have shape ", expected.str(), ", got ",
                     shape.str());
-    STD_TORCH_CHECK(dtype_of(tensor, name, 0) == type, "pix2pixhd: ", name,
-                    " must have the dtype of the images; convert it with .to()");
+    const DType own = dtype_of(tensor, name, 0);
+    STD_TORCH_CHECK(own == type, "pix2pixhd: ", name, " must have the dtype of the images, got ", name_of(own),
+                    " for images in ", name_of(type), "; convert it with .to()");
     check_device(tensor, name);
     return shape.same_layout(expected) ? tensor : copy_into_layout(tensor, expected);
   }
@@ -155,7 +156,8 @@ struct NormArguments {
     statistics = shape.sizes[0];
     const DType type = dtype_of(*tensor, name, 0);
     STD_TORCH_CHECK(type == statistics_type(images.type), "pix2pixhd: ", name, " must be ",
-                    images.type == DType::kFloat64 ? "float64" : "float32", ", as norm_statistics returns it");
+                    name_of(statistics_type(images.type)), ", as norm_statistics returns it, got ", name_of(type),
+                    "; convert it with .to()");
     return contiguous(*tensor, name, type);
   }
 
@@ -166,7 +168,8 @@ struct NormArguments {
                     images.channels, "], one number per channel, got ", shape.str());
     const DType type = dtype_of(*tensor, name, 0);
     STD_TORCH_CHECK(type == images.type || type == DType::kFloat32, "pix2pixhd: ", name,
-                    " must have the dtype of the images or float32; convert it with .to()");
+                    " must have the dtype of the images or float32, got ", name_of(type), " for images in ",
+                    name_of(images.type), "; convert it with .to()");
     return contiguous(*tensor, name, type);
   }
 

@@ -16,6 +16,14 @@ cuda::NormTensor tensor_of(const NormImages& images) {
   return {images.batch, images.channels, images.map(), images.channels_last, images.type};
 }
 
+void check_rows(const NormImages& images) {
+  const int64_t row = images.padded.padded_width() * images.map().channels;
+  STD_TORCH_CHECK(
+      row <= cuda::kLongestRow, "pix2pixhd: on a GPU a padded row of the images must have at most ", cuda::kLongestRow,
+      " elements, got ", row,
+      images.channels_last ? " (width x channels); call .contiguous() on the images" : "; split the images");
+}
+
 cuda::NormParameterVector vector_of(const NormVector& vector) { return {vector.data(), vector.type}; }
 
 cuda::NormInputs inputs_of(const NormArguments& arguments) {
@@ -59,6 +67,7 @@ Tensor norm_act(Tensor x, OptionalTensor mean, OptionalTensor rstd, OptionalTens
   const NormImages& images = arguments.images;
   const DeviceGuard guard(images.device.index);
   const cuda::Stream stream = current_stream(images.device);
+  check_rows(images);
   const Tensor dense = images.dense(x, "x", false);
   if (residual.has_value()) residual = images.dense(*residual, "residual", false);
   const Tensor y = images.empty(true);
@@ -81,6 +90,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_act_backward(
   const NormImages& images = arguments.images;
   const DeviceGuard guard(images.device.index);
   const cuda::Stream stream = current_stream(images.device);
+  check_rows(images);
   const Tensor g = images.dense(grad, "grad", true);
   const Tensor dense = images.dense(source, "source", false);
   const NormOutputs out(arguments, wanted);

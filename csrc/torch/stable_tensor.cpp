@@ -122,6 +122,11 @@ int64_t element_size(DType dtype) {
   return sizes[static_cast<size_t>(dtype)];
 }
 
+const char* name_of(DType dtype) {
+  constexpr std::array<const char*, 4> names = {"float32", "float64", "float16", "bfloat16"};
+  return names[static_cast<size_t>(dtype)];
+}
+
 Device::Device(const Tensor& tensor) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &index));

@@ -40,6 +40,7 @@ DType dtype_of(const Tensor& tensor, const char* argument, size_t index);
 DType dtype_from_scalar_type(int64_t scalar_type);
 int32_t scalar_type_of(DType dtype);
 int64_t element_size(DType dtype);
+const char* name_of(DType dtype);
 
 struct Device {
   int32_t type;

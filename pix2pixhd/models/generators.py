@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pix2pixhd.models.layers import InstanceNorm2d, NormLayer, ResnetBlock, init_weights
+from pix2pixhd.nn.lean import add_output
 
 __all__ = ["GlobalGenerator", "LocalEnhancer"]
 
@@ -64,18 +65,20 @@ def _global_trunk(
     return layers
 
 
-def _run(layers: nn.Sequential, x: Tensor, checkpoints: bool) -> Tensor:
-    """Run the layers; with ``checkpoints``, save activations only after each ReLU and residual block."""
+def _run(layers: nn.Sequential, x: Tensor, checkpoints: bool, residual: Tensor | None = None) -> Tensor:
+    """Run the layers and add ``residual``.
+
+    With ``checkpoints``, activations are saved only after each ReLU and residual block.
+    """
     if not (checkpoints and torch.is_grad_enabled()):
-        output: Tensor = layers(x)
-        return output
+        return cast(Tensor, layers(x)) if residual is None else add_output(residual, layers, x)
     start = 0
     for end, layer in enumerate(layers, 1):
         # The next layer is a convolution or a padding, which only reads the saved activation. A ReLU would modify it.
         if end == len(layers) or isinstance(layer, (nn.ReLU, ResnetBlock)):
             x = cast(Tensor, checkpoint(layers[start:end], x, use_reentrant=False, preserve_rng_state=False))
             start = end
-    return x
+    return x if residual is None else residual + x
 
 
 class GlobalGenerator(nn.Module):
@@ -217,8 +220,8 @@ class LocalEnhancer(nn.Module):
         features = _run(self.model, pyramid.pop(), self.checkpoint_activations)
         for n in range(1, self.n_local_enhancers + 1):
             down, up = self._enhancer(n, 1), self._enhancer(n, 2)
-            fine = _run(down, pyramid.pop(), self.checkpoint_activations)
-            features = _run(up, fine + features, self.checkpoint_activations)
+            features = _run(down, pyramid.pop(), self.checkpoint_activations, features)
+            features = _run(up, features, self.checkpoint_activations)
         return features
 
     def _enhancer(self, n: int, half: int) -> nn.Sequential:

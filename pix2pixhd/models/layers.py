@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pix2pixhd.nn import InstanceNorm2d
+from pix2pixhd.nn.lean import add_output
 
 __all__ = ["InstanceNorm2d", "NormLayer", "ResnetBlock", "get_norm_layer", "init_weights"]
 
@@ -97,5 +98,8 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x + conv_block(x)``."""
-        output: Tensor = x + self.conv_block(x)
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            output: Tensor = x + self.conv_block(x)
+        else:
+            output = add_output(x, self.conv_block, x)
         return output

@@ -21,26 +21,39 @@ from pix2pixhd.nn.functions import ConvSpec, NormSpec, Recipe, Statistics, convo
 from pix2pixhd.nn.layers import InstanceNorm2d, InstanceNormAct2d
 from pix2pixhd.nn.state import is_plain_image, is_plain_tensor, is_unmodified
 from pix2pixhd.ops.norm_act import LEAKY_RELU, REFLECT, RELU, REPLICATE, ZERO
+from pix2pixhd.ops.norm_act_reference import memory_format_of
 
 __all__ = ["run_chain"]
 
 _PADS = {nn.ReflectionPad2d: REFLECT, nn.ReplicationPad2d: REPLICATE, nn.ZeroPad2d: ZERO}
 
 
-def run_chain(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """Apply the layers one after another, as ``nn.Sequential`` does."""
+def run_chain(layers: Sequence[nn.Module], x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """Apply the layers one after another, as ``nn.Sequential`` does, and add ``residual``.
+
+    A norm at the end, or a norm and an activation, adds it in its own pass.
+    """
     position = 0
     while position < len(layers):
-        count, x = _advance(layers[position:], x)
+        rest = layers[position:]
+        count, spec = _read_norm(rest, x)
+        if spec is not None and count == len(rest) and residual is not None and _adds_residual(spec, x, residual):
+            return _normalise(rest[0], x, dataclasses.replace(spec, keep_output=False), residual)[0]
+        count, x = _advance(rest, x) if spec is None else _from_norm(rest, x, count, spec)
         position += count
-    return x
+    return x if residual is None else residual + x
+
+
+def _adds_residual(spec: NormSpec, x: Tensor, residual: Tensor) -> bool:
+    """Whether a norm of ``x`` may add the residual: no broadcasting, promotion of dtypes or copy to another layout."""
+    if not is_plain_image(residual) or any(spec.padding):
+        return False
+    same = residual.shape == x.shape and residual.dtype == x.dtype and residual.device == x.device
+    return same and residual.is_contiguous(memory_format=memory_format_of(x))
 
 
 def _advance(layers: Sequence[nn.Module], x: Tensor) -> tuple[int, Tensor]:
-    """Apply the first layers; return their number and the result."""
-    count, spec = _read_norm(layers, x)
-    if spec is not None:
-        return _from_norm(layers, x, count, spec)
+    """Apply the first layers, which are not a norm; return their number and the result."""
     parts = parts_of(x) if is_plain_image(x) else None
     if parts is not None and is_unmodified(layers[0], nn.Conv2d) and _is_lean_conv(layers[0], x):
         conv: Any = layers[0]
@@ -183,7 +196,7 @@ def _conv_spec(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> ConvSpec:
     )
 
 
-def _normalise(norm: nn.Module, x: Tensor, spec: NormSpec) -> tuple[Tensor, Recipe]:
+def _normalise(norm: nn.Module, x: Tensor, spec: NormSpec, residual: Tensor | None = None) -> tuple[Tensor, Recipe]:
     assert isinstance(norm, (nn.InstanceNorm2d, nn.BatchNorm2d))
     mean = rstd = None
     if spec.statistics is Statistics.CONSTANT:
@@ -193,7 +206,7 @@ def _normalise(norm: nn.Module, x: Tensor, spec: NormSpec) -> tuple[Tensor, Reci
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         mean = norm.running_mean.to(wide, copy=True)[None]
         rstd = (norm.running_var.to(wide) + spec.eps).rsqrt()[None]
-    y, recipe, var = normalise(x, norm.weight, norm.bias, spec, mean, rstd)
+    y, recipe, var = normalise(x, norm.weight, norm.bias, spec, mean, rstd, residual)
     if isinstance(norm, nn.BatchNorm2d) and norm.training and norm.track_running_stats:
         _update_statistics(norm, recipe.mean, var, x.numel() // x.shape[1])
     return y, recipe

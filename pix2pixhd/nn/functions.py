@@ -85,9 +85,9 @@ class Recipe(NamedTuple):
     bias: Tensor | None
     spec: NormSpec
 
-    def rebuild(self) -> Tensor:
-        """Compute the result in one pass, without a graph."""
-        tensors = (self.source, self.mean, self.rstd, self.weight, self.bias, None)
+    def rebuild(self, residual: Tensor | None = None) -> Tensor:
+        """Compute the result in one pass, without a graph; a residual is added before the padding."""
+        tensors = (self.source, self.mean, self.rstd, self.weight, self.bias, residual)
         with below_autograd():
             return norm_act(*tensors, *self.spec.constants)
 
@@ -174,10 +174,10 @@ def _saved_recipe(tensors: Sequence[Any], spec: NormSpec) -> Recipe:
 
 
 class _NormAct(torch.autograd.Function):
-    """``pad(act(norm(x)))`` that saves only its input, or only its output if that determines the input.
+    """``pad(act(norm(x)) + residual)`` that saves only ``x``, or only its output if that determines ``x``.
 
     The reciprocal deviation is a differentiable output if the output is saved, because second derivatives need it as a
-    function of the input.
+    function of the input. A residual is not saved, and its gradient is that of the output.
     """
 
     @staticmethod
@@ -186,16 +186,17 @@ class _NormAct(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
+        residual: Tensor | None,
         mean: Tensor | None,
         rstd: Tensor | None,
         spec: NormSpec,
     ) -> tuple[Tensor | None, ...]:
-        ctx.given = [t is not None for t in (x, weight, bias, mean, rstd)]
+        ctx.given = [t is not None for t in (x, weight, bias, residual, mean, rstd)]
         var = None
         if spec.through_statistics:
             with below_autograd():
                 mean, rstd, var = norm_statistics(x, spec.statistics is Statistics.IMAGE, spec.eps)
-        y = Recipe(x, mean, rstd, weight, bias, spec).rebuild()
+        y = Recipe(x, mean, rstd, weight, bias, spec).rebuild(residual)
         ctx.spec = spec
         # The gradient of padding alone depends on the shape, not on the values.
         ctx.layout = None if spec.reads_input else (x.shape, memory_format_of(x))
@@ -218,9 +219,9 @@ class _NormAct(torch.autograd.Function):
             recipe = recipe._replace(source=placeholder)
         if grad is None:
             if grad_rstd is None:
-                return (None,) * 6
+                return (None,) * 7
             grad = torch.zeros_like(recipe.source)  # keep_output, without padding: the source has the output's shape
-        needs = _requested_inputs(ctx, ctx.given)[:3]
+        *needs, need_residual = _requested_inputs(ctx, ctx.given)[:4]
         composed = transformed(grad) or grad_rstd is not None
         if composed and not ctx.spec.keep_output:
             recipe = recipe.differentiable()
@@ -231,7 +232,8 @@ class _NormAct(torch.autograd.Function):
             grads = list(backward(grad, recipe.source, ctx.spec.keep_output, *tensors, *settings)[:3])
         if grad_rstd is not None:
             grads[0] = grads[0] + _through_rstd(grad_rstd, recipe)
-        return (*(g if need else None for g, need in zip(grads, needs, strict=True)), None, None, None)
+        grads = [g if need else None for g, need in zip(grads, needs, strict=True)]
+        return *grads, grad if need_residual else None, None, None, None
 
 
 def _through_rstd(grad_rstd: Tensor, recipe: Recipe) -> Tensor:
@@ -250,8 +252,9 @@ def normalise(
     spec: NormSpec,
     mean: Tensor | None = None,
     rstd: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Recipe, Tensor | None]:
-    """Compute ``pad(act(norm(x)))``.
+    """Compute ``pad(act(norm(x)))``, or ``act(norm(x)) + residual``.
 
     Args:
         x: Images ``[N, C, H, W]``.
@@ -260,11 +263,13 @@ def normalise(
         spec: Constants.
         mean: ``[1, C]``, for constant statistics only.
         rstd: As ``mean``.
+        residual: Added in the same pass; shape and dtype of ``x``. Not with ``keep_output`` or padding.
 
     Returns:
-        The result, the recipe to rebuild it, and the variance if the statistics are those of ``x``.
+        The result, the recipe to rebuild it without the residual, and the variance if the statistics are those of
+        ``x``.
     """
-    y, own_mean, own_rstd, var = _NormAct.apply(x, weight, bias, mean, rstd, spec)
+    y, own_mean, own_rstd, var = _NormAct.apply(x, weight, bias, residual, mean, rstd, spec)
     if spec.through_statistics:
         mean, rstd = own_mean, own_rstd
     return y, Recipe(x, mean, rstd, weight, bias, spec), var

@@ -23,7 +23,7 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 
     This preserves channels-last memory format, takes half the time, and gives correct gradients. In PyTorch 2.15,
     instance norm on the CPU computes wrong gradients for one image if the upstream gradient is in channels-last memory
-    format.
+    format. An empty batch has an empty result, also with affine parameters, where PyTorch raises an ``IndexError``.
 
     Example:
         >>> InstanceNorm2d(8)(torch.randn(1, 8, 4, 4)).shape
@@ -32,9 +32,17 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise every channel of every image ``[N, C, H, W]`` to mean 0 and variance 1."""
-        if input.dim() != 4 or input.shape[0] != 1 or self.track_running_stats:
+        if input.dim() != 4 or input.shape[0] > 1 or self.track_running_stats:
             return super().forward(input)
+        if input.shape[0] == 0:
+            return self._empty_batch(input)
         return F.batch_norm(input, None, None, self.weight, self.bias, training=True, eps=self.eps)
+
+    def _empty_batch(self, input: Tensor) -> Tensor:
+        if self.weight is None or input.shape[1] != self.num_features:
+            return super().forward(input)
+        y = F.instance_norm(input, eps=self.eps) * self.weight[:, None, None] + self.bias[:, None, None]
+        return y.to(input.dtype)
 
 
 def _is_size(value: object) -> bool:
@@ -113,7 +121,8 @@ class InstanceNormAct2d(InstanceNorm2d):
         """Return ``[N, C, H + top + bottom, W + left + right]``."""
         if input.dim() != 4:
             raise ValueError(f"input must be [N, C, H, W], got {list(input.shape)}")
-        if state.is_transformed() or not state.is_plain_image(input) or input[0, 0].numel() < 2:
+        plain = state.is_transformed() or not state.is_plain_image(input)
+        if plain or input[0, 0].numel() < 2 or input.shape[1] != self.num_features:
             return self._plain(input)
         if torch.is_grad_enabled():
             return normalise(input, self.weight, self.bias, self.spec)[0]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from pix2pixhd.nn.chain import run_chain
-from pix2pixhd.nn.state import has_global_hooks, is_plain_image, is_transformed
+from pix2pixhd.nn.state import has_global_hooks, is_plain_image, is_transformed, is_unmodified
 
-__all__ = ["lean"]
+__all__ = ["add_output", "lean"]
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -43,6 +43,20 @@ def runs_lean(input: object) -> TypeGuard[Tensor]:
     """Whether a sequence of layers is evaluated lean: eager autograd of an image tensor, without global hooks."""
     # The transformations first: tracing the checks of the image would record them.
     return torch.is_grad_enabled() and not is_transformed() and is_plain_image(input) and not has_global_hooks()
+
+
+def add_output(residual: Tensor, layers: nn.Module, x: Tensor) -> Tensor:
+    """Compute ``residual + layers(x)``, in one pass if ``layers`` are lean and end in a norm, or a norm and activation.
+
+    Args:
+        residual: In a residual block, ``x``.
+        layers: The layers, usually an ``nn.Sequential``.
+        x: Input of the layers.
+    """
+    # A container with hooks is called.
+    if runs_lean(x) and isinstance(layers, LeanSequential) and is_unmodified(layers, LeanSequential):
+        return run_chain(list(layers), x, residual)
+    return residual + cast(Tensor, layers(x))
 
 
 @functools.cache

@@ -269,9 +269,24 @@ class Norm {
   Buffer x_, residual_, grad_, mean_, rstd_, weight_, bias_;
 };
 
+// No launcher may start a kernel, which would read the null pointers.
+void test_rows_that_are_too_long() {
+  set_case("norm_act, rows of more than 2^31 - 1 elements");
+  for (const int64_t width : {cuda::kLongestRow + 1, int64_t{1} << 32}) {
+    const cuda::NormTensor tensor{1, 1, {1, width, 1, 0, 0, 0, 0, PaddingMode::kZero}, false, DType::kFloat32};
+    const cuda::NormActivation none{Activation::kNone, 0.0};
+    const cuda::NormSource source{nullptr, false, true};
+    check(cuda::norm_act(nullptr, nullptr, nullptr, tensor, none, nullptr, nullptr) != 0, "norm_act");
+    check(cuda::norm_act_sums(nullptr, source, tensor, none, nullptr, nullptr, nullptr, nullptr) != 0, "norm_act_sums");
+    check(cuda::norm_act_backward(nullptr, source, nullptr, nullptr, tensor, none, nullptr, nullptr) != 0,
+          "norm_act_backward");
+  }
+}
+
 }  // namespace
 
 void test_norm_act() {
+  test_rows_that_are_too_long();
   constexpr auto kReflect = PaddingMode::kReflect;
   constexpr auto kReplicate = PaddingMode::kReplicate;
   constexpr auto kZero = PaddingMode::kZero;

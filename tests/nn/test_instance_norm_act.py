@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pix2pixhd
-from pix2pixhd.nn import InstanceNormAct2d, lean
+from pix2pixhd.nn import InstanceNorm2d, InstanceNormAct2d, lean
 
 from .helpers import differentiate, error, images, kept_bytes, plain_and_lean, randomised
 
@@ -115,3 +115,23 @@ def test_wrong_inputs_are_refused():
         InstanceNormAct2d(3)(torch.zeros(3, 4, 4))
     with pytest.raises(ValueError, match="Expected more than 1"):
         lean(nn.Sequential(InstanceNormAct2d(3)))(torch.zeros(1, 3, 1, 1))
+
+
+@pytest.mark.parametrize("layer", [InstanceNorm2d(3, affine=True), InstanceNormAct2d(3, affine=True, padding=1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_empty_batch_has_an_empty_result_and_zero_gradients(layer, dtype):
+    x = torch.zeros(0, 3, 4, 5, dtype=dtype, requires_grad=True)
+    y = lean(nn.Sequential(layer))(x)
+    side = 2 if isinstance(layer, InstanceNormAct2d) else 0
+    assert (y.shape, y.dtype) == ((0, 3, 4 + side, 5 + side), dtype)
+    x_gradient, *gradients = torch.autograd.grad(y.sum(), [x, *layer.parameters()])
+    assert x_gradient.shape == x.shape
+    assert all(torch.equal(g, torch.zeros(3)) for g in gradients)
+    with pytest.raises(ValueError, match="Expected more than 1 spatial element"):
+        layer(torch.zeros(0, 3, 1, 1))
+
+
+@pytest.mark.parametrize("n", [0, 2])
+def test_another_number_of_channels_gives_the_error_of_instance_norm(n):
+    with pytest.raises(ValueError, match=r"to match num_features \(3\), but got: 4"):
+        InstanceNormAct2d(3, affine=True)(torch.zeros(n, 4, 5, 5))

@@ -10,15 +10,21 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from pix2pixhd.models import define_D, define_G
+from pix2pixhd.models.layers import ResnetBlock
 from pix2pixhd.nn import InstanceNorm2d, lean
 
 from .helpers import ACTIVATIONS, NORMS, chain, differentiate, error, images, kept_bytes, plain_and_lean, randomised
 
 
+def chain_and_block(norm="instance"):
+    """A chain of layers and a residual block."""
+    return randomised(nn.Sequential(*chain(norm), ResnetBlock(6, "reflect", NORMS[norm]))).double()
+
+
 @pytest.fixture
 def pair():
-    """The same chain of layers, plain and lean."""
-    return plain_and_lean(chain().double())
+    """The same network, plain and lean."""
+    return plain_and_lean(chain_and_block())
 
 
 @pytest.fixture
@@ -208,7 +214,7 @@ def test_float64_is_not_converted_under_autocast(x):
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_compiled_networks_have_the_plain_gradients(norm):
-    plain, ours = plain_and_lean(chain(norm).double())
+    plain, ours = plain_and_lean(chain_and_block(norm))
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     x = images(2, 3, 16, 12)
     expected, found = differentiate(plain, x), differentiate(compiled, x)
@@ -271,7 +277,7 @@ def test_export_and_tracing_give_the_plain_network(pair, x):
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
 def test_scripting_and_symbolic_tracing_give_the_plain_network(x):
-    plain, ours = plain_and_lean(chain("torch's instance").double())
+    plain, ours = plain_and_lean(chain_and_block("torch's instance"))
     torch.testing.assert_close(torch.fx.symbolic_trace(ours)(x), plain(x))
     torch.testing.assert_close(torch.jit.script(ours)(x), plain(x))
 

@@ -232,21 +232,21 @@ def test_invalid_arguments_are_named_in_the_error():
         (lambda: fused.norm_act(x, mean), "pass mean and rstd together, or neither"),
         (lambda: fused.norm_act(x, mean[:, :2], rstd), r"mean must be \[N, C\] or \[1, C\] with N = 2, C = 3"),
         (lambda: fused.norm_act(x, mean, rstd[:1]), r"rstd must be .* and as mean, got \[1, 3\]"),
-        (lambda: fused.norm_act(x, mean.double(), rstd), "mean must be float32, as norm_statistics returns it"),
+        (lambda: fused.norm_act(x, mean.double(), rstd), "mean must be float32, .* returns it, got float64; convert"),
         (lambda: fused.norm_act(x, weight=torch.ones(4)), r"weight must be \[3\], one number per channel, got \[4\]"),
-        (lambda: fused.norm_act(x, bias=torch.ones(3).half()), "bias must have the dtype of the images or float32"),
+        (lambda: fused.norm_act(x, bias=torch.ones(3).half()), "bias must .*, got float16 for images in float32"),
         (
             lambda: fused.norm_act(x, residual=x[:, :, 1:]),
             r"residual must have shape \[2, 3, 4, 5\], got \[2, 3, 3, 5\]",
         ),
-        (lambda: fused.norm_act(x, residual=x.half()), "residual must have the dtype of the images"),
+        (lambda: fused.norm_act(x, residual=x.half()), "residual must .*, got float16 for images in float32"),
         (lambda: fused.norm_act(x, activation=3), "activation must be 0 .none., 1 .ReLU. or 2 .leaky ReLU., got 3"),
         (lambda: fused.norm_act(x, padding_mode=3), "padding_mode must be 0 .zero., 1 .reflect. or 2 .replicate."),
         (
             lambda: fused.norm_act_backward(x, x, padding=(1, 0, 0, 0)),
             r"grad must have shape \[2, 3, 4, 6\], got \[2, 3, 4, 5\]",
         ),
-        (lambda: fused.norm_act_backward(x.half(), x), "grad must have the dtype of the images"),
+        (lambda: fused.norm_act_backward(x.half(), x), "grad must .*, got float16 for images in float32"),
     ]
     for call, message in cases:
         with pytest.raises(RuntimeError, match=message):
