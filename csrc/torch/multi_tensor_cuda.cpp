@@ -17,7 +17,7 @@ namespace {
 bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
 cuda::DeviceScalar device_scalar(const Tensor& tensor) {
-  return {tensor.mutable_data_ptr(), dtype_of(tensor, "grad", 0) == DType::kFloat64};
+  return {tensor.mutable_data_ptr(), dtype_of(tensor, "grad") == DType::kFloat64};
 }
 
 // The upstream gradient on the device, as float32 or float64. The kernels read it there: no copy to the host.
@@ -26,7 +26,7 @@ Tensor upstream(const Tensor& grad, Device device) {
   const Device own(grad);
   STD_TORCH_CHECK(own.type == device.type && own.index == device.index,
                   "pix2pixhd: grad must be on the device of the tensors");
-  const DType type = dtype_of(grad, "grad", 0);
+  const DType type = dtype_of(grad, "grad");
   return type == DType::kFloat32 || type == DType::kFloat64 ? grad : torch::stable::to(grad, ScalarType::Float);
 }
 

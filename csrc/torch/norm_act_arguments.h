@@ -23,7 +23,7 @@ struct NormImages {
   Device device;
 
   NormImages(const Tensor& tensor, const char* name, const std::vector<int64_t>& padding, int64_t mode)
-      : type(dtype_of(tensor, name, 0)), device(tensor) {
+      : type(dtype_of(tensor, name)), device(tensor) {
     const Shape shape(tensor);
     STD_TORCH_CHECK(shape.ndim == 4, "pix2pixhd: ", name, " must be images [N, C, H, W], got ", shape.str());
     batch = shape.sizes[0];
@@ -61,7 +61,7 @@ struct NormImages {
     const Shape expected(size.data(), strides.data(), 4);
     STD_TORCH_CHECK(shape.same_sizes(expected), "pix2pixhd: ", name, " must have shape ", expected.str(), ", got ",
                     shape.str());
-    const DType own = dtype_of(tensor, name, 0);
+    const DType own = dtype_of(tensor, name);
     STD_TORCH_CHECK(own == type, "pix2pixhd: ", name, " must have the dtype of the images, got ", name_of(own),
                     " for images in ", name_of(type), "; convert it with .to()");
     check_device(tensor, name);
@@ -154,7 +154,7 @@ struct NormArguments {
                     "pix2pixhd: ", name, " must be [N, C] or [1, C] with N = ", images.batch, ", C = ", images.channels,
                     ", and as mean, got ", shape.str());
     statistics = shape.sizes[0];
-    const DType type = dtype_of(*tensor, name, 0);
+    const DType type = dtype_of(*tensor, name);
     STD_TORCH_CHECK(type == statistics_type(images.type), "pix2pixhd: ", name, " must be ",
                     name_of(statistics_type(images.type)), ", as norm_statistics returns it, got ", name_of(type),
                     "; convert it with .to()");
@@ -166,7 +166,7 @@ struct NormArguments {
     const Shape shape(*tensor);
     STD_TORCH_CHECK(shape.ndim == 1 && shape.sizes[0] == images.channels, "pix2pixhd: ", name, " must be [",
                     images.channels, "], one number per channel, got ", shape.str());
-    const DType type = dtype_of(*tensor, name, 0);
+    const DType type = dtype_of(*tensor, name);
     STD_TORCH_CHECK(type == images.type || type == DType::kFloat32, "pix2pixhd: ", name,
                     " must have the dtype of the images or float32, got ", name_of(type), " for images in ",
                     name_of(images.type), "; convert it with .to()");

@@ -39,10 +39,10 @@ inline void check_words(const Tensor& words, int64_t expected, const char* name,
 }
 
 inline void check_contiguous(const Tensor& tensor, const char* name, int64_t numel, DType type, const Tensor& map) {
-  constexpr const char* kNames[] = {"float32", "float64", "float16", "bfloat16"};
-  STD_TORCH_CHECK(tensor.is_contiguous() && tensor.numel() == numel && dtype_of(tensor, name, 0) == type,
-                  "pix2pixhd: ", name, " must be a contiguous ", kNames[static_cast<int32_t>(type)], " tensor of ",
-                  numel, " elements, got shape ", Shape(tensor).str());
+  const DType own = dtype_of(tensor, name);
+  STD_TORCH_CHECK(tensor.is_contiguous() && tensor.numel() == numel && own == type, "pix2pixhd: ", name,
+                  " must be a contiguous ", name_of(type), " tensor of ", numel, " elements, got ", name_of(own),
+                  " of shape ", Shape(tensor).str(), "; convert it with .to(), or call .contiguous()");
   check_same_device(tensor, name, map, "the feature map");
 }
 
@@ -119,7 +119,7 @@ struct PerceptualArguments {
     check_same_device(target, "target", input, "input");
     const Shape x(input);
     const Shape y(target);
-    STD_TORCH_CHECK(x.same_sizes(y) && x.same_layout(y) && dtype_of(input, "input", 0) == dtype_of(target, "target", 0),
+    STD_TORCH_CHECK(x.same_sizes(y) && x.same_layout(y) && dtype_of(input, "input") == dtype_of(target, "target"),
                     "pix2pixhd: input and target must have the same shape, strides and dtype, got ", x.str(), " and ",
                     y.str());
     PerceptualArguments arguments(input, "input");
@@ -165,7 +165,7 @@ struct PerceptualArguments {
 
  private:
   PerceptualArguments(const Tensor& tensor, const char* name)
-      : map(tensor, name), type(dtype_of(tensor, name, 0)), device(tensor) {}
+      : map(tensor, name), type(dtype_of(tensor, name)), device(tensor) {}
 
   void set_bias(const OptionalTensor& tensor, const Tensor& data) {
     if (tensor.has_value()) check_contiguous(*tensor, "bias", map.channels, type, data);
@@ -182,7 +182,7 @@ struct PerceptualArguments {
 
   void check_kept(const Tensor& kept, const Tensor& grad) const {
     if (distance == Distance::kAbsolute) return check_words(kept, 2 * map.mask_words(), "kept", grad);
-    STD_TORCH_CHECK(kept.is_contiguous() && kept.numel() == map.numel() && dtype_of(kept, "kept", 0) == type,
+    STD_TORCH_CHECK(kept.is_contiguous() && kept.numel() == map.numel() && dtype_of(kept, "kept") == type,
                     "pix2pixhd: kept must be the differences that the forward returned");
     check_same_device(kept, "kept", grad, "grad");
   }

@@ -17,6 +17,11 @@ std::vector<int64_t> contiguous_strides(const int64_t* sizes, int64_t ndim) {
   return strides;
 }
 
+bool is_supported(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+         type == ScalarType::BFloat16;
+}
+
 void check_same_device(const Tensor& tensor, Device device, const char* argument, size_t index) {
   const Device own(tensor);
   STD_TORCH_CHECK(own.type == device.type && own.index == device.index, "pix2pixhd: ", argument, "[", index,
@@ -102,13 +107,17 @@ DType dtype_from_scalar_type(int64_t scalar_type) {
   return DType::kFloat32;
 }
 
+DType dtype_of(const Tensor& tensor, const char* argument) {
+  const ScalarType type = tensor.scalar_type();
+  STD_TORCH_CHECK(is_supported(type), "pix2pixhd: ", argument, " must be float32, float64, float16 or bfloat16, got ",
+                  torch::headeronly::toString(type), "; convert it, for example with .float()");
+  return dtype_from_scalar_type(static_cast<int64_t>(type));
+}
+
 DType dtype_of(const Tensor& tensor, const char* argument, size_t index) {
   const ScalarType type = tensor.scalar_type();
-  const bool supported = type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
-                         type == ScalarType::BFloat16;
-  STD_TORCH_CHECK(supported, "pix2pixhd: ", argument, "[", index,
-                  "] must be float32, float64, float16 or bfloat16; convert it, for example with .float()");
-  return dtype_from_scalar_type(static_cast<int64_t>(type));
+  if (is_supported(type)) return dtype_from_scalar_type(static_cast<int64_t>(type));
+  return dtype_of(tensor, (std::string(argument) + "[" + std::to_string(index) + "]").c_str());  // raises the error
 }
 
 int32_t scalar_type_of(DType dtype) {
@@ -143,7 +152,7 @@ Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_
 Tensor copy_into_layout(const Tensor& tensor, const Shape& layout) {
   Tensor copy =
       empty_strided({layout.sizes, layout.sizes + layout.ndim}, {layout.strides, layout.strides + layout.ndim},
-                    scalar_type_of(dtype_of(tensor, "tensor", 0)), Device(tensor));
+                    scalar_type_of(dtype_of(tensor, "tensor")), Device(tensor));
   torch::stable::copy_(copy, tensor);
   return copy;
 }

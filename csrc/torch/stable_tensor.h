@@ -36,6 +36,8 @@ struct Shape {
   std::string str() const;
 };
 
+// The dtype of an argument, or of an entry of a list of tensors. The error for other dtypes names the argument.
+DType dtype_of(const Tensor& tensor, const char* argument);
 DType dtype_of(const Tensor& tensor, const char* argument, size_t index);
 DType dtype_from_scalar_type(int64_t scalar_type);
 int32_t scalar_type_of(DType dtype);

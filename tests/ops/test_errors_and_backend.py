@@ -95,7 +95,7 @@ def test_operators_check_their_arguments():
         (lambda: ops.multi_l1([x], [x, x], [1.0], [0]), "must have the same length, got 1, 2 and 1"),
         (
             lambda: ops.multi_l1([x.long()], [x], [1.0], [0]),
-            r"input\[0\] must be float32, float64, float16 or bfloat16",
+            r"input\[0\] must be float32, float64, float16 or bfloat16, got Long; convert it",
         ),
         (lambda: ops.multi_l1_backward(one, signs[:4], *rest), "signs must be the contiguous int32 tensor of 16 words"),
         (lambda: ops.multi_l1_backward(one, signs.float(), *rest), "signs must be the contiguous int32"),
