@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 
@@ -26,8 +27,9 @@ def usable_vgg(given: str) -> str:
     """
     vgg = given
     if given not in ("imagenet", "random"):
-        path = pathlib.Path(given).expanduser().resolve()
-        if not path.is_file():
+        # These functions raise no error for homes of unknown users and folders that cannot be read.
+        path = pathlib.Path(os.path.abspath(os.path.expanduser(given)))
+        if not os.path.isfile(path):
             raise InputError(
                 f"--perceptual: file {path} does not exist; pass the path of a state dict of VGG19, or --perceptual "
                 "alone for torch.hub's cache or a download"

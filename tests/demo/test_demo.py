@@ -127,9 +127,11 @@ def test_the_perceptual_demo_has_the_steps_of_the_plain_one():
     assert perceptual.trainer == {"accelerator": "cpu", "check_val_every_n_epoch": 16, "limit_train_batches": steps}
 
 
-@pytest.mark.parametrize("case", ["missing", "damaged", "other network", "offline"])
+@pytest.mark.parametrize("case", ["missing", "unknown user", "damaged", "other network", "offline"])
 def test_a_perceptual_demo_without_weights_ends_before_anything_is_written(tmp_path, capsys, monkeypatch, case):
     path = tmp_path / "weights.pth"
+    monkeypatch.chdir(tmp_path)
+    given = {"unknown user": ["~no_such_user/weights.pth"], "offline": []}.get(case, [str(path)])
     if case == "damaged":
         path.write_bytes(b"no weights")
     elif case == "other network":
@@ -141,11 +143,12 @@ def test_a_perceptual_demo_without_weights_ends_before_anything_is_written(tmp_p
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     out = tmp_path / "demo"
-    assert main(["demo", "--out", str(out), "--perceptual", *([] if case == "offline" else [str(path)])]) == 2
+    assert main(["demo", "--out", str(out), "--perceptual", *given]) == 2
     error = capsys.readouterr().err
     assert not out.exists()
     message = {
         "missing": f"--perceptual: file {path} does not exist; pass the path of a state dict of VGG19, or --perceptual",
+        "unknown user": f"--perceptual: file {tmp_path / '~no_such_user' / 'weights.pth'} does not exist",
         "damaged": f"--perceptual: {path} cannot be read as a state dict: it is damaged",
         "other network": f"--perceptual: {path} is not a VGG19 state dict",
         "offline": "or pass its path, --perceptual /path/to/vgg19-dcbb9e9d.pth.",
