@@ -24,7 +24,7 @@ _ARGUMENTS = tuple(
         (r", a module, or the path", ", or the path"),
         (r"\bmemory_limit\b", "loss.vgg_memory_limit"),
         (r", or use checkpoint=True", ""),
-        (r"use dtype=torch\.bfloat16", "set trainer.precision: bf16-mixed"),
+        (r"use dtype=torch\.bfloat16", "set loss.perceptual_dtype: bfloat16"),
         (r"^in[01] must be (at least \S+) for net='(\w+)'", r"loss.perceptual_network: \2 needs images of \1"),
         (r"^fake must be (at least \S+),", r"loss.perceptual: vgg needs images of \1,"),
         (r"enlarge the images$", "raise data.loadSize or data.fineSize"),

@@ -259,7 +259,7 @@ def test_a_too_low_memory_limit_of_the_perceptual_loss_is_rejected(capsys, comma
         capsys,
         command_line(*options, *size),
         message,
-        "increase loss.vgg_memory_limit, or set trainer.precision: bf16-mixed",
+        "increase loss.vgg_memory_limit, or set loss.perceptual_dtype: bfloat16",
     )
 
 

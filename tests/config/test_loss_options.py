@@ -75,6 +75,7 @@ def test_names_of_layers_are_checked_against_the_network(network, layers, messag
 def test_a_disabled_loss_accepts_the_options_of_both_losses():
     LossOptions(perceptual="none", perceptual_network="alex", perceptual_distance="mse", lpips_weights="alex.pth")
     LossOptions(perceptual="lpips", lambda_vgg=0, lpips_weights="alex.pth")
+    assert LossOptions(perceptual="none", perceptual_network="alex").network is None
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])

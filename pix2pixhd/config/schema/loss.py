@@ -119,7 +119,7 @@ class LossOptions:
     @property
     def network(self) -> PerceptualNetwork | None:
         """The network of the perceptual loss; None with ``perceptual: none``."""
-        return self.perceptual_network or _NETWORKS.get(self.perceptual, (None,))[0]
+        return None if self.perceptual == "none" else self.perceptual_network or _NETWORKS[self.perceptual][0]
 
     def check_precision(self, precision: str) -> None:
         """Checks that ``perceptual_dtype`` is possible in a precision of the trainer.
