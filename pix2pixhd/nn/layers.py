@@ -121,8 +121,8 @@ class InstanceNormAct2d(InstanceNorm2d):
         """Return ``[N, C, H + top + bottom, W + left + right]``."""
         if input.dim() != 4:
             raise ValueError(f"input must be [N, C, H, W], got {list(input.shape)}")
-        plain = state.is_transformed() or not state.is_plain_image(input)
-        if plain or input[0, 0].numel() < 2 or input.shape[1] != self.num_features:
+        unsupported = state.is_transformed() or not state.is_plain_image(input)
+        if unsupported or input[0, 0].numel() < 2 or input.shape[1] != self.num_features:
             return self._plain(input)
         if torch.is_grad_enabled():
             return normalise(input, self.weight, self.bias, self.spec)[0]
