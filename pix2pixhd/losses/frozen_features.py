@@ -13,11 +13,12 @@ from pix2pixhd.losses.distances import Distance, DistanceSpec, make_all
 from pix2pixhd.losses.fingerprint import fingerprint
 from pix2pixhd.losses.frozen_gradient import Evaluation, Term
 from pix2pixhd.losses.frozen_module import FrozenNetworkLoss
-from pix2pixhd.losses.perceptual_features import FrozenFeatures, check_features, check_pair
+from pix2pixhd.losses.perceptual_features import FrozenFeatures, Identity, check_features, check_pair
 from pix2pixhd.losses.perceptual_inputs import (
     RangeCheck,
     at_scales,
     check_against_network,
+    check_size,
     pixel_weights,
     scaled_to_network,
 )
@@ -275,11 +276,20 @@ class FrozenFeatureLoss(FrozenNetworkLoss):
             dtype=self.dtype,
         )
 
-    def _identity(self) -> tuple[Any, ...]:
-        kinds = tuple(distance.name for distance in self._distances if type(distance).target is not Distance.target)
-        scales = tuple(weight != 0.0 for weight in self.scale_weights)
-        network = type(self.frozen_network()).__name__
-        return (network, self.taps, *kinds, self.channel_dim, self.normalize, self.input_range, scales)
+    def _identity(self) -> Identity:
+        stored = tuple(
+            "feature maps" if type(distance).target is Distance.target else distance.name
+            for distance in self._distances
+        )
+        return (
+            ("network", type(self.frozen_network()).__name__),
+            ("taps", self.taps),
+            ("stored", stored[0] if len(set(stored)) == 1 else stored),
+            ("channel_dim", self.channel_dim),
+            ("normalize", self.normalize),
+            ("input_range", self.input_range),
+            ("used_scales", tuple(weight != 0.0 for weight in self.scale_weights)),
+        )
 
     def _range_is_known(self) -> bool:
         """Whether ``input_range`` describes the images: the default also stands for inputs of any range."""
@@ -298,6 +308,9 @@ class FrozenFeatureLoss(FrozenNetworkLoss):
                     f"{name} must have 3 channels or 1 for normalize='imagenet', got {tuple(images.shape)}"
                 )
             images = images.expand(-1, 3, -1, -1)
+        if len(self.scale_weights) > 1:
+            scales = len(self.scale_weights)
+            check_size(name, images, 1 << (scales - 1), f" for {scales} scales")
         if self._range_is_known():
             self._range_check(name, images, *self.input_range, "pass input_range=({low}, {high})")
         images = scaled_to_network(images, self.input_range, self.normalize, dtype)

@@ -14,12 +14,12 @@ from pix2pixhd.losses.distances import make as make_distance
 from pix2pixhd.losses.fingerprint import fingerprint
 from pix2pixhd.losses.frozen_gradient import Evaluation, Term
 from pix2pixhd.losses.frozen_module import FrozenNetworkLoss
-from pix2pixhd.losses.perceptual_features import VGGFeatures, check_features, check_pair
+from pix2pixhd.losses.perceptual_features import Identity, VGGFeatures, check_features, check_pair
 from pix2pixhd.losses.perceptual_inputs import (
-    ImageSizeError,
     RangeCheck,
     at_scales,
     check_against_network,
+    check_size,
     pixel_weights,
     scaled_to_network,
 )
@@ -230,10 +230,15 @@ class VGGLoss(FrozenNetworkLoss):
         maps = tuple(() if images is None else tuple(self._feature_maps(images)) for images in scales)
         return VGGFeatures(maps, real.shape, self._identity(), fingerprint(self.vgg))
 
-    def _identity(self) -> tuple[Any, ...]:
+    def _identity(self) -> Identity:
         vgg = self.vgg
-        layers = (vgg.network, *vgg.layers) if isinstance(vgg, FrozenVGG) else (type(vgg).__name__,)
-        return (*layers, self.normalize, self.input_range, tuple(weight != 0.0 for weight in self.scale_weights))
+        return (
+            ("network", vgg.network if isinstance(vgg, FrozenVGG) else type(vgg).__name__),
+            ("layers", tuple(vgg.layers) if isinstance(vgg, FrozenVGG) else None),
+            ("normalize", self.normalize),
+            ("input_range", self.input_range),
+            ("used_scales", tuple(weight != 0.0 for weight in self.scale_weights)),
+        )
 
     def _at_scale(
         self, fake: Tensor, real: Tensor | tuple[Tensor, ...], scale_weight: float, weight_map: Tensor | None
@@ -318,12 +323,8 @@ class VGGLoss(FrozenNetworkLoss):
         shape = tuple(images.shape)
         if images.dim() != 4 or shape[1] not in (1, 3):
             raise ValueError(f"{name} must be images [N, 3, H, W] or [N, 1, H, W], got {shape}")
-        min_size = _MIN_SIZE << (len(self.scale_weights) - 1)
-        if min(shape[2:]) < min_size:
-            scales = f" for {len(self.scale_weights)} scales" if len(self.scale_weights) > 1 else ""
-            raise ImageSizeError(
-                f"{name} must be at least {min_size}x{min_size}{scales}, got {shape[2]}x{shape[3]}; enlarge the images"
-            )
+        scales = len(self.scale_weights)
+        check_size(name, images, _MIN_SIZE << (scales - 1), f" for {scales} scales" if scales > 1 else "")
         self._range_check(name, images, *self.input_range, "pass input_range=({low}, {high})")
         if shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)

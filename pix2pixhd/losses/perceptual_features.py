@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pix2pixhd.losses.fingerprint import fingerprint, same_weights
 
+# Names and values of the options of a loss that determine its features.
+Identity: TypeAlias = tuple[tuple[str, Any], ...]
+
 _Features = TypeVar("_Features", bound="FrozenFeatures")
 
 
-def check_pair(first: str, images: Any, second: str, target: Any, kind: type[FrozenFeatures]) -> None:
+def check_pair(
+    first: str, images: Any, second: str, target: Any, kind: type[FrozenFeatures], broadcast: bool = False
+) -> None:
     """Check that images are compared with images, or precomputed features, of their shape.
 
     Args:
@@ -23,6 +28,7 @@ def check_pair(first: str, images: Any, second: str, target: Any, kind: type[Fro
         second: Name of what they are compared with.
         target: What they are compared with.
         kind: Class of the features that the loss returns.
+        broadcast: Whether one of the batches may be a single image.
 
     Raises:
         TypeError: If an argument is neither a tensor nor, for the second one, features of this class.
@@ -31,8 +37,22 @@ def check_pair(first: str, images: Any, second: str, target: Any, kind: type[Fro
     if not isinstance(images, Tensor):
         raise TypeError(f"{first} must be a tensor, got {type(images).__name__}")
     check_target(second, target, kind)
-    if images.shape != target.shape:
-        raise ValueError(f"{second} must have the shape of {first}, {tuple(images.shape)}, got {tuple(target.shape)}")
+    expands = broadcast and images.shape[1:] == target.shape[1:] and 1 in (*images.shape[:1], *target.shape[:1])
+    if images.shape != target.shape and not expands:
+        single = ", or be a batch of one image" if broadcast else ""
+        raise ValueError(
+            f"{second} must have the shape of {first}, {tuple(images.shape)}{single}, got {tuple(target.shape)}"
+        )
+
+
+def same_batch(images: Tensor, target: Tensor | _Features) -> tuple[Tensor, Tensor | _Features]:
+    """Expand a batch of one image, or of its features, to the size of the other batch."""
+    if images.shape == target.shape:
+        return images, target
+    count = images.shape[0] if target.shape[0] == 1 else target.shape[0]
+    if images.shape[0] != count:
+        images = images.expand(count, *images.shape[1:])
+    return images, target if target.shape[0] == count else target.expand(count, *target.shape[1:])
 
 
 def check_target(name: str, target: Any, kind: type[FrozenFeatures]) -> None:
@@ -47,8 +67,12 @@ def check_target(name: str, target: Any, kind: type[FrozenFeatures]) -> None:
         )
 
 
+def _written(options: Sequence[tuple[str, Any]]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options) or "fewer options"
+
+
 def check_features(
-    name: str, features: FrozenFeatures, identity: tuple[Any, ...], network: nn.Module, title: str = "VGG"
+    name: str, features: FrozenFeatures, identity: Identity, network: nn.Module, title: str = "VGG"
 ) -> None:
     """Check that features were computed by a loss with these options and weights.
 
@@ -64,7 +88,11 @@ def check_features(
     """
     remedy = "recompute them with this loss's features()"
     if features.made_by != identity:
-        raise ValueError(f"{name} contains features of {features.made_by}, but this loss is {identity}; {remedy}")
+        theirs = [option for option in features.made_by if option not in identity]
+        own = [option for option in identity if option not in features.made_by]
+        raise ValueError(
+            f"{name} contains features of a loss with {_written(theirs)}, but this loss has {_written(own)}; {remedy}"
+        )
     if not same_weights(features.weights, fingerprint(network)):
         raise ValueError(f"{name} contains features computed with other {title} weights; {remedy}")
 
@@ -76,7 +104,7 @@ class FrozenFeatures:
     Attributes:
         maps: Feature maps, or what the distance keeps of them (Gram matrices ``[N, C, C]``), per image scale and term.
         shape: Shape of the images.
-        made_by: Options of the loss that determine the features. A loss with other options rejects them.
+        made_by: Names and values of the loss's options that determine the features. A loss with others rejects them.
         weights: Fingerprint of the network's weights. A loss with other weights rejects the features.
 
     Example:
@@ -91,7 +119,7 @@ class FrozenFeatures:
 
     maps: tuple[tuple[Tensor, ...], ...]
     shape: torch.Size
-    made_by: tuple[Any, ...]
+    made_by: Identity
     weights: str = dataclasses.field(repr=False)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
@@ -115,6 +143,11 @@ class FrozenFeatures:
         count = len(next(x for scale in maps for x in scale))  # scales of weight 0 have no feature maps
         return dataclasses.replace(self, maps=maps, shape=torch.Size([count, *self.shape[1:]]))
 
+    def expand(self: _Features, *shape: int) -> _Features:
+        """Expands the features of one image to a batch, without a copy. ``shape`` is the new shape of the images."""
+        maps = tuple(tuple(x.expand(shape[0], *x.shape[1:]) for x in scale) for scale in self.maps)
+        return dataclasses.replace(self, maps=maps, shape=torch.Size(shape))
+
     @staticmethod
     def cat(parts: Sequence[_Features]) -> _Features:
         """Concatenates features along the batch dimension.
@@ -128,8 +161,9 @@ class FrozenFeatures:
         for part in parts[1:]:
             if part.shape[1:] != first.shape[1:] or part.made_by != first.made_by:
                 raise ValueError(
-                    f"parts must have the same image size and come from the same loss, got {tuple(first.shape)} by "
-                    f"{first.made_by} and {tuple(part.shape)} by {part.made_by}"
+                    "parts must have the same image size and come from the same loss, got "
+                    f"{tuple(first.shape)} from a loss with {_written(first.made_by)}, and {tuple(part.shape)} from "
+                    f"one with {_written(part.made_by)}; recompute them with one loss's features()"
                 )
             if not same_weights(part.weights, first.weights):
                 raise ValueError("parts must come from the same loss, got features computed with different weights")
@@ -148,7 +182,7 @@ class VGGFeatures(FrozenFeatures):
     Attributes:
         maps: Feature maps ``[N, C, h, w]`` after ReLU, per image scale and per layer.
         shape: Shape of the images.
-        made_by: Options of the loss that determine the features. A loss with other options rejects them.
+        made_by: Names and values of the loss's options that determine the features. A loss with others rejects them.
         weights: Fingerprint of the VGG weights. A loss with other weights rejects the features.
 
     Example:

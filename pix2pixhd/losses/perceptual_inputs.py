@@ -18,6 +18,7 @@ __all__ = [
     "RangeCheck",
     "at_scales",
     "check_against_network",
+    "check_size",
     "imagenet_normalized",
     "pixel_weights",
     "scaled_to_network",
@@ -70,6 +71,25 @@ def check_against_network(
             f"({kind}(...).to(dtype)), or use autocast"
         )
     return parameter.dtype
+
+
+def check_size(name: str, images: Tensor, smallest: int, reason: str = "") -> None:
+    """Checks that images ``[N, C, H, W]`` are not too small.
+
+    Args:
+        name: Name of the images in the message.
+        images: The images.
+        smallest: Smallest height and width.
+        reason: What needs this size, for the message, such as ``" for 3 scales"``.
+
+    Raises:
+        ImageSizeError: If they are.
+    """
+    height, width = images.shape[2:]
+    if min(height, width) < smallest:
+        raise ImageSizeError(
+            f"{name} must be at least {smallest}x{smallest}{reason}, got {height}x{width}; enlarge the images"
+        )
 
 
 class RangeCheck:
@@ -163,21 +183,27 @@ def at_scales(images: Tensor, scale_weights: Sequence[float]) -> list[Tensor | N
     return scales
 
 
-def pixel_weights(mask: Tensor, fake: Tensor) -> Tensor:
+def pixel_weights(mask: Tensor, images: Tensor) -> Tensor:
     """Checks a mask and returns it as ``[N, 1, H, W]`` in float32 or float64.
 
     Raises:
-        ValueError: If the mask has another shape or device than the images, or requires a gradient.
+        TypeError: If the mask is not a dense tensor.
+        ValueError: If the mask has another shape or device than the images, or requires a gradient, or if they are not
+            images ``[N, C, H, W]``.
     """
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a tensor, got {type(mask).__name__}")
     check_dense("mask", mask)
-    size = (len(fake), 1, *fake.shape[2:])
+    if images.dim() != 4:
+        raise ValueError(f"mask needs images [N, C, H, W], got an input of shape {tuple(images.shape)}; omit mask")
+    size = (len(images), 1, *images.shape[2:])
     whole = mask.view(1, 1, *mask.shape) if mask.dim() == 2 else mask
-    if whole.dim() != 4 or whole.shape[1:] != size[1:] or len(whole) not in (1, len(fake)):
+    if whole.dim() != 4 or whole.shape[1:] != size[1:] or len(whole) not in (1, len(images)):
         raise ValueError(
             f"mask must be [N, 1, H, W], [1, 1, H, W] or [H, W] like the images, {size}, got {tuple(mask.shape)}"
         )
     if mask.requires_grad and torch.is_grad_enabled():
         raise ValueError("mask requires a gradient, which the loss does not compute; pass mask.detach()")
-    if mask.device != fake.device:
-        raise ValueError(f"mask is on {mask.device} and fake on {fake.device}; move one to the other's with .to()")
-    return whole.detach().to(wider(fake.dtype)).expand(size)
+    if mask.device != images.device:
+        raise ValueError(f"mask is on {mask.device} and the images on {images.device}; move one of them with .to()")
+    return whole.detach().to(wider(images.dtype)).expand(size)

@@ -44,7 +44,7 @@ def check_memory_limit(memory_limit: Any) -> int | None:
     """
     if memory_limit is None:
         return None
-    number = one_number("memory_limit", memory_limit)
+    number = 0.0 if isinstance(memory_limit, bool) else one_number("memory_limit", memory_limit)
     if number <= 0 or not number.is_integer():  # also rejects inf and NaN
         raise ValueError(f"memory_limit must be a whole number of bytes above 0, or None, got {memory_limit}")
     return int(min(number, 2**62))  # the operators take a 64-bit integer

@@ -14,7 +14,8 @@ from pix2pixhd.losses.distances.gram import GramCriterion
 from pix2pixhd.losses.fingerprint import fingerprint
 from pix2pixhd.losses.frozen_features import FrozenFeatureLoss
 from pix2pixhd.losses.frozen_gradient import Term
-from pix2pixhd.losses.perceptual_features import FrozenFeatures, check_features, check_pair, check_target
+from pix2pixhd.losses.perceptual_features import FrozenFeatures, Identity, check_features, check_pair, check_target
+from pix2pixhd.losses.perceptual_inputs import check_size
 from pix2pixhd.losses.perceptual_options import ImageReduction, Normalization, check_one_of
 from pix2pixhd.models.vgg import Architecture, FrozenVGG, check_network, layer_names, load_vgg
 from pix2pixhd.ops.checks import check_tensor
@@ -155,8 +156,9 @@ class StyleLoss(FrozenFeatureLoss):
         """Computes the loss.
 
         Args:
-            fake: Generated images ``[N, 3, H, W]`` in ``input_range``, or grayscale images ``[N, 1, H, W]``. The dtype
-                must be that of the VGG; under autocast, or if ``dtype`` is set, any floating-point dtype is accepted.
+            fake: Generated images ``[N, 3, H, W]`` in ``input_range``, or grayscale images ``[N, 1, H, W]``. H and W
+                must leave a pixel after each pooling layer: 16 for relu5_1. The dtype must be that of the VGG; under
+                autocast, or if ``dtype`` is set, any floating-point dtype is accepted.
             style: Style images of any size, one or N, or their Gram matrices from ``style_features``.
             content: Content images with the shape of ``fake``, or their feature maps from ``content_features``. Needed
                 if there are content layers.
@@ -167,7 +169,8 @@ class StyleLoss(FrozenFeatureLoss):
 
         Raises:
             TypeError: If an argument is not a tensor, or images and VGG differ in dtype outside autocast.
-            ValueError: If shapes or devices do not match, or ``content`` is missing or superfluous.
+            ValueError: If shapes or devices do not match, images are too small, or ``content`` is missing or
+                superfluous.
             RuntimeError: If a parameter of the VGG requires a gradient and ``keep_activations`` is False.
         """
         check_target("style", style, FrozenFeatures)
@@ -194,13 +197,25 @@ class StyleLoss(FrozenFeatureLoss):
         with torch.no_grad():
             return self._features_of(kind, given.detach())
 
-    def _identity_of(self, kind: str) -> tuple[Any, ...]:
+    def _identity_of(self, kind: str) -> Identity:
         layers = self.style_layers if kind == "style" else self.content_layers
-        return (kind, *layers, *self._identity())
+        return ((f"{kind}_layers", tuple(layers)), *self._identity())
 
     def _cached(self, kind: str, images: Tensor) -> FrozenFeatures:
         maps = tuple(self._features_of(kind, images))
         return FrozenFeatures((maps,), images.shape, self._identity_of(kind), fingerprint(self.frozen_network()))
+
+    def _scales(self, name: str, images: Tensor) -> list[Tensor | None]:
+        (prepared,) = super()._scales(name, images)
+        assert prepared is not None
+        vgg = self.frozen_network()
+        channels = (1, 3) if isinstance(vgg, FrozenVGG) else images.shape[1:2]
+        if images.dim() != 4 or images.shape[1] not in channels:
+            raise ValueError(f"{name} must be images [N, 3, H, W] or [N, 1, H, W], got {tuple(images.shape)}")
+        if not isinstance(vgg, FrozenVGG):
+            return [prepared]
+        check_size(name, images, vgg.smallest)
+        return [prepared.expand(-1, 3, -1, -1)]
 
     def _features_of(self, kind: str, images: Tensor) -> list[Tensor]:
         (prepared,) = self._scales(kind, images)

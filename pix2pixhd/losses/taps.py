@@ -84,9 +84,12 @@ def _checked(output: Any, source: str, images: Tensor) -> Tensor:
         kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
         raise TypeError(f"taps: {source} must be a floating-point tensor, got {kind}; select other modules with taps")
     if output.dim() < 2 or output.shape[0] != images.shape[0]:
+        single = ""
+        if images.dim() == 3:  # layers of PyTorch take an image without a batch
+            single = f"; the input has the shape {tuple(images.shape)}, and a single image [C, H, W] needs .unsqueeze(0)"
         raise ValueError(
             f"taps: {source} must have the shape [N, C, ...] with N = {images.shape[0]} images, got "
-            f"{tuple(output.shape)}; select other modules with taps"
+            f"{tuple(output.shape)}{single}; select other modules with taps"
         )
     return output
 

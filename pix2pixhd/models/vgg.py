@@ -190,6 +190,12 @@ class FrozenVGG(nn.Module):
         """Return the convolutions, in order."""
         return [layer for layer in self.features if isinstance(layer, nn.Conv2d)]
 
+    @property
+    def smallest(self) -> int:
+        """Smallest height and width of images of which every pooling layer leaves a pixel."""
+        pools = sum(isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)) for layer in self.features)
+        return 1 << pools
+
     def conv_stack(self) -> ConvStack:
         """Return the network as ``pix2pixhd.ops.perceptual`` takes it, with the parameters themselves, not copies."""
         layers = self.convolutions()

@@ -147,6 +147,13 @@ def test_other_mistakes_are_explained(network, options, error, message):
         FrozenFeatureLoss(network, **options)(images, images)
 
 
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_a_trunk_of_lpips_with_other_channels_is_an_error(per_layer):
+    metric, images = LPIPS(net="alex", pretrained=False, trunk=Doubling((5,) * 5)), random_images(1, 3, 32, 32)
+    with pytest.raises(ValueError, match="one number per channel of its feature map, 5, got 64; pass other weights"):
+        metric(images, images, retPerLayer=per_layer)
+
+
 @pytest.mark.parametrize("target", [None, [1.0]])
 @pytest.mark.parametrize("kind", ["outputs", "vgg", "style", "lpips"])
 def test_targets_that_are_neither_images_nor_features_are_rejected(kind, target):

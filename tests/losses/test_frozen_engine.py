@@ -214,10 +214,15 @@ def test_features_of_other_options_or_weights_are_rejected():
     assert isinstance(features, FrozenFeatures)
     same(FrozenFeatureLoss(network, TAPS, reduction="none")(fake[1:], features[1:]).sum(),
          FrozenFeatureLoss(network, TAPS, reduction="none")(fake, real)[1:].sum())  # fmt: skip
-    with pytest.raises(ValueError, match=r"real contains features of .*but this loss is .*recompute them"):
+    with pytest.raises(ValueError, match=r"real contains .* with taps=\(.*'2'\), but this loss has taps=.*; recompute"):
         FrozenFeatureLoss(network, TAPS[:2])(fake, features)
-    with pytest.raises(ValueError, match=r"real contains features of .*but this loss is .*'gram'"):
+    with pytest.raises(ValueError, match=r"real contains .* stored='feature maps', but this loss has stored='gram'; "):
         FrozenFeatureLoss(network, TAPS, "gram")(fake, features)
+    mixed = [FrozenFeatureLoss(network, TAPS[:2], distances) for distances in (["l1", "gram"], ["gram", "l1"])]
+    with pytest.raises(ValueError, match=r"stored=\('feature maps', 'gram'\), but .* stored=\('gram', 'feature maps'\)"):
+        mixed[1](fake, mixed[0].features(real))
+    same(FrozenFeatureLoss(network, TAPS, ["mse"] * len(TAPS))(fake, features),
+         FrozenFeatureLoss(network, TAPS, "mse")(fake, real))  # fmt: skip
     with torch.no_grad():
         network[0].weight.mul_(2)
     with pytest.raises(ValueError, match="real contains features computed with other network weights"):

@@ -93,6 +93,18 @@ def test_integer_images_are_an_error_with_a_remedy(kind, dtype):
         LOSSES[kind]()(images.double(), images.double())
 
 
+def test_inputs_that_are_no_batch_of_images_or_too_small_are_explained():
+    images, network = random_images(2, 3, 8, 8), nn.Conv2d(3, 4, 1)
+    with pytest.raises(ValueError, match="fake must be at least 16x16 for 5 scales, got 8x8; enlarge the images"):
+        FrozenFeatureLoss(network, scale_weights=[1.0] * 5)(images, images)
+    FrozenFeatureLoss(network, scale_weights=[1.0] * 4)(images, images)
+    with pytest.raises(ValueError, match=r"the input has the shape \(3, 8, 8\), and a single image .*\.unsqueeze\(0\)"):
+        FrozenFeatureLoss(network)(images[0], images[0])
+    vectors = torch.rand(2, 3)
+    with pytest.raises(ValueError, match=r"mask needs images \[N, C, H, W\], got an input of shape \(2, 3\); omit"):
+        FrozenFeatureLoss(nn.Linear(3, 3))(vectors, vectors, torch.ones(2, 3))
+
+
 @pytest.mark.parametrize("kind", LOSSES)
 def test_images_on_another_device_are_an_error_that_names_the_class(kind):
     images = torch.zeros(1, 3, 16, 16, device="meta")

@@ -43,7 +43,7 @@ def formula(network, fake, style, content, weights, l1=False):
 
 def loss_of(network, **options):
     given = {"style_layers": STYLE, "content_layers": CONTENT, "layer_weights": [1, 2, 0.5]}
-    return StyleLoss(network, style_weight=3.0, content_weight=0.5, normalize="none", **(given | options))
+    return StyleLoss(network, style_weight=3.0, content_weight=0.5, **({"normalize": "none"} | given | options))
 
 
 @pytest.mark.parametrize("l1", [False, True])
@@ -138,5 +138,23 @@ def test_invalid_arguments_are_rejected(network):
     with pytest.raises(TypeError, match=r"style_layers must be a list of names, got 'relu1_1'"):
         loss_of(network, style_layers="relu1_1")
     contents = loss_of(network).content_features(fake)
-    with pytest.raises(ValueError, match=r"style contains features of \('content'"):
+    with pytest.raises(ValueError, match=r"style contains .* with content_layers=\(.*, but .* has style_layers=\("):
         loss_of(network)(fake, contents, fake)
+    style_only = loss_of(network, content_layers=())
+    with pytest.raises(ValueError, match="fake must be at least 4x4, got 3x32; enlarge the images"):
+        style_only(images(size=(3, 32)), style)
+    style_only(images(size=(4, 32)), style)
+    with pytest.raises(ValueError, match="style must be at least 4x4, got 24x3"):
+        style_only(fake, images(size=(24, 3)))
+    for shape in ((3, 24, 32), (3, 4, 24, 32)):
+        with pytest.raises(ValueError, match=r"fake must be images \[N, 3, H, W\] or \[N, 1, H, W\], got \(3, "):
+            style_only(torch.zeros(shape).double(), style)
+
+
+@pytest.mark.parametrize("normalize", ["none", "imagenet"])
+def test_one_channel_is_repeated_to_three(network, normalize):
+    criterion = loss_of(network, content_layers=(), normalize=normalize)
+    gray, style = images()[:, :1].requires_grad_(), images(1, seed=1)
+    loss, expected = criterion(gray, style), criterion(gray.expand(-1, 3, -1, -1), style)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(value, gray)[0] for value in (loss, expected)))

@@ -200,6 +200,7 @@ def test_compiles_with_features_mask_and_scales(vgg):
         ({"memory_limit": 1.5}, "memory_limit must be a whole number of bytes above 0, or None, got 1.5"),
         ({"memory_limit": float("inf")}, "memory_limit must be a whole number of bytes above 0, or None, got inf"),
         ({"memory_limit": 0}, "memory_limit must be a whole number of bytes above 0"),
+        ({"memory_limit": True}, "memory_limit must be a whole number of bytes above 0, or None, got True"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:pix2pixhd. VGG")
@@ -252,6 +253,8 @@ def test_invalid_arguments_are_rejected(vgg):
     x = torch.zeros(2, 3, 32, 32)
     with pytest.raises(ValueError, match=r"mask must be .* got \(2, 3, 32, 32\)"):
         VGGLoss(vgg=vgg)(x, x, x)
+    with pytest.raises(TypeError, match="mask must be a tensor, got list"):
+        VGGLoss(vgg=vgg)(x, x, [[1.0]])
     with pytest.raises(TypeError, match=r"real must be a dense tensor, got one of layout torch.sparse_coo"):
         VGGLoss(vgg=vgg)(x, x.to_sparse())
     with pytest.raises(ValueError, match="must be at least 64x64 for 3 scales, got 32x32"):
@@ -260,7 +263,8 @@ def test_invalid_arguments_are_rejected(vgg):
     with pytest.raises(ValueError, match=r"real must have the shape of fake, \(1, 3, 32, 32\), got \(2, 3, 32, 32\)"):
         VGGLoss(vgg=vgg)(x[:1], features)
     with pytest.raises(
-        ValueError, match=r"real contains features of \('vgg19', .*'none'.*but this loss is.*'imagenet'"
+        ValueError,
+        match="real contains features of a loss with normalize='none', but this loss has normalize='imagenet'; recompute",
     ):
         VGGLoss(vgg=vgg, normalize="imagenet")(x, features)
 

@@ -62,22 +62,23 @@ class LPIPSDistance(Distance):
         if self.linear is not None:
             self.linear = function(self.linear)
 
-    def _check_channels(self, x: Tensor, axis: int) -> None:
+    def check_channels(self, x: Tensor, axis: int) -> None:
+        """Raises a ``ValueError`` if a feature map has another number of channels than there are weights."""
         if self.linear is not None and self.linear.numel() != x.shape[axis]:
             raise ValueError(
                 f"linear must have one number per channel of its feature map, {x.shape[axis]}, got "
-                f"{self.linear.numel()}"
+                f"{self.linear.numel()}; pass other weights, or a network with these channels"
             )
 
     def value(self, x: Tensor, target: Tensor, weight: Tensor | None, axis: int) -> Tensor:
         """Returns the distance of each image, ``[N]``."""
-        self._check_channels(x, axis)
+        self.check_channels(x, axis)
         distance = reference.lpips_map(x, target, self.linear, axis, self.eps)
         return mean_per_image(distance if weight is None else distance * weight)
 
     def value_and_gradient(self, x: Tensor, target: Tensor, weight: Tensor | None, axis: int) -> tuple[Tensor, Tensor]:
         """Returns the distance of each image, ``[N]``, and its gradient with respect to ``x``."""
-        self._check_channels(x, axis)
+        self.check_channels(x, axis)
         norm, inverse = reference.inverse_norm(x, axis, self.eps)
         difference = (x * inverse).sub_(reference.unit_normalised(target, axis, self.eps))
         gradient = difference
