@@ -14,8 +14,8 @@ from pix2pixhd.losses.distances.normalized import LPIPSDistance
 from pix2pixhd.losses.fingerprint import fingerprint
 from pix2pixhd.losses.frozen_gradient import Evaluation, Term
 from pix2pixhd.losses.frozen_module import OperatorLoss
-from pix2pixhd.losses.perceptual_features import VGGFeatures, check_features, check_pair
-from pix2pixhd.losses.perceptual_inputs import ImageSizeError, RangeCheck, check_against_network, pixel_weights
+from pix2pixhd.losses.perceptual_features import Identity, VGGFeatures, check_features, check_pair, same_batch
+from pix2pixhd.losses.perceptual_inputs import RangeCheck, check_against_network, check_size, pixel_weights
 from pix2pixhd.losses.perceptual_options import check_compute_dtype, check_memory_limit
 from pix2pixhd.losses.taps import feature_maps
 from pix2pixhd.models.lpips_trunks import (
@@ -30,6 +30,7 @@ from pix2pixhd.models.lpips_trunks import (
 from pix2pixhd.models.vgg import FrozenVGG
 from pix2pixhd.models.weights import read_weights
 from pix2pixhd.ops import frozen_features, perceptual, reference
+from pix2pixhd.ops.autograd import wider
 
 __all__ = ["LPIPS"]
 
@@ -225,7 +226,8 @@ class LPIPS(OperatorLoss):
             in0: Images ``[N, 3, H, W]`` in [−1, 1], or grayscale images ``[N, 1, H, W]``, which are repeated to three
                 channels. H and W must be at least 16 for VGG, 17 for SqueezeNet and 31 for AlexNet. Gradients flow to
                 both images.
-            in1: Images of the same shape, or their features from ``features``.
+            in1: Images of the same shape, or their features from ``features``. ``in0`` or ``in1`` may be one image, which
+                is compared with all of the other.
             retPerLayer: Whether to return the distances of the layers too.
             normalize: Whether the images are in [0, 1].
             mask: Pixel weights, as in ``VGGLoss``.
@@ -238,9 +240,10 @@ class LPIPS(OperatorLoss):
             TypeError: If images and network differ in dtype outside autocast.
             ValueError: If the shapes or devices differ, or the images are too small.
         """
-        check_pair("in0", in0, "in1", in1, VGGFeatures)
-        weight_map = None if mask is None else pixel_weights(mask, in0)
+        check_pair("in0", in0, "in1", in1, VGGFeatures, broadcast=True)
+        in0, in1 = same_batch(in0, in1)
         x = self._prepared("in0", in0, normalize)
+        weight_map = None if mask is None else pixel_weights(mask, in0)
         if isinstance(in1, VGGFeatures):
             check_features("in1", in1, self._identity(normalize), self.net, "network")
             maps: list[Tensor] | None = list(in1.maps[0])
@@ -267,8 +270,8 @@ class LPIPS(OperatorLoss):
         maps = tuple(self._maps(self._prepared("images", images, normalize)))
         return VGGFeatures((maps,), images.shape, self._identity(normalize), fingerprint(self.net))
 
-    def _identity(self, normalize: bool) -> tuple[Any, ...]:
-        return ("LPIPS", self.pnet_type, self.version, f"normalize={normalize}")
+    def _identity(self, normalize: bool) -> Identity:
+        return ("loss", "LPIPS"), ("net", self.pnet_type), ("version", self.version), ("normalize", normalize)
 
     def _linear_weights(self, channels: Sequence[int] = ()) -> list[Tensor]:
         """Returns the weights of the channels. Without learned weights they are ones for these numbers of channels."""
@@ -349,7 +352,8 @@ class LPIPS(OperatorLoss):
         self._check_count(len(inputs))
         linear, layers = self._linear_weights([x.shape[1] for x in inputs]), []
         for k, (a, b) in enumerate(zip(inputs, targets, strict=True)):
-            a, b = self._widened(a), self._widened(b)
+            a, b = a.to(wider(a.dtype)), b.to(wider(b.dtype))
+            LPIPSDistance(linear[k]).check_channels(a, 1)
             if self.lpips and cast(_Linear, self.lins[k]).drops:
                 difference = reference.unit_normalised(a) - reference.unit_normalised(b)
                 found = cast(_Linear, self.lins[k]).model(difference.square())
@@ -366,21 +370,12 @@ class LPIPS(OperatorLoss):
             total = total + layer
         return (total, layers) if per_layer else total
 
-    @staticmethod
-    def _widened(x: Tensor) -> Tensor:
-        return x if x.dtype == torch.float64 else x.to(torch.float32)
-
     def _prepared(self, name: str, images: Tensor, normalize: bool) -> Tensor:
         """Returns the network's input."""
         check_against_network(name, images, self.net, TRUNKS[self.pnet_type].builder, self, self.dtype)
-        smallest = TRUNKS[self.pnet_type].smallest
         if images.dim() != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"{name} must be images [N, 3, H, W] or [N, 1, H, W], got {tuple(images.shape)}")
-        if min(images.shape[2:]) < smallest:
-            raise ImageSizeError(
-                f"{name} must be at least {smallest}x{smallest} for net={self.pnet_type!r}, got {images.shape[2]}x"
-                f"{images.shape[3]}; enlarge the images"
-            )
+        check_size(name, images, TRUNKS[self.pnet_type].smallest, f" for net={self.pnet_type!r}")
         low = 0.0 if normalize else -1.0
         remedy = "pass normalize=False" if normalize else "scale them to [-1, 1], or pass normalize=True for [0, 1]"
         self._range_check(name, images, low, 1.0, remedy)

@@ -208,6 +208,25 @@ def test_features_and_masks():
         ours(a, b, mask=mask[:, :, 1:])
 
 
+@pytest.mark.parametrize("single", [0, 1])
+def test_one_image_is_compared_with_every_image_of_the_other_batch(packages, single):
+    pair = images("squeeze")
+    pair[single] = pair[single][:1]
+    (value, gradients), (expected, expected_gradients) = (
+        value_and_gradients(metric, *pair) for metric in (same_as(packages["squeeze"]), packages["squeeze"])
+    )
+    close(value, expected, 1e-5)
+    for gradient, other in zip(gradients, expected_gradients, strict=True):
+        close(gradient, other, 1e-4)
+    metric, pair = narrow(), images("vgg")
+    pair[single] = pair[single][:1]
+    expected = metric(*(x.expand(2, -1, -1, -1) for x in pair))
+    close(metric(pair[0], metric.features(pair[1])), expected, 1e-5)
+    close(metric(*pair, retPerLayer=True)[0], expected, 1e-5)
+    with pytest.raises(ValueError, match=r"in1 must have the shape of in0, .*, or be a batch of one image, got \(3, "):
+        metric(images("vgg")[0], torch.zeros(3, 3, *SIZES["vgg"]))
+
+
 @pytest.mark.parametrize("net", NETS)
 def test_gradients_are_finite_where_feature_vectors_are_zero(packages, net):
     ours, (a, b) = same_as(packages[net]), images(net)
