@@ -226,8 +226,8 @@ class LPIPS(OperatorLoss):
             in0: Images ``[N, 3, H, W]`` in [−1, 1], or grayscale images ``[N, 1, H, W]``, which are repeated to three
                 channels. H and W must be at least 16 for VGG, 17 for SqueezeNet and 31 for AlexNet. Gradients flow to
                 both images.
-            in1: Images of the same shape, or their features from ``features``. ``in0`` or ``in1`` may be one image, which
-                is compared with all of the other.
+            in1: Images of the same shape, or their features from ``features``. A batch of one image is compared with
+                every image of the other batch.
             retPerLayer: Whether to return the distances of the layers too.
             normalize: Whether the images are in [0, 1].
             mask: Pixel weights, as in ``VGGLoss``.

@@ -86,7 +86,9 @@ def _checked(output: Any, source: str, images: Tensor) -> Tensor:
     if output.dim() < 2 or output.shape[0] != images.shape[0]:
         single = ""
         if images.dim() == 3:  # layers of PyTorch take an image without a batch
-            single = f"; the input has the shape {tuple(images.shape)}, and a single image [C, H, W] needs .unsqueeze(0)"
+            single = (
+                f"; the input has the shape {tuple(images.shape)}, and a single image [C, H, W] needs .unsqueeze(0)"
+            )
         raise ValueError(
             f"taps: {source} must have the shape [N, C, ...] with N = {images.shape[0]} images, got "
             f"{tuple(output.shape)}{single}; select other modules with taps"

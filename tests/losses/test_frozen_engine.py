@@ -219,7 +219,9 @@ def test_features_of_other_options_or_weights_are_rejected():
     with pytest.raises(ValueError, match=r"real contains .* stored='feature maps', but this loss has stored='gram'; "):
         FrozenFeatureLoss(network, TAPS, "gram")(fake, features)
     mixed = [FrozenFeatureLoss(network, TAPS[:2], distances) for distances in (["l1", "gram"], ["gram", "l1"])]
-    with pytest.raises(ValueError, match=r"stored=\('feature maps', 'gram'\), but .* stored=\('gram', 'feature maps'\)"):
+    with pytest.raises(
+        ValueError, match=r"stored=\('feature maps', 'gram'\), but .* stored=\('gram', 'feature maps'\)"
+    ):
         mixed[1](fake, mixed[0].features(real))
     same(FrozenFeatureLoss(network, TAPS, ["mse"] * len(TAPS))(fake, features),
          FrozenFeatureLoss(network, TAPS, "mse")(fake, real))  # fmt: skip

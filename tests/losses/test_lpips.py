@@ -208,23 +208,20 @@ def test_features_and_masks():
         ours(a, b, mask=mask[:, :, 1:])
 
 
-@pytest.mark.parametrize("single", [0, 1])
-def test_one_image_is_compared_with_every_image_of_the_other_batch(packages, single):
-    pair = images("squeeze")
-    pair[single] = pair[single][:1]
-    (value, gradients), (expected, expected_gradients) = (
-        value_and_gradients(metric, *pair) for metric in (same_as(packages["squeeze"]), packages["squeeze"])
-    )
-    close(value, expected, 1e-5)
-    for gradient, other in zip(gradients, expected_gradients, strict=True):
-        close(gradient, other, 1e-4)
-    metric, pair = narrow(), images("vgg")
-    pair[single] = pair[single][:1]
-    expected = metric(*(x.expand(2, -1, -1, -1) for x in pair))
-    close(metric(pair[0], metric.features(pair[1])), expected, 1e-5)
-    close(metric(*pair, retPerLayer=True)[0], expected, 1e-5)
+def test_one_image_is_compared_with_every_image_of_the_other_batch(packages):
+    theirs, (a, b) = packages["squeeze"], images("squeeze")
+    ours = same_as(theirs)
+    for pair in ((a[:1], b), (a, b[:1])):
+        (value, gradients), (expected, others) = (value_and_gradients(metric, *pair) for metric in (ours, theirs))
+        close(value, expected, 1e-5)
+        close(ours(pair[0], ours.features(pair[1])), expected, 1e-5)
+        for gradient, other in zip(gradients, others, strict=True):
+            close(gradient, other, 1e-4)
+    close(ours(a, b[:1], retPerLayer=True)[0], theirs(a, b[:1]), 1e-5)
     with pytest.raises(ValueError, match=r"in1 must have the shape of in0, .*, or be a batch of one image, got \(3, "):
-        metric(images("vgg")[0], torch.zeros(3, 3, *SIZES["vgg"]))
+        ours(a, torch.cat([a, b[:1]]))
+    fused, (a, b) = narrow(), (x[..., :16] for x in images("vgg"))
+    close(fused(a, fused.features(b[:1])), fused(a, b[:1].expand_as(a)), 1e-5)
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -315,7 +312,7 @@ def test_bad_arguments_are_explained(packages, tmp_path):
     with pytest.raises(ValueError, match=r"version must be 0.1 or 0.0, got '1'"):
         LPIPS(version="1")
     with pytest.raises(ValueError, match="in1 must have the shape of in0"):
-        ours(a, b[:1])
+        ours(a, b[:, :, 1:])
     with pytest.raises(ValueError, match="in0 must be at least 16x16 for net='vgg', got 15x16"):
         ours(a[:, :, :15], b[:, :, :15])
     with pytest.raises(TypeError, match=r"in1 is torch.float64 and the vgg16 torch.float32.*LPIPS\(...\).to\(dtype\)"):

@@ -264,7 +264,7 @@ def test_invalid_arguments_are_rejected(vgg):
         VGGLoss(vgg=vgg)(x[:1], features)
     with pytest.raises(
         ValueError,
-        match="real contains features of a loss with normalize='none', but this loss has normalize='imagenet'; recompute",
+        match="real contains features of a loss with normalize='none', but this loss has normalize='imagenet'; re",
     ):
         VGGLoss(vgg=vgg, normalize="imagenet")(x, features)
 

@@ -228,7 +228,10 @@ def test_invalid_arguments_are_named_in_the_error():
     mean, rstd, _ = fused.norm_statistics(x)
     cases = [
         (lambda: fused.norm_statistics(x[0]), r"x must be images \[N, C, H, W\], got \[3, 4, 5\]"),
-        (lambda: fused.norm_statistics(x.int()), "x must be float32, float64, float16 or bfloat16, got Int; convert it"),
+        (
+            lambda: fused.norm_statistics(x.int()),
+            "x must be float32, float64, float16 or bfloat16, got Int; convert it",
+        ),
         (lambda: fused.norm_act(x, mean), "pass mean and rstd together, or neither"),
         (lambda: fused.norm_act(x, mean[:, :2], rstd), r"mean must be \[N, C\] or \[1, C\] with N = 2, C = 3"),
         (lambda: fused.norm_act(x, mean, rstd[:1]), r"rstd must be .* and as mean, got \[1, 3\]"),
