@@ -74,10 +74,9 @@ Tensor scalar_loss(double value, bool use_float64, Device device) {
 
 double upstream(const Tensor& grad) {
   STD_TORCH_CHECK(grad.numel() == 1, "pix2pixhd: grad must have one element, got ", grad.numel());
-  return dtype_of(grad, "grad") == DType::kFloat64
-             ? *static_cast<const double*>(grad.const_data_ptr())
-             : static_cast<double>(
-                   *static_cast<const float*>(torch::stable::to(grad, ScalarType::Float).const_data_ptr()));
+  return dtype_of(grad, "grad") == DType::kFloat64 ? *static_cast<const double*>(grad.const_data_ptr())
+                                                   : static_cast<double>(*static_cast<const float*>(
+                                                         torch::stable::to(grad, ScalarType::Float).const_data_ptr()));
 }
 
 // wanted: indices of the pairs whose signs are packed, those in which a tensor requires a gradient.
