@@ -2,7 +2,7 @@
 
 import pytest
 
-from pix2pixhd.cli.bench import describe
+from pix2pixhd.bench.results import describe
 
 _lines: list[str] = []
 

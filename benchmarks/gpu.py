@@ -28,7 +28,6 @@ import warnings
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from processes import memory_of  # noqa: E402
 from report import Report  # noqa: E402
 from steps import Setup  # noqa: E402
 
@@ -121,30 +120,30 @@ def count_kernels(run, device):
     return sum(event.count for event in recorded.key_averages() if event.device_type.name == "CUDA")
 
 
-def l1_cases(device):
-    """Shapes and weights of the two multi-tensor L1 losses, at the paper's 512p size or small for a dry run."""
-    from pix2pixhd.bench.cases import discriminator_shapes, vgg_shapes
+def l1_cases(device, dtype):
+    """The two multi-tensor L1 losses and their numbers of elements, at the paper's 512p size or small for a dry run."""
+    import torch
 
-    height, width = (512, 1024) if device == "cuda" else (32, 64)
-    features, predictions = discriminator_shapes(height, width)
-    return {
-        "feature matching": (features, [1.0 / len(predictions)] * len(features)),
-        "VGG feature maps": (vgg_shapes(height, width), [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0]),
-    }
+    from pix2pixhd.bench.case import Setup
+    from pix2pixhd.bench.cases import CASES, discriminator_shapes, vgg_shapes
+
+    width, height = (1024, 512) if device == "cuda" else (64, 32)
+    setup = Setup(width, height, dtype=dtype, device=torch.device(device), sets=3)
+    shapes = {"feature matching": discriminator_shapes(setup)[0], "VGG feature maps": vgg_shapes(setup)}
+    return {name: (CASES[name](setup), sum(map(math.prod, own))) for name, own in shapes.items()}
 
 
 def measure_l1(report, device, dtype, bandwidth, rounds, with_compile):
     import torch
 
-    from pix2pixhd.bench.cases import l1_implementations
     from pix2pixhd.bench.timing import compare
 
-    for case, (shapes, weights) in l1_cases(device).items():
-        implementations = l1_implementations(shapes, weights, dtype, device, with_compile, sets=3)
+    for title, (case, elements) in l1_cases(device, dtype).items():
+        implementations = case.implementations(with_compile)
         medians = {name: timing.median for name, timing in compare(implementations, rounds=rounds).items()}
         kernels = {name: count_kernels(run, device) for name, run in implementations.items()}
-        name = f"{case}, {str(dtype).removeprefix('torch.')}"
-        moved = 3 * sum(math.prod(shape) for shape in shapes) * dtype.itemsize  # two reads, one write
+        name = f"{title}, {str(dtype).removeprefix('torch.')}"
+        moved = 3 * elements * dtype.itemsize  # two reads, one write
         share = moved / medians["fused"] / bandwidth
         report.data[name] = {"seconds": medians, "kernels": kernels, "share of copy bandwidth": share}
         report.at_least(f"{name}: speed-up over plain PyTorch", medians["plain"] / medians["fused"], 10)
@@ -166,11 +165,14 @@ def captured(run):
 
 
 def measure_lsgan(report, device, rounds, with_compile):
+    import torch
+
+    from pix2pixhd.bench.case import Setup
     from pix2pixhd.bench.cases import CASES
     from pix2pixhd.bench.timing import compare
 
     for case in ("LSGAN, generator", "LSGAN, discriminator"):
-        implementations = CASES[case](device=device, with_compile=with_compile)
+        implementations = CASES[case](Setup(device=torch.device(device))).implementations(with_compile)
         kernels = {name: count_kernels(run, device) for name, run in implementations.items()}
         if device == "cuda":
             implementations |= {f"{name}, graph": captured(implementations[name]) for name in ("fused", "plain")}
@@ -200,6 +202,7 @@ def vgg_implementations(size, device, name, with_compile):
     import vgg_loss
 
     import pix2pixhd
+    from pix2pixhd.bench.memory import memory_of
     from pix2pixhd.losses import VGGLoss
 
     width, height = size
@@ -266,10 +269,11 @@ def measure_cost_per_pixel(report, device, sizes, rounds, warmup):
 
 def measure_step(report, device, setup, rounds, warmup):
     """The whole training step against NVIDIA's step, with the same weights."""
-    import steps
     import torch
 
     import pix2pixhd
+    from pix2pixhd.bench import steps
+    from pix2pixhd.bench.memory import memory_of
 
     condition, real = steps.batch(setup, device)
     base = base_peak = None

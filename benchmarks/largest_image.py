@@ -11,7 +11,7 @@ height, batch 1. A GB is 2**30 bytes. Every run is a fresh process; the largest 
 On the CPU a size fits if the peak resident memory of the whole process, libraries included, is within the limit during
 a step. A watchdog ends a run above it. RLIMIT_AS and RLIMIT_DATA limit address space, which libraries reserve but do
 not use, and a control group needs privileges. glibc returns freed memory at once, as in the other memory benchmarks
-(``EXACT_MEMORY`` in benchmarks/processes.py). Limits above the available memory are estimated, marked ≈.
+(``EXACT_MEMORY`` in pix2pixhd/bench/memory.py). Limits above the available memory are estimated, marked ≈.
 ``--empty-convolutions`` leaves out the convolutions' computation and workspaces, which makes the search much faster.
 
 On a GPU the limit is that of PyTorch's allocator (``torch.cuda.set_per_process_memory_fraction``); the CUDA context is
@@ -29,8 +29,9 @@ import warnings
 
 from arguments import device, output_file, positive
 from image_search import Run, Search
-from processes import reset_peak, resident, run_script, trim
-from steps import DTYPES, IMPLEMENTATIONS, Setup, batch, free_gradients, prepared
+from steps import DTYPES, IMPLEMENTATIONS, Setup, prepared
+
+from pix2pixhd.bench.memory import reset_peak, resident, run_child, trim
 
 GB = 2**30
 WARM_UP = "128x64"
@@ -62,6 +63,8 @@ def out_of_memory(error):
 def measure(implementation, dtype, setup, device, limit):
     """Run one step, after a small one that creates the optimizer state."""
     import torch
+
+    from pix2pixhd.bench.steps import batch, free_gradients
 
     warnings.simplefilter("ignore")
     if device == "cuda":
@@ -107,7 +110,7 @@ def search_of(setup, implementation, dtype, options, runs, save):
         save()
         sized = dataclasses.replace(setup, size=f"{2 * height}x{height}")
         command = [*sized.arguments(), "--device", options.device, "--child", implementation, dtype, str(limit)]
-        found = Run(height, limit, **run_script(__file__, command, exact_memory=options.device == "cpu"))
+        found = Run(height, limit, **run_child([__file__, *command], exact_memory=options.device == "cpu"))
         peak = "stopped" if found.peak is None else f"{found.peak / GB:.2f} GB"
         verdict = "fits" if found.fits else "does not fit"
         print(f"    {sized.size}: {peak}, {verdict} in {limit / GB:.2f} GB", flush=True)

@@ -25,8 +25,9 @@ import time
 import warnings
 
 from arguments import device, output_file, positive
-from processes import memory_of, run_script, trim
 from steps import DTYPES
+
+from pix2pixhd.bench.memory import memory_of, run_child, trim
 
 IMPLEMENTATIONS = ["plain", "checkpoint", "compiled", "lean"]
 CHANNELS = {"cyclegan": 3, "unet": 1}
@@ -102,8 +103,8 @@ def run_network(options, name, dtype):
     for implementation in names:
         command = ["--size", str(options.size), "--width", str(options.width), "--device", options.device]
         command += ["--child", name, implementation, dtype]
-        seconds = run_script(__file__, [*command, "--rounds", str(options.rounds)])["seconds"]
-        exact = run_script(__file__, [*command, "--rounds", "1"], exact_memory=options.device == "cpu")
+        seconds = run_child([__file__, *command, "--rounds", str(options.rounds)])["seconds"]
+        exact = run_child([__file__, *command, "--rounds", "1"], exact_memory=options.device == "cpu")
         row = rows[implementation] = {**exact, "seconds": seconds}
         base = rows[names[0]]
         cells = [f"{seconds:>10.3f} s{seconds / base['seconds']:>10.2f}"]

@@ -18,8 +18,9 @@ import json
 import warnings
 
 from arguments import device, output_file
-from processes import memory_of, run_script, trim
-from steps import DTYPES, IMPLEMENTATIONS, Setup, free_gradients, prepared
+from steps import DTYPES, IMPLEMENTATIONS, Setup, prepared
+
+from pix2pixhd.bench.memory import memory_of, run_child, trim
 
 
 def state_tensors(optimizer):
@@ -46,6 +47,8 @@ def record(implementation, dtype, setup, device):
     """The trace of the second step; the first creates the optimizer state."""
     import torch
     from memory_trace import MemoryTrace
+
+    from pix2pixhd.bench.steps import free_gradients
 
     warnings.simplefilter("ignore")
     with prepared(implementation, dtype, setup, device) as (step, run, inputs):
@@ -127,7 +130,7 @@ def main():
         print(json.dumps(as_json(record(options.implementation, options.dtype, setup, options.device))))
         return
     names = ["--implementation", options.implementation, "--dtype", options.dtype, "--device", options.device]
-    found = run_script(__file__, [*setup.arguments(), *names, "--child"], exact_memory=True)
+    found = run_child([__file__, *setup.arguments(), *names, "--child"], exact_memory=True)
     print(f"one step of '{options.implementation}' at {options.size} in {options.dtype}, memory above the base")
     describe(found, options.by_module, options.top, options.top_at_peak)
     if options.json:

@@ -3,9 +3,9 @@
     python benchmarks/training_step.py [--size 1024x512] [--rounds 3] [--memory-only] [--empty-convolutions]
                                        [--json FILE]
 
-Implementations: ``original`` (benchmarks/original_step.py, plain PyTorch) and ``ours`` (pix2pixhd.training), in float32
-and under bfloat16 autocast, each in fresh processes. Global generator, two discriminator scales, LSGAN + feature
-matching + VGG loss. The VGG weights are random, which changes neither time nor memory.
+Implementations: ``original`` (pix2pixhd/bench/original_step.py, plain PyTorch) and ``ours`` (pix2pixhd.training), in
+float32 and under bfloat16 autocast, each in fresh processes. Global generator, two discriminator scales, LSGAN +
+feature matching + VGG loss. The VGG weights are random, which changes neither time nor memory.
 
 Memory is the peak resident memory during a step minus that before the step. Before the step, weights, optimizer state
 and the batch exist. The gradients of the previous step are freed first in every implementation, so the step's own
@@ -20,11 +20,14 @@ import time
 import warnings
 
 from arguments import output_file, positive
-from processes import reset_peak, resident, run_script, trim
-from steps import DTYPES, IMPLEMENTATIONS, Setup, free_gradients, prepared
+from steps import DTYPES, IMPLEMENTATIONS, Setup, prepared
+
+from pix2pixhd.bench.memory import reset_peak, resident, run_child, trim
 
 
 def measure(implementation, dtype, setup, rounds):
+    from pix2pixhd.bench.steps import free_gradients
+
     warnings.simplefilter("ignore")
     seconds, peaks = [], []
     with prepared(implementation, dtype, setup) as (step, run, inputs):
@@ -40,12 +43,12 @@ def measure(implementation, dtype, setup, rounds):
     return {"seconds": statistics.median(seconds), "peak": statistics.median(peaks)}
 
 
-def run_child(options, implementation, dtype):
+def measured(options, implementation, dtype):
     """Measure the time in one process and the memory in another."""
     command = [*Setup.read(options).arguments(), "--child", implementation, dtype]
-    row = {"peak": run_script(__file__, [*command, "--rounds", "1"], exact_memory=True)["peak"]}
+    row = {"peak": run_child([__file__, *command, "--rounds", "1"], exact_memory=True)["peak"]}
     if not options.memory_only:
-        row["seconds"] = run_script(__file__, [*command, "--rounds", str(options.rounds)])["seconds"]
+        row["seconds"] = run_child([__file__, *command, "--rounds", str(options.rounds)])["seconds"]
     return row
 
 
@@ -86,7 +89,7 @@ def main():
     for dtype in options.dtypes:
         for implementation in options.implementations:
             name = f"{implementation} {dtype}"
-            rows[name] = run_child(options, implementation, dtype)
+            rows[name] = measured(options, implementation, dtype)
             print(describe(name, rows[name], next(iter(rows.values()))), flush=True)
     if options.json:
         write(options.json, options.size, rows)

@@ -2,6 +2,7 @@
 
     python benchmarks/vgg_loss.py [--sizes 1024x512 …] [--rounds 3] [--processes 1] [--json FILE] [--plot FILE]
     python benchmarks/vgg_loss.py --loss lpips --sizes 512x512 --batch 8
+    python benchmarks/vgg_loss.py --empty-convolutions        memory alone, also of bfloat16 on CPUs without AVX-512
     python benchmarks/vgg_loss.py --l1-part        the cost of the L1 terms on top of running the VGG
 
 Implementations, each in float32 and under bfloat16 autocast:
@@ -22,6 +23,7 @@ returned to the system at once. The VGG weights are random, which changes neithe
 """
 
 import argparse
+import contextlib
 import gc
 import itertools
 import json
@@ -30,7 +32,7 @@ import statistics
 import time
 import warnings
 
-from processes import reset_peak, resident, run_script
+from pix2pixhd.bench.memory import reset_peak, resident, run_child
 
 IMPLEMENTATIONS = ["ours", "features", "bounded", "plain", "checkpoint", "compiled"]
 LPIPS = ["ours", "features", "bounded", "plain", "torchmetrics", "compiled"]
@@ -109,16 +111,22 @@ def make_loss(kind, implementation, real, dtype, memory_limit):
     return forward
 
 
-def measure(kind, implementation, dtype, size, batch, rounds, memory_limit):
-    """Medians over the rounds after the first, which includes compilation, weight conversion and first allocations."""
+def measure(kind, implementation, dtype, size, batch, rounds, memory_limit, empty=False):
+    """Medians over the rounds after the first, which includes compilation, weight conversion and first allocations.
+
+    ``empty`` leaves out the convolutions, which makes the times meaningless; see benchmarks/empty_convolutions.py.
+    """
     warnings.simplefilter("ignore")
+    from empty_convolutions import empty_convolutions
+
     import pix2pixhd
 
     width, height = size
     fake, real = images(width, height, batch)
     found = {"seconds": [], "retained": [], "peak_forward": [], "peak_backward": []}
     warm = False
-    with pix2pixhd.backend("fused" if implementation in OURS else "reference"):
+    convolutions = empty_convolutions("cpu") if empty else contextlib.nullcontext()
+    with convolutions, pix2pixhd.backend("fused" if implementation in OURS else "reference"):
         forward = make_loss(kind, implementation, real, dtype, memory_limit)
         # At least 3 seconds of rounds, because timings of a few milliseconds are noisy.
         while len(found["seconds"]) < rounds or (rounds > 1 and sum(found["seconds"]) < 3.0):
@@ -141,12 +149,13 @@ def measure(kind, implementation, dtype, size, batch, rounds, memory_limit):
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def run_child(options, size, implementation, dtype, exact_memory):
+def measured(options, size, implementation, dtype, exact_memory):
     """Measure the time or the memory in a child process."""
     command = ["--loss", options.loss, "--sizes", size, "--batch", str(options.batch)]
     command += ["--memory-limit", str(options.memory_limit), "--child", implementation, dtype]
+    command += ["--empty-convolutions"] if options.empty_convolutions else []
     rounds = 1 if exact_memory else options.rounds
-    return run_script(__file__, [*command, "--rounds", str(rounds)], exact_memory)
+    return run_child([__file__, *command, "--rounds", str(rounds)], exact_memory)
 
 
 def run_size(options, size):
@@ -158,17 +167,22 @@ def run_size(options, size):
     names = [(implementation, dtype) for dtype in options.dtypes for implementation in options.implementations]
     names.sort(key=lambda name: name != ("plain", "float32"))  # the baseline comes first
     seconds = {name: [] for name in names}
-    for _ in range(options.processes):
+    for _ in range(0 if options.empty_convolutions else options.processes):
         for name in names:
-            seconds[name].append(run_child(options, size, *name, exact_memory=False)["seconds"])
+            seconds[name].append(measured(options, size, *name, exact_memory=False)["seconds"])
     rows = {}
     for name in names:
-        row = run_child(options, size, *name, exact_memory=True)
-        row |= {"seconds": statistics.median(seconds[name]), "peak": max(row["peak_forward"], row["peak_backward"])}
+        row = measured(options, size, *name, exact_memory=True)
+        del row["seconds"]  # this process is the one of the memory
+        row["peak"] = max(row["peak_forward"], row["peak_backward"])
+        time_columns = f"{'–':>12}{'–':>12}"
         rows[" ".join(name)] = row
         base = rows[" ".join(names[0])]
+        if seconds[name]:
+            row["seconds"] = statistics.median(seconds[name])
+            time_columns = f"{row['seconds']:>10.3f} s{row['seconds'] / base['seconds']:>12.2f}"
         print(
-            f"{' '.join(name):<20}{row['seconds']:>10.3f} s{row['seconds'] / base['seconds']:>12.2f}"
+            f"{' '.join(name):<20}{time_columns}"
             f"{row['retained'] / 1e6:>9.0f} MB{row['retained'] / base['retained']:>12.3f}"
             f"{row['peak_forward'] / 1e6:>9.0f} MB{row['peak_backward'] / 1e6:>9.0f} MB"
             f"{row['peak'] / base['peak']:>12.2f}",
@@ -249,12 +263,17 @@ def main():
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--memory-limit", type=int, default=768, help="MiB, for the implementation 'bounded'")
     parser.add_argument("--l1-part", action="store_true")
+    parser.add_argument(
+        "--empty-convolutions", action="store_true", help="memory alone; see benchmarks/empty_convolutions.py"
+    )
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--plot", type=pathlib.Path)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     known = LPIPS if options.loss == "lpips" else IMPLEMENTATIONS
     options.implementations = options.implementations or known
+    if options.empty_convolutions and (options.l1_part or options.plot):
+        parser.error("--empty-convolutions measures memory alone; leave out --l1-part and --plot")
     if unknown := [name for name in options.implementations if name not in known]:
         parser.error(
             f"--implementations: {', '.join(unknown)} is not one of {', '.join(known)} of --loss {options.loss}"
@@ -262,11 +281,8 @@ def main():
     names = SIZES if options.sizes == ["all"] else options.sizes
     sizes = [tuple(int(side) for side in name.split("x")) for name in names]
     if options.child:
-        print(
-            json.dumps(
-                measure(options.loss, *options.child, sizes[0], options.batch, options.rounds, options.memory_limit)
-            )
-        )
+        own = sizes[0], options.batch, options.rounds, options.memory_limit, options.empty_convolutions
+        print(json.dumps(measure(options.loss, *options.child, *own)))
     elif options.l1_part:
         for size in sizes:
             l1_part(size, options.rounds)

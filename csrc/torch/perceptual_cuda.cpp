@@ -37,57 +37,50 @@ void relu_backward_(Tensor grad, Tensor mask) {
 
 void* data_or_null(const Tensor& tensor) { return tensor.numel() > 0 ? tensor.mutable_data_ptr() : nullptr; }
 
-// The means [batch] of a distance. launch(partial) writes one sum per block, [batch, blocks], and returns an error
-// code.
+// The means [batch] of a distance, and the packed mask and what the backward needs. launch(mask, kept, partial, stream)
+// writes one sum per block to partial, [batch, blocks], and returns an error code.
 template <typename F>
-Tensor means(int64_t batch, int64_t blocks, Device device, cuda::Stream stream, const F& launch) {
+std::tuple<Tensor, Tensor, Tensor> distances(const PerceptualArguments& arguments, int64_t blocks, bool pack,
+                                             const F& launch) {
+  const Device device = arguments.device;
+  const int64_t batch = arguments.map.batch;
+  const DeviceGuard guard(device.index);
+  const cuda::Stream stream = current_stream(device);
+  Tensor mask = arguments.empty_mask(pack);
+  Tensor kept = arguments.empty_kept(pack);
   const int32_t float64 = scalar_type_of(DType::kFloat64);
   Tensor partial = empty_1d(batch * blocks, float64, device);
   Tensor loss = empty_1d(batch, float64, device);
-  if (batch == 0) return loss;
+  if (batch == 0) return {loss, mask, kept};
   auto* sums = static_cast<double*>(partial.mutable_data_ptr());
-  check_launch(launch(sums));
+  check_launch(launch(words_of(mask), data_or_null(kept), sums, stream));
   // The mean of an empty map is 0/0 = NaN, as in PyTorch.
   const double initial = blocks == 0 ? std::numeric_limits<double>::quiet_NaN() : 0.0;
   check_launch(
       cuda::finish_sum(sums, blocks, initial, {loss.mutable_data_ptr(), true}, stream, static_cast<int>(batch)));
-  return loss;
+  return {loss, mask, kept};
 }
 
 std::tuple<Tensor, Tensor, Tensor> relu_distance_(Tensor input, Tensor target, OptionalTensor bias,
                                                   OptionalTensor weight, bool squared, bool target_is_activated,
                                                   bool pack) {
   const auto arguments = PerceptualArguments::relu_distance(input, target, bias, weight, squared);
-  const FeatureMap& map = arguments.map;
-  const Device device = arguments.device;
-  const DeviceGuard guard(device.index);
-  const cuda::Stream stream = current_stream(device);
-  Tensor mask = arguments.empty_mask(pack);
-  Tensor kept = arguments.empty_kept(pack);
-  const Tensor loss = means(map.batch, cuda::map_blocks(map.elements()), device, stream, [&](double* partial) {
+  const int64_t blocks = cuda::map_blocks(arguments.map.elements());
+  return distances(arguments, blocks, pack, [&](auto* mask, void* kept, double* partial, cuda::Stream stream) {
     return cuda::relu_distance(input.mutable_data_ptr(), target.mutable_data_ptr(), target_is_activated, arguments.type,
-                               view_of(arguments), arguments.distance, data_or_null(kept), words_of(mask), partial,
-                               stream);
+                               view_of(arguments), arguments.distance, kept, mask, partial, stream);
   });
-  return {loss, mask, kept};
 }
 
 std::tuple<Tensor, Tensor, Tensor> relu_lpips_(Tensor input, Tensor target, OptionalTensor bias, Tensor linear,
                                                OptionalTensor weight, bool target_is_activated, double kept_scale,
                                                bool pack) {
   const auto arguments = PerceptualArguments::relu_lpips(input, target, bias, linear, weight);
-  const FeatureMap& map = arguments.map;
-  const Device device = arguments.device;
-  const DeviceGuard guard(device.index);
-  const cuda::Stream stream = current_stream(device);
-  Tensor mask = arguments.empty_mask(pack);
-  Tensor kept = arguments.empty_kept(pack);
-  const Tensor loss = means(map.batch, cuda::lpips_blocks(map.pixels()), device, stream, [&](double* partial) {
+  const int64_t blocks = cuda::lpips_blocks(arguments.map.pixels());
+  return distances(arguments, blocks, pack, [&](auto* mask, void* kept, double* partial, cuda::Stream stream) {
     return cuda::relu_lpips(input.mutable_data_ptr(), target.mutable_data_ptr(), target_is_activated, arguments.type,
-                            view_of(arguments), linear.const_data_ptr(), kept_scale, data_or_null(kept), words_of(mask),
-                            partial, stream);
+                            view_of(arguments), linear.const_data_ptr(), kept_scale, kept, mask, partial, stream);
   });
-  return {loss, mask, kept};
 }
 
 void relu_distance_backward_(Tensor grad, Tensor mask, Tensor kept, OptionalTensor weight, bool squared,

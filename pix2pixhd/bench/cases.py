@@ -1,162 +1,153 @@
-"""The benchmark cases: losses at the sizes of the paper's settings, each in several implementations.
+"""The benchmark cases: losses and network blocks at the sizes of the paper's settings, each in several implementations.
 
 All implementations of a case do the same work, forward and backward:
 
 * ``fused``: the operators of this package;
-* ``plain``: the same loss in plain PyTorch (the reference backend);
-* ``compiled``: the plain loss under ``torch.compile``;
+* ``plain``: the same in plain PyTorch (the reference backend);
+* ``compiled``: plain, under ``torch.compile``;
 * ``limit``: the memory traffic that no implementation can avoid, which is to read both sides and to write one gradient.
   It is measured as one ``torch.add(a, b, out=c)`` per tensor into allocated memory.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-import pix2pixhd
+from pix2pixhd.bench.case import Case, Inputs, Setup, TensorCase
+from pix2pixhd.bench.step_case import StepCase
+from pix2pixhd.losses import LPIPS, VGGLoss
+from pix2pixhd.models.layers import InstanceNorm2d, ResnetBlock
+from pix2pixhd.models.vgg import load_vgg
+from pix2pixhd.nn import lean
 from pix2pixhd.ops import logistic_loss, lsgan_loss, multi_l1_loss
+from pix2pixhd.ops.autograd import wider
+
+__all__ = ["CASES", "DEFAULT_CASES", "NETWORK_CASES", "discriminator_shapes", "l1_case", "vgg_shapes"]
 
 Shape = tuple[int, int, int, int]
-Implementation = Callable[[], object]
+
+_VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 
 
-def discriminator_shapes(
-    height: int = 512, width: int = 1024, batch: int = 1, ndf: int = 64, n_layers: int = 3, num_D: int = 2
-) -> tuple[list[Shape], list[Shape]]:
-    """Shapes of the features and of the predictions of pix2pixHD's multi-scale discriminator, over all scales."""
+def discriminator_shapes(setup: Setup, ndf: int = 64, n_layers: int = 3) -> tuple[list[Shape], list[Shape]]:
+    """Returns the shapes of the features and of the predictions of pix2pixHD's discriminator, over all scales."""
     features: list[Shape] = []
     predictions: list[Shape] = []
-    for scale in range(num_D):
-        h, w, channels = height, width, ndf
+    for scale in range(setup.num_D):
+        h, w, channels = setup.height, setup.width, ndf
         for _ in range(scale):  # AvgPool2d(3, stride=2, padding=1)
             h, w = (h - 1) // 2 + 1, (w - 1) // 2 + 1
         for _ in range(n_layers):  # 4x4 convolutions with stride 2 and padding 2
             h, w = h // 2 + 1, w // 2 + 1
-            features.append((batch, channels, h, w))
+            features.append((setup.batch, channels, h, w))
             channels = min(2 * channels, 512)
-        features.append((batch, channels, h + 1, w + 1))
-        predictions.append((batch, 1, h + 2, w + 2))
+        features.append((setup.batch, channels, h + 1, w + 1))
+        predictions.append((setup.batch, 1, h + 2, w + 2))
     return features, predictions
 
 
-def vgg_shapes(height: int = 512, width: int = 1024, batch: int = 1) -> list[Shape]:
-    """Shapes of the feature maps relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1 of VGG19."""
-    return [(batch, min(64 << k, 512), height >> k, width >> k) for k in range(5)]
+def vgg_shapes(setup: Setup) -> list[Shape]:
+    """Returns the shapes of the feature maps relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1 of VGG19."""
+    return [(setup.batch, min(64 << k, 512), setup.height >> k, setup.width >> k) for k in range(5)]
 
 
-# Tensors of the generated and of the real images.
-Inputs = tuple[list[Tensor], list[Tensor]]
-Loss = Callable[[list[Tensor], list[Tensor]], Tensor]
+def _mean_square(x: Tensor) -> Tensor:
+    return x.to(wider(x.dtype)).square().mean()
 
 
-def _inputs(
-    shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device, sets: int, both: bool = False
-) -> list[Inputs]:
-    """Independent sets of random inputs. With ``both`` the real side requires a gradient too."""
-    generator = torch.Generator(device).manual_seed(0)
+def _inputs(shapes: Sequence[Shape], setup: Setup, dtype: torch.dtype, both: bool = False) -> list[Inputs]:
+    """Returns independent sets of random inputs. With ``both`` the real side requires a gradient too."""
+    generator = torch.Generator(setup.device).manual_seed(0)
 
     def make(requires_grad: bool) -> list[Tensor]:
-        tensors = [torch.randn(shape, generator=generator, dtype=dtype, device=device) for shape in shapes]
+        tensors = [torch.randn(shape, generator=generator, dtype=dtype, device=setup.device) for shape in shapes]
         return [x.requires_grad_(requires_grad) for x in tensors]
 
-    return [(make(True), make(both)) for _ in range(sets)]
+    return [(make(True), make(both)) for _ in range(setup.sets)]
 
 
-def _in_backend(name: str, loss: Loss, inputs: Sequence[Inputs]) -> Implementation:
-    """Forward and backward. The gradients are freed at once, as if the next node of a training step consumed them."""
-    wrt = [[x for x in (*fake, *real) if x.requires_grad] for fake, real in inputs]
-    sets = itertools.cycle(list(zip(inputs, wrt, strict=True)))
-
-    def run() -> None:
-        (fake, real), leaves = next(sets)
-        with pix2pixhd.backend(name):
-            torch.autograd.grad(loss(fake, real), leaves)
-
-    return run
+def l1_case(shapes: Sequence[Shape], weights: Sequence[float], setup: Setup) -> Case:
+    """Returns the multi-tensor weighted L1."""
+    constants = list(weights)
+    inputs = _inputs(shapes, setup, setup.dtype)
+    return TensorCase(lambda _: lambda fake, real: multi_l1_loss(fake, real, constants), inputs, limit=True)
 
 
-def _implementations(loss: Loss, inputs: Sequence[Inputs], with_compile: bool) -> dict[str, Implementation]:
-    implementations = {"fused": _in_backend("fused", loss, inputs), "plain": _in_backend("reference", loss, inputs)}
-    if with_compile:
-        # Compiled and called under the reference backend: the selected backend is a guard of the compiled code.
-        compiled = torch.compile(loss, fullgraph=True, dynamic=False)
-        implementations["compiled"] = _in_backend("reference", compiled, inputs)
-    return implementations
-
-
-def l1_implementations(
-    shapes: Sequence[Shape],
-    weights: Sequence[float],
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-    with_compile: bool = True,
-    with_limit: bool = True,
-    sets: int = 1,
-) -> dict[str, Implementation]:
-    """Implementations of the multi-tensor weighted L1. Several sets of inputs are used alternately."""
-    inputs = _inputs(shapes, dtype, torch.device(device), sets)
-    implementations = _implementations(
-        lambda fake, real: multi_l1_loss(fake, real, list(weights)), inputs, with_compile
-    )
-    if with_limit:
-        detached = [([x.detach() for x in fake], real) for fake, real in inputs]
-        buffers = itertools.cycle([(fake, real, [torch.zeros_like(x) for x in fake]) for fake, real in detached])
-
-        def limit() -> None:
-            for x, y, z in zip(*next(buffers), strict=True):
-                torch.add(x, y, out=z)
-
-        implementations["limit"] = limit
-    return implementations
-
-
-def feature_matching(
-    dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", with_compile: bool = True, sets: int = 1
-) -> dict[str, Implementation]:
-    """Feature matching of the 512p discriminator: 24.1 M elements in 8 tensors."""
-    features, predictions = discriminator_shapes()
+def feature_matching(setup: Setup) -> Case:
+    """Returns feature matching of the discriminator; 24.1 M elements in 8 tensors with the default setup."""
+    features, predictions = discriminator_shapes(setup)
     weight = 1.0 / len(predictions)  # 4 / (n_layers_D + 1) is 1 at n_layers_D = 3
-    return l1_implementations(features, [weight] * len(features), dtype, device, with_compile, sets=sets)
+    return l1_case(features, [weight] * len(features), setup)
 
 
-def vgg_feature_maps(
-    dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", with_compile: bool = True, sets: int = 1
-) -> dict[str, Implementation]:
-    """Weighted L1 of the five VGG19 feature maps at 1024×512: 64.0 M elements."""
-    return l1_implementations(vgg_shapes(), [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0], dtype, device, with_compile, sets=sets)
+def vgg_feature_maps(setup: Setup) -> Case:
+    """Returns the weighted L1 of the five VGG19 feature maps; 64.0 M elements with the default setup."""
+    return l1_case(vgg_shapes(setup), _VGG_WEIGHTS, setup)
 
 
-def adversarial(
-    gan_loss: Callable[..., Tensor],
-    for_discriminator: bool,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-    with_compile: bool = True,
-    sets: int = 1,
-) -> dict[str, Implementation]:
-    """A loss against constant labels over the scales of the 512p discriminator.
+def _adversarial(gan_loss: Callable[..., Tensor], for_discriminator: bool) -> Callable[[Setup], Case]:
+    """Returns a loss against constant labels over the scales of the discriminator.
 
     The generator's loss reads the predictions of the generated images, the discriminator's loss those of both.
     """
-    _, predictions = discriminator_shapes()
-    inputs = _inputs(predictions, dtype, torch.device(device), sets, both=for_discriminator)
-    count = len(predictions)
-    if for_discriminator:
-        labels, weights = [0.0] * count + [1.0] * count, [0.5] * 2 * count
-        return _implementations(lambda fake, real: gan_loss(fake + real, labels, weights), inputs, with_compile)
-    return _implementations(lambda fake, _: gan_loss(fake, 1.0, [0.5] * count), inputs, with_compile)
+
+    def make(setup: Setup) -> Case:
+        _, predictions = discriminator_shapes(setup)
+        inputs = _inputs(predictions, setup, setup.dtype, both=for_discriminator)
+        count = len(predictions)
+        if for_discriminator:
+            labels, weights = [0.0] * count + [1.0] * count, [0.5] * 2 * count
+            return TensorCase(lambda _: lambda fake, real: gan_loss(fake + real, labels, weights), inputs)
+        return TensorCase(lambda _: lambda fake, real: gan_loss(fake, 1.0, [0.5] * count), inputs)
+
+    return make
 
 
-CASES: dict[str, Callable[..., dict[str, Implementation]]] = {
+def _of_images(criterion: nn.Module, setup: Setup) -> Case:
+    inputs = _inputs([(setup.batch, 3, setup.height, setup.width)], setup, torch.float32)
+    for images in itertools.chain(*inputs):
+        with torch.no_grad():
+            images[0].tanh_()  # in [−1, 1]
+    loss = criterion.to(setup.device)
+    return TensorCase(lambda loss: lambda fake, real: loss(fake[0], real[0]).mean(), inputs, loss, setup.dtype)
+
+
+def vgg_loss(setup: Setup) -> Case:
+    """Returns VGGLoss with the paper's layers of a random VGG19."""
+    return _of_images(VGGLoss(vgg=load_vgg("random")), setup)
+
+
+def lpips(setup: Setup) -> Case:
+    """Returns LPIPS on a random VGG16."""
+    return _of_images(LPIPS(net="vgg", pnet_rand=True), setup)
+
+
+def lean_block(setup: Setup) -> Case:
+    """Returns a residual block of the 512p generator, with 1024 channels at a sixteenth of the resolution."""
+    torch.manual_seed(0)
+    block = lean(ResnetBlock(1024, "reflect", InstanceNorm2d)).to(setup.device)
+    shape = (setup.batch, 1024, max(setup.height // 16, 2), max(setup.width // 16, 2))
+    inputs: list[Inputs] = [(fake, []) for fake, _ in _inputs([shape], setup, torch.float32)]
+    return TensorCase(lambda block: lambda fake, real: _mean_square(block(fake[0])), inputs, block, setup.dtype)
+
+
+CASES: dict[str, Callable[[Setup], Case]] = {
     "feature matching": feature_matching,
     "VGG feature maps": vgg_feature_maps,
-    "LSGAN, generator": functools.partial(adversarial, lsgan_loss, False),
-    "LSGAN, discriminator": functools.partial(adversarial, lsgan_loss, True),
-    "vanilla GAN, generator": functools.partial(adversarial, logistic_loss, False),
-    "vanilla GAN, discriminator": functools.partial(adversarial, logistic_loss, True),
+    "LSGAN, generator": _adversarial(lsgan_loss, False),
+    "LSGAN, discriminator": _adversarial(lsgan_loss, True),
+    "vanilla GAN, generator": _adversarial(logistic_loss, False),
+    "vanilla GAN, discriminator": _adversarial(logistic_loss, True),
+    "VGGLoss": vgg_loss,
+    "LPIPS": lpips,
+    "residual block": lean_block,
+    "training step": StepCase,
 }
+# The cases of the command without options.
+DEFAULT_CASES = [name for name in CASES if not name.startswith("vanilla")]
+# Those that evaluate networks, which take seconds on a CPU.
+NETWORK_CASES = ("VGGLoss", "LPIPS", "residual block", "training step")

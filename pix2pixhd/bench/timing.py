@@ -15,18 +15,60 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds per call of one implementation over all rounds: 20th percentile, median, 80th percentile."""
+    """Seconds per call of one implementation, one value per round."""
 
+    rounds: tuple[float, ...]
+
+    @property
+    def low(self) -> float:
+        """The 20th percentile."""
+        return self._percentile(0.2)
+
+    @property
+    def median(self) -> float:
+        """The median."""
+        return statistics.median(self.rounds)
+
+    @property
+    def high(self) -> float:
+        """The 80th percentile."""
+        return self._percentile(0.8)
+
+    def _percentile(self, share: float) -> float:
+        return sorted(self.rounds)[round(share * (len(self.rounds) - 1))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """How many times as long one implementation takes as another, with a 95 % confidence interval.
+
+    Attributes:
+        value: Ratio of the medians.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+    """
+
+    value: float
     low: float
-    median: float
     high: float
 
     @classmethod
-    def of(cls, seconds: list[float]) -> Timing:
-        """Summarise the rounds of one implementation."""
-        ordered = sorted(seconds)
-        last = len(ordered) - 1
-        return cls(ordered[round(0.2 * last)], statistics.median(ordered), ordered[round(0.8 * last)])
+    def of(cls, numerator: Timing, denominator: Timing, samples: int = 2000) -> Ratio:
+        """Computes the ratio of two implementations that were timed interleaved.
+
+        The interval is a percentile bootstrap over the rounds (Efron 1979). A round is drawn for both implementations
+        together, because the machine's speed changes for both.
+        """
+        a, b = (torch.tensor(timing.rounds, dtype=torch.float64) for timing in (numerator, denominator))
+        drawn = torch.randint(len(a), (samples, len(a)), generator=torch.Generator().manual_seed(0))
+        ratios = a[drawn].quantile(0.5, dim=1) / b[drawn].quantile(0.5, dim=1)
+        low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        return cls(numerator.median / denominator.median, low, high)
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether the interval is wider than a quarter of the value: too wide to be a measurement."""
+        return self.high - self.low > 0.25 * self.value
 
 
 def _seconds(call: Callable[[], object], repeats: int) -> float:
@@ -46,30 +88,43 @@ def _seconds(call: Callable[[], object], repeats: int) -> float:
 
 
 def compare(
-    implementations: Mapping[str, Callable[[], object]], rounds: int = 15, warmup: int = 3, min_seconds: float = 3e-2
+    implementations: Mapping[str, Callable[[], object]],
+    rounds: int | None = 15,
+    warmup: int = 3,
+    min_seconds: float = 3e-2,
+    budget: float = 10.0,
+    progress: Callable[[int, int], object] | None = None,
 ) -> dict[str, Timing]:
     """Time the implementations interleaved (A B C A B C …), so that changes of the machine's speed affect all alike.
 
     Args:
         implementations: Callables by name. All should do the same work.
-        rounds: Timed rounds per implementation.
+        rounds: Timed rounds per implementation. None for as many as fit into ``budget``, from 5 to 50.
         warmup: Untimed calls before the first round (compilation, first touch of memory).
         min_seconds: Minimum duration of a round. A fast implementation is called repeatedly within a round, so that
             the cache contents left by the previous implementation do not matter.
+        budget: Seconds for all rounds together, if ``rounds`` is None.
+        progress: Called before every round with the number of finished rounds and of all rounds.
 
     Returns:
         One ``Timing`` per implementation.
     """
-    repeats = {}
+    repeats, round_seconds = {}, 0.0
     for name, call in implementations.items():
         for _ in range(warmup):
             call()
-        repeats[name] = max(1, round(min_seconds / max(_seconds(call, 1), 1e-7)))
+        once = _seconds(call, 1)
+        repeats[name] = max(1, round(min_seconds / max(once, 1e-7)))
+        round_seconds += repeats[name] * once
+    if rounds is None:
+        rounds = min(50, max(5, int(budget / round_seconds)))
     seconds: dict[str, list[float]] = {name: [] for name in implementations}
-    for _ in range(rounds):
+    for done in range(rounds):
+        if progress is not None:
+            progress(done, rounds)
         for name, call in implementations.items():
             seconds[name].append(_seconds(call, repeats[name]))
-    return {name: Timing.of(values) for name, values in seconds.items()}
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
 def capture(run: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:

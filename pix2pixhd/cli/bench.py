@@ -1,25 +1,41 @@
-"""``pix2pixhd bench``: benchmarks of the fused losses on this machine."""
+"""``pix2pixhd bench``: benchmarks of the losses and network blocks on this machine."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import pathlib
 import platform
-from collections.abc import Sequence
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch._dynamo.exc import TorchDynamoException
 
 import pix2pixhd
-from pix2pixhd.bench.cases import CASES
-from pix2pixhd.bench.timing import Timing, compare
+from pix2pixhd.bench.case import Setup
+from pix2pixhd.bench.cases import CASES, DEFAULT_CASES, NETWORK_CASES
+from pix2pixhd.bench.child import measure_memory
+from pix2pixhd.bench.memory import is_measurable
+from pix2pixhd.bench.plots import check_plottable, plot
+from pix2pixhd.bench.results import CaseResult, changes, memory_table, read_results, speed_table
+from pix2pixhd.bench.timing import compare
 from pix2pixhd.errors import InputError
-from pix2pixhd.files import check_replaceable, write_text
+from pix2pixhd.files import check_replaceable, replacing, write_text
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SIZE = (1024, 512)
+# The size of the cases that run networks on a CPU, where they take seconds at 1024x512.
+_SMALL_SIZE = (256, 128)
+_MINIMUM = 16
+_BUDGET = 4.0  # seconds of the rounds of one case
+_WIDTH = 150  # of the tables where the output is not a terminal
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -37,23 +53,53 @@ def machine(device: torch.device) -> dict[str, Any]:
     return facts
 
 
-def run_case(name: str, dtype: torch.dtype, device: torch.device, rounds: int, with_compile: bool) -> dict[str, Timing]:
-    """Times the implementations of one of ``CASES``."""
-    return compare(CASES[name](dtype=dtype, device=device, with_compile=with_compile), rounds=rounds)
+def run_case(
+    name: str,
+    setup: Setup,
+    rounds: int | None = None,
+    with_compile: bool = True,
+    budget: float = 10.0,
+    report: Callable[[str], object] = print,
+) -> CaseResult:
+    """Measures times and errors of one of ``CASES``.
+
+    Args:
+        name: Name of the case.
+        setup: Images and discriminator.
+        rounds: Rounds per implementation, or None for as many as fit into ``budget`` seconds.
+        with_compile: Whether to measure ``torch.compile`` too.
+        budget: Seconds for the rounds.
+        report: Called with what is being done.
+
+    Returns:
+        The measurements.
+    """
+    case = CASES[name](setup)
+    implementations = case.implementations(with_compile)
+    report("warming up" + (" and compiling" if with_compile else ""))
+    slow = name in NETWORK_CASES and setup.device.type == "cpu"
+    timings = compare(
+        implementations,
+        rounds,
+        warmup=1 if slow else 3,
+        budget=budget,
+        progress=lambda done, count: report(f"round {done + 1} of {count}"),
+    )
+    report("comparing with float64")
+    agreements = case.agreement([implementation for implementation in timings if implementation != "limit"])
+    return CaseResult(name, setup, timings, agreements, {})
 
 
-def ratio(timings: dict[str, Timing], baseline: str) -> float:
-    """Returns the speed-up over a baseline; for ``limit``, the fraction of the bandwidth limit that is reached."""
-    return timings[baseline].median / timings["fused"].median
-
-
-def describe(name: str, timings: dict[str, Timing]) -> str:
-    """Summarizes the measurements of one case in one line."""
-    parts = [f"fused {timings['fused'].median * 1e3:.3f} ms"]
-    parts += [f"{ratio(timings, name):.2f}x {name}" for name in ("plain", "compiled") if name in timings]
-    if "limit" in timings:
-        parts.append(f"{100 * ratio(timings, 'limit'):.0f} % of the bandwidth limit")
-    return f"{name}: " + ", ".join(parts)
+def add_memory(results: Sequence[CaseResult], report: Callable[[str], object] = print) -> list[CaseResult]:
+    """Measures the memory of all implementations, each in a process of its own, and returns results with it."""
+    memory: list[dict[str, dict[str, int]]] = [{} for _ in results]
+    for implementation in ("fused", "plain", "compiled"):
+        chosen = [index for index, result in enumerate(results) if implementation in result.timings]
+        report(f"measuring the memory of {implementation}, in a process of its own")
+        found = measure_memory(implementation, [(results[index].name, results[index].setup) for index in chosen])
+        for index, own in zip(chosen, found, strict=True):
+            memory[index][implementation] = own
+    return [dataclasses.replace(result, memory=own) for result, own in zip(results, memory, strict=True)]
 
 
 def _device(name: str) -> torch.device:
@@ -76,62 +122,162 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs ``pix2pixhd bench`` and returns the exit code."""
+def _size(text: str) -> tuple[int, int]:
+    if not re.fullmatch(r"\d+x\d+", text):
+        raise argparse.ArgumentTypeError(f"must be width x height, such as 1024x512, got {text!r}")
+    width, height = (int(side) for side in text.split("x"))
+    if min(width, height) < _MINIMUM:
+        raise argparse.ArgumentTypeError(f"must be at least {_MINIMUM}x{_MINIMUM}, got {text!r}")
+    return width, height
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pix2pixhd bench",
-        description="Benchmark forward and backward of the losses at the paper's 512p sizes (1024x512, batch 1): fused "
-        "kernels, plain PyTorch, torch.compile and the limit of the memory bandwidth. Timings are interleaved in one "
-        "process. Prints medians and speed-ups.",
+        description="Benchmark forward and backward of the losses and of a network block: this package, plain PyTorch, "
+        "torch.compile and the limit of the memory bandwidth. The implementations are timed interleaved in one "
+        "process. Prints medians with the 20th and 80th percentiles, speed-ups with 95 %% confidence intervals, "
+        "whether value and gradients agree with float64, and the memory of each implementation. Takes some minutes on "
+        "two CPU cores, half of them for torch.compile.",
+    )
+    size = "x".join(map(str, _SIZE))
+    small = "x".join(map(str, _SMALL_SIZE))
+    parser.add_argument(
+        "--case",
+        action="append",
+        choices=list(CASES),
+        help="case to run; may be repeated (default: all but the vanilla GAN losses)",
     )
     parser.add_argument(
-        "--case", action="append", choices=sorted(CASES), help="case to run; may be repeated (default: all)"
+        "--size",
+        nargs="+",
+        type=_size,
+        metavar="WxH",
+        help=f"image sizes (default: {size}; for networks on a CPU {small})",
     )
+    parser.add_argument("--batch", type=_at_least_one, default=1, help="number of images (default: 1)")
+    parser.add_argument("--num-d", type=_at_least_one, default=2, help="discriminator scales (default: 2)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=sorted(_DTYPES), default="float32")
-    parser.add_argument("--rounds", type=int, default=15, help="number of timings per implementation (default: 15)")
+    parser.add_argument(
+        "--rounds",
+        type=_at_least_one,
+        help="timings per implementation (default: 5 to 50, as many as fit into 4 s per case)",
+    )
     parser.add_argument("--no-compile", action="store_true", help="skip torch.compile, which needs a C++ compiler")
+    parser.add_argument("--no-memory", action="store_true", help="skip the memory, measured in child processes")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write all measurements to FILE")
-    parser.add_argument("--force", action="store_true", help="allow --json to replace an existing file")
+    parser.add_argument("--plot", type=pathlib.Path, metavar="FILE", help="also draw speed-up and memory over the size")
+    parser.add_argument(
+        "--compare", type=pathlib.Path, metavar="FILE", help="say what changed since the measurements of a --json FILE"
+    )
+    parser.add_argument("--force", action="store_true", help="allow --json and --plot to replace existing files")
+    return parser
+
+
+def _setups(arguments: argparse.Namespace, name: str, device: torch.device) -> list[Setup]:
+    small = name in NETWORK_CASES and device.type == "cpu"
+    sizes = arguments.size or [_SMALL_SIZE if small else _SIZE]
+    dtype = _DTYPES[arguments.dtype]
+    return [Setup(width, height, arguments.batch, arguments.num_d, dtype, device) for width, height in sizes]
+
+
+def _read_earlier(path: pathlib.Path) -> list[CaseResult]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--compare: {path} cannot be read ({error})") from error
+    return read_results(text, str(path))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``pix2pixhd bench`` and returns the exit code."""
+    parser = _parser()
     arguments = parser.parse_args(argv)
-    if arguments.rounds < 1:
-        parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
-    if arguments.json is not None and not arguments.json.resolve().parent.is_dir():
-        parser.error(f"--json: the folder {arguments.json.resolve().parent} does not exist; create it first")
-    if arguments.json is not None:
-        check_replaceable([arguments.json], arguments.force, "--json")
+    for option in ("json", "plot"):
+        file: pathlib.Path | None = getattr(arguments, option)
+        if file is not None:
+            if not file.resolve().parent.is_dir():
+                parser.error(f"--{option}: the folder {file.resolve().parent} does not exist; create it first")
+            check_replaceable([file], arguments.force, f"--{option}")
+    if arguments.plot is not None:
+        check_plottable(arguments.plot)
+    earlier = None if arguments.compare is None else _read_earlier(arguments.compare)
 
     device = _device(arguments.device)
     facts = machine(device)
-    print(", ".join(f"{key} {value}" for key, value in facts.items()))
-    print(f"forward + backward, {arguments.dtype}, {arguments.rounds} rounds\n")
-    header = f"{'loss':<22} {'fused':>10} {'plain':>10} {'compiled':>10} {'x plain':>8} {'x comp.':>8} {'of limit':>9}"
-    print(header)
-    print("-" * len(header))
-    results = {}
-    for name in arguments.case or CASES:
-        try:
-            timings = run_case(name, _DTYPES[arguments.dtype], device, arguments.rounds, not arguments.no_compile)
-        except TorchDynamoException as error:
-            raise InputError(
-                f"torch.compile failed ({str(error).splitlines()[0]}); install a C++ compiler, or use --no-compile"
-            ) from error
-        results[name] = {key: dataclasses.asdict(timing) for key, timing in timings.items()}
-
-        def milliseconds(key: str, timings: dict[str, Timing] = timings) -> str:
-            return f"{timings[key].median * 1e3:.3f} ms" if key in timings else "-"
-
-        def speed_up(key: str, timings: dict[str, Timing] = timings) -> str:
-            return f"{ratio(timings, key):.2f}" if key in timings else "-"
-
-        share = f"{100 * ratio(timings, 'limit'):.0f} %" if "limit" in timings else "-"
-        print(
-            f"{name:<22} {milliseconds('fused'):>10} {milliseconds('plain'):>10} {milliseconds('compiled'):>10} "
-            f"{speed_up('plain'):>8} {speed_up('compiled'):>8} {share:>9}",
-            flush=True,
-        )
+    out = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    out.print(", ".join(f"{key} {value}" for key, value in facts.items()), highlight=False)
+    todo = [(name, setup) for name in arguments.case or DEFAULT_CASES for setup in _setups(arguments, name, device)]
+    results = _run(arguments, todo)
+    out.print(speed_table(results))
+    if any(result.memory for result in results):
+        out.print(memory_table(results))
+    for line in _remarks(results, arguments, device):
+        out.print(line, highlight=False)
+    if earlier is not None:
+        out.print(f"\nchanges since {arguments.compare}:", *changes(results, earlier), sep="\n", highlight=False)
     if arguments.json is not None:
-        document = {"machine": facts, "dtype": arguments.dtype, "rounds": arguments.rounds, "seconds": results}
-        write_text(arguments.json, json.dumps(document, indent=2) + "\n", force=arguments.force)
-        print(f"\nwrote {arguments.json}")
+        document = {"machine": facts, "cases": [result.to_json() for result in results]}
+        write_text(arguments.json, json.dumps(document, indent=1) + "\n", force=arguments.force)
+        print(f"wrote {arguments.json}")
+    if arguments.plot is not None:
+        with replacing(arguments.plot, force=arguments.force) as part:
+            plot(results, part, arguments.plot.suffix[1:])
+        print(f"wrote {arguments.plot}")
     return 0
+
+
+def _run(arguments: argparse.Namespace, todo: Sequence[tuple[str, Setup]]) -> list[CaseResult]:
+    """Measures the cases and prints what is being measured on stderr."""
+    console = Console(stderr=True)
+    results = []
+    with console.status("") as status, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*random weights")
+        for index, (name, setup) in enumerate(todo):
+            title = f"[{index + 1}/{len(todo)}] {name}, {setup.width}x{setup.height}"
+            if not console.is_terminal:
+                print(title, file=sys.stderr, flush=True)
+
+            def report(what: str, title: str = title) -> None:
+                status.update(f"{title}: {what}".replace("[", "\\["))
+
+            try:
+                results.append(run_case(name, setup, arguments.rounds, not arguments.no_compile, _BUDGET, report))
+            except TorchDynamoException as error:
+                raise InputError(
+                    f"torch.compile failed ({str(error).splitlines()[0]}); install a C++ compiler, or use --no-compile"
+                ) from error
+            gc.collect()
+        if not arguments.no_memory and is_measurable(todo[0][1].device.type):
+            results = add_memory(results, status.update)
+    return results
+
+
+def _remarks(results: Sequence[CaseResult], arguments: argparse.Namespace, device: torch.device) -> list[str]:
+    lines = [
+        "2.00× means that the other implementation takes twice as long as pix2pixhd. In parentheses: 20th and 80th "
+        "percentile of the times, 95 % confidence interval of the ratios.",
+    ]
+    if any("limit" in result.timings for result in results):
+        lines.append("of the limit: time to read both sides and write one gradient, relative to pix2pixhd's time.")
+    if any(result.uncertain for result in results):
+        lines.append(
+            "NOT MEASURED: the times varied too much from round to round. Probably something else runs on this machine;"
+            " stop it and measure again, or increase --rounds."
+        )
+    if any(not found.agrees for result in results for found in result.agreements.values()):
+        lines.append("NO: the error against float64 is more than twice that of plain PyTorch. Please report this.")
+    if not arguments.no_memory and not is_measurable(device.type):
+        lines.append("The memory of a process cannot be measured on this system.")
+    if device.type == "cpu" and arguments.size is None and any(result.name in NETWORK_CASES for result in results):
+        lines.append(
+            f"Cases with networks are scaled down on a CPU; --size {'x'.join(map(str, _SIZE))} measures them in full."
+        )
+    return lines

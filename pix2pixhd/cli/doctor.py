@@ -139,12 +139,13 @@ def _perceptual_self_test(device: torch.device) -> str:
 
 
 def _speed_up(device: torch.device) -> str:
-    from pix2pixhd.bench.cases import l1_implementations
+    from pix2pixhd.bench.case import Setup
+    from pix2pixhd.bench.cases import l1_case
     from pix2pixhd.bench.timing import compare
 
     shapes = [(1, 64, 129, 257), (1, 128, 65, 129), (1, 256, 33, 65), (1, 512, 34, 66)]
-    implementations = l1_implementations(shapes, [0.5] * 4, device=device, with_compile=False, with_limit=False)
-    timings = compare(implementations, rounds=7)
+    case = l1_case(shapes, [0.5] * 4, Setup(device=device))
+    timings = compare(case.implementations(with_compile=False, with_limit=False), rounds=7)
     fused, plain = timings["fused"].median, timings["plain"].median
     return (
         f"feature matching at 512x256, forward + backward: {fused * 1e3:.2f} ms fused, {plain * 1e3:.2f} ms plain "

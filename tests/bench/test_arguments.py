@@ -6,12 +6,13 @@ import sys
 
 import largest_image
 import lean
-import processes
 import pytest
 import step_memory
 import step_profile
 import torch
 import training_step
+
+from pix2pixhd.bench.memory import run_child
 
 REFUSED = [
     (step_memory, ["--size", "64"], "--size: must be width x height in multiples of 16"),
@@ -72,11 +73,11 @@ def test_the_runs_of_another_search_are_refused(content, message, tmp_path, monk
 
 
 def test_the_lean_benchmark_compares_with_plain_pytorch_in_any_order(monkeypatch, capsys):
-    def run_script(path, command, exact_memory=False):
+    def run_child(command, exact_memory=False):
         amount = 2 if "plain" in command else 1
         return {"seconds": amount, "retained": amount, "peak": amount}
 
-    monkeypatch.setattr(lean, "run_script", run_script)
+    monkeypatch.setattr(lean, "run_child", run_child)
     monkeypatch.setattr(sys, "argv", ["lean", "--networks", "unet", "--implementations", "lean", "plain"])
     lean.main()
     [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("lean ")]
@@ -87,4 +88,4 @@ def test_a_failed_child_process_is_reported_without_a_traceback_of_the_parent(tm
     script = pathlib.Path(tmp_path / "child.py")
     script.write_text("raise SystemExit('no such size')")
     with pytest.raises(SystemExit, match=r"child process failed, see the error above: child\.py --size 1"):
-        processes.run_script(script, ["--size", "1"])
+        run_child([script, "--size", "1"])

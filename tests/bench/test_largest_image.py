@@ -39,7 +39,7 @@ def test_the_table_marks_estimates_and_sizes_that_do_not_fit():
 def test_an_interrupted_search_continues_with_its_runs(tmp_path, monkeypatch, capsys):
     """Ctrl-C in the third run; the resumed search repeats neither of the first two."""
 
-    def run_script(path, command, exact_memory):
+    def run_child(command, exact_memory):
         height = int(command[command.index("--size") + 1].split("x")[1])
         if interrupted and len(heights) == 2:
             raise KeyboardInterrupt
@@ -48,7 +48,7 @@ def test_an_interrupted_search_continues_with_its_runs(tmp_path, monkeypatch, ca
         return {"fits": peak <= 4 * GB, "peak": peak}
 
     heights, interrupted, file = [], True, tmp_path / "found.json"
-    monkeypatch.setattr(largest_image, "run_script", run_script)
+    monkeypatch.setattr(largest_image, "run_child", run_child)
     command = ["largest_image.py", "--limits", "4", "--networks", "global", "--implementations", "ours"]
     monkeypatch.setattr(sys, "argv", [*command, "--json", str(file)])
     with pytest.raises(KeyboardInterrupt):

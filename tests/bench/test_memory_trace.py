@@ -3,8 +3,10 @@
 import pytest
 import torch
 from memory_trace import MemoryTrace
-from steps import Setup, free_gradients, prepared
+from steps import Setup, prepared
 from torch import nn
+
+from pix2pixhd.bench.steps import free_gradients
 
 N = 1000  # elements of float32 tensors
 

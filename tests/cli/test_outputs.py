@@ -31,7 +31,10 @@ WRITING = {
         "export --checkpoint {styles} --output out",
         [f"out/latest_net_{net}.pth" for net in "GDE"] + ["out/opt.txt"],
     ),
-    "bench": ("bench --case 'LSGAN, generator' --rounds 1 --no-compile --json out/bench.json", ["out/bench.json"]),
+    "bench": (
+        "bench --case 'LSGAN, generator' --rounds 1 --no-compile --no-memory --json out/b.json --plot out/b.svg",
+        ["out/b.json", "out/b.svg"],
+    ),
     "data check": ("data check {data} --label-nc 4 --json out/found.json", ["out/found.json"]),
 }
 # They have no --force: their folders hold what belongs together.
@@ -322,7 +325,8 @@ def test_bench_writes_json_to_a_pipe(run, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     try:
-        assert run("bench --case 'LSGAN, generator' --rounds 1 --no-compile --json pipe")[0] == 0
-        assert json.loads(os.read(reader, 100000))["rounds"] == 1
+        assert run("bench --case 'LSGAN, generator' --rounds 1 --no-compile --no-memory --json pipe")[0] == 0
+        [case] = json.loads(os.read(reader, 100000))["cases"]
+        assert len(case["seconds"]["fused"]) == 1
     finally:
         os.close(reader)

@@ -1,27 +1,15 @@
 """Twenty training steps have the same losses as NVIDIA's step in plain PyTorch."""
 
 import copy
-import importlib.util
-import pathlib
-import sys
 
 import pytest
 import torch
 
+from pix2pixhd.bench.original_step import OriginalStep
 from pix2pixhd.losses import DiscriminatorLoss, GeneratorLoss
 from pix2pixhd.models import define_D, define_G
 from pix2pixhd.models.vgg import load_vgg
 from pix2pixhd.training.step import compute_gradients
-
-
-@pytest.fixture(scope="module")
-def original_step():
-    path = pathlib.Path(__file__).parents[2] / "benchmarks" / "original_step.py"
-    spec = importlib.util.spec_from_file_location("original_step", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["original_step"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def adam(*nets):
@@ -29,7 +17,7 @@ def adam(*nets):
 
 
 @pytest.mark.parametrize("with_vgg", [False, True])
-def test_losses_follow_those_of_nvidias_step(original_step, with_vgg):
+def test_losses_follow_those_of_nvidias_step(with_vgg):
     torch.manual_seed(0)
     netG = define_G(4, 3, 4, "global", 2, 1).double()
     netD = define_D(7, 4, 2, num_D=2, getIntermFeat=True).double()
@@ -38,7 +26,7 @@ def test_losses_follow_those_of_nvidias_step(original_step, with_vgg):
         with pytest.warns(UserWarning, match="random weights"):
             vgg = load_vgg("random").double()
     nets = copy.deepcopy(netG), copy.deepcopy(netD)
-    theirs = original_step.OriginalStep(*nets, vgg, adam(*nets))
+    theirs = OriginalStep(*nets, vgg, adam(*nets))
     loss_G = GeneratorLoss(preset="nvidia", lambda_vgg=10.0 if with_vgg else 0.0, vgg=vgg or "imagenet").double()
     loss_D, optimizers = DiscriminatorLoss(preset="nvidia"), adam(netG, netD)
     generator = torch.Generator().manual_seed(1)

@@ -1,0 +1,94 @@
+"""The whole training step as a benchmark case."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+import torch
+
+import pix2pixhd
+from pix2pixhd.bench.case import Agreement, Implementation, Result, Setup, relative_error
+from pix2pixhd.bench.step_setup import StepSetup
+from pix2pixhd.bench.steps import OurStep, batch, free_gradients, make_step
+
+__all__ = ["StepCase"]
+
+
+class StepCase:
+    """A step of G and D with all losses and Adam: this package's, and NVIDIA's in plain PyTorch, with the same weights.
+
+    The learning rate is 0, so that every step does the same. There is no ``compiled``: NVIDIA's step is not compiled as
+    a whole by anyone.
+
+    Args:
+        setup: Images and discriminator. The networks are those of the 512p setting; for images of less than a tenth of
+            its pixels they have half as many channels, or else their weights would hide the rest.
+        step_setup: Other networks, for tests.
+    """
+
+    def __init__(self, setup: Setup, step_setup: StepSetup | None = None) -> None:
+        self.setup = setup
+        width = 64 if 10 * setup.width * setup.height * setup.batch > 1024 * 512 else 32
+        size = f"{setup.width}x{setup.height}"
+        self.step_setup = step_setup or StepSetup(size, ngf=width, ndf=width, num_D=setup.num_D)
+
+    def implementations(self, with_compile: bool = True, with_limit: bool = True) -> dict[str, Implementation]:
+        """Returns one step of both implementations."""
+        return {name: self.run_of(name) for name in ("fused", "plain")}
+
+    def run_of(self, name: str, between: Callable[[], object] | None = None) -> Implementation:
+        """Returns one step of ``fused`` or ``plain``. Forward and backward are not apart: ``between`` is not called."""
+        own, device = name == "fused", self.setup.device
+        step = make_step(self._implementation(name), self.step_setup, device, self._channels_last, lr=0.0)
+        condition, real = batch(self.step_setup, device, self.setup.batch)
+
+        def run() -> None:
+            with pix2pixhd.backend("fused" if own else "reference"), self._autocast():
+                step(condition, real)
+            free_gradients(step)
+
+        return run
+
+    def agreement(self, names: Sequence[str]) -> dict[str, Agreement]:
+        """Compares loss terms and gradients of both networks with those of NVIDIA's step in float64."""
+        exact = self._gradients("plain", torch.float64)
+        plain = relative_error(self._gradients("plain"), exact)
+        found = {name: relative_error(self._gradients(name), exact) for name in names if name != "plain"}
+        return {"plain": Agreement(plain, plain), **{name: Agreement(error, plain) for name, error in found.items()}}
+
+    @staticmethod
+    def _implementation(name: str) -> str:
+        return "ours" if name == "fused" else "original"
+
+    @property
+    def _channels_last(self) -> bool:
+        return self.setup.dtype != torch.float32  # as in the training package
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.setup.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.setup.device.type, dtype=self.setup.dtype)
+
+    def _gradients(self, name: str, weights: torch.dtype = torch.float32) -> Result:
+        """Returns the sum of the losses of G and D, and the gradients of each network's own loss."""
+        device, own = self.setup.device, name == "fused"
+        step = make_step(self._implementation(name), self.step_setup, device, self._channels_last, dtype=weights)
+        inputs = [x.to(weights) for x in batch(self.step_setup, device, self.setup.batch)]
+        autocast = self._autocast() if weights == torch.float32 else contextlib.nullcontext()
+        parameters = [list(net.parameters()) for net in (step.netG, step.netD)]
+        with pix2pixhd.backend("fused" if own else "reference"):
+            if isinstance(step, OurStep):
+                with autocast:
+                    terms = step.gradients(*inputs)
+                totals = [terms["G_total"], terms["D_real"] + terms["D_fake"]]
+                gradients = [x.grad for network in parameters for x in network]
+            else:
+                with autocast:
+                    totals = list(step.totals(step.losses(*inputs)))
+                gradients = [
+                    gradient
+                    for loss, network in zip(totals, parameters, strict=True)
+                    for gradient in torch.autograd.grad(loss, network, retain_graph=True)
+                ]
+        return tuple(x.detach() for x in (totals[0] + totals[1], *gradients) if x is not None)

@@ -1,0 +1,116 @@
+"""Ratios with confidence intervals, and the comparison with an earlier run."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from pix2pixhd.bench.case import Agreement, Setup
+from pix2pixhd.bench.plots import plot
+from pix2pixhd.bench.results import CaseResult, changes, memory_table, read_results, speed_table
+from pix2pixhd.bench.timing import Ratio, Timing, compare
+from pix2pixhd.errors import InputError
+
+
+def timing(seconds, spread=0.02, rounds=21, seed=0):
+    noise = torch.randn(rounds, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return Timing(tuple((seconds * (spread * noise).exp()).tolist()))
+
+
+def result(plain=2.0, spread=0.02, **changed):
+    timings = {
+        "fused": timing(1e-3, spread),
+        "plain": timing(plain * 1e-3, spread, seed=1),
+        "limit": timing(9e-4, seed=2),
+    }
+    agreements = {"plain": Agreement(1e-7, 1e-7), "fused": Agreement(1e-7, 1e-7)}
+    memory = {"fused": {"retained": 10**6, "peak": 3 * 10**6}, "plain": {"retained": 4 * 10**6, "peak": 6 * 10**6}}
+    return dataclasses.replace(CaseResult("feature matching", Setup(), timings, agreements, memory), **changed)
+
+
+def text_of(table):
+    console = Console(width=150)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
+def test_the_interval_contains_the_true_ratio_in_most_runs():
+    inside = 0
+    for seed in range(100):
+        ratio = Ratio.of(timing(3.0, 0.1, seed=2 * seed), timing(2.0, 0.1, seed=2 * seed + 1), samples=300)
+        inside += ratio.low <= 1.5 <= ratio.high
+    assert 85 <= inside <= 100
+
+
+def test_a_change_of_the_machines_speed_between_rounds_does_not_matter():
+    slow = [1.0 + (k % 3) for k in range(21)]
+    ratio = Ratio.of(Timing(tuple(3 * x for x in slow)), Timing(tuple(2 * x for x in slow)))
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((1.5, 1.5, 1.5))
+    assert not ratio.uncertain
+
+
+def test_a_ratio_that_varies_is_not_printed_as_a_measurement():
+    assert "2.0" in text_of(speed_table([result()]))
+    varying = result(spread=0.9)
+    assert varying.uncertain
+    row = next(line for line in text_of(speed_table([varying])).splitlines() if "feature matching" in line)
+    assert "not measured" in row
+    assert "×" not in row
+
+
+def test_disagreement_with_float64_is_shown():
+    wrong = result(agreements={"plain": Agreement(1e-7, 1e-7), "fused": Agreement(1e-3, 1e-7)})
+    assert "NO, 1e-03; plain 1e-07" in text_of(speed_table([wrong]))
+    assert "yes, 1e-07" in text_of(speed_table([result()]))
+
+
+def test_memory_is_relative_to_plain_pytorch():
+    text = text_of(memory_table([result()]))
+    assert "25.0%" in text
+    assert "50.0%" in text
+
+
+@pytest.mark.parametrize(("plain", "verdict"), [(2.0, "no change beyond noise"), (3.0, "faster"), (1.3, "SLOWER")])
+def test_changes_are_those_beyond_noise(plain, verdict):
+    document = json.dumps({"cases": [result().to_json()]})
+    lines = changes([result(plain)], read_results(document, "old.json"))
+    [line] = [line for line in lines if "plain PyTorch" in line]
+    assert line.endswith(verdict)
+    assert any("bandwidth limit" in line and line.endswith("no change beyond noise") for line in lines)
+
+
+def test_cases_without_earlier_results_are_named():
+    [line] = changes([result(setup=Setup(64, 64))], [result()])
+    assert "64x64: not in the earlier results" in line
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"cases": [{"case": "VGGLoss"}]}', '{"seconds": {}}'])
+def test_other_files_are_refused(text):
+    with pytest.raises(InputError, match=r"--compare: old\.json was not written by"):
+        read_results(text, "old.json")
+
+
+def test_the_number_of_rounds_fits_the_budget():
+    calls = {"fast": 0, "slow": 0}
+
+    def counted(name):
+        def call():
+            calls[name] += 1
+
+        return call
+
+    found = compare({name: counted(name) for name in calls}, rounds=None, min_seconds=1e-4, budget=0.0)
+    assert {len(timing.rounds) for timing in found.values()} == {5}
+    found = compare({name: counted(name) for name in calls}, rounds=None, min_seconds=1e-4, budget=1e9)
+    assert {len(timing.rounds) for timing in found.values()} == {50}
+
+
+@pytest.mark.parametrize("sizes", [(64,), (64, 128)])
+def test_plots_have_a_legend_and_all_cases(sizes, tmp_path):
+    results = [result(name=name, setup=Setup(size, size)) for name in ("first", "second") for size in sizes]
+    plot(results, tmp_path / "plot", "svg")
+    text = (tmp_path / "plot").read_text()
+    assert all(comment in text for comment in ("first", "second", "plain PyTorch"))
