@@ -12,10 +12,24 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-__all__ = ["EXACT_MEMORY", "DeviceMemory", "is_measurable", "memory_of", "reset_peak", "resident", "run_child", "trim"]
+__all__ = [
+    "EXACT_MEMORY",
+    "ChildError",
+    "DeviceMemory",
+    "is_measurable",
+    "memory_of",
+    "reset_peak",
+    "resident",
+    "run_child",
+    "trim",
+]
 
 # glibc then maps and unmaps every tensor, and the package recycles no memory: exact resident memory, but slower.
 EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "PIX2PIXHD_RECYCLE": "0"}
+
+
+class ChildError(SystemExit):
+    """Raised if a child process fails. A script that does not catch it ends with the message."""
 
 
 def resident(key: str = "VmRSS") -> int:
@@ -102,12 +116,12 @@ def run_child(arguments: Sequence[str | os.PathLike[str]], exact_memory: bool = 
         The JSON of the last line that the child prints.
 
     Raises:
-        SystemExit: If the child fails; it has printed its error.
+        ChildError: If the child fails; it has printed its error.
     """
     environment = {**os.environ, **(EXACT_MEMORY if exact_memory else {})}
     done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
         names = [os.path.basename(argument) for argument in arguments if argument != "-m"]
         how = f"was stopped by signal {-done.returncode}" if done.returncode < 0 else "failed, see the error above"
-        raise SystemExit(f"the child process {how}: {' '.join(names)}")
+        raise ChildError(f"the child process {how}: {' '.join(names)}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -22,7 +22,7 @@ import pix2pixhd
 from pix2pixhd.bench.case import Setup
 from pix2pixhd.bench.cases import CASES, DEFAULT_CASES, NETWORK_CASES
 from pix2pixhd.bench.child import measure_memory
-from pix2pixhd.bench.memory import is_measurable
+from pix2pixhd.bench.memory import ChildError, is_measurable
 from pix2pixhd.bench.plots import check_plottable, plot
 from pix2pixhd.bench.results import CaseResult, changes, memory_table, read_results, speed_table
 from pix2pixhd.bench.timing import compare
@@ -256,7 +256,12 @@ def _run(arguments: argparse.Namespace, todo: Sequence[tuple[str, Setup]]) -> li
                 ) from error
             gc.collect()
         if not arguments.no_memory and is_measurable(todo[0][1].device.type):
-            results = add_memory(results, status.update)
+            try:
+                results = add_memory(results, status.update)
+            except ChildError:
+                print(
+                    "the memory could not be measured, see the error above; --no-memory leaves it out", file=sys.stderr
+                )
     return results
 
 

@@ -1,6 +1,7 @@
 """User errors end before training, with one message and exit code 2."""
 
 import dataclasses
+import json
 import pathlib
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from torch._dynamo.exc import TorchDynamoException
 
+from pix2pixhd.bench.memory import ChildError
 from pix2pixhd.cli import bench
 from pix2pixhd.cli import main as cli
 from pix2pixhd.cli.main import main
@@ -227,6 +229,20 @@ def test_bench_without_a_compiler_is_reported(capsys, monkeypatch):
 
     monkeypatch.setattr(bench, "run_case", fail)
     fails(capsys, ["bench", "--device", "cpu"], "No working C++ compiler", "--no-compile")
+
+
+def test_bench_keeps_the_times_if_the_memory_cannot_be_measured(capsys, monkeypatch, tmp_path):
+    def fail(*arguments):
+        raise ChildError("the child process was stopped by signal 9")
+
+    monkeypatch.setattr(bench, "measure_memory", fail)
+    file = tmp_path / "found.json"
+    command = ["bench", "--case", "LSGAN, generator", "--device", "cpu", "--rounds", "1", "--no-compile"]
+    assert main([*command, "--json", str(file)]) == 0
+    assert "--no-memory" in capsys.readouterr().err
+    [case] = json.loads(file.read_text())["cases"]
+    assert case["seconds"]["fused"]
+    assert not case["bytes"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
