@@ -301,7 +301,7 @@ def test_the_demo_replaces_its_own_files_only(tmp_path, monkeypatch):
     from pix2pixhd.demo import run as demo
     from pix2pixhd.errors import InputError
 
-    def small(out, max_minutes, seed):
+    def small(out, max_minutes, seed, vgg):
         for name in ("data/train_img/a.png", "run/logs/run_0/metrics.csv", "demo.yaml", "results.png"):
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).write_text(f"{seed}")
