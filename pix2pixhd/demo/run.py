@@ -15,11 +15,13 @@ from torch.utils.data import default_collate
 
 from pix2pixhd.config.parser import config_text
 from pix2pixhd.config.schema import DataOptions, LossOptions, ModelOptions, OptimizerOptions, RunOptions, TrainConfig
+from pix2pixhd.config.schema.ranges import Range
 from pix2pixhd.data import PairedDataset, find_pairs
 from pix2pixhd.data.images import save_png, tensor_to_image
 from pix2pixhd.demo.dataset import LABEL_NC, write_demo_data
 from pix2pixhd.demo.savings import Savings, measure_savings
 from pix2pixhd.demo.weights import usable_vgg
+from pix2pixhd.errors import InputError
 from pix2pixhd.files import Record, check_writable, write_text
 from pix2pixhd.reporting.image_grid import image_grid, with_titles
 from pix2pixhd.reporting.results_page import sample_images
@@ -37,6 +39,8 @@ _BATCH = 8
 _FINER = 4  # with the perceptual loss, epochs are as many times shorter and as many times more
 _CONFIG = "demo.yaml"
 _RESULTS = "results.png"
+_MINUTES = Range(0, 100_000, without_low=True)
+_SEEDS = Range(0, 2**32 - 1)
 _OVERHEAD_SECONDS = 15.0  # for validation, samples and results
 
 
@@ -213,9 +217,12 @@ def run_demo(out: pathlib.Path, max_minutes: float = 4.0, seed: int = 0, percept
         The errors before and after training, and the savings of the fused losses.
 
     Raises:
-        InputError: If the weights cannot be had, ``out`` cannot be written to, or files of other origin would be
-            replaced.
+        InputError: If a number is out of range, the weights cannot be had, ``out`` cannot be written to, or files of
+            other origin would be replaced.
     """
+    for option, value, allowed in (("--max-minutes", max_minutes, _MINUTES), ("--seed", seed, _SEEDS)):
+        if value not in allowed:
+            raise InputError(f"{option} must be {allowed}, got {value}; choose another value")
     vgg = None if perceptual is None else usable_vgg(perceptual)
     check_writable(out, "--out")
     record = Record(out, ["data", "run", _CONFIG, _RESULTS])

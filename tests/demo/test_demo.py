@@ -185,6 +185,13 @@ def test_a_demo_stopped_within_an_epoch_names_the_minutes_to_finish():
     assert demo._shortened(None, 640, 640, 230.0) == ""
 
 
+def test_a_demo_with_numbers_out_of_range_writes_nothing(tmp_path, capsys):
+    for option, value in (("--max-minutes", "nan"), ("--max-minutes", "inf"), ("--max-minutes", "0"), ("--seed", "-1")):
+        assert main(["demo", "--out", str(tmp_path / "demo"), option, value]) == 2
+        assert f"{option} must be " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_demo_deletes_nothing_but_an_earlier_demo(tmp_path, capsys):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "precious.txt").write_text("mine")
