@@ -94,14 +94,17 @@ def _without_types(text: str) -> str:
     text = re.sub(r"Parser key \"([\w.]+)\":", r"\1:", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text)
     text = re.sub(r" a typing\.Literal\[([^\]]*)\]", r" one of \1", text)
+    if section := re.match(r"(?P<key>\w+): Unable to load config ['\"](?P<value>.*?)['\"]", text):
+        return f"{section['key']} is a section, expected options indented below it, got {section['value']!r}"
     union = re.match(
         r"(?P<key>[\w.]+:) Does not validate against any of the Union subtypes Subtypes: \[(?P<types>.*)\] Errors: .*"
-        r"Given value: (?P<value>.*)",
+        r"Given value: ?(?P<value>.*)",
         text,
     )
     if union:
         types = union["types"].replace("typing.Literal", "one of ").replace("NoneType", "null")
-        text = f"{union['key']} Expected {types}. Got value: {union['value']}"
+        types = re.sub(r"\blist\[(\w+)\]", r"a list of \1, as [a, b]", types)
+        text = f"{union['key']} Expected {types}. Got value: {union['value'] or 'nothing'}"
     number = re.match(
         r"(?P<key>[\w.]+:) Expected .*\. Got value: (?P<value>[-+]?(nan|inf|infinity))$", text, re.IGNORECASE
     )

@@ -98,6 +98,25 @@ def test_a_typo_in_a_config_file_is_reported(capsys, tmp_path):
     fails(capsys, ["train", "--config", path], "config.yaml is not valid YAML")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"", "is empty; expected a YAML file with some of the sections data, model, loss"),
+        (b"- loss", "holds ['loss']; expected a YAML file"),
+        (b"loss:\n", "section loss must hold options, got nothing; remove it, or write its options indented below it"),
+        (b"loss: [vgg]\n", "section loss must hold options, got ['vgg']; remove it"),
+        (b"loss: lpips\n", "loss is a section, expected options indented below it, got 'lpips'"),
+        (b"loss:\n  perceptual_network: ''\n", "Expected one of ['vgg19', "),
+        (b"loss:\n  perceptual_layers: relu1_2\n", "Expected a list of str, as [a, b], null. Got value: relu1_2"),
+    ],
+)
+def test_a_config_file_without_options_in_a_section_is_reported(capsys, tmp_path, content, message):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    assert fails(capsys, ["train", "--config", path], message).count("\n") == 1
+
+
 def test_data_errors_stop_the_run_before_it_starts(capsys, command_line, data_root, tmp_path):
     path = data_root / "train_label" / "b.png"
     label = np.asarray(Image.open(path)).copy()
@@ -129,6 +148,12 @@ def test_unavailable_vgg_weights_are_reported(capsys, command_line, tmp_path):
     fails(
         capsys, command_line("--loss.lambda_vgg=10", "--loss.vgg=/nowhere/vgg19.pth"), "loss.vgg", "/nowhere/vgg19.pth"
     )
+    for path, found in ((tmp_path, "is not a file"), ("x" * 300, "does not exist")):
+        fails(capsys, command_line("--loss.lambda_vgg=10", f"--loss.vgg={path}"), f"{path} {found}; pass")
+    fails(
+        capsys, command_line("--loss.lambda_vgg=10", "--loss.vgg="), "loss.vgg must be imagenet or the path of a file"
+    )
+    assert not (tmp_path / "run").exists()
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "vgg.pth")
     fails(capsys, command_line("--loss.lambda_vgg=10", f"--loss.vgg={tmp_path}/vgg.pth"), "is not a VGG19 state dict")
 

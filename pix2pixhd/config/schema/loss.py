@@ -103,6 +103,9 @@ class LossOptions:
         _check_choice("perceptual", self.perceptual, PerceptualLoss, optional=False)
         _check_choice("perceptual_distance", self.perceptual_distance, PerceptualDistance)
         _check_choice("perceptual_dtype", self.perceptual_dtype, PerceptualDtype)
+        for name, default in (("vgg", "imagenet"), ("lpips_weights", "null")):
+            if getattr(self, name) == "":
+                raise InputError(f"loss.{name} must be {default} or the path of a file, got ''; set {default}")
         disabled = [weight for weight in weights if getattr(self, weight) == 0]
         if len({*disabled, *(["lambda_vgg"] if self.perceptual == "none" else [])}) == len(weights):
             raise InputError(
