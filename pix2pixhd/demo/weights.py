@@ -30,8 +30,9 @@ def usable_vgg(given: str) -> str:
         # These functions raise no error for homes of unknown users and folders that cannot be read.
         path = pathlib.Path(os.path.abspath(os.path.expanduser(given)))
         if not os.path.isfile(path):
+            found = f"{path} is not a file" if os.path.exists(path) else f"file {path} does not exist"
             raise InputError(
-                f"--perceptual: file {path} does not exist; pass the path of a state dict of VGG19, or --perceptual "
+                f"--perceptual: {found}; pass the path of a state dict of VGG19, or --perceptual "
                 "alone for torch.hub's cache or a download"
             )
         vgg = str(path)

@@ -28,7 +28,7 @@ from pix2pixhd.models.lpips_trunks import (
     to_own_names,
 )
 from pix2pixhd.models.vgg import FrozenVGG
-from pix2pixhd.models.weights import read_weights
+from pix2pixhd.models.weights import check_file, read_weights
 from pix2pixhd.ops import frozen_features, perceptual, reference
 from pix2pixhd.ops.autograd import wider
 
@@ -187,8 +187,7 @@ class LPIPS(OperatorLoss):
         self.train(not eval_mode)
 
     def _load_linear(self, path: pathlib.Path) -> None:
-        if not path.is_file():
-            raise FileNotFoundError(f"model_path: file {path} does not exist; pass the weights of the linear layers")
+        check_file(path, "model_path", "pass the weights of the linear layers")
         try:
             state = read_weights(path)
         except ValueError as error:

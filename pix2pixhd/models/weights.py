@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import pickle
 import re
@@ -9,7 +10,7 @@ import warnings
 
 import torch
 
-__all__ = ["imagenet_weights", "read_weights", "warn_of_random_weights", "weights_of_file"]
+__all__ = ["check_file", "imagenet_weights", "read_weights", "warn_of_random_weights", "weights_of_file"]
 
 _OFFLINE = """the ImageNet weights of {network} could not be downloaded: {error}
 Put the file {name} ({size} MB, from {url}) at
@@ -46,6 +47,8 @@ def _failure(error: Exception) -> str:
             f"it contains more than weights: a Python object of type {refused[1]}, and loading it could execute code; "
             "save the network's state_dict() instead"
         )
+    if not isinstance(error, (OSError, RuntimeError)):  # the unpickler fails in other ways on text
+        return "it is damaged, or was not written by torch.save"
     return text.splitlines()[0] if text else type(error).__name__
 
 
@@ -85,6 +88,22 @@ def imagenet_weights(network: str, caller: str, argument: str) -> object:
     return state
 
 
+def check_file(
+    path: str | os.PathLike[str],
+    argument: str,
+    remedy: str = "pass 'imagenet', 'random', a module, or the path of a state dict",
+) -> None:
+    """Check that a path that a user passed as ``argument`` is that of a file.
+
+    Raises:
+        FileNotFoundError: If it is not.
+    """
+    # Unlike `Path.is_file`, these functions raise no error for names that are too long.
+    if not os.path.isfile(path):
+        found = f"{path} is not a file" if os.path.exists(path) else f"file {path} does not exist"
+        raise FileNotFoundError(f"{argument}: {found}; {remedy}")
+
+
 def weights_of_file(path: pathlib.Path, argument: str) -> object:
     """Read a weight file that a user passed as ``argument``.
 
@@ -92,10 +111,7 @@ def weights_of_file(path: pathlib.Path, argument: str) -> object:
         FileNotFoundError: If it does not exist.
         ValueError: If it cannot be read.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{argument}: file {path} does not exist; pass 'imagenet', 'random', a module, or the path of a state dict"
-        )
+    check_file(path, argument)
     try:
         return read_weights(path)
     except ValueError as error:

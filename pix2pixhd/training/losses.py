@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, cast
 
 import torch
@@ -13,25 +14,34 @@ from pix2pixhd.losses import LPIPS, GeneratorLoss, VGGLoss
 from pix2pixhd.losses.presets import get_preset
 from pix2pixhd.models.lpips_trunks import TrunkName
 from pix2pixhd.models.vgg import Architecture, layer_names
+from pix2pixhd.models.weights import check_file
 
 __all__ = ["check_loss", "generator_loss", "perceptual_name"]
 
 
 def check_loss(options: LossOptions) -> None:
-    """Checks the names of the layers against the network, without loading weights.
+    """Checks the names of the layers against the network, and that files of weights exist, without loading weights.
 
     Raises:
-        InputError: If the network has no such layer; the message lists those that it has.
+        InputError: If the network has no such layer, with those that it has, or if there is no such file.
 
     Example:
         >>> check_loss(LossOptions(perceptual_layers=["relu1_2", "relu3_3"]))
     """
-    if options.perceptual != "vgg" or options.perceptual_layers is None:
-        return
     try:
-        layer_names(str(options.network), options.perceptual_layers)
-    except ValueError as error:
+        if options.perceptual == "vgg" and options.perceptual_layers is not None:
+            layer_names(str(options.network), options.perceptual_layers)
+        if _is_enabled(options):
+            if options.vgg not in ("imagenet", "random"):
+                check_file(options.vgg, "vgg")
+            if options.lpips_weights is not None:
+                check_file(options.lpips_weights, "model_path", "pass the weights of the linear layers")
+    except (ValueError, FileNotFoundError) as error:
         raise InputError(as_options(str(error))) from None
+
+
+def _is_enabled(options: LossOptions) -> bool:
+    return options.perceptual != "none" and options.lambda_vgg != 0
 
 
 def generator_loss(options: LossOptions) -> GeneratorLoss:
@@ -42,15 +52,20 @@ def generator_loss(options: LossOptions) -> GeneratorLoss:
             file to download and its folder.
     """
     check_loss(options)
-    enabled = options.perceptual != "none" and options.lambda_vgg != 0
+    enabled = _is_enabled(options)
     try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            perceptual = _perceptual_loss(options) if enabled else "imagenet"
+        for warning in caught:  # that of random weights recommends an argument of the loss
+            warnings.warn(as_options(str(warning.message)), warning.category, stacklevel=2)
         return GeneratorLoss(
             options.lambda_gan,
             options.lambda_feat,
             options.lambda_vgg if enabled else 0.0,
             preset=options.preset,
             gan_mode=options.gan_mode,
-            vgg=_perceptual_loss(options) if enabled else "imagenet",
+            vgg=perceptual,
         )
     except (RuntimeError, FileNotFoundError, ValueError) as error:
         text = as_options(str(error))

@@ -159,6 +159,11 @@ def test_missing_weights_are_named_with_their_option(monkeypatch, tmp_path):
         generator_loss(LossOptions(**LPIPS_OPTIONS))
 
 
+def test_the_warning_of_random_weights_names_options():
+    with pytest.warns(UserWarning, match=r"random weights \(loss\.vgg: random\).* use loss\.vgg: imagenet or the path"):
+        generator_loss(LossOptions(**LPIPS_OPTIONS))
+
+
 def test_images_and_memory_limits_that_are_too_small_are_reported(lpips_config):
     config = lpips_config("small")
     config.data.fineSize = 16
