@@ -214,7 +214,7 @@ def replacing_all(
         ...     a.write_text("1")
         ...     b.write_text("2")
     """
-    named = [path.resolve() if path.is_symlink() and not _is_device(path) else path for path in paths]
+    named = [path.resolve() if os.path.islink(path) and not _is_device(path) else path for path in paths]
     parts: list[tuple[pathlib.Path, pathlib.Path]] = []
     try:
         current = named[0] if named else pathlib.Path()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from pix2pixhd.bench.case import Agreement, Setup
@@ -15,6 +17,8 @@ from pix2pixhd.errors import InputError
 
 __all__ = ["BASELINES", "CaseResult", "changes", "describe", "memory_table", "read_results", "speed_table"]
 
+# Below it the bootstrap over the rounds gives no 95 % interval: one round gives an interval of width 0.
+_FEWEST_ROUNDS = 5
 BASELINES = {"plain": "plain PyTorch", "compiled": "torch.compile"}
 
 
@@ -84,9 +88,36 @@ def read_results(text: str, source: str) -> list[CaseResult]:
         InputError: If the text is something else.
     """
     try:
-        return [CaseResult.from_json(case) for case in json.loads(text)["cases"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"--compare: {source} was not written by this version of pix2pixhd bench --json") from error
+        results = [CaseResult.from_json(case) for case in json.loads(text)["cases"]]
+        complete = all(map(_is_complete, results))
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise _not_written(source) from error
+    if not complete:
+        raise _not_written(source)
+    return results
+
+
+def _not_written(source: str) -> InputError:
+    return InputError(
+        f"--compare: {source} was not written by this version of pix2pixhd bench --json; measure again with --json"
+    )
+
+
+def _is_complete(result: CaseResult) -> bool:
+    """Whether all implementations have the same number of times, and all times are positive.
+
+    Raises:
+        TypeError: If a value has another type, or cannot be a key of ``changes``.
+    """
+    hash((result.name, result.setup))
+    rounds = [timing.rounds for timing in result.timings.values()]
+    return (
+        {"fused", "plain"} <= result.timings.keys()
+        and isinstance(result.setup.dtype, torch.dtype)
+        and len({len(times) for times in rounds}) == 1
+        and len(rounds[0]) > 0
+        and all(0 < seconds < math.inf for times in rounds for seconds in times)
+    )
 
 
 def _time(timing: Timing) -> str:
@@ -117,7 +148,7 @@ def speed_table(results: Sequence[CaseResult]) -> Table:
     table = Table(title="forward and backward", title_justify="left")
     headers = ("case", "size", "pix2pixhd", "plain PyTorch takes", "torch.compile takes", "of the limit")
     for header in (*headers, "agrees with float64"):
-        table.add_column(header, justify="left" if header in ("case", "size") else "right")
+        table.add_column(header, justify="left" if header in ("case", "size") else "right", overflow="fold")
     for result in results:
         cells = [_times(result.speed_up(name)) if name in result.timings else "–" for name in BASELINES]
         limit = "–"
@@ -134,7 +165,8 @@ def memory_table(results: Sequence[CaseResult]) -> Table:
     """Returns the table of the memory above that of the inputs."""
     table = Table(title="memory above the inputs", title_justify="left")
     for header in ("case", "size", "implementation", "saved for backward", "", "peak", ""):
-        table.add_column(header, justify="left" if header in ("case", "size", "implementation") else "right")
+        left = header in ("case", "size", "implementation")
+        table.add_column(header, justify="left" if left else "right", overflow="fold")
     for result in results:
         base = result.memory.get("plain", {})
         for name, found in result.memory.items():
@@ -163,7 +195,9 @@ def changes(results: Sequence[CaseResult], earlier: Sequence[CaseResult]) -> lis
             continue
         for baseline in result.timings.keys() & old.timings.keys() - {"fused"}:
             new_ratio, old_ratio = result.speed_up(baseline), old.speed_up(baseline)
-            if new_ratio.uncertain or old_ratio.uncertain:
+            if min(len(found.timings["fused"].rounds) for found in (result, old)) < _FEWEST_ROUNDS:
+                verdict = f"not measured, with fewer than {_FEWEST_ROUNDS} rounds"
+            elif new_ratio.uncertain or old_ratio.uncertain:
                 verdict = "not measured"
             elif new_ratio.low > old_ratio.high:
                 verdict = "faster"

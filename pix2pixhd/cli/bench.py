@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import gc
 import json
+import os
 import pathlib
 import platform
 import re
@@ -27,13 +28,14 @@ from pix2pixhd.bench.plots import check_plottable, plot
 from pix2pixhd.bench.results import CaseResult, changes, memory_table, read_results, speed_table
 from pix2pixhd.bench.timing import compare
 from pix2pixhd.errors import InputError
-from pix2pixhd.files import check_replaceable, replacing, write_text
+from pix2pixhd.files import check_replaceable, check_writable, replacing, write_text
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SIZE = (1024, 512)
 # The size of the cases that run networks on a CPU, where they take seconds at 1024x512.
 _SMALL_SIZE = (256, 128)
 _MINIMUM = 16
+_MAXIMUM = 2**16
 _BUDGET = 4.0  # seconds of the rounds of one case
 _WIDTH = 150  # of the tables where the output is not a terminal
 
@@ -126,14 +128,16 @@ def _size(text: str) -> tuple[int, int]:
     if not re.fullmatch(r"\d+x\d+", text):
         raise argparse.ArgumentTypeError(f"must be width x height, such as 1024x512, got {text!r}")
     width, height = (int(side) for side in text.split("x"))
-    if min(width, height) < _MINIMUM:
-        raise argparse.ArgumentTypeError(f"must be at least {_MINIMUM}x{_MINIMUM}, got {text!r}")
+    if min(width, height) < _MINIMUM or max(width, height) > _MAXIMUM:
+        raise argparse.ArgumentTypeError(
+            f"must be at least {_MINIMUM}x{_MINIMUM} and at most {_MAXIMUM}x{_MAXIMUM}, got {text!r}"
+        )
     return width, height
 
 
 def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    if not text.isdecimal() or not 1 <= int(text) <= _MAXIMUM:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1 and at most {_MAXIMUM}, got {text!r}")
     return int(text)
 
 
@@ -152,7 +156,8 @@ def _parser() -> argparse.ArgumentParser:
         "--case",
         action="append",
         choices=list(CASES),
-        help="case to run; may be repeated (default: all but the vanilla GAN losses)",
+        metavar="NAME",
+        help=f"case to run; may be repeated (default: all but the vanilla GAN losses): {'; '.join(CASES)}",
     )
     parser.add_argument(
         "--size",
@@ -206,6 +211,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not file.resolve().parent.is_dir():
                 parser.error(f"--{option}: the folder {file.resolve().parent} does not exist; create it first")
             check_replaceable([file], arguments.force, f"--{option}")
+            if not os.path.exists(file):
+                check_writable(file.resolve().parent, f"--{option}")
+    if arguments.json and arguments.plot and arguments.json.resolve() == arguments.plot.resolve():
+        parser.error(f"--json and --plot must be two files, got {arguments.json} for both; rename one of them")
     if arguments.plot is not None:
         check_plottable(arguments.plot)
     earlier = None if arguments.compare is None else _read_earlier(arguments.compare)

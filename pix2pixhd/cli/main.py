@@ -6,6 +6,7 @@ import argparse
 import difflib
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -170,7 +171,7 @@ _LESS_MEMORY = {
     "generate": "lower --batch, scale the images down with --resize_or_crop scale_width --loadSize WIDTH, or use "
     "--device cpu",
     "features": "scale the images down with --resize_or_crop scale_width --loadSize WIDTH, or use --device cpu",
-    "bench": "use --dtype bfloat16, or --device cpu",
+    "bench": "lower --size, --batch or --num-d, or use --dtype bfloat16 or --device cpu",
 }
 
 
@@ -182,6 +183,9 @@ def _message(error: Exception, command: str) -> str | None:
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         remedy = _LESS_MEMORY.get(command, "end other programs that use the GPU, or hide it: CUDA_VISIBLE_DEVICES=")
         return f"out of GPU memory ({str(error).partition(chr(10))[0]}); {remedy}"
+    if isinstance(error, RuntimeError) and (allocation := re.search(r"DefaultCPUAllocator: ([^\n]*)", str(error))):
+        remedy = re.sub(r",? or (use )?--device cpu$", "", _LESS_MEMORY.get(command, "end other programs"))
+        return f"out of memory ({allocation[1]}); {remedy}"
     return str(error) if isinstance(error, InputError) else None
 
 

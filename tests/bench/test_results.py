@@ -61,6 +61,13 @@ def test_a_ratio_that_varies_is_not_printed_as_a_measurement():
     assert "×" not in row
 
 
+def test_tables_are_complete_on_a_narrow_terminal():
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(speed_table([result()]), memory_table([result()]))
+    assert "…" not in captured.get()
+
+
 def test_disagreement_with_float64_is_shown():
     wrong = result(agreements={"plain": Agreement(1e-7, 1e-7), "fused": Agreement(1e-3, 1e-7)})
     assert "NO, 1e-03; plain 1e-07" in text_of(speed_table([wrong]))
@@ -91,6 +98,36 @@ def test_cases_without_earlier_results_are_named():
 def test_other_files_are_refused(text):
     with pytest.raises(InputError, match=r"--compare: old\.json was not written by"):
         read_results(text, "old.json")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("setup", "device", "foo"),
+        ("setup", "dtype", "nn"),
+        ("setup", "width", [64]),
+        ("seconds", "fused", []),
+        ("seconds", "plain", [1.0, 2.0]),
+        ("seconds", "limit", ["a"] * 21),
+        ("seconds", "plain", [0.0] * 21),
+        ("seconds", "fused", None),
+    ],
+)
+def test_changed_results_are_refused_before_the_measurement(part, key, value):
+    case = result().to_json()
+    case[part][key] = value
+    with pytest.raises(InputError, match=r"old\.json was not written by .*; measure again with --json"):
+        read_results(json.dumps({"cases": [case]}), "old.json")
+    with pytest.raises(InputError, match="was not written by"):
+        read_results("[" * 100_000, "old.json")
+
+
+def test_a_single_round_is_no_change_beyond_noise():
+    def once(seconds):
+        return result(timings={"fused": Timing((1.0,)), "plain": Timing((seconds,))})
+
+    [line] = changes([once(3.0)], [once(2.0)])
+    assert line.endswith("not measured, with fewer than 5 rounds")
 
 
 def test_the_number_of_rounds_fits_the_budget():

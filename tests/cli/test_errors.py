@@ -243,6 +243,30 @@ def test_data_help_names_the_check_command(capsys):
         assert "check" in capsys.readouterr().out
 
 
+def test_bench_refuses_sizes_and_outputs_before_it_measures(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "run_case", lambda *_: pytest.fail("measured"))
+    file = str(tmp_path / "a.png")
+    for arguments, message in (
+        (["--size", "99999x16"], "at most 65536x65536, got '99999x16'"),
+        (["--batch", "9" * 20], "at most 65536, got"),
+        (["--json", file, "--plot", file, "--force"], "--json and --plot must be two files"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["bench", *arguments])
+        assert caught.value.code == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert max(map(len, error.splitlines()[:-1])) <= 100  # the usage
+    fails(capsys, ["bench", "--json", "/proc/a.json"], "--json: cannot write to /proc")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lack_of_memory_on_the_cpu_is_reported(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "run_case", lambda *_: torch.empty(2**50))
+    error = fails(capsys, ["bench", "--device", "cpu"], "out of memory (", "; lower --size, --batch or --num-d")
+    assert "--device cpu" not in error
+
+
 @pytest.mark.parametrize("device", ["foo", "meta", "cuda:99"])
 def test_bench_rejects_an_unavailable_device(capsys, device):
     fails(capsys, ["bench", "--device", device], "--device", device)
