@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from pix2pixhd.bench.case import Case, Inputs, Setup, TensorCase
 from pix2pixhd.bench.step_case import StepCase
+from pix2pixhd.bench.step_setup import StepSetup
+from pix2pixhd.errors import InputError
 from pix2pixhd.losses import LPIPS, VGGLoss
 from pix2pixhd.models.layers import InstanceNorm2d, ResnetBlock
 from pix2pixhd.models.vgg import load_vgg
@@ -26,7 +28,7 @@ from pix2pixhd.nn import lean
 from pix2pixhd.ops import logistic_loss, lsgan_loss, multi_l1_loss
 from pix2pixhd.ops.autograd import wider
 
-__all__ = ["CASES", "DEFAULT_CASES", "NETWORK_CASES", "discriminator_shapes", "l1_case", "vgg_shapes"]
+__all__ = ["CASES", "DEFAULT_CASES", "NETWORK_CASES", "check_images", "discriminator_shapes", "l1_case", "vgg_shapes"]
 
 Shape = tuple[int, int, int, int]
 
@@ -152,3 +154,25 @@ CASES: dict[str, Callable[[Setup], Case]] = {
 DEFAULT_CASES = [name for name in CASES if not name.startswith("vanilla")]
 # Those that evaluate networks, which take seconds on a CPU.
 NETWORK_CASES = ("VGGLoss", "LPIPS", "residual block", "training step")
+
+
+def check_images(name: str, setup: Setup) -> None:
+    """Checks that the networks of a case accept the images. The command calls this before it measures the first case.
+
+    Raises:
+        InputError: If they are too small, or if the generator would return another size.
+    """
+    if name != "training step":
+        return
+    multiple = 2**StepSetup.n_downsample
+    size = f"{setup.width}x{setup.height}"
+    if any(side % multiple or side < 2 * multiple for side in (setup.width, setup.height)):
+        raise InputError(
+            f"--size: the case {name!r} needs width and height in multiples of {multiple} and at least {2 * multiple}, "
+            f"got {size}; change it, or choose other cases with --case"
+        )
+    if any(height * width == 1 for _, _, height, width in discriminator_shapes(setup)[0]):
+        raise InputError(
+            f"--num-d: the images of the case {name!r} must have more than one pixel at the coarsest of {setup.num_D} "
+            f"scales, got {size}; lower --num-d, or raise --size"
+        )

@@ -21,7 +21,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 import pix2pixhd
 from pix2pixhd.bench.case import Setup
-from pix2pixhd.bench.cases import CASES, DEFAULT_CASES, NETWORK_CASES
+from pix2pixhd.bench.cases import CASES, DEFAULT_CASES, NETWORK_CASES, check_images
 from pix2pixhd.bench.child import measure_memory
 from pix2pixhd.bench.memory import ChildError, is_measurable
 from pix2pixhd.bench.plots import check_plottable, plot
@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="pix2pixhd bench",
         description="Benchmark forward and backward of the losses and of a network block: this package, plain PyTorch, "
         "torch.compile and the limit of the memory bandwidth. The implementations are timed interleaved in one "
-        "process. Prints medians with the 20th and 80th percentiles, speed-ups with 95 %% confidence intervals, "
+        "process. Prints medians with the 20th and 80th percentiles, speed-ups with 95 % confidence intervals, "
         "whether value and gradients agree with float64, and the memory of each implementation. Takes some minutes on "
         "two CPU cores, half of them for torch.compile.",
     )
@@ -220,10 +220,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     earlier = None if arguments.compare is None else _read_earlier(arguments.compare)
 
     device = _device(arguments.device)
+    todo = [(name, setup) for name in arguments.case or DEFAULT_CASES for setup in _setups(arguments, name, device)]
+    for name, setup in todo:
+        check_images(name, setup)
     facts = machine(device)
     out = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
     out.print(", ".join(f"{key} {value}" for key, value in facts.items()), highlight=False)
-    todo = [(name, setup) for name in arguments.case or DEFAULT_CASES for setup in _setups(arguments, name, device)]
     results = _run(arguments, todo)
     out.print(speed_table(results))
     if any(result.memory for result in results):

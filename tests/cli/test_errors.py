@@ -258,6 +258,13 @@ def test_bench_refuses_sizes_and_outputs_before_it_measures(capsys, tmp_path, mo
         assert message in error
         assert max(map(len, error.splitlines()[:-1])) <= 100  # the usage
     fails(capsys, ["bench", "--json", "/proc/a.json"], "--json: cannot write to /proc")
+    fails(
+        capsys, ["bench", "--size", "64x64", "100x64"], "--size: the case 'training step' needs", "got 100x64; change"
+    )
+    fails(capsys, ["bench", "--size", "32x32", "--num-d", "6"], "--num-d: the images of the case 'training step'")
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    assert "%%" not in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
