@@ -89,3 +89,9 @@ def test_a_failed_child_process_is_reported_without_a_traceback_of_the_parent(tm
     script.write_text("raise SystemExit('no such size')")
     with pytest.raises(SystemExit, match=r"child process failed, see the error above: child\.py --size 1"):
         run_child([script, "--size", "1"])
+
+
+@pytest.mark.filterwarnings("ignore:.*random weights")
+def test_the_time_of_a_training_step_is_measured():
+    setup = training_step.Setup("64x32", ngf=2, ndf=2, n_downsample=2, n_blocks=1, num_D=1, label_nc=3)
+    assert training_step.measure("ours", "float32", setup, 1)["seconds"] > 0
