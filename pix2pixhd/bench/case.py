@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import pix2pixhd
 
-__all__ = ["Agreement", "Case", "Implementation", "Inputs", "Result", "Setup", "TensorCase", "relative_error"]
+__all__ = ["Agreement", "Case", "Implementation", "Inputs", "Result", "Setup", "TensorCase", "agreements", "autocast"]
 
 Implementation = Callable[[], object]
 # Tensors of the generated and of the real images.
@@ -136,7 +136,7 @@ class TensorCase:
         def run() -> Result:
             fake, real, leaves = next(sets)
             with pix2pixhd.backend(backend):
-                with self._autocast(leaves[0].device.type):
+                with autocast(leaves[0].device, torch.float32 if self.network is None else self.dtype):
                     value = loss(fake, real)
                 if between is not None:
                     between()
@@ -146,10 +146,7 @@ class TensorCase:
 
     def agreement(self, names: Sequence[str]) -> dict[str, Agreement]:
         """Compares implementations with plain PyTorch in float64, for the first set of inputs."""
-        plain, exact = self.run_of("plain")(), self._exact()
-        own = relative_error(plain, exact)
-        errors = {name: relative_error(self.run_of(name)(), exact) for name in names if name != "plain"}
-        return {"plain": Agreement(own, own), **{name: Agreement(error, own) for name, error in errors.items()}}
+        return agreements(self._exact(), lambda name: self.run_of(name)(), names)
 
     def _exact(self) -> Result:
         wide: list[list[Tensor]] = [
@@ -164,11 +161,6 @@ class TensorCase:
     def _leaves(self, fake: list[Tensor], real: list[Tensor]) -> list[Tensor]:
         return [*(x for x in (*fake, *real) if x.requires_grad), *_trained(self.network)]
 
-    def _autocast(self, device: str) -> contextlib.AbstractContextManager[object]:
-        if self.network is None or self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(device, dtype=self.dtype)
-
     def _limit(self) -> Implementation:
         detached = [([x.detach() for x in fake], real) for fake, real in self.inputs]
         buffers = itertools.cycle([(fake, real, [torch.zeros_like(x) for x in fake]) for fake, real in detached])
@@ -182,6 +174,18 @@ class TensorCase:
 
 def _trained(network: nn.Module | None) -> list[Tensor]:
     return [] if network is None else [x for x in network.parameters() if x.requires_grad]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """Returns the context in which networks run: autocast to ``dtype``, or none for float32."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
+def agreements(exact: Result, result_of: Callable[[str], Result], names: Sequence[str]) -> dict[str, Agreement]:
+    """Compares the results of plain PyTorch and of implementations, one after another, with those in float64."""
+    plain = relative_error(result_of("plain"), exact)
+    errors = {name: relative_error(result_of(name), exact) for name in names if name != "plain"}
+    return {name: Agreement(error, plain) for name, error in {"plain": plain, **errors}.items()}
 
 
 def relative_error(found: Result, exact: Result) -> float:

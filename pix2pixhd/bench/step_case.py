@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
 
 import pix2pixhd
-from pix2pixhd.bench.case import Agreement, Implementation, Result, Setup, relative_error
+from pix2pixhd.bench.case import Agreement, Implementation, Result, Setup, agreements, autocast
 from pix2pixhd.bench.step_setup import StepSetup
 from pix2pixhd.bench.steps import OurStep, batch, free_gradients, make_step
 
@@ -18,8 +17,8 @@ __all__ = ["StepCase"]
 class StepCase:
     """A step of G and D with all losses and Adam: this package's, and NVIDIA's in plain PyTorch, with the same weights.
 
-    The learning rate is 0, so that every step does the same. There is no ``compiled``: NVIDIA's step is not compiled as
-    a whole by anyone.
+    The learning rate is 0, so that every step does the same. There is no ``compiled``: NVIDIA's
+    step is compared as it is.
 
     Args:
         setup: Images and discriminator. The networks are those of the 512p setting; for images of less than a tenth of
@@ -44,7 +43,7 @@ class StepCase:
         condition, real = batch(self.step_setup, device, self.setup.batch)
 
         def run() -> None:
-            with pix2pixhd.backend("fused" if own else "reference"), self._autocast():
+            with pix2pixhd.backend("fused" if own else "reference"), autocast(device, self.setup.dtype):
                 step(condition, real)
             free_gradients(step)
 
@@ -52,10 +51,7 @@ class StepCase:
 
     def agreement(self, names: Sequence[str]) -> dict[str, Agreement]:
         """Compares loss terms and gradients of both networks with those of NVIDIA's step in float64."""
-        exact = self._gradients("plain", torch.float64)
-        plain = relative_error(self._gradients("plain"), exact)
-        found = {name: relative_error(self._gradients(name), exact) for name in names if name != "plain"}
-        return {"plain": Agreement(plain, plain), **{name: Agreement(error, plain) for name, error in found.items()}}
+        return agreements(self._gradients("plain", torch.float64), self._gradients, names)
 
     @staticmethod
     def _implementation(name: str) -> str:
@@ -65,26 +61,21 @@ class StepCase:
     def _channels_last(self) -> bool:
         return self.setup.dtype != torch.float32  # as in the training package
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.setup.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.setup.device.type, dtype=self.setup.dtype)
-
     def _gradients(self, name: str, weights: torch.dtype = torch.float32) -> Result:
         """Returns the sum of the losses of G and D, and the gradients of each network's own loss."""
         device, own = self.setup.device, name == "fused"
         step = make_step(self._implementation(name), self.step_setup, device, self._channels_last, dtype=weights)
         inputs = [x.to(weights) for x in batch(self.step_setup, device, self.setup.batch)]
-        autocast = self._autocast() if weights == torch.float32 else contextlib.nullcontext()
+        precision = autocast(device, self.setup.dtype if weights == torch.float32 else torch.float32)
         parameters = [list(net.parameters()) for net in (step.netG, step.netD)]
         with pix2pixhd.backend("fused" if own else "reference"):
             if isinstance(step, OurStep):
-                with autocast:
+                with precision:
                     terms = step.gradients(*inputs)
                 totals = [terms["G_total"], terms["D_real"] + terms["D_fake"]]
                 gradients = [x.grad for network in parameters for x in network]
             else:
-                with autocast:
+                with precision:
                     totals = list(step.totals(step.losses(*inputs)))
                 gradients = [
                     gradient

@@ -8,6 +8,7 @@ import re
 
 from pix2pixhd.errors import InputError
 from pix2pixhd.models.vgg import load_vgg
+from pix2pixhd.models.weights import check_file
 
 __all__ = ["usable_vgg"]
 
@@ -29,12 +30,11 @@ def usable_vgg(given: str) -> str:
     if given not in ("imagenet", "random"):
         # These functions raise no error for homes of unknown users and folders that cannot be read.
         path = pathlib.Path(os.path.abspath(os.path.expanduser(given)))
-        if not os.path.isfile(path):
-            found = f"{path} is not a file" if os.path.exists(path) else f"file {path} does not exist"
-            raise InputError(
-                f"--perceptual: {found}; pass the path of a state dict of VGG19, or --perceptual "
-                "alone for torch.hub's cache or a download"
-            )
+        remedy = "pass the path of a state dict of VGG19, or --perceptual alone for torch.hub's cache or a download"
+        try:
+            check_file(path, "--perceptual", remedy)
+        except FileNotFoundError as error:
+            raise InputError(str(error)) from None
         vgg = str(path)
     try:
         load_vgg(vgg, argument="--perceptual", caller="demo")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -253,11 +252,6 @@ class FrozenFeatureLoss(FrozenNetworkLoss):
         with self._precision(images):
             return self.evaluation().targets(images, chosen)
 
-    def _precision(self, images: Tensor) -> contextlib.AbstractContextManager[Any]:
-        if self.dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
-
     def _losses(
         self, fake: Tensor, real: Tensor | None, targets: Sequence[Tensor], weight_map: Tensor | None
     ) -> Tensor:
@@ -265,16 +259,7 @@ class FrozenFeatureLoss(FrozenNetworkLoss):
         if self.keep_activations or not frozen_features.can_run():
             with self._precision(fake):
                 return self.evaluation().plain(fake, real, targets, weight_map)
-        return frozen_features.frozen_feature_loss(
-            self,
-            self._handle,
-            self.frozen_network(),
-            fake,
-            real,
-            targets=targets,
-            weight_map=weight_map,
-            dtype=self.dtype,
-        )
+        return self._through_operator(self.frozen_network(), fake, real, targets, weight_map)
 
     def _identity(self) -> Identity:
         stored = tuple(

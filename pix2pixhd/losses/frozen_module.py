@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,9 +35,13 @@ class OperatorLoss(nn.Module):
     """A loss that the operator ``pix2pixhd::frozen_feature_loss`` evaluates through a handle.
 
     Subclasses define ``evaluation`` and call ``_register`` in their constructor.
+
+    Attributes:
+        dtype: Compute dtype of the network, or None for that of autocast or of the network.
     """
 
     _handle: int
+    dtype: torch.dtype | None
 
     def _register(self) -> None:
         """Takes a handle. Copies take one of their own."""
@@ -57,6 +62,25 @@ class OperatorLoss(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Evaluates the loss for the operator."""
         return self.evaluation().run(fake, real, targets, weight_map, autocast, with_gradient)
+
+    def _through_operator(
+        self,
+        network: nn.Module,
+        fake: Tensor,
+        real: Tensor | None,
+        targets: Sequence[Tensor],
+        weight_map: Tensor | None,
+    ) -> Tensor:
+        """Returns the losses ``[N]``; the operator keeps no activations."""
+        return frozen_features.frozen_feature_loss(
+            self, self._handle, network, fake, real, targets=targets, weight_map=weight_map, dtype=self.dtype
+        )
+
+    def _precision(self, images: Tensor) -> contextlib.AbstractContextManager[Any]:
+        """Returns the autocast context in which the network runs without the operator."""
+        if self.dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

@@ -292,16 +292,7 @@ class LPIPS(OperatorLoss):
         return self._general if frozen_features.can_run() else None
 
     def _general(self, x: Tensor, y: Tensor | None, maps: list[Tensor] | None, weight_map: Tensor | None) -> Tensor:
-        return frozen_features.frozen_feature_loss(
-            self,
-            self._handle,
-            self.net,
-            x,
-            y,
-            targets=maps or (),
-            weight_map=weight_map,
-            dtype=self.dtype,
-        )
+        return self._through_operator(self.net, x, y, maps or (), weight_map)
 
     def evaluation(self) -> Evaluation:
         """Returns how the loss of a network other than the standard VGG16 is evaluated."""

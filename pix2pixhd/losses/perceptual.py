@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -273,16 +272,7 @@ class VGGLoss(FrozenNetworkLoss):
         """Evaluates any network without keeping its activations, as ``FrozenFeatureLoss`` does."""
         targets = real if isinstance(real, tuple) else ()
         images = real if isinstance(real, Tensor) else None
-        return frozen_features.frozen_feature_loss(
-            self,
-            self._handle,
-            self.vgg,
-            fake,
-            images,
-            targets=targets,
-            weight_map=weight_map,
-            dtype=self.dtype,
-        )
+        return self._through_operator(self.vgg, fake, images, targets, weight_map)
 
     def evaluation(self) -> Evaluation:
         """Returns how the loss of a network other than the standard VGG is evaluated."""
@@ -300,11 +290,6 @@ class VGGLoss(FrozenNetworkLoss):
             return multi_l1_loss(fake_maps, real_maps, layer_weights)
         losses = reference.distances(fake_maps, real_maps, layer_weights, self.criterion == "mse", weight_map)
         return losses.mean() if self.reduction == "mean" else losses
-
-    def _precision(self, images: Tensor) -> contextlib.AbstractContextManager[Any]:
-        if self.dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def _feature_maps(self, images: Tensor) -> list[Tensor]:
         """Returns the feature maps of the VGG, with a graph if a gradient is required."""
