@@ -11,6 +11,7 @@ from pix2pixhd.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 __all__ = ["check_plottable", "plot"]
 
@@ -56,6 +57,10 @@ def _peak_share(result: CaseResult) -> float | None:
     return result.memory["fused"]["peak"] / base if base else None
 
 
+def _pixels(result: CaseResult) -> int:
+    return result.setup.width * result.setup.height * result.setup.batch
+
+
 def _bars(speed: Axes, memory: Axes, groups: Mapping[str, Sequence[CaseResult]]) -> None:
     cases = [group[0] for group in groups.values()]
     labels = [f"{case.name}\n{case.size}" for case in cases]
@@ -66,23 +71,36 @@ def _bars(speed: Axes, memory: Axes, groups: Mapping[str, Sequence[CaseResult]])
             bars = [[r.value - r.low for _, r in chosen], [r.high - r.value for _, r in chosen]]
             speed.barh([row + offset for row, _ in chosen], values, 0.4, xerr=bars, label=f"over {title}", capsize=2)
     speed.set_xscale("log")
+    _ratio_ticks(speed.xaxis)
     speed.axvline(1, color="gray", linewidth=1)
     speed.set_title("speed-up, with 95 % confidence intervals")
     speed.set_yticks(range(len(cases)), labels)
     speed.legend()
     memory.set_title("peak memory, relative to plain PyTorch")
-    memory.barh(range(len(cases)), [_peak_share(case) or 0.0 for case in cases])
+    shares = [_peak_share(case) for case in cases]
+    drawn = memory.barh(range(len(cases)), [share or 0.0 for share in shares])
+    memory.bar_label(drawn, ["not measured" if share is None else f"{share:.2f}" for share in shares], padding=3)
     memory.axvline(1, color="gray", linewidth=1)
+    memory.set_xlim(0, 1.15 * max([1.0, *(share for share in shares if share is not None)]))
     memory.set_yticks(range(len(cases)), labels)
     for axis in (speed, memory):
         axis.invert_yaxis()
         axis.grid(alpha=0.3, axis="x")
 
 
+def _ratio_ticks(axis: Axis) -> None:
+    """Labels a logarithmic axis 0.5×, 1×, 2×, 5× instead of with powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+
+
 def _lines(speed: Axes, memory: Axes, groups: Mapping[str, Sequence[CaseResult]]) -> None:
     for index, (name, group) in enumerate(groups.items()):
-        cases = sorted(group, key=lambda case: case.setup.width * case.setup.height)
-        pixels = [case.setup.width * case.setup.height * case.setup.batch / 1e6 for case in cases]
+        cases = sorted(group, key=_pixels)
+        pixels = [_pixels(case) for case in cases]
         for baseline, style in zip(BASELINES, ("-", "--"), strict=True):
             if all(baseline in case.timings for case in cases):
                 ratios = [case.speed_up(baseline) for case in cases]
@@ -95,9 +113,13 @@ def _lines(speed: Axes, memory: Axes, groups: Mapping[str, Sequence[CaseResult]]
             memory.plot(pixels, shares, "-o", color=f"C{index}", label=name)
     speed.axhline(1, color="gray", linewidth=1)
     speed.set(title="speed-up, with 95 % confidence intervals", yscale="log")
+    _ratio_ticks(speed.yaxis)
     memory.set(title="peak memory, relative to plain PyTorch", ylim=(0, None))
+    sizes = {_pixels(case): case.size for group in groups.values() for case in group}
     for axis in (speed, memory):
-        axis.set(xlabel="megapixels per batch", xscale="log")
+        axis.set(xlabel="image size", xscale="log")
+        axis.set_xticks(list(sizes), list(sizes.values()), minor=False)
+        axis.set_xticks([], minor=True)
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize="small")
