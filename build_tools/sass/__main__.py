@@ -106,6 +106,9 @@ def main() -> int:
     elif not worse:
         regressions, better = budgets.compare(built, budgets.read())
         worse = regressions
+        without = [arch for arch in built if arch not in budgets.read()["archs"]]
+        if without:
+            print(f"\nBudgets not compared for {', '.join(without)}: there are none.")
         if better:
             print(f"\nBetter than the budget; to keep it, run {budgets.UPDATE}:\n  " + "\n  ".join(better))
     if worse:

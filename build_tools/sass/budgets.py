@@ -13,7 +13,7 @@ import re
 from typing import Any
 
 from build_tools.sass.disassembly import Kernel
-from build_tools.sass.kernels import SMALL, WORK, Path, main_path
+from build_tools.sass.kernels import Path, main_path, work_of
 from build_tools.sass.prediction import blocks_by_registers
 
 FILE = pathlib.Path(__file__).with_name("budgets.json")
@@ -51,12 +51,8 @@ def row(kernel: Kernel) -> Row:
     Raises:
         LookupError: If ``kernels.py`` does not describe it.
     """
-    if kernel.family in SMALL:
-        path = Path(0.0, 0.0, 0, 0, 0.0, 0.0, 0, 0)
-    elif kernel.family in WORK:
-        path = main_path(kernel, WORK[kernel.family](*kernel.arguments))
-    else:
-        raise LookupError(f"build_tools/sass/kernels.py does not describe {kernel.name}: add it to WORK or SMALL.")
+    work = work_of(kernel)
+    path = main_path(kernel, work) if work else Path(0.0, 0.0, 0, 0, 0.0, 0.0, 0, 0)
     return Row(
         kernel.registers,
         kernel.stack,
@@ -81,13 +77,14 @@ def broken_rules(kernels: dict[str, list[Kernel]]) -> list[str]:
                 )
             if kernel.stack and kernel.family not in STACK:
                 broken.append(f"{arch} {kernel.name}: {kernel.stack} bytes of stack; registers are spilled")
-            if kernel.family in SMALL or kernel.family not in WORK:
+            work = work_of(kernel)
+            if work is None:
                 continue
             counts = row(kernel)
             narrow = [size for size in (counts.load, counts.store) if 0 < size < 8]
             unaligned = kernel.family.startswith("relu_pool") and kernel.arguments[1] == "0"
             signs = kernel.family == "l1_forward"  # stores words of signs and one partial sum
-            if WORK[kernel.family](*kernel.arguments).vector and narrow and not (unaligned or signs):
+            if work.vector and narrow and not (unaligned or signs):
                 broken.append(f"{arch} {kernel.name}: global accesses of {min(narrow)} bytes, expected 8 or 16")
     return broken
 

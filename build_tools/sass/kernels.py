@@ -158,6 +158,22 @@ WORK: dict[str, Callable[..., Work]] = {
 SMALL = ("finish_sum", "finish_statistics", "finish_gradient_sums", "norm_parameters", "norm_affine")
 
 
+def work_of(kernel: Kernel) -> Work | None:
+    """What a kernel does per element; None for a kernel of few threads.
+
+    Raises:
+        LookupError: If this file does not describe the kernel, or describes other template arguments.
+    """
+    if kernel.family in SMALL:
+        return None
+    try:
+        return WORK[kernel.family](*kernel.arguments)
+    except (KeyError, TypeError) as error:
+        raise LookupError(
+            f"build_tools/sass/kernels.py does not describe {kernel.name}: update WORK or SMALL."
+        ) from error
+
+
 @dataclasses.dataclass(frozen=True)
 class Path:
     """The main path of a kernel; see above.

@@ -20,7 +20,7 @@ import dataclasses
 import math
 
 from build_tools.sass.disassembly import Kernel
-from build_tools.sass.kernels import THREADS, WORK, Path, main_path
+from build_tools.sass.kernels import THREADS, Path, Work, main_path, work_of
 
 COPY = 0.92  # assumed share of the published bandwidth that a device copy reaches
 LATENCY = 0.7e-6  # assumed seconds until a load from a busy memory arrives
@@ -131,9 +131,8 @@ def resident_blocks(kernel: Kernel, gpu: Gpu) -> int:
     return min(gpu.threads // THREADS, blocks_by_registers(kernel.registers), gpu.shared // (kernel.shared + 1024))
 
 
-def predict(kernel: Kernel, path: Path, elements: int, gpu: Gpu, then: Kernel | None = None) -> Prediction:
+def predict(kernel: Kernel, work: Work, path: Path, elements: int, gpu: Gpu, then: Kernel | None = None) -> Prediction:
     """Predict one launch over ``elements``, and the launch of ``then`` that waits for it."""
-    work = WORK[kernel.family](*kernel.arguments)
     resident = resident_blocks(kernel, gpu)
     per_second = gpu.multiprocessors * gpu.clock
     copy = elements * work.moved / (COPY * gpu.bandwidth)
@@ -170,9 +169,10 @@ def predictions(kernels: dict[str, list[Kernel]]) -> dict[str, dict[str, dict[st
         by_family = {kernel.family: kernel for kernel in kernels[arch]}
         for case in CASES:
             for dtype, name in case.kernel.items():
-                kernel = by_name[name]
-                path = main_path(kernel, WORK[kernel.family](*kernel.arguments))
-                then = by_family[case.then] if case.then else None
+                kernel, then = by_name.get(name), by_family.get(case.then) if case.then else None
+                work = work_of(kernel) if kernel else None
+                if kernel is None or work is None or (case.then and then is None):
+                    raise LookupError(f"the library has no {name} or {case.then}: update CASES in {__name__}.")
                 row = table.setdefault(case.label, {}).setdefault(dtype, {})
-                row[gpu.name] = predict(kernel, path, case.elements, gpu, then)
+                row[gpu.name] = predict(kernel, work, main_path(kernel, work), case.elements, gpu, then)
     return table

@@ -1,13 +1,15 @@
 """The report of the GPU code: the library that was built keeps the rules and budgets, and what the report counts."""
 
 import dataclasses
+import json
 
 import pytest
 
 from build_tools.messages import BuildError
+from build_tools.sass import __main__ as command
 from build_tools.sass import budgets
 from build_tools.sass.disassembly import Kernel, parse_blocks, readable_name
-from build_tools.sass.kernels import WORK, Path, Work, main_path
+from build_tools.sass.kernels import Path, Work, main_path, work_of
 from build_tools.sass.library import LIBRARY, find_tools, read_library
 from build_tools.sass.prediction import GPUS, predict
 
@@ -141,8 +143,9 @@ def test_new_and_removed_kernels_need_new_budgets():
     added, removed = budgets.compare({"sm_90": [kernel()]}, committed)[0]
     assert "pointwise_forward<float32, 0>: no budget" in added
     assert "relu<float32, 1>: has a budget but is not in the library" in removed
-    with pytest.raises(LookupError, match=r"does not describe unknown<float32>: add it"):
-        budgets.row(kernel(name="unknown<float32>"))
+    for name in ("unknown<float32>", "pointwise_forward<float32>"):
+        with pytest.raises(LookupError, match=f"does not describe {name}: update WORK"):
+            budgets.row(kernel(name=name))
 
 
 def test_written_budgets_are_read_again(monkeypatch, tmp_path):
@@ -168,16 +171,17 @@ def test_a_prediction_names_what_bounds_the_kernel():
     elements = 1 << 26
     h100, consumer = GPUS[1], GPUS[2]
     one = kernel()
-    assert WORK[one.family](*one.arguments).moved == 4
-    free = predict(one, fast, elements, h100)
+    work = work_of(one)
+    assert work.moved == 4
+    free = predict(one, work, fast, elements, h100)
     assert (free.bound, 0.9 < free.share <= 1) == ("memory", True)
-    assert predict(one, fast, elements, h100, then=one).share < free.share  # the launch that waits takes time
-    assert predict(one, fast, elements // 1000, h100).share < free.share  # the tail takes a larger share
-    assert predict(one, dataclasses.replace(fast, instructions=200.0), elements, h100).bound == "issue"
-    assert predict(one, dataclasses.replace(fast, float64=4.0), elements, h100).bound == "memory"
-    assert predict(one, dataclasses.replace(fast, float64=4.0), elements, consumer).bound == "float64"
-    assert predict(one, dataclasses.replace(fast, in_flight=2), elements, h100).bound == "latency"
-    assert predict(dataclasses.replace(one, registers=255), fast, elements, h100).share < 1
+    assert predict(one, work, fast, elements, h100, then=one).share < free.share  # the launch that waits takes time
+    assert predict(one, work, fast, elements // 1000, h100).share < free.share  # the tail takes a larger share
+    assert predict(one, work, dataclasses.replace(fast, instructions=200.0), elements, h100).bound == "issue"
+    assert predict(one, work, dataclasses.replace(fast, float64=4.0), elements, h100).bound == "memory"
+    assert predict(one, work, dataclasses.replace(fast, float64=4.0), elements, consumer).bound == "float64"
+    assert predict(one, work, dataclasses.replace(fast, in_flight=2), elements, h100).bound == "latency"
+    assert predict(dataclasses.replace(one, registers=255), work, fast, elements, h100).share < 1
 
 
 def test_a_missing_library_is_reported(tools, tmp_path):
@@ -186,3 +190,35 @@ def test_a_missing_library_is_reported(tools, tmp_path):
     (tmp_path / "_ops_cuda.so").write_bytes(b"no library")
     with pytest.raises(BuildError, match="contains no GPU code for all"):
         read_library(tmp_path / "_ops_cuda.so")
+
+
+def run_command(monkeypatch, kernels, *arguments):
+    monkeypatch.setattr("sys.argv", ["sass", *arguments])
+    monkeypatch.setattr(command, "read_library", lambda library: ({"sm_86": kernels}, budgets.read()["nvcc"]))
+    return command.main()
+
+
+def test_the_command_prints_all_kernels_and_fails_on_a_broken_rule(monkeypatch, capsys, tmp_path):
+    assert run_command(monkeypatch, [kernel()], "--json", str(tmp_path / "report.json")) == 0
+    out = capsys.readouterr().out
+    assert "pointwise_forward<float32, 0>" in out
+    assert "Budgets not compared for sm_86" in out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["archs"]["sm_86"]["pointwise_forward<float32, 0>"]["registers"] == 32
+    assert run_command(monkeypatch, [kernel(stack=8)]) == 1
+    assert "8 bytes of stack" in capsys.readouterr().out
+
+
+def test_budgets_are_not_replaced_for_other_gpus_or_by_broken_kernels(monkeypatch, capsys):
+    before = budgets.FILE.read_text()
+    with pytest.raises(BuildError, match="the budgets are for sm_80, sm_90 and the library is for sm_86"):
+        run_command(monkeypatch, [kernel()], "--update-budgets")
+    assert run_command(monkeypatch, [kernel(stack=8)], "--update-budgets") == 1
+    assert budgets.FILE.read_text() == before
+    with pytest.raises(SystemExit):
+        run_command(monkeypatch, [kernel()], "--archs", "9.0")
+    assert "architectures such as sm_89, got '9.0'" in capsys.readouterr().err
+
+
+def test_the_documentation_has_one_table_of_predictions():
+    assert len(command.TABLE.findall(command.DOCUMENT.read_text())) == 1
