@@ -1,8 +1,10 @@
 """The kernels' PTX, checked for data races and missing barriers by SentryWard, for all schedules of small launches.
 
 SentryWard proves that conflicting accesses of all threads are ordered, for given arguments and sizes. Only
-``race_free`` passes; an inconclusive result fails. The PTX is that of the built library. Kernels of 16-bit types, LPIPS
-and norm_act are missing: some of their branches depend on data, which SentryWard does not support, or are untested.
+``race_free`` passes; an inconclusive result fails. The PTX is that of the built library.
+
+Not covered: 16-bit types, because the code of their ReLU has branches that depend on data, which SentryWard does not
+support; LPIPS, which takes long; norm_act and its backward.
 """
 
 import ctypes
