@@ -30,7 +30,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # for setup.py without the backend of pyproject.toml
 
-from build_tools.cuda_toolkit import Cuda, find_cuda  # noqa: E402
+from build_tools.cuda_toolkit import NVCC_FLAGS, Cuda, find_cuda  # noqa: E402
 from build_tools.messages import BuildError, say  # noqa: E402
 
 TARGET_VERSION = "0x020a000000000000"  # torch 2.10, the oldest supported version
@@ -42,8 +42,6 @@ KERNEL_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-ma
 KERNEL_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"]
 AVX512_FLAGS = [*AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
-# -fmad=false: the same rounding as on the CPU. It costs no time, because the kernels are memory-bound.
-NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
 def import_torch():
