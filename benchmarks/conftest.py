@@ -2,7 +2,7 @@
 
 import pytest
 
-from pix2pixhd.bench.results import describe
+from pix2pixhd.bench.tables import describe
 
 _lines: list[str] = []
 

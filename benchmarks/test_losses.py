@@ -22,7 +22,8 @@ LOSSES = [name for name in CASES if name not in NETWORK_CASES]
 
 @functools.lru_cache(maxsize=1)  # keep the inputs of one case only: up to 1 GB
 def measured(case: str):
-    implementations = CASES[case](Setup()).implementations()
+    made = CASES[case](Setup())
+    implementations = {name: made.run_of(name) for name in made.names}
     return implementations, compare(implementations, rounds=ROUNDS)
 
 

@@ -54,3 +54,13 @@ def run_command_under_torchrun(folder, arguments):
         process.kill()  # no effect after the end
     codes = [process.exitcode for process in processes]
     return codes, "".join((folder / f"process_{rank}.txt").read_text() for rank in (0, 1))
+
+
+def fails(capsys, arguments, *parts):
+    """Run a command that reports an error without a traceback. The message contains the parts; it is returned."""
+    assert main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    for part in parts:
+        assert part in error
+    return error

@@ -5,25 +5,44 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 import pix2pixhd
+from pix2pixhd.bench.timing import capture
 
-__all__ = ["Agreement", "Case", "Implementation", "Inputs", "Result", "Setup", "TensorCase", "agreements", "autocast"]
+__all__ = [
+    "BASIC",
+    "Agreement",
+    "Case",
+    "Implementation",
+    "Inputs",
+    "Loss",
+    "Result",
+    "Setup",
+    "TensorCase",
+    "Variant",
+    "agreements",
+    "autocast",
+    "tf32",
+]
 
 Implementation = Callable[[], object]
 # Tensors of the generated and of the real images.
 Inputs = tuple[list[Tensor], list[Tensor]]
-Loss = Callable[[list[Tensor], list[Tensor]], Tensor]
+# The second argument is the real side, or what a variant prepared from it.
+Loss = Callable[[list[Tensor], Any], Tensor]
 # The loss and the gradients.
 Result = tuple[Tensor, ...]
+
+BASIC = ("fused", "plain", "compiled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +57,7 @@ class Setup:
         dtype: Dtype of the losses' inputs; networks run under autocast to it.
         device: Device of all tensors.
         sets: Number of independent sets of inputs, used alternately, so that a GPU's cache does not hold them.
+        tf32: Whether float32 convolutions and matrix products on a GPU use TF32.
     """
 
     width: int = 1024
@@ -47,6 +67,12 @@ class Setup:
     dtype: torch.dtype = torch.float32
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
     sets: int = 1
+    tf32: bool = False
+
+    @property
+    def precision(self) -> str:
+        """The dtype as on the command line: ``float32``, ``tf32``, ``bfloat16`` or ``float16``."""
+        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
 
     def to_json(self) -> str:
         """Returns the setup as JSON, for child processes and results."""
@@ -79,64 +105,141 @@ class Agreement:
 
 
 class Case(Protocol):
-    """What the benchmark measures: the same work in several implementations."""
+    """What the benchmark measures: the same work in several implementations.
 
-    def implementations(self, with_compile: bool = True, with_limit: bool = True) -> dict[str, Implementation]:
-        """Returns functions without arguments, which compute forward and backward."""
+    A case allocates nothing before its first implementation is made.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the implementations, ``fused`` and ``plain`` first."""
+
+    def check(self) -> None:
+        """Checks what can be checked before the measurement.
+
+        Raises:
+            InputError: If the case cannot be measured with these images.
+        """
 
     def run_of(self, name: str, between: Callable[[], object] | None = None) -> Implementation:
-        """Returns one implementation. ``between`` is called between forward and backward, if they are apart."""
+        """Returns a function that computes forward and backward; ``between`` is called between them."""
 
-    def agreement(self, names: Sequence[str]) -> dict[str, Agreement]:
-        """Returns the errors of implementations against plain PyTorch in float64."""
+    def exact(self) -> Result:
+        """Returns the loss and the gradients of plain PyTorch in float64."""
+
+    def agreement(self, names: Sequence[str], exact: Result) -> dict[str, Agreement]:
+        """Returns the errors of implementations against ``exact``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A further implementation of a case.
+
+    Attributes:
+        loss_of: Returns the function of the tensors of the generated and of the real images, from the case's network.
+        backend: The backend under which it runs.
+        prepare: Computes in advance, from the network and the tensors of the real images, what takes their place.
+        package: The package that it needs, if any.
+    """
+
+    loss_of: Callable[[Any], Loss]
+    backend: str = "reference"
+    prepare: Callable[[Any, list[Tensor]], Any] | None = None
+    package: str | None = None
+
+
+DEFAULT = Setup()
+NO_VARIANTS: Mapping[str, Variant] = {}
+# The implementations that are also captured as CUDA graphs.
+GRAPHS = {"fused-graph": "fused", "plain-graph": "plain"}
 
 
 class TensorCase:
     """A scalar function of tensors, and its gradients, in several implementations.
 
     Args:
-        loss_of: Returns the function of the tensors of the generated and of the real images, from ``network``.
-        inputs: One or several sets of tensors, used alternately. Gradients are computed for those that require them,
-            and for the trainable parameters of ``network``.
-        network: A network, or a loss that contains one. It runs under autocast.
-        dtype: Dtype of autocast.
+        loss_of: Returns the function of the tensors of the generated and of the real images, from the network.
+        inputs: Makes one or several sets of tensors, used alternately. Gradients are computed for those that require
+            them, and for the trainable parameters of the network.
+        network: Makes a network, or a loss that contains one. It runs under autocast.
+        setup: Dtype of autocast, and device.
         limit: Whether the unavoidable memory traffic is an implementation of its own.
+        variants: Further implementations by name.
+        graphs: Whether the CUDA graphs of two implementations are further implementations on a GPU.
     """
 
     def __init__(
         self,
         loss_of: Callable[[Any], Loss],
-        inputs: Sequence[Inputs],
-        network: nn.Module | None = None,
-        dtype: torch.dtype = torch.float32,
+        inputs: Callable[[], Sequence[Inputs]],
+        network: Callable[[], nn.Module] | None = None,
+        setup: Setup = DEFAULT,
         limit: bool = False,
+        variants: Mapping[str, Variant] = NO_VARIANTS,
+        graphs: bool = False,
     ) -> None:
-        self.loss_of, self.loss = loss_of, loss_of(network)
-        self.inputs, self.network, self.dtype, self.limit = inputs, network, dtype, limit
+        self.loss_of, self.make_inputs, self.make_network = loss_of, inputs, network
+        self.setup, self.limit, self.variants = setup, limit, variants
+        self.graphs = GRAPHS if graphs and setup.device.type == "cuda" else {}
 
-    def implementations(self, with_compile: bool = True, with_limit: bool = True) -> dict[str, Implementation]:
-        """Returns functions without arguments, which compute forward and backward."""
-        functions: dict[str, Implementation] = {"fused": self.run_of("fused"), "plain": self.run_of("plain")}
-        if with_compile:
-            functions["compiled"] = self.run_of("compiled")
-        if self.limit and with_limit:
-            functions["limit"] = self._limit()
-        return functions
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the implementations, ``fused`` and ``plain`` first."""
+        return (*BASIC, *(["limit"] if self.limit else []), *self.variants, *self.graphs)
 
-    def run_of(self, name: str, between: Callable[[], object] | None = None) -> Callable[[], Result]:
-        """Returns a function that computes value and gradients with ``fused``, ``plain`` or ``compiled``.
+    def check(self) -> None:
+        """Accepts all images."""
 
-        ``between`` is called between forward and backward.
-        """
+    @functools.cached_property
+    def inputs(self) -> Sequence[Inputs]:
+        """The sets of tensors."""
+        return self.make_inputs()
+
+    @functools.cached_property
+    def network(self) -> nn.Module | None:
+        """The network, or the loss that contains one."""
+        return None if self.make_network is None else self.make_network()
+
+    @functools.cached_property
+    def loss(self) -> Loss:
+        """The function of the tensors."""
+        return self.loss_of(self.network)
+
+    @functools.cached_property
+    def _compiled(self) -> Loss:
+        compiled: Loss = torch.compile(self.loss, fullgraph=True, dynamic=False)
+        return compiled
+
+    def run_of(self, name: str, between: Callable[[], object] | None = None) -> Implementation:
+        """Returns a function that computes value and gradients. ``between`` is called between forward and backward."""
+        if name == "limit":
+            return self._limit()
+        if name in self.graphs:
+            return _replayed(self._run_of(self.graphs[name], None))
+        return self._run_of(name, between)
+
+    def _run_of(self, name: str, between: Callable[[], object] | None) -> Callable[[], Result]:
         # Compiled and called under the reference backend: the selected backend is a guard of the compiled code.
-        backend = "fused" if name == "fused" else "reference"
-        loss: Loss = torch.compile(self.loss, fullgraph=True, dynamic=False) if name == "compiled" else self.loss
-        sets = itertools.cycle([(fake, real, self._leaves(fake, real)) for fake, real in self.inputs])
+        backend, loss, prepare = "fused" if name == "fused" else "reference", self.loss, None
+        if name == "compiled":
+            loss = self._compiled
+        elif name in self.variants:
+            variant = self.variants[name]
+            backend, loss, prepare = variant.backend, variant.loss_of(self.network), variant.prepare
+        setup = self.setup if self.network is not None else dataclasses.replace(self.setup, dtype=torch.float32)
+
+        def prepared(real: list[Tensor]) -> Any:
+            if prepare is None:
+                return real
+            with pix2pixhd.backend(backend), tf32(setup), autocast(setup):
+                return prepare(self.network, real)
+
+        sets = itertools.cycle([(fake, prepared(real), self._leaves(fake, real)) for fake, real in self.inputs])
 
         def run() -> Result:
             fake, real, leaves = next(sets)
-            with pix2pixhd.backend(backend):
-                with autocast(leaves[0].device, torch.float32 if self.network is None else self.dtype):
+            with pix2pixhd.backend(backend), tf32(setup):
+                with autocast(setup):
                     value = loss(fake, real)
                 if between is not None:
                     between()
@@ -144,11 +247,8 @@ class TensorCase:
 
         return run
 
-    def agreement(self, names: Sequence[str]) -> dict[str, Agreement]:
-        """Compares implementations with plain PyTorch in float64, for the first set of inputs."""
-        return agreements(self._exact(), lambda name: self.run_of(name)(), names)
-
-    def _exact(self) -> Result:
+    def exact(self) -> Result:
+        """Returns value and gradients of plain PyTorch in float64, for the first set of inputs."""
         wide: list[list[Tensor]] = [
             [x.detach().double().requires_grad_(x.requires_grad) for x in side] for side in self.inputs[0]
         ]
@@ -157,6 +257,10 @@ class TensorCase:
         with pix2pixhd.backend("reference"):
             value = self.loss_of(network)(*wide)
             return value.detach(), *torch.autograd.grad(value, leaves)
+
+    def agreement(self, names: Sequence[str], exact: Result) -> dict[str, Agreement]:
+        """Compares the results of implementations, for the first set of inputs."""
+        return agreements(exact, lambda name: cast(Result, self.run_of(name)()), names)
 
     def _leaves(self, fake: list[Tensor], real: list[Tensor]) -> list[Tensor]:
         return [*(x for x in (*fake, *real) if x.requires_grad), *_trained(self.network)]
@@ -176,9 +280,37 @@ def _trained(network: nn.Module | None) -> list[Tensor]:
     return [] if network is None else [x for x in network.parameters() if x.requires_grad]
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
-    """Returns the context in which networks run: autocast to ``dtype``, or none for float32."""
-    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+def _replayed(run: Callable[[], Result]) -> Callable[[], Result]:
+    """Returns the same work as a CUDA graph, without the overhead of Python and of launches."""
+    graph, result = capture(run)
+
+    def replay() -> Result:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def autocast(setup: Setup) -> contextlib.AbstractContextManager[object]:
+    """Returns the context in which networks run: autocast to the setup's dtype, or none for float32."""
+    if setup.dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(setup.device.type, dtype=setup.dtype)
+
+
+@contextlib.contextmanager
+def tf32(setup: Setup) -> Iterator[None]:
+    """Selects whether float32 convolutions and matrix products on a GPU use TF32, in forward and backward."""
+    if setup.device.type != "cuda":
+        yield
+        return
+    products = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = setup.tf32
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=setup.tf32):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = products
 
 
 def agreements(exact: Result, result_of: Callable[[str], Result], names: Sequence[str]) -> dict[str, Agreement]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pix2pixhd.bench.results import BASELINES, CaseResult
+from pix2pixhd.bench.results import TITLES, CaseResult
 from pix2pixhd.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_plottable", "plot"]
 
+_COLORS = {name: f"C{index}" for index, name in enumerate(TITLES)}
 _FORMATS = (".png", ".svg", ".pdf")
 
 
@@ -42,50 +44,83 @@ def plot(results: Sequence[CaseResult], path: pathlib.Path, file_format: str) ->
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    names = list(dict.fromkeys(result.name for result in results))
-    groups = {name: [result for result in results if result.name == name] for name in names}
+    groups: dict[str, list[CaseResult]] = {}
+    for result in results:
+        groups.setdefault(_label(result), []).append(result)
     draw = _bars if all(len(group) == 1 for group in groups.values()) else _lines
+    bars = sum(len(_others(group)) + 1 for group in groups.values()) if draw is _bars else 0
+    lines = 0 if bars else sum(len(_others(group)) for group in groups.values())
+    figure = Figure(figsize=(12, max(5.0, 0.25 * bars) + 0.2 * lines), layout="constrained")
     speed, memory = figure.subplots(1, 2)
     draw(speed, memory, groups)
     figure.savefig(path, format=file_format.lower(), dpi=120)
 
 
-def _peak_share(result: CaseResult) -> float | None:
-    """Returns the peak memory relative to plain PyTorch."""
-    base = result.memory.get("plain", {}).get("peak")
-    return result.memory["fused"]["peak"] / base if base else None
+def _label(result: CaseResult) -> str:
+    precision = result.setup.precision
+    return result.name if precision == "float32" else f"{result.name}, {precision}"
 
 
 def _pixels(result: CaseResult) -> int:
     return result.setup.width * result.setup.height * result.setup.batch
 
 
+def _others(results: Sequence[CaseResult]) -> list[str]:
+    """Returns the implementations with which the fused one is compared."""
+    found = dict.fromkeys(name for result in results for name in result.timings)
+    return [name for name in TITLES if name in found and name not in ("fused", "limit")]
+
+
+def _peak_shares(result: CaseResult) -> dict[str, float]:
+    """Returns the peak memory relative to plain PyTorch, by implementation."""
+    base = result.memory.get("plain", {}).get("peak")
+    found = {name: own["peak"] for name, own in result.memory.items() if name != "plain"}
+    return {name: peak / base for name, peak in found.items()} if base else {}
+
+
 def _bars(speed: Axes, memory: Axes, groups: Mapping[str, Sequence[CaseResult]]) -> None:
     cases = [group[0] for group in groups.values()]
-    labels = [f"{case.name}\n{case.size}" for case in cases]
-    for offset, (baseline, title) in zip((-0.2, 0.2), BASELINES.items(), strict=True):
-        chosen = [(row, case.speed_up(baseline)) for row, case in enumerate(cases) if baseline in case.timings]
-        if chosen:
-            values = [ratio.value for _, ratio in chosen]
-            bars = [[r.value - r.low for _, r in chosen], [r.high - r.value for _, r in chosen]]
-            speed.barh([row + offset for row, _ in chosen], values, 0.4, xerr=bars, label=f"over {title}", capsize=2)
+    labels = [f"{name}\n{group[0].size}" for name, group in groups.items()]
+    names = _others(cases)
+    for index, name in enumerate(names):
+        chosen = [(row, case.speed_up(name)) for row, case in enumerate(cases) if name in case.timings]
+        values = [ratio.value for _, ratio in chosen]
+        bars = [[r.value - r.low for _, r in chosen], [r.high - r.value for _, r in chosen]]
+        rows, height = _rows([row for row, _ in chosen], index, len(names))
+        widths = [value - 1 for value in values]
+        label, color = f"over {TITLES[name]}", _COLORS[name]
+        speed.barh(rows, widths, height, left=1, xerr=bars, label=label, color=color, capsize=2)
     speed.set_xscale("log")
     _ratio_ticks(speed.xaxis)
     speed.axvline(1, color="gray", linewidth=1)
     speed.set_title("speed-up, with 95 % confidence intervals")
-    speed.set_yticks(range(len(cases)), labels)
-    speed.legend()
     memory.set_title("peak memory, relative to plain PyTorch")
-    shares = [_peak_share(case) for case in cases]
-    drawn = memory.barh(range(len(cases)), [share or 0.0 for share in shares])
-    memory.bar_label(drawn, ["not measured" if share is None else f"{share:.2f}" for share in shares], padding=3)
+    shares = [_peak_shares(case) for case in cases]
+    measured = [name for name in TITLES if any(name in share for share in shares)]
+    for index, name in enumerate(measured):
+        found = [(row, share[name]) for row, share in enumerate(shares) if name in share]
+        rows, height = _rows([row for row, _ in found], index, len(measured))
+        values = [share for _, share in found]
+        drawn = memory.barh(rows, values, height, label=TITLES[name], color=_COLORS[name])
+        memory.bar_label(drawn, [f"{value:.2f}" for value in values], padding=3, fontsize="small")
+    for row, share in enumerate(shares):
+        if not share:
+            memory.text(0.02, row, "not measured", verticalalignment="center")
+    memory.set_xlim(0, 1.15 * max([1.0, *(value for share in shares for value in share.values())]))
     memory.axvline(1, color="gray", linewidth=1)
-    memory.set_xlim(0, 1.15 * max([1.0, *(share for share in shares if share is not None)]))
-    memory.set_yticks(range(len(cases)), labels)
     for axis in (speed, memory):
-        axis.invert_yaxis()
+        axis.set_yticks(range(len(cases)), labels)
+        axis.set_ylim(len(cases) - 0.5, -0.5)
         axis.grid(alpha=0.3, axis="x")
+        _legend(axis)
+
+
+def _legend(axis: Axes) -> None:
+    """Adds a legend below the axes, if anything was drawn."""
+    count = len(axis.get_legend_handles_labels()[1])
+    if count:
+        columns = 2 if count <= 8 else 1
+        axis.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=columns)
 
 
 def _ratio_ticks(axis: Axis) -> None:
@@ -97,20 +132,31 @@ def _ratio_ticks(axis: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
 
 
+def _rows(rows: Sequence[int], index: int, count: int) -> tuple[list[float], float]:
+    """Returns the positions and the height of the bars of one of several implementations."""
+    height = 0.8 / count
+    return [row + (index - (count - 1) / 2) * height for row in rows], height
+
+
 def _lines(speed: Axes, memory: Axes, groups: Mapping[str, Sequence[CaseResult]]) -> None:
-    for index, (name, group) in enumerate(groups.items()):
+    styles = ("-", "--", ":", "-.")
+    names = _others([case for group in groups.values() for case in group])
+    for index, (label, group) in enumerate(groups.items()):
         cases = sorted(group, key=_pixels)
         pixels = [_pixels(case) for case in cases]
-        for baseline, style in zip(BASELINES, ("-", "--"), strict=True):
-            if all(baseline in case.timings for case in cases):
-                ratios = [case.speed_up(baseline) for case in cases]
+        color = f"C{index}"
+        for name, style in zip(names, itertools.cycle(styles), strict=False):
+            if all(name in case.timings for case in cases):
+                ratios = [case.speed_up(name) for case in cases]
                 bars = [[r.value - r.low for r in ratios], [r.high - r.value for r in ratios]]
-                label = f"{name}, over {BASELINES[baseline]}"
+                title = f"{label}, over {TITLES[name]}"
                 values = [ratio.value for ratio in ratios]
-                speed.errorbar(pixels, values, yerr=bars, fmt=style + "o", color=f"C{index}", label=label, capsize=3)
-        shares = [share for case in cases if (share := _peak_share(case)) is not None]
-        if len(shares) == len(cases):
-            memory.plot(pixels, shares, "-o", color=f"C{index}", label=name)
+                speed.errorbar(pixels, values, yerr=bars, fmt=style + "o", color=color, label=title, capsize=3)
+        shares = [_peak_shares(case) for case in cases]
+        measured = [name for name in TITLES if all(name in share for share in shares)]
+        for name, style in zip(measured, itertools.cycle(styles), strict=False):
+            title = f"{label}, {TITLES[name]}"
+            memory.plot(pixels, [share[name] for share in shares], style + "o", color=color, label=title)
     speed.axhline(1, color="gray", linewidth=1)
     speed.set(title="speed-up, with 95 % confidence intervals", yscale="log")
     _ratio_ticks(speed.yaxis)
@@ -121,5 +167,4 @@ def _lines(speed: Axes, memory: Axes, groups: Mapping[str, Sequence[CaseResult]]
         axis.set_xticks(list(sizes), list(sizes.values()), minor=False)
         axis.set_xticks([], minor=True)
         axis.grid(alpha=0.3)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize="small")
+        _legend(axis)

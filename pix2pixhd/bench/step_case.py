@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
 
 import pix2pixhd
-from pix2pixhd.bench.case import Agreement, Implementation, Result, Setup, agreements, autocast
+from pix2pixhd.bench.case import Agreement, Implementation, Result, Setup, agreements, autocast, tf32
+from pix2pixhd.bench.shapes import discriminator_shapes
 from pix2pixhd.bench.step_setup import StepSetup
 from pix2pixhd.bench.steps import OurStep, batch, free_gradients, make_step
+from pix2pixhd.errors import InputError
 
 __all__ = ["StepCase"]
 
@@ -32,9 +35,26 @@ class StepCase:
         size = f"{setup.width}x{setup.height}"
         self.step_setup = step_setup or StepSetup(size, ngf=width, ndf=width, num_D=setup.num_D)
 
-    def implementations(self, with_compile: bool = True, with_limit: bool = True) -> dict[str, Implementation]:
-        """Returns one step of both implementations."""
-        return {name: self.run_of(name) for name in ("fused", "plain")}
+    names = ("fused", "plain")
+
+    def check(self) -> None:
+        """Checks that the networks accept the images.
+
+        Raises:
+            InputError: If they are too small, or if the generator would return another size.
+        """
+        width, height = self.setup.width, self.setup.height
+        multiple = 2**self.step_setup.n_downsample
+        if any(side % multiple or side < 2 * multiple for side in (width, height)):
+            raise InputError(
+                f"--size: the case 'training step' needs width and height in multiples of {multiple} and at least "
+                f"{2 * multiple}, got {width}x{height}; change it, or choose other cases with --case"
+            )
+        if any(rows * columns == 1 for _, _, rows, columns in discriminator_shapes(self.setup)[0]):
+            raise InputError(
+                "--num-d: the images of the case 'training step' must have more than one pixel at the coarsest of "
+                f"{self.setup.num_D} scales, got {width}x{height}; lower --num-d, or raise --size"
+            )
 
     def run_of(self, name: str, between: Callable[[], object] | None = None) -> Implementation:
         """Returns one step of ``fused`` or ``plain``. Forward and backward are not apart: ``between`` is not called."""
@@ -43,15 +63,19 @@ class StepCase:
         condition, real = batch(self.step_setup, device, self.setup.batch)
 
         def run() -> None:
-            with pix2pixhd.backend("fused" if own else "reference"), autocast(device, self.setup.dtype):
+            with pix2pixhd.backend("fused" if own else "reference"), tf32(self.setup), autocast(self.setup):
                 step(condition, real)
             free_gradients(step)
 
         return run
 
-    def agreement(self, names: Sequence[str]) -> dict[str, Agreement]:
-        """Compares loss terms and gradients of both networks with those of NVIDIA's step in float64."""
-        return agreements(self._gradients("plain", torch.float64), self._gradients, names)
+    def exact(self) -> Result:
+        """Returns the loss terms and the gradients of both networks of NVIDIA's step in float64."""
+        return self._gradients("plain", torch.float64)
+
+    def agreement(self, names: Sequence[str], exact: Result) -> dict[str, Agreement]:
+        """Compares the loss terms and the gradients of both networks."""
+        return agreements(exact, self._gradients, names)
 
     @staticmethod
     def _implementation(name: str) -> str:
@@ -66,9 +90,9 @@ class StepCase:
         device, own = self.setup.device, name == "fused"
         step = make_step(self._implementation(name), self.step_setup, device, self._channels_last, dtype=weights)
         inputs = [x.to(weights) for x in batch(self.step_setup, device, self.setup.batch)]
-        precision = autocast(device, self.setup.dtype if weights == torch.float32 else torch.float32)
+        precision = autocast(self.setup) if weights == torch.float32 else contextlib.nullcontext()
         parameters = [list(net.parameters()) for net in (step.netG, step.netD)]
-        with pix2pixhd.backend("fused" if own else "reference"):
+        with pix2pixhd.backend("fused" if own else "reference"), tf32(self.setup):
             if isinstance(step, OurStep):
                 with precision:
                     terms = step.gradients(*inputs)

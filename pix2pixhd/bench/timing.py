@@ -93,7 +93,7 @@ def compare(
     warmup: int = 3,
     min_seconds: float = 3e-2,
     budget: float = 10.0,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Callable[[str], object] = lambda what: None,
 ) -> dict[str, Timing]:
     """Time the implementations interleaved (A B C A B C …), so that changes of the machine's speed affect all alike.
 
@@ -104,13 +104,14 @@ def compare(
         min_seconds: Minimum duration of a round. A fast implementation is called repeatedly within a round, so that
             the cache contents left by the previous implementation do not matter.
         budget: Seconds for all rounds together, if ``rounds`` is None.
-        progress: Called before every round with the number of finished rounds and of all rounds.
+        progress: Called with what is being done.
 
     Returns:
         One ``Timing`` per implementation.
     """
     repeats, round_seconds = {}, 0.0
     for name, call in implementations.items():
+        progress(f"warming up {name}")
         for _ in range(warmup):
             call()
         once = _seconds(call, 1)
@@ -120,8 +121,7 @@ def compare(
         rounds = min(50, max(5, int(budget / round_seconds)))
     seconds: dict[str, list[float]] = {name: [] for name in implementations}
     for done in range(rounds):
-        if progress is not None:
-            progress(done, rounds)
+        progress(f"round {done + 1} of {rounds}")
         for name, call in implementations.items():
             seconds[name].append(_seconds(call, repeats[name]))
     return {name: Timing(tuple(values)) for name, values in seconds.items()}

@@ -9,34 +9,36 @@ import json
 import os
 import pathlib
 import platform
-import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.status import Status
 from torch._dynamo.exc import TorchDynamoException
 
 import pix2pixhd
-from pix2pixhd.bench.case import Setup
-from pix2pixhd.bench.cases import CASES, DEFAULT_CASES, NETWORK_CASES, check_images
-from pix2pixhd.bench.child import measure_memory
+from pix2pixhd.bench.case import BASIC, Setup
+from pix2pixhd.bench.cases import CASES, DEFAULT_CASES, NETWORK_CASES
 from pix2pixhd.bench.memory import ChildError, is_measurable
 from pix2pixhd.bench.plots import check_plottable, plot
-from pix2pixhd.bench.results import CaseResult, changes, memory_table, read_results, speed_table
-from pix2pixhd.bench.timing import compare
+from pix2pixhd.bench.results import CaseResult, changes, read_results
+from pix2pixhd.bench.run import add_memory, check_cases, implementation_names, run_case
+from pix2pixhd.bench.tables import further_table, memory_table, speed_table
+from pix2pixhd.cli.sizes import image_size
 from pix2pixhd.errors import InputError
 from pix2pixhd.files import check_replaceable, check_writable, replacing, write_text
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SIZE = (1024, 512)
 # The size of the cases that run networks on a CPU, where they take seconds at 1024x512.
 _SMALL_SIZE = (256, 128)
 _MINIMUM = 16
 _MAXIMUM = 2**16
-_BUDGET = 4.0  # seconds of the rounds of one case
+_BUDGET = 4.0  # seconds of the rounds of one case and dtype
+_IMPLEMENTATIONS = implementation_names(list(CASES), Setup())[2:]
 _WIDTH = 150  # of the tables where the output is not a terminal
 
 
@@ -53,55 +55,6 @@ def machine(device: torch.device) -> dict[str, Any]:
         facts["gpu"] = torch.cuda.get_device_name(device)
         facts["cuda"] = torch.version.cuda
     return facts
-
-
-def run_case(
-    name: str,
-    setup: Setup,
-    rounds: int | None = None,
-    with_compile: bool = True,
-    budget: float = 10.0,
-    report: Callable[[str], object] = print,
-) -> CaseResult:
-    """Measures times and errors of one of ``CASES``.
-
-    Args:
-        name: Name of the case.
-        setup: Images and discriminator.
-        rounds: Rounds per implementation, or None for as many as fit into ``budget`` seconds.
-        with_compile: Whether to measure ``torch.compile`` too.
-        budget: Seconds for the rounds.
-        report: Called with what is being done.
-
-    Returns:
-        The measurements.
-    """
-    case = CASES[name](setup)
-    implementations = case.implementations(with_compile)
-    report("warming up" + (" and compiling" if with_compile else ""))
-    slow = name in NETWORK_CASES and setup.device.type == "cpu"
-    timings = compare(
-        implementations,
-        rounds,
-        warmup=1 if slow else 3,
-        budget=budget,
-        progress=lambda done, count: report(f"round {done + 1} of {count}"),
-    )
-    report("comparing with float64")
-    agreements = case.agreement([implementation for implementation in timings if implementation != "limit"])
-    return CaseResult(name, setup, timings, agreements, {})
-
-
-def add_memory(results: Sequence[CaseResult], report: Callable[[str], object] = print) -> list[CaseResult]:
-    """Measures the memory of all implementations, each in a process of its own, and returns results with it."""
-    memory: list[dict[str, dict[str, int]]] = [{} for _ in results]
-    for implementation in ("fused", "plain", "compiled"):
-        chosen = [index for index, result in enumerate(results) if implementation in result.timings]
-        report(f"measuring the memory of {implementation}, in a process of its own")
-        found = measure_memory(implementation, [(results[index].name, results[index].setup) for index in chosen])
-        for index, own in zip(chosen, found, strict=True):
-            memory[index][implementation] = own
-    return [dataclasses.replace(result, memory=own) for result, own in zip(results, memory, strict=True)]
 
 
 def _device(name: str) -> torch.device:
@@ -122,17 +75,6 @@ def _device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device: {name} cannot be used ({reason}); use cpu") from None
     return device
-
-
-def _size(text: str) -> tuple[int, int]:
-    if not re.fullmatch(r"\d+x\d+", text):
-        raise argparse.ArgumentTypeError(f"must be width x height, such as 1024x512, got {text!r}")
-    width, height = (int(side) for side in text.split("x"))
-    if min(width, height) < _MINIMUM or max(width, height) > _MAXIMUM:
-        raise argparse.ArgumentTypeError(
-            f"must be at least {_MINIMUM}x{_MINIMUM} and at most {_MAXIMUM}x{_MAXIMUM}, got {text!r}"
-        )
-    return width, height
 
 
 def _at_least_one(text: str) -> int:
@@ -162,14 +104,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--size",
         nargs="+",
-        type=_size,
+        type=image_size(_MINIMUM, _MAXIMUM),
         metavar="WxH",
         help=f"image sizes (default: {size}; for networks on a CPU {small})",
     )
     parser.add_argument("--batch", type=_at_least_one, default=1, help="number of images (default: 1)")
     parser.add_argument("--num-d", type=_at_least_one, default=2, help="discriminator scales (default: 2)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=sorted(_DTYPES), default="float32")
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=list(_PRECISIONS),
+        default=["float32"],
+        metavar="DTYPE",
+        help=f"{', '.join(_PRECISIONS)}; several are measured interleaved; tf32 is float32 with TF32 convolutions, on "
+        "a GPU (default: float32)",
+    )
+    parser.add_argument(
+        "--implementations",
+        nargs="+",
+        default=list(BASIC),
+        metavar="NAME",
+        help=f"what to measure besides fused and plain: {', '.join(_IMPLEMENTATIONS)}; fused and plain are always "
+        "measured, and each case is measured in those that it has (default: compiled)",
+    )
     parser.add_argument(
         "--rounds",
         type=_at_least_one,
@@ -186,11 +144,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _setups(arguments: argparse.Namespace, name: str, device: torch.device) -> list[Setup]:
-    small = name in NETWORK_CASES and device.type == "cpu"
-    sizes = arguments.size or [_SMALL_SIZE if small else _SIZE]
-    dtype = _DTYPES[arguments.dtype]
-    return [Setup(width, height, arguments.batch, arguments.num_d, dtype, device) for width, height in sizes]
+def _groups(arguments: argparse.Namespace, device: torch.device) -> list[tuple[str, list[Setup]]]:
+    """Returns what is measured together: a case at one size, in all dtypes."""
+    if "tf32" in arguments.dtype and device.type != "cuda":
+        raise InputError(f"--dtype: tf32 is for GPUs, got --device {device}; use float32")
+    groups = []
+    for name in arguments.case or DEFAULT_CASES:
+        network = name in NETWORK_CASES
+        precisions = arguments.dtype if network else [x.replace("tf32", "float32") for x in arguments.dtype]
+        for width, height in arguments.size or [_SMALL_SIZE if network and device.type == "cpu" else _SIZE]:
+            setup = Setup(width, height, arguments.batch, arguments.num_d, device=device)
+            setups = [
+                dataclasses.replace(setup, dtype=_PRECISIONS[precision], tf32=precision == "tf32")
+                for precision in dict.fromkeys(precisions)
+            ]
+            groups.append((name, setups))
+    return groups
 
 
 def _read_earlier(path: pathlib.Path) -> list[CaseResult]:
@@ -220,55 +189,86 @@ def main(argv: Sequence[str] | None = None) -> int:
     earlier = None if arguments.compare is None else _read_earlier(arguments.compare)
 
     device = _device(arguments.device)
-    todo = [(name, setup) for name in arguments.case or DEFAULT_CASES for setup in _setups(arguments, name, device)]
-    for name, setup in todo:
-        check_images(name, setup)
+    groups = _groups(arguments, device)
+    implementations = [name for name in arguments.implementations if not (arguments.no_compile and name == "compiled")]
+    check_cases([(name, setup) for name, setups in groups for setup in setups], implementations)
     facts = machine(device)
-    out = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    out = _Output() if sys.stdout.isatty() else _Output(width=_WIDTH)
     out.print(", ".join(f"{key} {value}" for key, value in facts.items()), highlight=False)
-    results = _run(arguments, todo)
+    results = _run(arguments, groups, implementations)
+    if arguments.json is not None:
+        document = {"machine": facts, "cases": [result.to_json() for result in results]}
+        write_text(arguments.json, json.dumps(document, indent=1) + "\n", force=arguments.force)
+    if arguments.plot is not None:
+        with replacing(arguments.plot, force=arguments.force) as part:
+            plot(results, part, arguments.plot.suffix[1:])
     out.print(speed_table(results))
+    further = further_table(results)
+    if further is not None:
+        out.print(further)
     if any(result.memory for result in results):
         out.print(memory_table(results))
     for line in _remarks(results, arguments, device):
         out.print(line, highlight=False)
     if earlier is not None:
         out.print(f"\nchanges since {arguments.compare}:", *changes(results, earlier), sep="\n", highlight=False)
-    if arguments.json is not None:
-        document = {"machine": facts, "cases": [result.to_json() for result in results]}
-        write_text(arguments.json, json.dumps(document, indent=1) + "\n", force=arguments.force)
-        print(f"wrote {arguments.json}")
-    if arguments.plot is not None:
-        with replacing(arguments.plot, force=arguments.force) as part:
-            plot(results, part, arguments.plot.suffix[1:])
-        print(f"wrote {arguments.plot}")
+    for file in (arguments.json, arguments.plot):
+        if file is not None:
+            out.print(f"wrote {file}", highlight=False, soft_wrap=True)
     return 0
 
 
-def _run(arguments: argparse.Namespace, todo: Sequence[tuple[str, Setup]]) -> list[CaseResult]:
+class _Output(Console):
+    """Stdout. It may be closed early, as by ``head``: what is printed then is dropped, and the files are written."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+
+
+class _Progress:
+    """Prints on stderr what is being done: as one changing line, or elsewhere than on a terminal a line per step."""
+
+    def __init__(self, console: Console, status: Status) -> None:
+        self.console, self.status = console, status
+
+    def step(self, text: str) -> None:
+        """Prints a step that takes seconds or longer."""
+        self.status.update(text.replace("[", "\\["))
+        if not self.console.is_terminal:
+            print(text, file=sys.stderr, flush=True)
+
+    def detail(self, text: str) -> None:
+        """Prints a part of a step, on a terminal only."""
+        self.status.update(text.replace("[", "\\["))
+
+
+def _run(
+    arguments: argparse.Namespace, groups: Sequence[tuple[str, list[Setup]]], implementations: Sequence[str]
+) -> list[CaseResult]:
     """Measures the cases and prints what is being measured on stderr."""
     console = Console(stderr=True)
-    results = []
+    results: list[CaseResult] = []
     with console.status("") as status, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*random weights")
-        for index, (name, setup) in enumerate(todo):
-            title = f"[{index + 1}/{len(todo)}] {name}, {setup.width}x{setup.height}"
-            if not console.is_terminal:
-                print(title, file=sys.stderr, flush=True)
+        progress = _Progress(console, status)
+        for index, (name, setups) in enumerate(groups):
+            title = f"[{index + 1}/{len(groups)}] {name}, {setups[0].width}x{setups[0].height}"
+            progress.step(title)
 
             def report(what: str, title: str = title) -> None:
-                status.update(f"{title}: {what}".replace("[", "\\["))
+                progress.detail(f"{title}: {what}")
 
             try:
-                results.append(run_case(name, setup, arguments.rounds, not arguments.no_compile, _BUDGET, report))
+                results += run_case(name, setups, implementations, arguments.rounds, _BUDGET, report)
             except TorchDynamoException as error:
                 raise InputError(
                     f"torch.compile failed ({str(error).splitlines()[0]}); install a C++ compiler, or use --no-compile"
                 ) from error
             gc.collect()
-        if not arguments.no_memory and is_measurable(todo[0][1].device.type):
+        if not arguments.no_memory and is_measurable(results[0].setup.device.type):
             try:
-                results = add_memory(results, status.update)
+                results = add_memory(results, progress.step)
             except ChildError:
                 print(
                     "the memory could not be measured, see the error above; --no-memory leaves it out", file=sys.stderr

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import re
 from collections.abc import Sequence
 
 from pix2pixhd.cli import generator_options
+from pix2pixhd.cli.sizes import image_size
 from pix2pixhd.errors import InputError
 from pix2pixhd.files import check_apart, check_writable
 from pix2pixhd.inference.export import ExportedGenerator, export_nvidia, export_onnx, export_program
@@ -23,16 +23,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=pathlib.Path, required=True, help="FILE.onnx, FILE.pt2, or a folder")
     parser.add_argument("--force", action="store_true", help="replace existing files")
-    parser.add_argument("--size", help="WIDTHxHEIGHT of the images, for FILE.onnx and FILE.pt2 (default: 1024x512)")
+    parser.add_argument(
+        "--size",
+        type=image_size(1, 2**16),
+        metavar="WIDTHxHEIGHT",
+        help="size of the images, for FILE.onnx and FILE.pt2 (default: 1024x512)",
+    )
     generator_options.add_checkpoint(parser)
     return parser
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if match is None:
-        raise InputError(f"--size must be WIDTHxHEIGHT, for example 1024x512, got {text}")
-    return int(match[1]), int(match[2])
 
 
 def _export_folder(options: argparse.Namespace) -> None:
@@ -64,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     if write is None:
         _export_folder(options)
         return 0
-    size = _size(options.size or "1024x512")
+    size = options.size or (1024, 512)
     check_apart([options.output], {"checkpoint": generator_options.files_read(options.checkpoint)})
     check_writable(options.output.parent, "--output")
     generator = generator_options.load(options)

@@ -9,7 +9,9 @@ from rich.console import Console
 
 from pix2pixhd.bench.case import Agreement, Setup
 from pix2pixhd.bench.plots import plot
-from pix2pixhd.bench.results import CaseResult, changes, memory_table, read_results, speed_table
+from pix2pixhd.bench.results import CaseResult, changes, read_results
+from pix2pixhd.bench.run import run_case
+from pix2pixhd.bench.tables import further_table, memory_table, speed_table
 from pix2pixhd.bench.timing import Ratio, Timing, compare
 from pix2pixhd.errors import InputError
 
@@ -80,6 +82,42 @@ def test_memory_is_relative_to_plain_pytorch():
     assert "50.0%" in text
 
 
+def test_further_implementations_have_a_table_of_their_own():
+    assert further_table([result()]) is None
+    timings = {**result().timings, "checkpoint": timing(3e-3, seed=3)}
+    agreements = {**result().agreements, "checkpoint": Agreement(1e-3, 1e-7)}
+    memory = {**result().memory, "checkpoint": {"retained": 2 * 10**6, "peak": 3 * 10**6}}
+    found = result(timings=timings, agreements=agreements, memory=memory)
+    [row] = [line for line in text_of(further_table([found])).splitlines() if "plain PyTorch, checkpoints" in line]
+    assert "× (" in row
+    assert "NO, 1e-03" in row
+    assert "50.0%" in next(line for line in text_of(memory_table([found])).splitlines() if "checkpoints" in line)
+    again = read_results(json.dumps({"cases": [found.to_json()]}), "old.json")
+    assert any("against plain PyTorch, checkpoints: " in line for line in changes([found], again))
+
+
+def test_half_precision_is_compared_with_plain_float32_of_the_same_rounds():
+    half = result(setup=Setup(dtype=torch.bfloat16), plain_float32=timing(4e-3, 0.0))
+    text = text_of(speed_table([result(), half]))
+    assert "plain float32" in text
+    assert "bfloat16" in text
+    [again] = read_results(json.dumps({"cases": [half.to_json()]}), "old.json")
+    assert again.over_plain_float32 == half.over_plain_float32
+    assert half.over_plain_float32.value == pytest.approx(4, rel=0.05)
+    varying = dataclasses.replace(half, plain_float32=timing(4e-3, 0.9, seed=5))
+    assert varying.uncertain
+
+
+def test_dtypes_are_measured_in_the_same_rounds():
+    setups = [Setup(16, 16, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    wide, half = run_case("LSGAN, generator", setups, ["fused", "plain"], rounds=2, report=lambda what: None)
+    assert [found.setup for found in (wide, half)] == setups
+    assert wide.plain_float32 is None
+    assert half.plain_float32 == wide.timings["plain"]
+    assert half.timings.keys() == {"fused", "plain"}
+    assert all(found.agrees for found in half.agreements.values())
+
+
 @pytest.mark.parametrize(("plain", "verdict"), [(2.0, "no change beyond noise"), (3.0, "faster"), (1.3, "SLOWER")])
 def test_changes_are_those_beyond_noise(plain, verdict):
     document = json.dumps({"cases": [result().to_json()]})
@@ -91,7 +129,7 @@ def test_changes_are_those_beyond_noise(plain, verdict):
 
 def test_cases_without_earlier_results_are_named():
     [line] = changes([result(setup=Setup(64, 64))], [result()])
-    assert "64x64: not in the earlier results" in line
+    assert "64x64, float32: not in the earlier results" in line
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"cases": [{"case": "VGGLoss"}]}', '{"seconds": {}}'])

@@ -1,7 +1,6 @@
 """User errors end before training, with one message and exit code 2."""
 
 import dataclasses
-import json
 import pathlib
 import subprocess
 import sys
@@ -13,23 +12,13 @@ import torch
 from PIL import Image
 from torch._dynamo.exc import TorchDynamoException
 
-from pix2pixhd.bench.memory import ChildError
-from pix2pixhd.cli import bench
 from pix2pixhd.cli import main as cli
 from pix2pixhd.cli.main import main
 from pix2pixhd.cli.train_help import MOST_USED
 from pix2pixhd.config.parser import SECTIONS, build_parser
 from pix2pixhd.config.schema.trainer import TrainerOptions
 from pix2pixhd.training import run
-
-
-def fails(capsys, arguments, *parts):
-    assert main([str(argument) for argument in arguments]) == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    for part in parts:
-        assert part in error
-    return error
+from tests.helpers import fails
 
 
 @pytest.mark.parametrize(
@@ -241,64 +230,6 @@ def test_data_help_names_the_check_command(capsys):
             main(arguments)
         assert caught.value.code == 0
         assert "check" in capsys.readouterr().out
-
-
-def test_bench_refuses_sizes_and_outputs_before_it_measures(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "run_case", lambda *_: pytest.fail("measured"))
-    file = str(tmp_path / "a.png")
-    for arguments, message in (
-        (["--size", "99999x16"], "at most 65536x65536, got '99999x16'"),
-        (["--batch", "9" * 20], "at most 65536, got"),
-        (["--json", file, "--plot", file, "--force"], "--json and --plot must be two files"),
-    ):
-        with pytest.raises(SystemExit) as caught:
-            main(["bench", *arguments])
-        assert caught.value.code == 2
-        error = capsys.readouterr().err
-        assert message in error
-        assert max(map(len, error.splitlines()[:-1])) <= 100  # the usage
-    fails(capsys, ["bench", "--json", "/proc/a.json"], "--json: cannot write to /proc")
-    fails(
-        capsys, ["bench", "--size", "64x64", "100x64"], "--size: the case 'training step' needs", "got 100x64; change"
-    )
-    fails(capsys, ["bench", "--size", "32x32", "--num-d", "6"], "--num-d: the images of the case 'training step'")
-    with pytest.raises(SystemExit):
-        main(["bench", "--help"])
-    assert "%%" not in capsys.readouterr().out
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_lack_of_memory_on_the_cpu_is_reported(capsys, monkeypatch):
-    monkeypatch.setattr(bench, "run_case", lambda *_: torch.empty(2**50))
-    error = fails(capsys, ["bench", "--device", "cpu"], "out of memory (", "; lower --size, --batch or --num-d")
-    assert "--device cpu" not in error
-
-
-@pytest.mark.parametrize("device", ["foo", "meta", "cuda:99"])
-def test_bench_rejects_an_unavailable_device(capsys, device):
-    fails(capsys, ["bench", "--device", device], "--device", device)
-
-
-def test_bench_without_a_compiler_is_reported(capsys, monkeypatch):
-    def fail(*arguments):
-        raise TorchDynamoException("No working C++ compiler found")
-
-    monkeypatch.setattr(bench, "run_case", fail)
-    fails(capsys, ["bench", "--device", "cpu"], "No working C++ compiler", "--no-compile")
-
-
-def test_bench_keeps_the_times_if_the_memory_cannot_be_measured(capsys, monkeypatch, tmp_path):
-    def fail(*arguments):
-        raise ChildError("the child process was stopped by signal 9")
-
-    monkeypatch.setattr(bench, "measure_memory", fail)
-    file = tmp_path / "found.json"
-    command = ["bench", "--case", "LSGAN, generator", "--device", "cpu", "--rounds", "1", "--no-compile"]
-    assert main([*command, "--json", str(file)]) == 0
-    assert "--no-memory" in capsys.readouterr().err
-    [case] = json.loads(file.read_text())["cases"]
-    assert case["seconds"]["fused"]
-    assert not case["bytes"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")

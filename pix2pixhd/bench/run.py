@@ -1,0 +1,120 @@
+"""Measures benchmark cases: times, errors against float64, and memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Sequence
+
+from pix2pixhd.bench.case import BASIC, Setup, TensorCase
+from pix2pixhd.bench.cases import CASES, NETWORK_CASES
+from pix2pixhd.bench.child import measure_memory
+from pix2pixhd.bench.results import CaseResult
+from pix2pixhd.bench.timing import Timing, compare
+from pix2pixhd.errors import InputError
+
+__all__ = ["add_memory", "check_cases", "implementation_names", "run_case"]
+
+Report = Callable[[str], object]
+# They have the memory of another implementation, or none.
+_WITHOUT_MEMORY = ("limit", "fused-graph", "plain-graph")
+
+
+def implementation_names(cases: Sequence[str], setup: Setup) -> list[str]:
+    """Returns the names of the implementations of cases that can be chosen."""
+    names = dict.fromkeys(name for case in cases for name in CASES[case](setup).names)
+    return [name for name in names if name != "limit"]
+
+
+def check_cases(todo: Sequence[tuple[str, Setup]], implementations: Sequence[str]) -> None:
+    """Checks that the cases can be measured, before the first one is.
+
+    Raises:
+        InputError: If a case does not accept its images, no case has one of the implementations, or a package that one
+            needs is not installed.
+    """
+    cases = [CASES[name](setup) for name, setup in todo]
+    for case in cases:
+        case.check()
+    for name in implementations:
+        if not any(name in case.names for case in cases):
+            known = implementation_names([case for case, _ in todo], todo[0][1])
+            raise InputError(
+                f"--implementations: no chosen case has {name!r}; they have {', '.join(known)}. Change it, or choose "
+                "other cases with --case"
+            )
+        for case in cases:
+            package = case.variants[name].package if isinstance(case, TensorCase) and name in case.variants else None
+            if package is not None and importlib.util.find_spec(package) is None:
+                raise InputError(
+                    f"--implementations: {name!r} needs the package {package}; install it (pip install {package}), or "
+                    f"leave out {name!r}"
+                )
+
+
+def run_case(
+    name: str,
+    setups: Sequence[Setup],
+    implementations: Sequence[str] = BASIC,
+    rounds: int | None = None,
+    budget: float = 10.0,
+    report: Report = print,
+) -> list[CaseResult]:
+    """Measures times and errors of one of ``CASES``, in several dtypes interleaved.
+
+    Args:
+        name: Name of the case.
+        setups: Images and discriminator; they differ in the dtype only.
+        implementations: Names of implementations. Those that the case does not have are left out; ``fused``,
+            ``plain`` and the limit are always measured.
+        rounds: Rounds per implementation, or None for as many as fit into ``budget`` seconds per dtype.
+        budget: Seconds for the rounds.
+        report: Called with what is being done.
+
+    Returns:
+        The measurements, one result per setup.
+    """
+    cases = [CASES[name](setup) for setup in setups]
+    always = ("fused", "plain", "limit")
+    chosen = [implementation for implementation in cases[0].names if implementation in (*always, *implementations)]
+
+    def key(setup: Setup, implementation: str) -> str:
+        return f"{implementation}, {setup.precision}"
+
+    slow = name in NETWORK_CASES and setups[0].device.type == "cpu"
+    timings = compare(
+        {
+            key(setup, implementation): case.run_of(implementation)
+            for setup, case in zip(setups, cases, strict=True)
+            for implementation in chosen
+        },
+        rounds,
+        warmup=1 if slow else 3,
+        budget=budget * len(setups),
+        progress=report,
+    )
+    plain_float32 = timings.get("plain, float32")
+    results = []
+    for setup, case in zip(setups, cases, strict=True):
+        report(f"comparing with float64, {setup.precision}")
+        own = {implementation: timings[key(setup, implementation)] for implementation in chosen}
+        agreements = case.agreement([x for x in chosen if x != "limit"], case.exact())
+        results.append(CaseResult(name, setup, own, agreements, {}, _other(plain_float32, setup)))
+    return results
+
+
+def _other(plain_float32: Timing | None, setup: Setup) -> Timing | None:
+    return None if setup.precision == "float32" else plain_float32
+
+
+def add_memory(results: Sequence[CaseResult], report: Report = print) -> list[CaseResult]:
+    """Measures the memory of all implementations, each in a process of its own, and returns results with it."""
+    memory: list[dict[str, dict[str, int]]] = [{} for _ in results]
+    names = dict.fromkeys(name for result in results for name in result.timings if name not in _WITHOUT_MEMORY)
+    for implementation in names:
+        chosen = [index for index, result in enumerate(results) if implementation in result.timings]
+        report(f"measuring the memory of {implementation}, in a process of its own")
+        found = measure_memory(implementation, [(results[index].name, results[index].setup) for index in chosen])
+        for index, own in zip(chosen, found, strict=True):
+            memory[index][implementation] = own
+    return [dataclasses.replace(result, memory=own) for result, own in zip(results, memory, strict=True)]

@@ -1,0 +1,121 @@
+"""Measured cases as tables and lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from pix2pixhd.bench.case import Agreement
+from pix2pixhd.bench.results import BASELINES, TITLES, CaseResult
+from pix2pixhd.bench.timing import Ratio, Timing
+
+__all__ = ["describe", "further_table", "memory_table", "speed_table"]
+
+# Above it the error of plain PyTorch is printed too: an L1 loss of nearly equal features has gradients whose signs
+# depend on rounding, in every implementation.
+_NOTICEABLE = 1e-4
+
+
+def _time(timing: Timing) -> str:
+    """Formats a median and its percentiles with one unit."""
+    unit, factor = ("s", 1.0) if timing.median >= 1 else ("ms", 1e3) if timing.median >= 1e-3 else ("µs", 1e6)
+    low, median, high = (f"{factor * x:.3g}" for x in (timing.low, timing.median, timing.high))
+    return f"{median} {unit} ({low} to {high})"
+
+
+def _times(ratio: Ratio) -> str:
+    if ratio.uncertain:
+        return f"not measured ({ratio.low:.2g} to {ratio.high:.2g})"
+    return f"{ratio.value:.2f}× ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def describe(name: str, timings: Mapping[str, Timing]) -> str:
+    """Returns one line with the ratios of a case."""
+    parts = [f"pix2pixhd {_time(timings['fused'])}"]
+    ratios = {what: Ratio.of(timings[what], timings["fused"]) for what in timings if what != "fused"}
+    parts += [f"{title} takes {_times(ratios[what])}" for what, title in BASELINES.items() if what in ratios]
+    if "limit" in ratios:
+        parts.append(f"{ratios['limit'].value:.0%} of the bandwidth limit")
+    return f"{name}: " + ", ".join(parts)
+
+
+def _precisions(results: Sequence[CaseResult]) -> bool:
+    """Whether the tables need a column for the dtype."""
+    return {result.setup.precision for result in results} != {"float32"}
+
+
+def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for header in left:
+        table.add_column(header, overflow="fold")
+    for header in right:
+        table.add_column(header, justify="right", overflow="fold")
+    return table
+
+
+def _first_cells(result: CaseResult, precisions: bool) -> list[str]:
+    return [result.name, result.size, *([result.setup.precision] if precisions else [])]
+
+
+def _agrees(found: Agreement) -> str:
+    text = f"{'yes' if found.agrees else 'NO'}, {found.error:.0e}"
+    return text if found.agrees and found.error <= _NOTICEABLE else f"{text}; plain {found.plain:.0e}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 5e4 else "below 0.1 MB"
+
+
+def speed_table(results: Sequence[CaseResult]) -> Table:
+    """Returns the table of times, one row per case, size and dtype."""
+    precisions = _precisions(results)
+    over_float32 = any(result.plain_float32 for result in results)
+    takes = [f"{title} takes" for title in BASELINES.values()] + (["plain float32 takes"] if over_float32 else [])
+    right = ("pix2pixhd", *takes, "of the limit", "agrees with float64")
+    table = _table("forward and backward", ("case", "size", *(["dtype"] if precisions else [])), right)
+    for result in results:
+        cells = [_times(result.speed_up(name)) if name in result.timings else "–" for name in BASELINES]
+        if over_float32:
+            ratio = result.over_plain_float32
+            cells.append("–" if ratio is None else _times(ratio))
+        limit = "–"
+        if "limit" in result.timings:
+            share = result.speed_up("limit")
+            limit = "not measured" if share.uncertain else f"{share.value:.0%}"
+        first = [*_first_cells(result, precisions), _time(result.timings["fused"])]
+        table.add_row(*first, *cells, limit, _agrees(result.agreements["fused"]))
+    return table
+
+
+def further_table(results: Sequence[CaseResult]) -> Table | None:
+    """Returns the table of the other implementations, one row for each; None if there are none."""
+    precisions = _precisions(results)
+    left = ("case", "size", *(["dtype"] if precisions else []), "implementation")
+    table = _table("further implementations", left, ("time", "relative to pix2pixhd", "agrees with float64"))
+    for result in results:
+        for name in result.timings:
+            if name in ("fused", "limit", *BASELINES):
+                continue
+            cells = [TITLES[name], _time(result.timings[name]), _times(result.speed_up(name))]
+            table.add_row(*_first_cells(result, precisions), *cells, _agrees(result.agreements[name]))
+    return table if table.row_count else None
+
+
+def memory_table(results: Sequence[CaseResult]) -> Table:
+    """Returns the table of the memory above that of the inputs, relative to plain PyTorch in the same dtype."""
+    precisions = _precisions(results)
+    left = ("case", "size", *(["dtype"] if precisions else []), "implementation")
+    table = _table("memory above the inputs", left, ("saved for backward", "of plain", "peak", "of plain"))
+    for result in results:
+        base = result.memory.get("plain", {})
+        first = _first_cells(result, precisions)
+        for name, found in result.memory.items():
+            cells = []
+            for what in ("retained", "peak"):
+                amount = _megabytes(found[what]) if what in found else "–"
+                share = f"{found[what] / base[what]:.1%}" if base.get(what) and name != "plain" else ""
+                cells += [amount, share]
+            table.add_row(*first, TITLES[name], *cells)
+            first = [""] * len(first)
+    return table

@@ -1,0 +1,112 @@
+"""`pix2pixhd bench` checks its arguments before it measures, and keeps its measurements."""
+
+import importlib.util
+import json
+import os
+import sys
+
+import pytest
+import torch
+from torch._dynamo.exc import TorchDynamoException
+
+from pix2pixhd.bench import run as measurement
+from pix2pixhd.bench.memory import ChildError
+from pix2pixhd.cli import bench
+from pix2pixhd.cli.main import main
+from tests.helpers import fails
+
+
+def test_bench_refuses_sizes_and_outputs_before_it_measures(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "run_case", lambda *_: pytest.fail("measured"))
+    file = str(tmp_path / "a.png")
+    for arguments, message in (
+        (["--size", "99999x16"], "at most 65536x65536, got '99999x16'"),
+        (["--batch", "9" * 20], "at most 65536, got"),
+        (["--json", file, "--plot", file, "--force"], "--json and --plot must be two files"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["bench", *arguments])
+        assert caught.value.code == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert max(map(len, error.splitlines()[:-1])) <= 100  # the usage
+    fails(capsys, ["bench", "--json", "/proc/a.json"], "--json: cannot write to /proc")
+    fails(
+        capsys, ["bench", "--size", "64x64", "100x64"], "--size: the case 'training step' needs", "got 100x64; change"
+    )
+    fails(capsys, ["bench", "--size", "32x32", "--num-d", "6"], "--num-d: the images of the case 'training step'")
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    assert "%%" not in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lack_of_memory_on_the_cpu_is_reported(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "run_case", lambda *_: torch.empty(2**50))
+    error = fails(capsys, ["bench", "--device", "cpu"], "out of memory (", "; lower --size, --batch or --num-d")
+    assert "--device cpu" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (
+            ["--implementations", "checkpoint", "--case", "LSGAN, generator"],
+            ["no chosen case has 'checkpoint'", "fused, plain, compiled."],
+        ),
+        (["--implementations", "foo"], ["no chosen case has 'foo'", "checkpoint, features, bounded"]),
+        (["--dtype", "tf32", "--device", "cpu"], ["--dtype: tf32 is for GPUs"]),
+    ],
+)
+def test_bench_refuses_what_it_cannot_measure(capsys, monkeypatch, arguments, parts):
+    monkeypatch.setattr(bench, "run_case", lambda *_: pytest.fail("measured"))
+    fails(capsys, ["bench", *arguments], *parts)
+
+
+def test_bench_names_a_missing_package(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "run_case", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    fails(
+        capsys,
+        ["bench", "--implementations", "torchmetrics"],
+        "'torchmetrics' needs the package torchmetrics",
+        "pip install",
+    )
+
+
+@pytest.mark.parametrize("device", ["foo", "meta", "cuda:99"])
+def test_bench_rejects_an_unavailable_device(capsys, device):
+    fails(capsys, ["bench", "--device", device], "--device", device)
+
+
+def test_bench_without_a_compiler_is_reported(capsys, monkeypatch):
+    def fail(*arguments):
+        raise TorchDynamoException("No working C++ compiler found")
+
+    monkeypatch.setattr(bench, "run_case", fail)
+    fails(capsys, ["bench", "--device", "cpu"], "No working C++ compiler", "--no-compile")
+
+
+def test_bench_keeps_the_times_if_the_memory_cannot_be_measured(capsys, monkeypatch, tmp_path):
+    def fail(*arguments):
+        raise ChildError("the child process was stopped by signal 9")
+
+    monkeypatch.setattr(measurement, "measure_memory", fail)
+    file = tmp_path / "found.json"
+    command = ["bench", "--case", "LSGAN, generator", "--device", "cpu", "--rounds", "1", "--no-compile"]
+    assert main([*command, "--json", str(file)]) == 0
+    assert "--no-memory" in capsys.readouterr().err
+    [case] = json.loads(file.read_text())["cases"]
+    assert case["seconds"]["fused"]
+    assert not case["bytes"]
+
+
+def test_bench_writes_its_files_if_its_output_is_closed(monkeypatch, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    file = tmp_path / "found.json"
+    command = ["bench", "--case", "LSGAN, generator", "--device", "cpu", "--rounds", "1", "--no-compile", "--no-memory"]
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main([*command, "--json", str(file)]) == 0
+    assert json.loads(file.read_text())["cases"]
