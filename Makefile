@@ -9,7 +9,7 @@ FAST := tests/ops/test_multi_l1.py tests/ops/test_pointwise.py tests/losses/test
 PROSE := README.md CONTRIBUTING.md CHANGELOG.md docs examples pix2pixhd csrc tests benchmarks build_tools setup.py Makefile .github
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help demo test test-fast build docs gpu lint format bench clean
+.PHONY: help demo test test-fast build docs gpu lint format bench bench-report clean
 
 help:
 	@echo "make demo       set everything up, build, train on photographs, write results to demo_out/"
@@ -20,6 +20,7 @@ help:
 	@echo "make lint       ruff, mypy, imports, clang-format, spelling, wording, documentation"
 	@echo "make format     rewrite the sources in the project's format"
 	@echo "make bench      run the benchmark suite on this machine"
+	@echo "make bench-report  measure the tables and charts of README.md and docs/benchmarks.md"
 	@echo "make gpu        on a machine with a GPU: build, test and measure"
 
 # torch goes in first and the package is built against it, not in a build environment with a second copy of torch.
@@ -61,6 +62,9 @@ build: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(DOCS)
+
+bench-report: $(VENV)/.dev
+	$(BIN)/python benchmarks/bench_report.py --measure
 
 gpu: $(VENV)/.dev
 	$(BIN)/python benchmarks/gpu.py

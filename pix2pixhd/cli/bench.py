@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import gc
 import json
 import os
 import pathlib
 import platform
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -42,9 +44,19 @@ _IMPLEMENTATIONS = implementation_names(list(CASES), Setup())[2:]
 _WIDTH = 150  # of the tables where the output is not a terminal
 
 
+def _processor() -> str:
+    """Returns the name of the processor."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """Returns the properties of the machine and the software that affect the measurements."""
     facts: dict[str, Any] = {
+        "processor": _processor(),
         "pix2pixhd": pix2pixhd.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -197,7 +209,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out.print(", ".join(f"{key} {value}" for key, value in facts.items()), highlight=False)
     results = _run(arguments, groups, implementations)
     if arguments.json is not None:
-        document = {"machine": facts, "cases": [result.to_json() for result in results]}
+        source = {"date": f"{datetime.date.today()}", "command": shlex.join(["pix2pixhd", "bench", *_measuring(argv)])}
+        document = {"machine": {**facts, **source}, "cases": [result.to_json() for result in results]}
         write_text(arguments.json, json.dumps(document, indent=1) + "\n", force=arguments.force)
     if arguments.plot is not None:
         with replacing(arguments.plot, force=arguments.force) as part:
@@ -216,6 +229,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if file is not None:
             out.print(f"wrote {file}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _measuring(argv: Sequence[str] | None) -> list[str]:
+    """Returns the arguments without those that name files."""
+    kept = []
+    arguments = iter(sys.argv[2:] if argv is None else argv)
+    for argument in arguments:
+        if argument in ("--json", "--plot", "--compare"):
+            next(arguments, None)
+        elif not argument.startswith(("--json=", "--plot=", "--compare=", "--force")):
+            kept.append(argument)
+    return kept
 
 
 class _Output(Console):
