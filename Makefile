@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 # Suites for every change, and texts whose spelling is checked.
-FAST := tests/ops/test_multi_l1.py tests/ops/test_pointwise.py tests/losses/test_gan.py \
+FAST := tests/budgets tests/ops/test_multi_l1.py tests/ops/test_pointwise.py tests/losses/test_gan.py \
 	tests/losses/test_feature_matching.py tests/losses/test_objective.py tests/models tests/test_files.py
 PROSE := README.md CONTRIBUTING.md CHANGELOG.md docs examples pix2pixhd csrc tests benchmarks build_tools setup.py Makefile .github
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)

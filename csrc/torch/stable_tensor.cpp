@@ -259,10 +259,11 @@ std::vector<L1Gradient> l1_gradients(const Tensor& signs, const std::vector<doub
                                      const std::vector<int64_t>& ndims, const std::vector<int64_t>& dtypes,
                                      const std::vector<int64_t>& wanted, const std::vector<Tensor>* out) {
   const int64_t total = std::accumulate(ndims.begin(), ndims.end(), int64_t{0});
-  STD_TORCH_CHECK(ndims.size() == dtypes.size() && ndims.size() == weight.size() &&
-                      static_cast<int64_t>(sizes.size()) == total && sizes.size() == strides.size(),
-                  "pix2pixhd: sizes and strides must hold ", total, " integers, the sum of ndims; ndims, dtypes and ",
-                  "weight must hold one element per tensor");
+  STD_TORCH_CHECK(
+      ndims.size() == dtypes.size() && ndims.size() == weight.size() && static_cast<int64_t>(sizes.size()) == total &&
+          (strides.empty() || sizes.size() == strides.size()),
+      "pix2pixhd: sizes and strides must hold ", total, " integers, the sum of ndims (strides may be empty ",
+      "for contiguous tensors); ndims, dtypes and weight must hold one element per tensor");
   check_wanted(wanted, ndims.size());
   check_output_count(out, wanted.size());
   const Device device(signs);
@@ -271,11 +272,12 @@ std::vector<L1Gradient> l1_gradients(const Tensor& signs, const std::vector<doub
   size_t begin = 0;
   int64_t words = 0;
   for (size_t k = 0; k < ndims.size(); ++k) {
-    const Shape shape(sizes.data() + begin, strides.data() + begin, ndims[k]);
+    const bool contiguous = strides.empty();
+    const Shape shape(sizes.data() + begin, contiguous ? nullptr : strides.data() + begin, ndims[k]);
     const int64_t numel = shape.numel();
     if (gradients.size() < wanted.size() && wanted[gradients.size()] == static_cast<int64_t>(k)) {
       const std::vector<int64_t> size(shape.sizes, shape.sizes + shape.ndim);
-      const std::vector<int64_t> stride = shape.is_dense()
+      const std::vector<int64_t> stride = !contiguous && shape.is_dense()
                                               ? std::vector<int64_t>(shape.strides, shape.strides + shape.ndim)
                                               : contiguous_strides(shape.sizes, shape.ndim);
       const DType type = dtype_from_scalar_type(dtypes[k]);

@@ -104,8 +104,9 @@ struct L1Gradient {
 };
 
 // The gradients of the tensors in `wanted` (ascending indices into the pairs whose signs are packed): the checked
-// tensors of `out`, or new tensors without `out`. sizes, strides and dtypes of all these pairs are concatenated. A
-// gradient keeps dense strides; otherwise it is contiguous, in the layout that the forward reads.
+// tensors of `out`, or new tensors without `out`. sizes, strides and dtypes of all these pairs are concatenated;
+// strides may be empty if all tensors are contiguous. A gradient keeps dense strides; otherwise it is contiguous, in
+// the layout that the forward reads.
 std::vector<L1Gradient> l1_gradients(const Tensor& signs, const std::vector<double>& weight,
                                      const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
                                      const std::vector<int64_t>& ndims, const std::vector<int64_t>& dtypes,

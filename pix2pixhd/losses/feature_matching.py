@@ -51,6 +51,16 @@ def feature_matching_loss(
     return _match(as_scales("pred_fake", pred_fake), as_scales("pred_real", pred_real), weighting, weight)
 
 
+def _check_shapes(fake: Scales, real: Scales) -> None:
+    for k, (fake_layers, real_layers) in enumerate(zip(fake, real, strict=True)):
+        for i, (x, y) in enumerate(zip(fake_layers[:-1], real_layers[:-1], strict=True)):
+            if x.shape != y.shape:
+                raise ValueError(
+                    f"pred_real[{k}][{i}] (scale {k}, layer {i}) must have the shape of pred_fake[{k}][{i}], "
+                    f"{tuple(x.shape)}, got {tuple(y.shape)}"
+                )
+
+
 def _match(fake: Scales, real: Scales, weighting: Weighting, weight: Number) -> Tensor:
     """Computes the loss of normalized predictions."""
     if len(fake) != len(real):
@@ -65,18 +75,16 @@ def _match(fake: Scales, real: Scales, weighting: Weighting, weight: Number) -> 
                 f"pred_fake[{k}] contains a prediction but no features to match; build the discriminator "
                 "with getIntermFeat=True, or turn feature matching off"
             )
-        for i, (x, y) in enumerate(zip(fake_layers[:-1], real_layers[:-1], strict=True)):
-            if x.shape != y.shape:
-                raise ValueError(
-                    f"pred_real[{k}][{i}] (scale {k}, layer {i}) must have the shape of pred_fake[{k}][{i}], "
-                    f"{tuple(x.shape)}, got {tuple(y.shape)}"
-                )
     weights = [w for scale in layer_weights([len(layers) - 1 for layers in fake], weighting) for w in scale]
     features = [x for layers in fake for x in layers[:-1]]
     targets = [y.detach() for layers in real for y in layers[:-1]]
-    if is_constant(weight):
-        return multi_l1_loss(features, targets, [weight * w for w in weights])
-    return multi_l1_loss(features, targets, weights) * weight
+    try:
+        if is_constant(weight):
+            return multi_l1_loss(features, targets, [weight * w for w in weights])
+        return multi_l1_loss(features, targets, weights) * weight
+    except ValueError:
+        _check_shapes(fake, real)  # names scale and layer; the operator's message has the index in the flat list
+        raise
 
 
 class FeatureMatchingLoss(nn.Module):

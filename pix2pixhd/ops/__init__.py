@@ -96,7 +96,8 @@ def multi_l1_loss(inputs: Sequence[Tensor], targets: Sequence[Tensor], weights: 
 
 def _multi_l1(xs: list[Tensor], ys: list[Tensor], weights: Numbers) -> Tensor:
     for k, (x, y) in enumerate(zip(xs, ys, strict=True)):
-        check_shapes(("inputs", "targets"), x, y, k)
+        if x.shape != y.shape:
+            check_shapes(("inputs", "targets"), x, y, k)  # raises the error
     check_devices(("inputs", "targets"), xs[0], ys[0], 0)
     parsed = scalars.parse("weights", weights, len(xs), default=1.0)
     if not backend.use_fused(xs[0]):

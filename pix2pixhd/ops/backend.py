@@ -80,7 +80,7 @@ def use_fused_if_loaded(tensor: Tensor) -> bool:
 
 def use_fused(tensor: Tensor) -> bool:
     """Whether the fused operators are used for this tensor under the current backend."""
-    if is_reference():
+    if _current == "reference":
         return False
     # torch.func and forward-mode AD differentiate the plain formulas.
     if not torch.compiler.is_compiling() and (forward_mode_active() or torch._C._are_functorch_transforms_active()):

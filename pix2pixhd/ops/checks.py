@@ -104,7 +104,8 @@ def check_list(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
         raise ValueError(f"{name} is empty; pass at least one tensor")
     device = getattr(tensors[0], "device", None)
     for k, tensor in enumerate(tensors):
-        check_tensor(name, tensor, k)
+        if not isinstance(tensor, Tensor) or tensor.dtype not in _FLOATS:
+            check_tensor(name, tensor, k)  # raises the error
         if tensor.device != device:
             raise ValueError(f"{name}[{k}] is on {tensor.device} and {name}[0] on {device}; move all to one device")
     return list(tensors)

@@ -7,13 +7,22 @@ element, the sign of ``input − target``, and neither input nor target.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pix2pixhd.ops import recycling
-from pix2pixhd.ops.autograd import LARGE, below_autograd, dense_or_contiguous, requested, transformed, wider
+from pix2pixhd.ops.autograd import (
+    LARGE,
+    below_autograd,
+    contiguous_strides,
+    dense_or_contiguous,
+    requested,
+    transformed,
+    wider,
+)
 from pix2pixhd.ops.scalars import Number, all_constant
 
 SIGN_TILE = 256  # csrc/types.h: kSignTile
@@ -29,7 +38,11 @@ def sign_words(numel: int) -> int:
 
 
 class Layouts(NamedTuple):
-    """Sizes, strides and dtypes of a list of tensors, in the flat form that the backward operator takes."""
+    """Sizes, strides and dtypes of a list of tensors, in the flat form that the backward operator takes.
+
+    ``strides`` is empty if all tensors are contiguous. PyTorch's dispatcher converts the numbers one by one, which for
+    small tensors costs more than the gradients.
+    """
 
     sizes: list[int]
     strides: list[int]
@@ -37,12 +50,20 @@ class Layouts(NamedTuple):
     dtypes: list[int]
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> Layouts:
-        """Read the layouts of the tensors."""
+    def of(cls, tensors: Sequence[Tensor], *, always_strides: bool = False) -> Layouts:
+        """Read the layouts of the tensors.
+
+        Args:
+            tensors: The tensors.
+            always_strides: Whether contiguous tensors have strides too. The question whether a tensor is contiguous
+                would restrict the sizes of a compiled graph.
+        """
+        shapes = [tensor.shape for tensor in tensors]
+        omit = not always_strides and False not in map(Tensor.is_contiguous, tensors)
         return cls(
-            [size for tensor in tensors for size in tensor.shape],
-            [stride for tensor in tensors for stride in tensor.stride()],
-            [tensor.dim() for tensor in tensors],
+            list(chain.from_iterable(shapes)),
+            [] if omit else list(chain.from_iterable([tensor.stride() for tensor in tensors])),
+            list(map(len, shapes)),
             [_CODES[tensor.dtype] for tensor in tensors],
         )
 
@@ -53,7 +74,8 @@ class Layouts(NamedTuple):
         for k, (ndim, code) in enumerate(zip(self.ndims, self.dtypes, strict=True)):
             if k in wanted:
                 size = self.sizes[begin : begin + ndim]
-                result.append((size, dense_or_contiguous(size, self.strides[begin : begin + ndim]), _DTYPES[code]))
+                stride = self.strides[begin : begin + ndim] if self.strides else contiguous_strides(size)
+                result.append((size, dense_or_contiguous(size, stride), _DTYPES[code]))
             begin += ndim
         return result
 
@@ -80,21 +102,33 @@ def _fake_backward(
     return [torch.empty_strided(size, stride, dtype=dtype, device=signs.device) for size, stride, dtype in layouts]
 
 
-def _forward(tensors: Sequence[Tensor], weight: list[float], wanted: list[int]) -> tuple[Tensor, Tensor]:
-    input, target = tensors[: len(weight)], tensors[len(weight) :]
-    if not recycling.worthwhile(sum(map(Tensor.numel, input)) // 4, tensors):
-        return cast(tuple[Tensor, Tensor], torch.ops.pix2pixhd.multi_l1.default(input, target, weight, wanted))
+def _forward(
+    input: Sequence[Tensor], target: Sequence[Tensor], weight: list[float], wanted: list[int]
+) -> tuple[Tensor, Tensor]:
+    loss: Tensor
+    if not recycling.worthwhile(sum(map(Tensor.numel, input)) // 4, (*input, *target)):
+        loss, signs = torch.ops.pix2pixhd.multi_l1.default(input, target, weight, wanted)
+        return loss, signs
     layout = ([sum(sign_words(input[k].numel()) for k in wanted)], [1], torch.int32)
     (signs,) = recycling.empty([layout], input[0].device)
-    return torch.ops.pix2pixhd.multi_l1_out.default(input, target, weight, wanted, signs), signs
+    loss = torch.ops.pix2pixhd.multi_l1_out.default(input, target, weight, wanted, signs)
+    return loss, signs
 
 
-def _save(ctx: Any, input: Sequence[Tensor], target: Sequence[Tensor], weight: list[float], wanted: list[int]) -> None:
+def _save(
+    ctx: Any,
+    input: Sequence[Tensor],
+    target: Sequence[Tensor],
+    weight: list[float],
+    wanted: list[int],
+    *,
+    always_strides: bool = False,
+) -> None:
     """Save the layouts of the pairs whose signs are packed, for the backward."""
     if len(wanted) < len(weight):
         input, target = [input[k] for k in wanted], [target[k] for k in wanted]
         weight = [weight[k] for k in wanted]
-    input_layouts = target_layouts = Layouts.of(input)
+    input_layouts = target_layouts = Layouts.of(input, always_strides=always_strides)
     if [x.dtype for x in input] != [y.dtype for y in target]:
         # The signs are in the memory order of the input. The forward reads the target in this order, and both
         # gradients have it.
@@ -123,8 +157,10 @@ def _gradients(ctx: Any, grad: Tensor, signs: Tensor, needs: Sequence[bool], of_
 
 def _backward(grad: Tensor, signs: Tensor, weight: list[float], layouts: Layouts, wanted: list[int]) -> list[Tensor]:
     arguments = grad, signs, weight, layouts.sizes, layouts.strides, layouts.ndims, layouts.dtypes, wanted
+    gradients: list[Tensor]
     if not recycling.worthwhile(8 * _elements(signs), (grad, signs)):
-        return cast(list[Tensor], torch.ops.pix2pixhd.multi_l1_backward.default(*arguments))
+        gradients = torch.ops.pix2pixhd.multi_l1_backward.default(*arguments)
+        return gradients
     gradients = recycling.empty(layouts.gradients(wanted), signs.device)
     torch.ops.pix2pixhd.multi_l1_backward_out.default(*arguments, gradients)
     return gradients
@@ -158,15 +194,27 @@ class _MultiL1(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: list[float], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, weight: list[float], constants: list[Tensor], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the loss.
+
+        Args:
+            ctx: The context.
+            weight: The weights.
+            constants: The targets if none requires a gradient. In a list they cost autograd no time.
+            *tensors: The inputs, followed by the targets if ``constants`` is empty.
+
+        Returns:
+            The loss and the anchor.
+        """
         ctx.set_materialize_grads(False)
-        count, needs = len(weight), ctx.needs_input_grad[1:]
-        input, target = tensors[:count], tensors[count:]
+        ctx.count = count = len(weight)
+        needs = ctx.needs_input_grad[2:]
+        input, target = (tensors, constants) if constants else (tensors[:count], tensors[count:])
         wanted = list(range(count))
         if False in needs[:count]:
-            wanted = [k for k in wanted if needs[k] or needs[count + k]]
+            wanted = [k for k in wanted if True in needs[k::count]]
         with below_autograd():
-            loss, signs = _forward(tensors, weight, wanted)
+            loss, signs = _forward(input, target, weight, wanted)
             anchor = loss.new_empty(0)
         _save(ctx, input, target, weight, wanted)
         ctx.save_for_backward(signs, anchor)
@@ -177,16 +225,16 @@ class _MultiL1(torch.autograd.Function):
         signs, anchor = ctx.saved_tensors
         if grad is None:  # only the anchor was differentiated
             grad = anchor.new_zeros(())
-        needs = ctx.needs_input_grad[1:]
+        needs, count = ctx.needs_input_grad[2:], ctx.count
         if _elements(signs) >= LARGE:
             needs = requested(ctx, needs)
-        count = len(needs) // 2
-        inputs = _gradients(ctx, grad, signs, needs[:count], of_targets=False)
-        targets = _gradients(ctx, grad, signs, needs[count:], of_targets=True)
+        gradients = _gradients(ctx, grad, signs, needs[:count], of_targets=False)
+        if len(needs) > count:
+            gradients += _gradients(ctx, grad, signs, needs[count:], of_targets=True)
         if torch.is_grad_enabled():
             zero = anchor.sum()  # the sum of no elements
-            return (None, *[None if g is None else g + zero.to(g.dtype) for g in (*inputs, *targets)])
-        return (None, *inputs, *targets)
+            gradients = [None if g is None else g + zero.to(g.dtype) for g in gradients]
+        return (None, None, *gradients)
 
 
 def _require_gradients(input: Sequence[Tensor], target: Sequence[Tensor]) -> list[int]:
@@ -198,7 +246,7 @@ def _library_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tens
     input, target, weight, wanted = inputs
     if not set(_require_gradients(input, target)) <= set(wanted):
         raise RuntimeError("pix2pixhd.multi_l1: wanted must hold every pair of which a gradient is required")
-    _save(ctx, input, target, weight, wanted)
+    _save(ctx, input, target, weight, wanted, always_strides=True)
     ctx.save_for_backward(output[1])
 
 
@@ -220,13 +268,20 @@ def register() -> None:
 
 
 def _call(inputs: list[Tensor], targets: list[Tensor], weights: list[float]) -> Tensor:
-    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *targets))
     loss: Tensor
-    if differentiable and not torch.compiler.is_compiling():
-        loss, _ = _MultiL1.apply(weights, *inputs, *targets)
-    else:
-        wanted = _require_gradients(inputs, targets) if differentiable else []
+    if torch.compiler.is_compiling():
+        wanted = _require_gradients(inputs, targets) if torch.is_grad_enabled() else []
         loss, _ = torch.ops.pix2pixhd.multi_l1.default(inputs, targets, weights, wanted)
+        return loss
+    if torch.is_grad_enabled():
+        if True in [target.requires_grad for target in targets]:
+            loss, _ = _MultiL1.apply(weights, [], *inputs, *targets)
+            return loss
+        if True in [input.requires_grad for input in inputs]:
+            loss, _ = _MultiL1.apply(weights, targets, *inputs)
+            return loss
+    with below_autograd():
+        loss, _ = torch.ops.pix2pixhd.multi_l1.default(inputs, targets, weights, [])
     return loss
 
 

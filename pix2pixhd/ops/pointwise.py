@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,9 +98,10 @@ def _gradients(ctx: Any, grad: Tensor, needs: Sequence[bool]) -> list[Tensor | N
 def _backward(
     grad: Tensor, input: Sequence[Tensor], constant: list[float], weight: list[float], kind: int
 ) -> list[Tensor]:
+    gradients: list[Tensor]
     if not recycling.worthwhile(8 * sum(map(Tensor.numel, input)), (grad, *input)):
-        operator = torch.ops.pix2pixhd.multi_pointwise_backward.default
-        return cast(list[Tensor], operator(grad, input, constant, weight, kind))
+        gradients = torch.ops.pix2pixhd.multi_pointwise_backward.default(grad, input, constant, weight, kind)
+        return gradients
     layouts = [(x.shape, dense_or_contiguous(list(x.shape), list(x.stride())), x.dtype) for x in input]
     gradients = recycling.empty(layouts, input[0].device)
     torch.ops.pix2pixhd.multi_pointwise_backward_out.default(grad, input, constant, weight, kind, gradients)
@@ -124,8 +125,10 @@ class _MultiPointwise(torch.autograd.Function):
     def forward(ctx: Any, constant: list[float], weight: list[float], kind: int, *input: Tensor) -> Tensor:
         _save(ctx, input, constant, weight, kind)
         ctx.elements = sum(map(Tensor.numel, input))
+        loss: Tensor
         with below_autograd():
-            return cast(Tensor, torch.ops.pix2pixhd.multi_pointwise.default(input, constant, weight, kind))
+            loss = torch.ops.pix2pixhd.multi_pointwise.default(input, constant, weight, kind)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -166,8 +169,12 @@ def fused_pointwise_loss(inputs: list[Tensor], constants: list[Number], weights:
     if not all_constant(constants + weights):
         return _composed(inputs, constants, weights, kind)
     loss: Tensor
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and any(x.requires_grad for x in inputs):
+    operator = torch.ops.pix2pixhd.multi_pointwise.default
+    if torch.compiler.is_compiling():
+        loss = operator(inputs, constants, weights, int(kind))
+    elif torch.is_grad_enabled() and True in [x.requires_grad for x in inputs]:
         loss = _MultiPointwise.apply(constants, weights, int(kind), *inputs)
     else:
-        loss = torch.ops.pix2pixhd.multi_pointwise.default(inputs, constants, weights, int(kind))
+        with below_autograd():
+            loss = operator(inputs, constants, weights, int(kind))
     return loss

@@ -101,6 +101,7 @@ def test_operators_check_their_arguments():
         (lambda: ops.multi_l1_backward(one, signs.float(), *rest), "signs must be the contiguous int32"),
         (lambda: ops.multi_l1_backward(x, signs, *rest), "grad must have one element, got 3"),
         (lambda: ops.multi_l1_backward(one, signs, [1.0], [3, 3], [1], [1], [6], [0]), "the sum of ndims"),
+        (lambda: ops.multi_l1_backward(one, signs, [1.0], [3], [1, 1], [1], [6], [0]), "strides may be empty"),
         (
             lambda: ops.multi_l1_backward(one, signs, [1.0], [3], [1], [1], [3], [0]),
             "expected float32, float64, float16",

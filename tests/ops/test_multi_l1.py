@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import pix2pixhd
 from pix2pixhd.functional import multi_l1_loss
-from pix2pixhd.ops.multi_l1 import sign_words
+from pix2pixhd.ops.multi_l1 import Layouts, sign_words
 
 from .oracle import DTYPES, LAYOUTS, check_l1, in_layout, tensor_pairs
 
@@ -147,6 +147,21 @@ def test_two_bits_per_element_are_saved_and_neither_input_nor_target():
     assert [r() for r in gone] == [None, None]
     loss.backward()
     assert x.grad.abs().sum() > 0
+
+
+def test_the_backward_operator_needs_no_strides_of_contiguous_tensors():
+    xs = [torch.randn(2, 3, 4), torch.randn(5), torch.randn(())]
+    arguments = torch.tensor(2.0), OPERATOR(xs, [-x for x in xs], [1.0] * 3, [0, 1, 2])[1], [1.0] * 3
+    full, omitted = Layouts.of(xs, always_strides=True), Layouts.of(xs)
+    assert (full.strides, omitted.strides) == ([12, 4, 1, 1], [])
+    expected = torch.ops.pix2pixhd.multi_l1_backward(*arguments, *full, [0, 1, 2])
+    for x, gradient, other in zip(
+        xs, expected, torch.ops.pix2pixhd.multi_l1_backward(*arguments, *omitted, [0, 1, 2]), strict=True
+    ):
+        torch.testing.assert_close(gradient, 2.0 / x.numel() * x.sign())
+        assert torch.equal(other, gradient)
+        assert other.stride() == gradient.stride() == x.stride()
+    assert Layouts.of([xs[0].mT, xs[1]]).strides == [12, 1, 4, 1]
 
 
 def test_the_mean_of_ten_million_elements_is_accurate():
