@@ -218,14 +218,24 @@ class TensorCase:
             return _replayed(self._run_of(self.graphs[name], None))
         return self._run_of(name, between)
 
+    def _loss(self, name: str) -> Loss:
+        """Returns the loss of an implementation that is no variant."""
+        return self._compiled if name == "compiled" else self.loss
+
     def _run_of(self, name: str, between: Callable[[], object] | None) -> Callable[[], Result]:
-        # Compiled and called under the reference backend: the selected backend is a guard of the compiled code.
-        backend, loss, prepare = "fused" if name == "fused" else "reference", self.loss, None
-        if name == "compiled":
-            loss = self._compiled
-        elif name in self.variants:
+        if name in self.variants:
             variant = self.variants[name]
-            backend, loss, prepare = variant.backend, variant.loss_of(self.network), variant.prepare
+            return self._run(variant.backend, variant.loss_of(self.network), variant.prepare, between)
+        # Compiled and called under the reference backend: the selected backend is a guard of the compiled code.
+        return self._run("fused" if name == "fused" else "reference", self._loss(name), between=between)
+
+    def _run(
+        self,
+        backend: str,
+        loss: Loss,
+        prepare: Callable[[Any, list[Tensor]], Any] | None = None,
+        between: Callable[[], object] | None = None,
+    ) -> Callable[[], Result]:
         setup = self.setup if self.network is not None else dataclasses.replace(self.setup, dtype=torch.float32)
 
         def prepared(real: list[Tensor]) -> Any:

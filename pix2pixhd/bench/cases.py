@@ -20,11 +20,13 @@ Some cases have further ones:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from pix2pixhd.bench.case import Case, Inputs, Setup, TensorCase
+from pix2pixhd.bench.compiled_step import SUFFIX, CompiledStepCase
 from pix2pixhd.bench.perceptual_cases import lpips, vgg_loss
 from pix2pixhd.bench.shapes import Shape, discriminator_shapes, vgg_shapes
 from pix2pixhd.bench.step_case import StepCase
@@ -33,7 +35,17 @@ from pix2pixhd.nn import lean
 from pix2pixhd.ops import logistic_loss, lsgan_loss, multi_l1_loss
 from pix2pixhd.ops.autograd import wider
 
-__all__ = ["CASES", "DEFAULT_CASES", "NETWORK_CASES", "discriminator_shapes", "l1_case", "vgg_shapes"]
+__all__ = [
+    "CASES",
+    "DEFAULT_CASES",
+    "LOSSES",
+    "NETWORK_CASES",
+    "discriminator_shapes",
+    "evaluates_network",
+    "l1_case",
+    "make_case",
+    "vgg_shapes",
+]
 
 _VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 
@@ -129,7 +141,20 @@ CASES: dict[str, Callable[[Setup], Case]] = {
     "residual block": lean_block,
     "training step": StepCase,
 }
+# Losses, which can be measured inside a compiled step too.
+LOSSES = [name for name in CASES if name not in ("residual block", "training step")]
 # The cases of the command without options.
 DEFAULT_CASES = [name for name in CASES if not name.startswith("vanilla")]
 # Those that evaluate networks, which take seconds on a CPU.
 NETWORK_CASES = ("VGGLoss", "LPIPS", "residual block", "training step")
+
+
+def make_case(name: str, setup: Setup) -> Case:
+    """Returns one of ``CASES``, or with ``SUFFIX`` one of ``LOSSES`` inside a compiled step."""
+    case = CASES[name.removesuffix(SUFFIX)](setup)
+    return CompiledStepCase(cast(TensorCase, case)) if name.endswith(SUFFIX) else case
+
+
+def evaluates_network(name: str) -> bool:
+    """Whether a case evaluates networks."""
+    return name.removesuffix(SUFFIX) in NETWORK_CASES

@@ -7,8 +7,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+import torch
+
 from pix2pixhd.bench.case import Setup
-from pix2pixhd.bench.cases import CASES
+from pix2pixhd.bench.cases import make_case
 from pix2pixhd.bench.memory import memory_of, run_child, trim
 
 __all__ = ["measure_memory"]
@@ -40,7 +42,8 @@ def _measure(name: str, setup: Setup, implementation: str) -> dict[str, int]:
     def between() -> None:
         found["retained"] = memory.now() - before
 
-    run = CASES[name](setup).run_of(implementation, between)
+    torch.compiler.reset()  # as in run_case
+    run = make_case(name, setup).run_of(implementation, between)
     before = 0
     for _ in range(2):  # the first call compiles, converts weights and loads libraries
         trim()

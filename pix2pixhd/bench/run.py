@@ -6,8 +6,10 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable, Sequence
 
+import torch
+
 from pix2pixhd.bench.case import BASIC, Setup, TensorCase
-from pix2pixhd.bench.cases import CASES, NETWORK_CASES
+from pix2pixhd.bench.cases import evaluates_network, make_case
 from pix2pixhd.bench.child import measure_memory
 from pix2pixhd.bench.results import CaseResult
 from pix2pixhd.bench.timing import Timing, compare
@@ -22,7 +24,7 @@ _WITHOUT_MEMORY = ("limit", "fused-graph", "plain-graph")
 
 def implementation_names(cases: Sequence[str], setup: Setup) -> list[str]:
     """Returns the names of the implementations of cases that can be chosen."""
-    names = dict.fromkeys(name for case in cases for name in CASES[case](setup).names)
+    names = dict.fromkeys(name for case in cases for name in make_case(case, setup).names)
     return [name for name in names if name != "limit"]
 
 
@@ -33,7 +35,7 @@ def check_cases(todo: Sequence[tuple[str, Setup]], implementations: Sequence[str
         InputError: If a case does not accept its images, no case has one of the implementations, or a package that one
             needs is not installed.
     """
-    cases = [CASES[name](setup) for name, setup in todo]
+    cases = [make_case(name, setup) for name, setup in todo]
     for case in cases:
         case.check()
     for name in implementations:
@@ -60,7 +62,7 @@ def run_case(
     budget: float = 10.0,
     report: Report = print,
 ) -> list[CaseResult]:
-    """Measures times and errors of one of ``CASES``, in several dtypes interleaved.
+    """Measures times and errors of one of the cases, in several dtypes interleaved.
 
     Args:
         name: Name of the case.
@@ -74,14 +76,16 @@ def run_case(
     Returns:
         The measurements, one result per setup.
     """
-    cases = [CASES[name](setup) for setup in setups]
+    # The cases share code, and torch.compile keeps few versions of the same code.
+    torch.compiler.reset()
+    cases = [make_case(name, setup) for setup in setups]
     always = ("fused", "plain", "limit")
     chosen = [implementation for implementation in cases[0].names if implementation in (*always, *implementations)]
 
     def key(setup: Setup, implementation: str) -> str:
         return f"{implementation}, {setup.precision}"
 
-    slow = name in NETWORK_CASES and setups[0].device.type == "cpu"
+    slow = evaluates_network(name) and setups[0].device.type == "cpu"
     timings = compare(
         {
             key(setup, implementation): case.run_of(implementation)

@@ -23,7 +23,8 @@ from torch._dynamo.exc import TorchDynamoException
 
 import pix2pixhd
 from pix2pixhd.bench.case import BASIC, Setup
-from pix2pixhd.bench.cases import CASES, DEFAULT_CASES, NETWORK_CASES
+from pix2pixhd.bench.cases import CASES, DEFAULT_CASES, LOSSES, evaluates_network
+from pix2pixhd.bench.compiled_step import SUFFIX
 from pix2pixhd.bench.memory import ChildError, is_measurable
 from pix2pixhd.bench.plots import check_plottable, plot
 from pix2pixhd.bench.results import CaseResult, changes, read_results
@@ -145,6 +146,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_at_least_one,
         help="timings per implementation (default: 5 to 50, as many as fit into 4 s per case)",
     )
+    parser.add_argument(
+        "--inside-compile",
+        action="store_true",
+        help="also measure the losses inside a step that torch.compile compiles: a small network, the fused or the "
+        "plain loss, and their backward",
+    )
     parser.add_argument("--no-compile", action="store_true", help="skip torch.compile, which needs a C++ compiler")
     parser.add_argument("--no-memory", action="store_true", help="skip the memory, measured in child processes")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write all measurements to FILE")
@@ -160,9 +167,17 @@ def _groups(arguments: argparse.Namespace, device: torch.device) -> list[tuple[s
     """Returns what is measured together: a case at one size, in all dtypes."""
     if "tf32" in arguments.dtype and device.type != "cuda":
         raise InputError(f"--dtype: tf32 is for GPUs, got --device {device}; use float32")
+    names = arguments.case or DEFAULT_CASES
+    if arguments.inside_compile:
+        losses = [name for name in names if name in LOSSES]
+        if not losses:
+            raise InputError(
+                f"--inside-compile needs at least one of the cases {'; '.join(LOSSES)}; add it with --case"
+            )
+        names = [*names, *(name + SUFFIX for name in losses)]
     groups = []
-    for name in arguments.case or DEFAULT_CASES:
-        network = name in NETWORK_CASES
+    for name in names:
+        network = evaluates_network(name)
         precisions = arguments.dtype if network else [x.replace("tf32", "float32") for x in arguments.dtype]
         for width, height in arguments.size or [_SMALL_SIZE if network and device.type == "cpu" else _SIZE]:
             setup = Setup(width, height, arguments.batch, arguments.num_d, device=device)
@@ -317,8 +332,23 @@ def _remarks(results: Sequence[CaseResult], arguments: argparse.Namespace, devic
         lines.append("NO: the error against float64 is more than twice that of plain PyTorch. Please report this.")
     if not arguments.no_memory and not is_measurable(device.type):
         lines.append("The memory of a process cannot be measured on this system.")
-    if device.type == "cpu" and arguments.size is None and any(result.name in NETWORK_CASES for result in results):
+    if device.type == "cpu" and arguments.size is None and any(evaluates_network(result.name) for result in results):
         lines.append(
             f"Cases with networks are scaled down on a CPU; --size {'x'.join(map(str, _SIZE))} measures them in full."
         )
-    return lines
+    return lines + [_inside_compile(result) for result in results if result.name.endswith(SUFFIX)]
+
+
+def _inside_compile(result: CaseResult) -> str:
+    """Describes whether the fused loss costs fusion inside a compiled step."""
+    title, ratio = f"{result.name}, {result.size}, {result.setup.precision}: ", result.speed_up("plain")
+    if ratio.uncertain:
+        return title + "not measured."
+    if ratio.high < 1:
+        return title + (
+            f"the fused loss costs fusion. With the plain loss, which torch.compile computes together with the layer "
+            f"before it, the step takes {ratio.value:.0%} of the time; there, use pix2pixhd.backend('reference')."
+        )
+    if ratio.low > 1:
+        return title + f"faster with the fused loss; the plain loss takes {ratio.value:.2f} times as long."
+    return title + "no difference between the fused and the plain loss beyond noise."

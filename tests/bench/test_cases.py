@@ -5,8 +5,9 @@ import torch
 
 from pix2pixhd.bench import perceptual_cases
 from pix2pixhd.bench.case import Setup, TensorCase
-from pix2pixhd.bench.cases import CASES, NETWORK_CASES
+from pix2pixhd.bench.cases import CASES, NETWORK_CASES, make_case
 from pix2pixhd.bench.child import measure_memory
+from pix2pixhd.bench.compiled_step import SUFFIX
 from pix2pixhd.bench.memory import is_measurable
 from pix2pixhd.bench.step_case import StepCase
 from pix2pixhd.bench.step_setup import StepSetup
@@ -107,6 +108,15 @@ def test_the_bounded_implementation_has_a_memory_limit(monkeypatch):
     run = CASES["VGGLoss"](SMALL).run_of("bounded")
     with pytest.raises(MemoryLimitError):
         run()
+
+
+def test_a_compiled_step_computes_the_gradients_of_the_network_before_the_loss():
+    case = make_case("LSGAN, generator" + SUFFIX, SMALL)
+    exact = case.exact()
+    assert len(exact) == 1 + 2 + 4  # the value, the inputs of two scales, their scales and shifts
+    found = case.agreement(["fused", "plain"], exact)
+    assert found["fused"].agrees
+    assert 0 < found["plain"].error < 1e-5
 
 
 def test_a_setup_survives_the_way_through_text():

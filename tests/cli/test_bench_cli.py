@@ -10,7 +10,11 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 
 from pix2pixhd.bench import run as measurement
+from pix2pixhd.bench.case import Setup
+from pix2pixhd.bench.compiled_step import SUFFIX
 from pix2pixhd.bench.memory import ChildError
+from pix2pixhd.bench.results import CaseResult
+from pix2pixhd.bench.timing import Timing
 from pix2pixhd.cli import bench
 from pix2pixhd.cli.main import main
 from tests.helpers import fails
@@ -55,12 +59,27 @@ def test_a_lack_of_memory_on_the_cpu_is_reported(capsys, monkeypatch):
             ["no chosen case has 'checkpoint'", "fused, plain, compiled."],
         ),
         (["--implementations", "foo"], ["no chosen case has 'foo'", "checkpoint, features, bounded"]),
+        (
+            ["--inside-compile", "--case", "training step"],
+            ["--inside-compile needs at least one of the cases feature matching;"],
+        ),
         (["--dtype", "tf32", "--device", "cpu"], ["--dtype: tf32 is for GPUs"]),
     ],
 )
 def test_bench_refuses_what_it_cannot_measure(capsys, monkeypatch, arguments, parts):
     monkeypatch.setattr(bench, "run_case", lambda *_: pytest.fail("measured"))
     fails(capsys, ["bench", *arguments], *parts)
+
+
+@pytest.mark.parametrize(
+    ("plain", "verdict"),
+    [(0.8, "costs fusion. With the plain loss"), (1.0, "no difference"), (2.0, "takes 2.00 times as long")],
+)
+def test_bench_reports_when_a_fused_loss_costs_fusion(plain, verdict):
+    fused = [1.0 + 1e-3 * (k % 5) for k in range(20)]
+    timings = {"fused": Timing(tuple(fused)), "plain": Timing(tuple(plain * x for x in reversed(fused)))}
+    found = CaseResult("LSGAN, generator" + SUFFIX, Setup(), timings, {}, {})
+    assert verdict in bench._inside_compile(found)
 
 
 def test_bench_names_a_missing_package(capsys, monkeypatch):
