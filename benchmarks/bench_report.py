@@ -2,7 +2,7 @@
 
     python benchmarks/bench_report.py              rewrite the tables and charts from benchmarks/results/report_*.json
     python benchmarks/bench_report.py --measure    measure first; about half an hour on two cores, nothing else running
-    python benchmarks/bench_report.py --measure losses    measure one part: losses, perceptual, sizes or step
+    python benchmarks/bench_report.py --measure losses    measure one part: losses, vgg, lpips, sizes or step
 
 ``make bench-report`` measures everything. The documents contain each table between two comments,
 ``<!-- table: NAME -->`` and ``<!-- end of table -->``, and only that part is rewritten.
@@ -28,9 +28,10 @@ LOSSES = ("feature matching", "VGG feature maps", "LSGAN, discriminator", "LSGAN
 # The arguments of ``pix2pixhd bench`` for each file of results.
 COMMANDS = {
     "losses": " ".join(f"--case '{name}'" for name in LOSSES) + " --dtype float32 bfloat16",
-    "perceptual": "--case VGGLoss --case LPIPS --size 1024x512 --dtype float32 bfloat16 "
-    "--implementations compiled checkpoint features lpips --rounds 5",
-    "sizes": "--case VGGLoss --size 512x256 1024x512 2048x1024 --no-compile --rounds 5",
+    "vgg": "--case VGGLoss --size 1024x512 --dtype float32 bfloat16 --implementations compiled checkpoint features "
+    "--rounds 3",
+    "lpips": "--case LPIPS --size 1024x512 --dtype float32 bfloat16 --implementations compiled lpips --rounds 3",
+    "sizes": "--case VGGLoss --size 512x256 1024x512 2048x1024 --no-compile --rounds 3",
     "step": "--case 'training step' --size 1024x512 --dtype float32 bfloat16 --rounds 3",
 }
 # The implementations that the tables contain, in their order.
@@ -138,7 +139,7 @@ def _megabytes(memory, base, what):
     return f"{memory[what] / 1e6:.0f} MB, {share:.1%}" if share < 0.1 else f"{memory[what] / 1e6:.0f} MB, {share:.2f}"
 
 
-def summary_table(losses, perceptual, step):
+def summary_table(losses, vgg, lpips, step):
     """The table of the README."""
     rows = []
     for name, dtype in (
@@ -149,7 +150,7 @@ def summary_table(losses, perceptual, step):
         case = losses.of(name, dtype)
         times = [seconds(case.timings[x]) for x in ("fused", "plain", "compiled")]
         rows.append([f"{name}, {dtype}", f"**{times[0]}**", *times[1:]])
-    for results, name in ((perceptual, "VGGLoss"), (perceptual, "LPIPS"), (step, "training step")):
+    for results, name in ((vgg, "VGGLoss"), (lpips, "LPIPS"), (step, "training step")):
         for dtype in ("float32", "bfloat16"):
             case = results.of(name, dtype)
             baseline = baseline_of(case)
@@ -166,18 +167,12 @@ def summary_table(losses, perceptual, step):
 def tables(folder=RESULTS):
     """All generated parts of the documents, by name."""
     found = {name: Results(folder / f"report_{name}.json") for name in COMMANDS}
-    perceptual = found["perceptual"]
-    parts = {
-        "summary": summary_table(found["losses"], perceptual, found["step"]),
-        "losses": losses_table(found["losses"]),
-        "VGGLoss": network_table(perceptual, "VGGLoss"),
-        "LPIPS": network_table(perceptual, "LPIPS"),
-        "training step": network_table(found["step"], "training step"),
-    }
-    sources = {"losses": "losses", "VGGLoss": "perceptual", "LPIPS": "perceptual", "training step": "step"}
-    for name, source in sources.items():
-        parts[name] += f"\n\n{found[source].source}"
-    return parts
+    tables_of_networks = {"VGGLoss": "vgg", "LPIPS": "lpips", "training step": "step"}
+    parts = {"losses": losses_table(found["losses"])}
+    parts |= {name: network_table(found[file], name) for name, file in tables_of_networks.items()}
+    for name, file in {"losses": "losses", **tables_of_networks}.items():
+        parts[name] += f"\n\n{found[file].source}"
+    return {**parts, "summary": summary_table(*(found[name] for name in ("losses", "vgg", "lpips", "step")))}
 
 
 def render(text, parts):
@@ -195,7 +190,7 @@ def render(text, parts):
     return re.sub(r"<!-- table: ([^>]*) -->\n.*?<!-- end of table -->", replaced, text, flags=re.DOTALL)
 
 
-def charts(folder, perceptual, sizes):
+def charts(folder, vgg, sizes):
     """Draws the chart of the README, and speed-up and memory over the image size."""
     from matplotlib.figure import Figure
 
@@ -206,7 +201,7 @@ def charts(folder, perceptual, sizes):
         for dtype in ("float32", "bfloat16")
         for name in ("plain", "compiled", *(["checkpoint"] if dtype == "float32" else []), "fused")
     ]
-    peaks = [perceptual.of("VGGLoss", dtype).memory[name]["peak"] / 1e6 for name, dtype in bars]
+    peaks = [vgg.of("VGGLoss", dtype).memory[name]["peak"] / 1e6 for name, dtype in bars]
     figure = Figure(figsize=(5.2, 3.0), dpi=100, layout="tight")
     axes = figure.subplots()
     labels = [TITLES[name] + (", bf16" if dtype == "bfloat16" else "") for name, dtype in bars]
@@ -236,7 +231,7 @@ def main():
     parts = tables()
     for path in DOCUMENTS:
         path.write_text(render(path.read_text(), parts))
-    files = [Results(RESULTS / f"report_{name}.json") for name in ("perceptual", "sizes")]
+    files = [Results(RESULTS / f"report_{name}.json") for name in ("vgg", "sizes")]
     charts(ROOT / "docs" / "images", *files)
 
 
