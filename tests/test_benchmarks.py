@@ -32,17 +32,6 @@ def test_gpu_benchmark_runs_on_the_cpu_as_a_dry_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_vgg_loss_benchmark_measures_every_implementation_and_plots(tmp_path):
-    implementations = ["plain", "bounded"]
-    options = ["--rounds", 1, "--dtypes", "float32", "--implementations", *implementations]
-    run("vgg_loss.py", "--sizes", "64x32", *options, "--json", tmp_path / "f.json", "--plot", tmp_path / "f.png")
-    rows = json.loads((tmp_path / "f.json").read_text())["results"]["64x32"]
-    assert [name.split()[0] for name in rows] == implementations
-    assert rows["bounded float32"]["retained"] < rows["plain float32"]["retained"]
-    assert (tmp_path / "f.png").stat().st_size > 1000
-
-
-@pytest.mark.slow
 def test_training_step_benchmark_measures_the_memory_of_both_implementations(tmp_path):
     small = ["--size", "64x64", "--ngf", 4, "--ndf", 4, "--n-blocks", 1, "--label-nc", 3, "--rounds", 1]
     options = ["--dtypes", "float32", "--memory-only", "--empty-convolutions", "--json", tmp_path / "step.json"]
