@@ -1,4 +1,4 @@
-"""The chart of the README: peak memory of the VGG loss, from the measurements of benchmarks/vgg_loss.py.
+"""The chart of the README: peak memory of the VGG loss, from benchmarks/results/vgg_loss_cpu.json.
 
 python benchmarks/memory_chart.py
 """

@@ -180,6 +180,7 @@ class TensorCase:
     ) -> None:
         self.loss_of, self.make_inputs, self.make_network = loss_of, inputs, network
         self.setup, self.limit, self.variants = setup, limit, variants
+        self._variant_losses: dict[str, Loss] = {}
         self.graphs = GRAPHS if graphs and setup.device.type == "cuda" else {}
 
     @property
@@ -189,6 +190,11 @@ class TensorCase:
 
     def check(self) -> None:
         """Accepts all images."""
+
+    @property
+    def traffic(self) -> int | None:
+        """Bytes that every implementation reads and writes at least, if there is a limit."""
+        return 3 * sum(x.nbytes for x in self.inputs[0][0]) if self.limit else None
 
     @functools.cached_property
     def inputs(self) -> Sequence[Inputs]:
@@ -225,7 +231,9 @@ class TensorCase:
     def _run_of(self, name: str, between: Callable[[], object] | None) -> Callable[[], Result]:
         if name in self.variants:
             variant = self.variants[name]
-            return self._run(variant.backend, variant.loss_of(self.network), variant.prepare, between)
+            if name not in self._variant_losses:  # the networks of other packages take seconds to initialise
+                self._variant_losses[name] = variant.loss_of(self.network)
+            return self._run(variant.backend, self._variant_losses[name], variant.prepare, between)
         # Compiled and called under the reference backend: the selected backend is a guard of the compiled code.
         return self._run("fused" if name == "fused" else "reference", self._loss(name), between=between)
 

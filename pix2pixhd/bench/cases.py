@@ -36,6 +36,7 @@ from pix2pixhd.ops import logistic_loss, lsgan_loss, multi_l1_loss
 from pix2pixhd.ops.autograd import wider
 
 __all__ = [
+    "BANDWIDTH_CASES",
     "CASES",
     "DEFAULT_CASES",
     "LOSSES",
@@ -143,6 +144,8 @@ CASES: dict[str, Callable[[Setup], Case]] = {
 }
 # Losses, which can be measured inside a compiled step too.
 LOSSES = [name for name in CASES if name not in ("residual block", "training step")]
+# The cases with a bandwidth limit.
+BANDWIDTH_CASES = ("feature matching", "VGG feature maps")
 # The cases of the command without options.
 DEFAULT_CASES = [name for name in CASES if not name.startswith("vanilla")]
 # Those that evaluate networks, which take seconds on a CPU.

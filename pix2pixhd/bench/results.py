@@ -44,6 +44,8 @@ class CaseResult:
         agreements: Errors against float64 by implementation.
         memory: Bytes retained and at the peak, by implementation; empty if not measured.
         plain_float32: Times of plain PyTorch in float32, from the same rounds, if this is another dtype.
+        launches: On a GPU, kernel launches by implementation.
+        of_copy: On a GPU, share of the bandwidth of a copy that the fused implementation reaches, if it has a limit.
     """
 
     name: str
@@ -52,6 +54,8 @@ class CaseResult:
     agreements: Mapping[str, Agreement]
     memory: Mapping[str, Mapping[str, int]]
     plain_float32: Timing | None = None
+    launches: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    of_copy: float | None = None
 
     @property
     def size(self) -> str:
@@ -88,6 +92,10 @@ class CaseResult:
             "agrees with float64": {name: found.agrees for name, found in self.agreements.items()},
             "bytes": {name: dict(found) for name, found in self.memory.items()},
         }
+        if self.launches:
+            found["kernel launches"] = dict(self.launches)
+        if self.of_copy is not None:
+            found["share of a device copy's bandwidth"] = self.of_copy
         if plain is not None and over_float32 is not None:
             found["seconds of plain float32"] = list(plain.rounds)
             found["plain float32, times as long as fused"] = dataclasses.asdict(over_float32)
@@ -105,6 +113,8 @@ class CaseResult:
             {name: Agreement(error, errors["plain"]) for name, error in errors.items()},
             found["bytes"],
             None if plain is None else Timing(tuple(plain)),
+            found.get("kernel launches", {}),
+            found.get("share of a device copy's bandwidth"),
         )
 
 

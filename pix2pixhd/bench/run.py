@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
+import time
 from collections.abc import Callable, Sequence
 
 import torch
 
-from pix2pixhd.bench.case import BASIC, Setup, TensorCase
+from pix2pixhd.bench.case import BASIC, Case, Setup, TensorCase
 from pix2pixhd.bench.cases import evaluates_network, make_case
 from pix2pixhd.bench.child import measure_memory
+from pix2pixhd.bench.device import count_launches
 from pix2pixhd.bench.results import CaseResult
 from pix2pixhd.bench.timing import Timing, compare
 from pix2pixhd.errors import InputError
@@ -61,6 +64,7 @@ def run_case(
     rounds: int | None = None,
     budget: float = 10.0,
     report: Report = print,
+    bandwidth: float | None = None,
 ) -> list[CaseResult]:
     """Measures times and errors of one of the cases, in several dtypes interleaved.
 
@@ -72,6 +76,7 @@ def run_case(
         rounds: Rounds per implementation, or None for as many as fit into ``budget`` seconds per dtype.
         budget: Seconds for the rounds.
         report: Called with what is being done.
+        bandwidth: Bytes per second of a copy on the GPU, or None elsewhere.
 
     Returns:
         The measurements, one result per setup.
@@ -86,12 +91,13 @@ def run_case(
         return f"{implementation}, {setup.precision}"
 
     slow = evaluates_network(name) and setups[0].device.type == "cpu"
+    runs = {
+        key(setup, implementation): case.run_of(implementation)
+        for setup, case in zip(setups, cases, strict=True)
+        for implementation in chosen
+    }
     timings = compare(
-        {
-            key(setup, implementation): case.run_of(implementation)
-            for setup, case in zip(setups, cases, strict=True)
-            for implementation in chosen
-        },
+        runs,
         rounds,
         warmup=1 if slow else 3,
         budget=budget * len(setups),
@@ -103,19 +109,32 @@ def run_case(
         report(f"comparing with float64, {setup.precision}")
         own = {implementation: timings[key(setup, implementation)] for implementation in chosen}
         agreements = case.agreement([x for x in chosen if x != "limit"], case.exact())
-        results.append(CaseResult(name, setup, own, agreements, {}, _other(plain_float32, setup)))
+        base = None if setup.precision == "float32" else plain_float32
+        result = CaseResult(name, setup, own, agreements, {}, base)
+        if bandwidth is not None:
+            report(f"counting kernel launches, {setup.precision}")
+            launches = {x: count_launches(runs[key(setup, x)]) for x in chosen}
+            result = dataclasses.replace(result, launches=launches, of_copy=_of_copy(case, own["fused"], bandwidth))
+        results.append(result)
     return results
 
 
-def _other(plain_float32: Timing | None, setup: Setup) -> Timing | None:
-    return None if setup.precision == "float32" else plain_float32
+def _of_copy(case: Case, fused: Timing, bandwidth: float) -> float | None:
+    traffic = case.traffic if isinstance(case, TensorCase) else None
+    return None if traffic is None else traffic / fused.median / bandwidth
 
 
-def add_memory(results: Sequence[CaseResult], report: Report = print) -> list[CaseResult]:
-    """Measures the memory of all implementations, each in a process of its own, and returns results with it."""
+def add_memory(results: Sequence[CaseResult], report: Report = print, until: float = math.inf) -> list[CaseResult]:
+    """Measures the memory of all implementations, each in a process of its own, and returns results with it.
+
+    No further implementation is begun after ``until``, a time of ``time.monotonic``.
+    """
     memory: list[dict[str, dict[str, int]]] = [{} for _ in results]
     names = dict.fromkeys(name for result in results for name in result.timings if name not in _WITHOUT_MEMORY)
     for implementation in names:
+        if time.monotonic() > until:
+            report(f"the memory of {implementation} is not measured: the time is over")
+            continue
         chosen = [index for index, result in enumerate(results) if implementation in result.timings]
         report(f"measuring the memory of {implementation}, in a process of its own")
         found = measure_memory(implementation, [(results[index].name, results[index].setup) for index in chosen])

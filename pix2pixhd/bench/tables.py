@@ -15,6 +15,7 @@ __all__ = ["describe", "further_table", "memory_table", "speed_table"]
 # Above it the error of plain PyTorch is printed too: an L1 loss of nearly equal features has gradients whose signs
 # depend on rounding, in every implementation.
 _NOTICEABLE = 1e-4
+_GPU_COLUMNS = ["of a copy", "launches: pix2pixhd / plain / compiled"]
 
 
 def _time(timing: Timing) -> str:
@@ -72,7 +73,8 @@ def speed_table(results: Sequence[CaseResult]) -> Table:
     precisions = _precisions(results)
     over_float32 = any(result.plain_float32 for result in results)
     takes = [f"{title} takes" for title in BASELINES.values()] + (["plain float32 takes"] if over_float32 else [])
-    right = ("pix2pixhd", *takes, "of the limit", "agrees with float64")
+    gpu = any(result.launches for result in results)
+    right = ("pix2pixhd", *takes, "of the limit", *(_GPU_COLUMNS if gpu else []), "agrees with float64")
     table = _table("forward and backward", ("case", "size", *(["dtype"] if precisions else [])), right)
     for result in results:
         cells = [_times(result.speed_up(name)) if name in result.timings else "–" for name in BASELINES]
@@ -84,20 +86,28 @@ def speed_table(results: Sequence[CaseResult]) -> Table:
             share = result.speed_up("limit")
             limit = "not measured" if share.uncertain else f"{share.value:.0%}"
         first = [*_first_cells(result, precisions), _time(result.timings["fused"])]
-        table.add_row(*first, *cells, limit, _agrees(result.agreements["fused"]))
+        table.add_row(*first, *cells, limit, *(_gpu_cells(result) if gpu else []), _agrees(result.agreements["fused"]))
     return table
+
+
+def _gpu_cells(result: CaseResult) -> list[str]:
+    launches = [str(result.launches.get(name, "–")) for name in ("fused", *BASELINES)]
+    return ["–" if result.of_copy is None else f"{result.of_copy:.0%}", " / ".join(launches)]
 
 
 def further_table(results: Sequence[CaseResult]) -> Table | None:
     """Returns the table of the other implementations, one row for each; None if there are none."""
     precisions = _precisions(results)
     left = ("case", "size", *(["dtype"] if precisions else []), "implementation")
-    table = _table("further implementations", left, ("time", "relative to pix2pixhd", "agrees with float64"))
+    gpu = any(result.launches for result in results)
+    right = ("time", "relative to pix2pixhd", *(["launches"] if gpu else []), "agrees with float64")
+    table = _table("further implementations", left, right)
     for result in results:
         for name in result.timings:
             if name in ("fused", "limit", *BASELINES):
                 continue
             cells = [TITLES[name], _time(result.timings[name]), _times(result.speed_up(name))]
+            cells += [str(result.launches.get(name, "–"))] if gpu else []
             table.add_row(*_first_cells(result, precisions), *cells, _agrees(result.agreements[name]))
     return table if table.row_count else None
 

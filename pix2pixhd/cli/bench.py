@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
 import gc
 import json
+import math
 import os
 import pathlib
 import platform
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -22,26 +23,22 @@ from rich.status import Status
 from torch._dynamo.exc import TorchDynamoException
 
 import pix2pixhd
-from pix2pixhd.bench.case import BASIC, Setup
-from pix2pixhd.bench.cases import CASES, DEFAULT_CASES, LOSSES, evaluates_network
+from pix2pixhd.bench.case import Setup
+from pix2pixhd.bench.cases import evaluates_network
 from pix2pixhd.bench.compiled_step import SUFFIX
+from pix2pixhd.bench.device import copy_bandwidth
 from pix2pixhd.bench.memory import ChildError, is_measurable
 from pix2pixhd.bench.plots import check_plottable, plot
 from pix2pixhd.bench.results import CaseResult, changes, read_results
-from pix2pixhd.bench.run import add_memory, check_cases, implementation_names, run_case
+from pix2pixhd.bench.run import add_memory, check_cases, run_case
 from pix2pixhd.bench.tables import further_table, memory_table, speed_table
-from pix2pixhd.cli.sizes import image_size
+from pix2pixhd.cli.bench_options import SIZE, complete, groups_of, parser, usable_device
 from pix2pixhd.errors import InputError
 from pix2pixhd.files import check_replaceable, check_writable, replacing, write_text
 
-_PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_SIZE = (1024, 512)
-# The size of the cases that run networks on a CPU, where they take seconds at 1024x512.
-_SMALL_SIZE = (256, 128)
-_MINIMUM = 16
-_MAXIMUM = 2**16
 _BUDGET = 4.0  # seconds of the rounds of one case and dtype
-_IMPLEMENTATIONS = implementation_names(list(CASES), Setup())[2:]
+# The part of --minutes after which no case is begun, and the part after which no memory is measured.
+_CASES_UNTIL, _MEMORY_UNTIL = 0.6, 0.85
 _WIDTH = 150  # of the tables where the output is not a terminal
 
 
@@ -65,128 +62,14 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
     }
     if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
+        properties = torch.cuda.get_device_properties(device)
+        facts["gpu"] = properties.name
         facts["cuda"] = torch.version.cuda
+        facts["built for"] = pix2pixhd._C.cuda_archs or "the CPU"
+        facts["nvcc"] = pix2pixhd._C.cuda_version
+        facts["L2 MB"] = properties.L2_cache_size >> 20
+        facts["SMs"] = properties.multi_processor_count
     return facts
-
-
-def _device(name: str) -> torch.device:
-    """Converts ``--device`` to a device.
-
-    Raises:
-        InputError: If it is neither the CPU nor a GPU of this machine.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device must be cpu, cuda or cuda:N, got {name}")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device: {name} cannot be used ({reason}); use cpu") from None
-    return device
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= _MAXIMUM:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1 and at most {_MAXIMUM}, got {text!r}")
-    return int(text)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pix2pixhd bench",
-        description="Benchmark forward and backward of the losses and of a network block: this package, plain PyTorch, "
-        "torch.compile and the limit of the memory bandwidth. The implementations are timed interleaved in one "
-        "process. Prints medians with the 20th and 80th percentiles, speed-ups with 95 % confidence intervals, "
-        "whether value and gradients agree with float64, and the memory of each implementation. Takes some minutes on "
-        "two CPU cores, half of them for torch.compile.",
-    )
-    size = "x".join(map(str, _SIZE))
-    small = "x".join(map(str, _SMALL_SIZE))
-    parser.add_argument(
-        "--case",
-        action="append",
-        choices=list(CASES),
-        metavar="NAME",
-        help=f"case to run; may be repeated (default: all but the vanilla GAN losses): {'; '.join(CASES)}",
-    )
-    parser.add_argument(
-        "--size",
-        nargs="+",
-        type=image_size(_MINIMUM, _MAXIMUM),
-        metavar="WxH",
-        help=f"image sizes (default: {size}; for networks on a CPU {small})",
-    )
-    parser.add_argument("--batch", type=_at_least_one, default=1, help="number of images (default: 1)")
-    parser.add_argument("--num-d", type=_at_least_one, default=2, help="discriminator scales (default: 2)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--dtype",
-        nargs="+",
-        choices=list(_PRECISIONS),
-        default=["float32"],
-        metavar="DTYPE",
-        help=f"{', '.join(_PRECISIONS)}; several are measured interleaved; tf32 is float32 with TF32 convolutions, on "
-        "a GPU (default: float32)",
-    )
-    parser.add_argument(
-        "--implementations",
-        nargs="+",
-        default=list(BASIC),
-        metavar="NAME",
-        help=f"what to measure besides fused and plain: {', '.join(_IMPLEMENTATIONS)}; fused and plain are always "
-        "measured, and each case is measured in those that it has (default: compiled)",
-    )
-    parser.add_argument(
-        "--rounds",
-        type=_at_least_one,
-        help="timings per implementation (default: 5 to 50, as many as fit into 4 s per case)",
-    )
-    parser.add_argument(
-        "--inside-compile",
-        action="store_true",
-        help="also measure the losses inside a step that torch.compile compiles: a small network, the fused or the "
-        "plain loss, and their backward",
-    )
-    parser.add_argument("--no-compile", action="store_true", help="skip torch.compile, which needs a C++ compiler")
-    parser.add_argument("--no-memory", action="store_true", help="skip the memory, measured in child processes")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write all measurements to FILE")
-    parser.add_argument("--plot", type=pathlib.Path, metavar="FILE", help="also draw speed-up and memory over the size")
-    parser.add_argument(
-        "--compare", type=pathlib.Path, metavar="FILE", help="say what changed since the measurements of a --json FILE"
-    )
-    parser.add_argument("--force", action="store_true", help="allow --json and --plot to replace existing files")
-    return parser
-
-
-def _groups(arguments: argparse.Namespace, device: torch.device) -> list[tuple[str, list[Setup]]]:
-    """Returns what is measured together: a case at one size, in all dtypes."""
-    if "tf32" in arguments.dtype and device.type != "cuda":
-        raise InputError(f"--dtype: tf32 is for GPUs, got --device {device}; use float32")
-    names = arguments.case or DEFAULT_CASES
-    if arguments.inside_compile:
-        losses = [name for name in names if name in LOSSES]
-        if not losses:
-            raise InputError(
-                f"--inside-compile needs at least one of the cases {'; '.join(LOSSES)}; add it with --case"
-            )
-        names = [*names, *(name + SUFFIX for name in losses)]
-    groups = []
-    for name in names:
-        network = evaluates_network(name)
-        precisions = arguments.dtype if network else [x.replace("tf32", "float32") for x in arguments.dtype]
-        for width, height in arguments.size or [_SMALL_SIZE if network and device.type == "cpu" else _SIZE]:
-            setup = Setup(width, height, arguments.batch, arguments.num_d, device=device)
-            setups = [
-                dataclasses.replace(setup, dtype=_PRECISIONS[precision], tf32=precision == "tf32")
-                for precision in dict.fromkeys(precisions)
-            ]
-            groups.append((name, setups))
-    return groups
 
 
 def _read_earlier(path: pathlib.Path) -> list[CaseResult]:
@@ -199,30 +82,30 @@ def _read_earlier(path: pathlib.Path) -> list[CaseResult]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``pix2pixhd bench`` and returns the exit code."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    command = parser()
+    arguments = command.parse_args(argv)
     for option in ("json", "plot"):
         file: pathlib.Path | None = getattr(arguments, option)
         if file is not None:
             if not file.resolve().parent.is_dir():
-                parser.error(f"--{option}: the folder {file.resolve().parent} does not exist; create it first")
+                command.error(f"--{option}: the folder {file.resolve().parent} does not exist; create it first")
             check_replaceable([file], arguments.force, f"--{option}")
             if not os.path.exists(file):
                 check_writable(file.resolve().parent, f"--{option}")
     if arguments.json and arguments.plot and arguments.json.resolve() == arguments.plot.resolve():
-        parser.error(f"--json and --plot must be two files, got {arguments.json} for both; rename one of them")
+        command.error(f"--json and --plot must be two files, got {arguments.json} for both; rename one of them")
     if arguments.plot is not None:
         check_plottable(arguments.plot)
     earlier = None if arguments.compare is None else _read_earlier(arguments.compare)
 
-    device = _device(arguments.device)
-    groups = _groups(arguments, device)
-    implementations = [name for name in arguments.implementations if not (arguments.no_compile and name == "compiled")]
-    check_cases([(name, setup) for name, setups in groups for setup in setups], implementations)
+    device = usable_device(arguments.device)
+    complete(arguments, device)
+    groups = groups_of(arguments, device)
+    check_cases([(name, setup) for name, setups in groups for setup in setups], arguments.implementations)
     facts = machine(device)
     out = _Output() if sys.stdout.isatty() else _Output(width=_WIDTH)
     out.print(", ".join(f"{key} {value}" for key, value in facts.items()), highlight=False)
-    results = _run(arguments, groups, implementations)
+    results, left_out = _run(arguments, groups, device)
     if arguments.json is not None:
         source = {"date": f"{datetime.date.today()}", "command": shlex.join(["pix2pixhd", "bench", *_measuring(argv)])}
         document = {"machine": {**facts, **source}, "cases": [result.to_json() for result in results]}
@@ -236,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.print(further)
     if any(result.memory for result in results):
         out.print(memory_table(results))
-    for line in _remarks(results, arguments, device):
+    for line in (*_remarks(results, arguments, device), *left_out):
         out.print(line, highlight=False)
     if earlier is not None:
         out.print(f"\nchanges since {arguments.compare}:", *changes(results, earlier), sep="\n", highlight=False)
@@ -284,36 +167,49 @@ class _Progress:
 
 
 def _run(
-    arguments: argparse.Namespace, groups: Sequence[tuple[str, list[Setup]]], implementations: Sequence[str]
-) -> list[CaseResult]:
-    """Measures the cases and prints what is being measured on stderr."""
+    arguments: argparse.Namespace, groups: Sequence[tuple[str, list[Setup]]], device: torch.device
+) -> tuple[list[CaseResult], list[str]]:
+    """Measures the cases, prints what is being measured on stderr, and returns also what was left out."""
     console = Console(stderr=True)
     results: list[CaseResult] = []
+    left_out = []
+    begin, limit = time.monotonic(), math.inf if arguments.minutes is None else 60 * arguments.minutes
     with console.status("") as status, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*random weights")
         progress = _Progress(console, status)
+        bandwidth = None
+        if device.type == "cuda":
+            progress.step("measuring the bandwidth of a copy")
+            bandwidth = copy_bandwidth(device)
         for index, (name, setups) in enumerate(groups):
             title = f"[{index + 1}/{len(groups)}] {name}, {setups[0].width}x{setups[0].height}"
+            if results and time.monotonic() - begin > _CASES_UNTIL * limit:
+                left_out.append(f"not measured within {arguments.minutes:g} minutes: {title}")
+                continue
             progress.step(title)
 
             def report(what: str, title: str = title) -> None:
                 progress.detail(f"{title}: {what}")
 
             try:
-                results += run_case(name, setups, implementations, arguments.rounds, _BUDGET, report)
+                results += run_case(
+                    name, setups, arguments.implementations, arguments.rounds, _BUDGET, report, bandwidth
+                )
             except TorchDynamoException as error:
                 raise InputError(
                     f"torch.compile failed ({str(error).splitlines()[0]}); install a C++ compiler, or use --no-compile"
                 ) from error
             gc.collect()
-        if not arguments.no_memory and is_measurable(results[0].setup.device.type):
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        if not arguments.no_memory and is_measurable(device.type):
             try:
-                results = add_memory(results, progress.step)
+                results = add_memory(results, progress.step, begin + _MEMORY_UNTIL * limit)
             except ChildError:
                 print(
                     "the memory could not be measured, see the error above; --no-memory leaves it out", file=sys.stderr
                 )
-    return results
+    return results, left_out
 
 
 def _remarks(results: Sequence[CaseResult], arguments: argparse.Namespace, device: torch.device) -> list[str]:
@@ -323,6 +219,11 @@ def _remarks(results: Sequence[CaseResult], arguments: argparse.Namespace, devic
     ]
     if any("limit" in result.timings for result in results):
         lines.append("of the limit: time to read both sides and write one gradient, relative to pix2pixhd's time.")
+    if any(result.launches for result in results):
+        lines.append(
+            "of a copy: bytes that must be read and written, per second, relative to a copy of a large tensor on this "
+            "GPU. launches: kernels per call, forward and backward."
+        )
     if any(result.uncertain for result in results):
         lines.append(
             "NOT MEASURED: the times varied too much from round to round. Probably something else runs on this machine;"
@@ -334,7 +235,7 @@ def _remarks(results: Sequence[CaseResult], arguments: argparse.Namespace, devic
         lines.append("The memory of a process cannot be measured on this system.")
     if device.type == "cpu" and arguments.size is None and any(evaluates_network(result.name) for result in results):
         lines.append(
-            f"Cases with networks are scaled down on a CPU; --size {'x'.join(map(str, _SIZE))} measures them in full."
+            f"Cases with networks are scaled down on a CPU; --size {'x'.join(map(str, SIZE))} measures them in full."
         )
     return lines + [_inside_compile(result) for result in results if result.name.endswith(SUFFIX)]
 

@@ -96,6 +96,15 @@ def test_further_implementations_have_a_table_of_their_own():
     assert any("against plain PyTorch, checkpoints: " in line for line in changes([found], again))
 
 
+def test_launches_and_bandwidth_of_a_gpu_have_columns():
+    assert "launches" not in text_of(speed_table([result()]))
+    found = result(launches={"fused": 2, "plain": 41}, of_copy=0.92)
+    [again] = read_results(json.dumps({"cases": [found.to_json()]}), "old.json")
+    text = text_of(speed_table([again]))
+    assert "2 / 41 / –" in text
+    assert "92%" in text
+
+
 def test_half_precision_is_compared_with_plain_float32_of_the_same_rounds():
     half = result(setup=Setup(dtype=torch.bfloat16), plain_float32=timing(4e-3, 0.0))
     text = text_of(speed_table([result(), half]))

@@ -10,12 +10,14 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 
 from pix2pixhd.bench import run as measurement
-from pix2pixhd.bench.case import Setup
+from pix2pixhd.bench.case import Agreement, Setup
+from pix2pixhd.bench.cases import CASES, LOSSES
 from pix2pixhd.bench.compiled_step import SUFFIX
+from pix2pixhd.bench.device import supported_precisions
 from pix2pixhd.bench.memory import ChildError
 from pix2pixhd.bench.results import CaseResult
 from pix2pixhd.bench.timing import Timing
-from pix2pixhd.cli import bench
+from pix2pixhd.cli import bench, bench_options
 from pix2pixhd.cli.main import main
 from tests.helpers import fails
 
@@ -80,6 +82,39 @@ def test_bench_reports_when_a_fused_loss_costs_fusion(plain, verdict):
     timings = {"fused": Timing(tuple(fused)), "plain": Timing(tuple(plain * x for x in reversed(fused)))}
     found = CaseResult("LSGAN, generator" + SUFFIX, Setup(), timings, {}, {})
     assert verdict in bench._inside_compile(found)
+
+
+def test_bench_measures_everything_with_all():
+    arguments = bench_options.parser().parse_args(["--all", "--device", "cpu"])
+    device = torch.device("cpu")
+    bench_options.complete(arguments, device)
+    groups = bench_options.groups_of(arguments, device)
+    assert {name for name, _ in groups} == {*CASES, *(name + SUFFIX for name in LOSSES)}
+    assert {"checkpoint", "features", "bounded", "torchmetrics", "compiled"} <= set(arguments.implementations)
+    assert all([setup.precision for setup in setups] == supported_precisions(device) for _, setups in groups)
+    assert arguments.minutes == 8
+
+
+def test_bench_begins_no_case_after_its_time(monkeypatch, capsys):
+    begun = []
+
+    def run_case(name, setups, *_):
+        begun.append(name)
+        times = {implementation: Timing((1.0,) * 5) for implementation in ("fused", "plain")}
+        return [CaseResult(name, setups[0], times, {x: Agreement(0.0, 0.0) for x in times}, {})]
+
+    monkeypatch.setattr(bench, "run_case", run_case)
+    assert main(["bench", "--all", "--minutes", "1e-9", "--device", "cpu", "--no-memory", "--no-compile"]) == 0
+    assert begun == ["feature matching"]
+    out = " ".join(capsys.readouterr().out.split())
+    assert all(f"minutes: [{index + 1}/{len(CASES)}] {name}" in out for index, name in enumerate(CASES) if index)
+
+
+@pytest.mark.parametrize("minutes", ["0", "nan", "-1", "x"])
+def test_bench_refuses_unusable_minutes(minutes, capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "--minutes", minutes])
+    assert "--minutes: must be a number above 0" in capsys.readouterr().err
 
 
 def test_bench_names_a_missing_package(capsys, monkeypatch):

@@ -1,0 +1,195 @@
+"""The options of ``pix2pixhd bench``, and what is measured with them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+
+import torch
+
+from pix2pixhd.bench.case import BASIC, Setup
+from pix2pixhd.bench.cases import BANDWIDTH_CASES, CASES, DEFAULT_CASES, LOSSES, evaluates_network
+from pix2pixhd.bench.compiled_step import SUFFIX
+from pix2pixhd.bench.device import supported_precisions
+from pix2pixhd.bench.run import implementation_names
+from pix2pixhd.cli.sizes import image_size
+from pix2pixhd.errors import InputError
+
+__all__ = ["SIZE", "complete", "groups_of", "parser", "usable_device"]
+
+_PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SIZE = (1024, 512)
+# The size of the cases that run networks on a CPU, where they take seconds at 1024x512.
+_SMALL_SIZE = (256, 128)
+_MINIMUM = 16
+_MAXIMUM = 2**16
+_IMPLEMENTATIONS = implementation_names(list(CASES), Setup())[2:]
+# The sizes at which --all also measures the cost per pixel of one case, on a GPU.
+_FURTHER_SIZES = {"VGGLoss": [(512, 256), (2048, 1024)]}
+_MINUTES = 8.0
+
+
+def usable_device(name: str) -> torch.device:
+    """Converts ``--device`` to a device.
+
+    Raises:
+        InputError: If it is neither the CPU nor a GPU of this machine.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device must be cpu, cuda or cuda:N, got {name}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device: {name} cannot be used ({reason}); use cpu") from None
+    return device
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _MAXIMUM:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1 and at most {_MAXIMUM}, got {text!r}")
+    return int(text)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes <= _MAXIMUM:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most {_MAXIMUM}, got {text!r}")
+    return minutes
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command."""
+    found = argparse.ArgumentParser(
+        prog="pix2pixhd bench",
+        description="Benchmark forward and backward of the losses and of a network block: this package, plain PyTorch, "
+        "torch.compile and the limit of the memory bandwidth. The implementations are timed interleaved in one "
+        "process. Prints medians with the 20th and 80th percentiles, speed-ups with 95 % confidence intervals, "
+        "whether value and gradients agree with float64, and the memory of each implementation. Takes some minutes on "
+        "two CPU cores, half of them for torch.compile.",
+    )
+    size = "x".join(map(str, SIZE))
+    small = "x".join(map(str, _SMALL_SIZE))
+    found.add_argument(
+        "--case",
+        action="append",
+        choices=list(CASES),
+        metavar="NAME",
+        help=f"case to run; may be repeated (default: all but the vanilla GAN losses): {'; '.join(CASES)}",
+    )
+    found.add_argument(
+        "--size",
+        nargs="+",
+        type=image_size(_MINIMUM, _MAXIMUM),
+        metavar="WxH",
+        help=f"image sizes (default: {size}; for networks on a CPU {small})",
+    )
+    found.add_argument("--batch", type=_at_least_one, default=1, help="number of images (default: 1)")
+    found.add_argument("--num-d", type=_at_least_one, default=2, help="discriminator scales (default: 2)")
+    found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    found.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=list(_PRECISIONS),
+        metavar="DTYPE",
+        help=f"{', '.join(_PRECISIONS)}; several are measured interleaved; tf32 is float32 with TF32 convolutions, on "
+        "a GPU (default: float32)",
+    )
+    found.add_argument(
+        "--implementations",
+        nargs="+",
+        metavar="NAME",
+        help=f"what to measure besides fused and plain: {', '.join(_IMPLEMENTATIONS)}; fused and plain are always "
+        "measured, and each case is measured in those that it has (default: compiled)",
+    )
+    found.add_argument(
+        "--rounds",
+        type=_at_least_one,
+        help="timings per implementation (default: 5 to 50, as many as fit into 4 s per case)",
+    )
+    found.add_argument(
+        "--inside-compile",
+        action="store_true",
+        help="also measure the losses inside a step that torch.compile compiles: a small network, the fused or the "
+        "plain loss, and their backward",
+    )
+    found.add_argument(
+        "--all",
+        action="store_true",
+        help="measure everything: all cases, implementations and dtypes of the device, also inside a compiled step; "
+        "--case, --dtype, --size and --minutes limit it",
+    )
+    found.add_argument(
+        "--minutes",
+        type=_minutes,
+        help=f"begin no further measurement when about so much time has passed (default: {_MINUTES:g} with --all)",
+    )
+    found.add_argument("--no-compile", action="store_true", help="skip torch.compile, which needs a C++ compiler")
+    found.add_argument("--no-memory", action="store_true", help="skip the memory, measured in child processes")
+    found.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write all measurements to FILE")
+    found.add_argument("--plot", type=pathlib.Path, metavar="FILE", help="also draw speed-up and memory over the size")
+    found.add_argument(
+        "--compare", type=pathlib.Path, metavar="FILE", help="say what changed since the measurements of a --json FILE"
+    )
+    found.add_argument("--force", action="store_true", help="allow --json and --plot to replace existing files")
+    return found
+
+
+def complete(arguments: argparse.Namespace, device: torch.device) -> None:
+    """Sets the options that were not given, which depend on ``--all`` and on the device."""
+    everything = arguments.all
+    arguments.case = arguments.case or (list(CASES) if everything else DEFAULT_CASES)
+    arguments.dtype = arguments.dtype or (supported_precisions(device) if everything else ["float32"])
+    arguments.inside_compile = arguments.inside_compile or (everything and not arguments.no_compile)
+    arguments.minutes = arguments.minutes or (_MINUTES if everything else None)
+    if not arguments.implementations:
+        setup = Setup(device=device)
+        arguments.implementations = implementation_names(arguments.case, setup) if everything else list(BASIC)
+    if arguments.no_compile:
+        arguments.implementations = [name for name in arguments.implementations if name != "compiled"]
+
+
+def groups_of(arguments: argparse.Namespace, device: torch.device) -> list[tuple[str, list[Setup]]]:
+    """Returns what is measured together: a case at one size, in all dtypes.
+
+    Raises:
+        InputError: If the device has no such dtype, or no case can be measured inside a compiled step.
+    """
+    gpu = device.type == "cuda"
+    if "tf32" in arguments.dtype and not gpu:
+        raise InputError(f"--dtype: tf32 is for GPUs, got --device {device}; use float32")
+    names = [(name, _sizes(arguments, name, gpu)) for name in arguments.case]
+    if arguments.inside_compile:
+        losses = [name for name in arguments.case if name in LOSSES]
+        if not losses:
+            raise InputError(
+                f"--inside-compile needs at least one of the cases {'; '.join(LOSSES)}; add it with --case"
+            )
+        names += [(name + SUFFIX, _sizes(arguments, name, gpu)) for name in losses]
+    if arguments.all and gpu and not arguments.size:
+        names += [(name, sizes) for name, sizes in _FURTHER_SIZES.items() if name in arguments.case]
+    groups = []
+    for name, sizes in names:
+        networks = evaluates_network(name)
+        precisions = dict.fromkeys(x if networks else x.replace("tf32", "float32") for x in arguments.dtype)
+        for width, height in sizes:
+            sets = 3 if gpu and name in BANDWIDTH_CASES else 1  # together they exceed the L2 cache
+            setup = Setup(width, height, arguments.batch, arguments.num_d, device=device, sets=sets)
+            setups = [
+                dataclasses.replace(setup, dtype=_PRECISIONS[precision], tf32=precision == "tf32")
+                for precision in precisions
+            ]
+            groups.append((name, setups))
+    return groups
+
+
+def _sizes(arguments: argparse.Namespace, name: str, gpu: bool) -> list[tuple[int, int]]:
+    return arguments.size or [SIZE if gpu or not evaluates_network(name) else _SMALL_SIZE]
