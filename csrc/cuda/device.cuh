@@ -14,6 +14,41 @@ namespace pix2pixhd::cuda {
 constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kWarps = kThreads / 32;
 
+template <typename I>
+struct Division {
+  I quotient;
+  I remainder;
+};
+
+// Division by a number that the host knows. Numbers below 2^31 are divided by multiplication (Granlund and Montgomery,
+// 1994, theorem 4.2): 64-bit division takes about a hundred instructions on a GPU, and 32-bit division twenty.
+struct Divisor {
+  int64_t divisor;
+  uint32_t shift;
+  uint64_t factor;  // ceil(2^shift / divisor)
+
+  // A divisor above 2^31 has the quotients of 2^31. Nothing is launched for an empty map, whose divisors may be 0.
+  explicit Divisor(int64_t d) : divisor(d < 1 ? 1 : d), shift(31) {
+    const int64_t small = divisor < kLimit ? divisor : kLimit;
+    while ((int64_t{1} << (shift - 31)) < small) ++shift;
+    factor = ((uint64_t{1} << shift) + static_cast<uint64_t>(small) - 1) / static_cast<uint64_t>(small);
+  }
+  // n < 2^31
+  __device__ Division<uint32_t> divide(uint32_t n) const {
+    const auto quotient = static_cast<uint32_t>(n * factor >> shift);
+    return {quotient, n - quotient * static_cast<uint32_t>(divisor)};
+  }
+  // Any n >= 0. Only positions in huge tensors are divided in 64 bits.
+  __device__ Division<int64_t> divide(int64_t n) const {
+    if (n >= kLimit) return {n / divisor, n % divisor};
+    const Division<uint32_t> small = divide(static_cast<uint32_t>(n));
+    return {small.quotient, small.remainder};
+  }
+
+ private:
+  static constexpr int64_t kLimit = int64_t{1} << 31;
+};
+
 __device__ inline float widen(float x) { return x; }
 __device__ inline double widen(double x) { return x; }
 __device__ inline float widen(__half x) { return __half2float(x); }

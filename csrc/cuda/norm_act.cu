@@ -41,17 +41,19 @@ struct StatisticsOutput {
 // One block per row and channel of the statistics.
 template <typename C>
 __global__ void __launch_bounds__(kThreads)
-    finish_statistics_kernel(const double* __restrict__ partial, NormTensor tensor, int64_t images, double eps,
-                             int64_t chunks, StatisticsOutput<C> out) {
+    finish_statistics_kernel(const double* partial, NormTensor tensor, int64_t images, double eps, int64_t chunks,
+                             Divisor by_channels, Divisor by_chunks, StatisticsOutput<C> out) {
   __shared__ double shared_mean;
-  const int64_t channel = blockIdx.x % tensor.channels;
-  const int64_t first = blockIdx.x / tensor.channels * images;
+  const Division<uint32_t> row = by_channels.divide(blockIdx.x);
+  const int64_t channel = row.remainder;
+  const int64_t first = row.quotient * images;
   const int64_t pixels = tensor.map.height * tensor.map.width;
   const int64_t chunk_pixels = tensor.channels_last ? kDeepChunk : kPlaneChunk;
   const auto count = static_cast<double>(images * pixels);
   double sum = 0.0;
   for (int64_t i = threadIdx.x; i < images * chunks; i += kThreads) {
-    sum += partial[partial_at(tensor, chunks, first + i / chunks, channel, i % chunks)];
+    const Division<int64_t> chunk = by_chunks.divide(i);
+    sum += partial[partial_at(tensor, chunks, first + chunk.quotient, channel, chunk.remainder)];
   }
   sum = block_sum(sum);
   if (threadIdx.x == 0) shared_mean = sum / count;
@@ -59,8 +61,9 @@ __global__ void __launch_bounds__(kThreads)
   const double mean = shared_mean;
   double squares = 0.0;
   for (int64_t i = threadIdx.x; i < images * chunks; i += kThreads) {
-    const int64_t at = partial_at(tensor, chunks, first + i / chunks, channel, i % chunks);
-    const int64_t left = pixels - i % chunks * chunk_pixels;
+    const Division<int64_t> chunk = by_chunks.divide(i);
+    const int64_t at = partial_at(tensor, chunks, first + chunk.quotient, channel, chunk.remainder);
+    const int64_t left = pixels - chunk.remainder * chunk_pixels;
     const auto size = static_cast<double>(left < chunk_pixels ? left : chunk_pixels);
     const double difference = partial[at] / size - mean;
     squares += partial[at + tensor.map.channels] + size * difference * difference;
@@ -75,8 +78,9 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    norm_act_kernel(const T* __restrict__ x, const T* __restrict__ residual, T* __restrict__ y, PaddedImage image,
-                    RowGrid grid, NormActivation activation, const void* __restrict__ parameters) {
+    norm_act_kernel(const T* __restrict__ x, const T* __restrict__ residual, T* __restrict__ y,
+                    const __grid_constant__ PaddedImage image, RowGrid grid, NormActivation activation,
+                    const void* __restrict__ parameters) {
   using C = Compute<T>;
   const int64_t map = map_of(grid);
   const C* own = parameters_of<C>(parameters, map, image.channels);
@@ -118,7 +122,7 @@ int norm_statistics(const void* x, const NormTensor& tensor, int64_t rows, doubl
     const StatisticsOutput<C> out{static_cast<C*>(mean), static_cast<C*>(rstd), static_cast<C*>(var)};
     return launch_blocks(finish_statistics_kernel<C>, rows * tensor.channels, stream,
                          static_cast<const double*>(partial), tensor, rows == tensor.batch ? 1 : tensor.batch, eps,
-                         tensor.chunks(), out);
+                         tensor.chunks(), Divisor(tensor.channels), Divisor(tensor.chunks()), out);
   });
 }
 

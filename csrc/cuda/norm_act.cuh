@@ -9,20 +9,6 @@ namespace pix2pixhd::cuda {
 
 constexpr int kRowElements = 4096;  // elements that a block of an elementwise kernel processes
 
-// Division of numbers below 2^31 by multiplication (Granlund and Montgomery, 1994, theorem 4.2): the kernels divide
-// once or twice per element.
-struct Divisor {
-  uint32_t divisor;
-  uint32_t shift;
-  uint64_t factor;  // ceil(2^shift / divisor)
-
-  explicit Divisor(int64_t d) : divisor(static_cast<uint32_t>(d)), shift(31) {
-    while ((int64_t{1} << (shift - 31)) < d) ++shift;
-    factor = ((uint64_t{1} << shift) + divisor - 1) / divisor;
-  }
-  __device__ uint32_t quotient(uint32_t n) const { return static_cast<uint32_t>(n * factor >> shift); }
-};
-
 // The split of the rows of all feature maps, of `length` elements, over blocks: a block processes several short rows,
 // or a part of a long one.
 struct RowGrid {
@@ -31,6 +17,8 @@ struct RowGrid {
   int64_t rows_per_block;
   int64_t blocks_per_row;
   int64_t blocks_per_map;
+  Divisor by_map;  // of blocks,
+  Divisor by_row;  // as is this
   Divisor by_length;
   Divisor by_channels;
 
@@ -40,6 +28,8 @@ struct RowGrid {
         rows_per_block(length < kRowElements ? kRowElements / length : 1),
         blocks_per_row((length + kRowElements - 1) / kRowElements),
         blocks_per_map((rows + rows_per_block - 1) / rows_per_block * blocks_per_row),
+        by_map(blocks_per_map),
+        by_row(blocks_per_row),
         by_length(length),
         by_channels(channels) {}
 };
@@ -47,23 +37,22 @@ struct RowGrid {
 // Calls f(row, column, channel) for the elements of this block, neighbouring threads with neighbouring elements.
 template <typename F>
 __device__ inline void for_each_element(const RowGrid& grid, const F& f) {
-  const int64_t block = blockIdx.x % grid.blocks_per_map;
-  const int64_t first_row = block / grid.blocks_per_row * grid.rows_per_block;
-  const auto start = static_cast<uint32_t>(block % grid.blocks_per_row * kRowElements);
+  const Division<uint32_t> block = grid.by_row.divide(grid.by_map.divide(blockIdx.x).remainder);
+  const int64_t first_row = block.quotient * grid.rows_per_block;
+  const uint32_t start = block.remainder * kRowElements;
   const int64_t left =
       (grid.rows - first_row < grid.rows_per_block ? grid.rows - first_row : grid.rows_per_block) * grid.length - start;
   const auto count = static_cast<uint32_t>(left < kRowElements ? left : kRowElements);
 #pragma unroll 4
   for (uint32_t i = threadIdx.x; i < count; i += kThreads) {
-    const uint32_t row = grid.by_length.quotient(start + i);
-    const uint32_t element = start + i - row * grid.by_length.divisor;
-    const uint32_t column = grid.by_channels.quotient(element);
-    f(first_row + row, static_cast<int64_t>(column), static_cast<int64_t>(element - column * grid.by_channels.divisor));
+    const Division<uint32_t> row = grid.by_length.divide(start + i);
+    const Division<uint32_t> column = grid.by_channels.divide(row.remainder);
+    f(first_row + row.quotient, static_cast<int64_t>(column.quotient), static_cast<int64_t>(column.remainder));
   }
 }
 
 // The map that this block of an elementwise kernel works on.
-__device__ inline int64_t map_of(const RowGrid& grid) { return blockIdx.x / grid.blocks_per_map; }
+__device__ inline int64_t map_of(const RowGrid& grid) { return grid.by_map.divide(blockIdx.x).quotient; }
 
 // The parameters of a map.
 template <typename C>
@@ -88,13 +77,19 @@ struct SumGrid {
   int64_t chunks;
   int64_t groups;  // of 32 channels
   int64_t blocks;
+  Divisor by_groups;
+  Divisor by_chunks;
+  Divisor by_width;
 
   explicit SumGrid(const NormTensor& tensor)
       : pixels(tensor.map.height * tensor.map.width),
         channels(tensor.map.channels),
         chunks(tensor.chunks()),
         groups(tensor.channels_last ? (channels + 31) / 32 : 1),
-        blocks(tensor.maps() * chunks * groups) {}
+        blocks(tensor.maps() * chunks * groups),
+        by_groups(groups),
+        by_chunks(chunks),
+        by_width(tensor.map.width) {}
 };
 
 template <bool kLast>
@@ -108,11 +103,13 @@ struct SumChunk {
   static __device__ SumChunk of(const SumGrid& grid) {
     constexpr int64_t kChunk = kLast ? kDeepChunk : kPlaneChunk;
     SumChunk chunk;
-    chunk.index = blockIdx.x / grid.groups;
-    chunk.map = chunk.index / grid.chunks;
-    chunk.first = chunk.index % grid.chunks * kChunk;
+    const Division<uint32_t> group = grid.by_groups.divide(blockIdx.x);
+    const Division<uint32_t> within = grid.by_chunks.divide(group.quotient);
+    chunk.index = group.quotient;
+    chunk.map = within.quotient;
+    chunk.first = within.remainder * kChunk;
     chunk.end = grid.pixels - chunk.first < kChunk ? grid.pixels : chunk.first + kChunk;
-    chunk.channel = kLast ? blockIdx.x % grid.groups * 32 + threadIdx.x % 32 : 0;
+    chunk.channel = kLast ? group.remainder * 32 + threadIdx.x % 32 : 0;
     return chunk;
   }
 };

@@ -83,29 +83,31 @@ __device__ inline Masked<C> mask(C gradient, C source, const C* own, int64_t cha
   return {gradient, centred};
 }
 
-// partial: the sums of g and of g * (z - kOffset) of each chunk and channel.
+// partial: the sums of g and of g * (z - kOffset) of each chunk and channel. The 2 stops ptxas from spilling registers
+// to fit a third block per multiprocessor.
 template <typename T, bool kLast>
-__global__ void __launch_bounds__(kThreads)
-    norm_act_sums_kernel(const T* __restrict__ grad, const T* __restrict__ source, bool is_output, PaddedImage image,
-                         SumGrid grid, NormActivation activation, const void* __restrict__ parameters,
-                         double* __restrict__ partial) {
+__global__ void __launch_bounds__(kThreads, 2)
+    norm_act_sums_kernel(const T* __restrict__ grad, const T* __restrict__ source, bool is_output,
+                         const __grid_constant__ PaddedImage image, SumGrid grid, NormActivation activation,
+                         const void* __restrict__ parameters, double* __restrict__ partial) {
   using C = Compute<T>;
   const SumChunk<kLast> chunk = SumChunk<kLast>::of(grid);
   const C* own = parameters_of<C>(parameters, chunk.map, grid.channels);
   const T* from = source + chunk.map * grid.pixels * grid.channels + chunk.channel;
   const int64_t padded = (image.height + image.top + image.bottom) * (image.width + image.left + image.right);
   const T* map_grad = grad + chunk.map * padded * grid.channels + chunk.channel;
-  // One 64-bit division per thread; the column then advances with the pixel.
+  // The column advances with the pixel.
   int64_t last_pixel = chunk.first;
-  int64_t row = chunk.first / image.width;
-  int64_t column = chunk.first % image.width;
+  const Division<int64_t> first = grid.by_width.divide(chunk.first);
+  int64_t row = first.quotient;
+  int64_t column = first.remainder;
   TwoSums sums = sum_pixels<C, kLast>(grid, chunk, [&](int64_t pixel, C* sum, C* product) {
     column += pixel - last_pixel;
     last_pixel = pixel;
     if (column >= image.width) {
-      const auto rows = static_cast<uint32_t>(column) / static_cast<uint32_t>(image.width);
-      row += rows;
-      column -= rows * image.width;
+      const Division<uint32_t> rows = grid.by_width.divide(static_cast<uint32_t>(column));
+      row += rows.quotient;
+      column = rows.remainder;
     }
     const C g = gather(map_grad, image, row, column);
     const C value = widen(from[pixel * grid.channels]);
@@ -118,10 +120,11 @@ __global__ void __launch_bounds__(kThreads)
 
 // sums: [2, batch, channels]. One block per image and channel.
 __global__ void __launch_bounds__(kThreads)
-    finish_gradient_sums_kernel(const double* __restrict__ partial, NormTensor tensor, int64_t chunks,
-                                double* __restrict__ sums) {
-  const int64_t n = blockIdx.x / tensor.channels;
-  const int64_t c = blockIdx.x % tensor.channels;
+    finish_gradient_sums_kernel(const double* partial, NormTensor tensor, int64_t chunks, Divisor by_channels,
+                                double* sums) {
+  const Division<uint32_t> row = by_channels.divide(blockIdx.x);
+  const int64_t n = row.quotient;
+  const int64_t c = row.remainder;
   TwoSums own{0.0, 0.0};
   for (int64_t i = threadIdx.x; i < chunks; i += kThreads) {
     const int64_t at = partial_at(tensor, chunks, n, c, i);
@@ -175,13 +178,14 @@ __device__ inline double to_normalised(const NormInputs& inputs, bool is_output,
 template <typename C>
 __global__ void __launch_bounds__(kThreads)
     norm_parameters_kernel(NormTensor tensor, NormInputs inputs, bool is_output, const double* __restrict__ sums,
-                           C* __restrict__ parameters) {
+                           Divisor by_channels, C* __restrict__ parameters) {
   const int64_t channels = tensor.channels;
   const int64_t total = tensor.batch * channels;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= total) return;
-  const int64_t n = i / channels;
-  const int64_t c = i % channels;
+  const Division<int64_t> image = by_channels.divide(i);
+  const int64_t n = image.quotient;
+  const int64_t c = image.remainder;
   const bool per_image = inputs.statistics == tensor.batch;
   const int64_t at = (per_image ? n : 0) * channels + c;
   const double mean = inputs.mean == nullptr ? 0.0 : static_cast<const C*>(inputs.mean)[at];
@@ -237,8 +241,8 @@ struct GradientOutput {
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     norm_act_backward_kernel(const T* __restrict__ grad, const T* __restrict__ source, bool is_output,
-                             bool through_statistics, GradientOutput<T> out, PaddedImage image, RowGrid grid,
-                             NormActivation activation, const void* __restrict__ parameters) {
+                             bool through_statistics, GradientOutput<T> out, const __grid_constant__ PaddedImage image,
+                             RowGrid grid, NormActivation activation, const void* __restrict__ parameters) {
   using C = Compute<T>;
   const int64_t map = map_of(grid);
   const C* own = parameters_of<C>(parameters, map, image.channels);
@@ -282,7 +286,7 @@ int norm_parameters(const NormTensor& tensor, const NormInputs& inputs, const No
   return with_arithmetic(tensor.type, [&](auto t) {
     using C = decltype(t);
     return launch_blocks(norm_parameters_kernel<C>, blocks_of(tensor.batch * tensor.channels), stream, tensor, inputs,
-                         source.is_output, sums, static_cast<C*>(parameters));
+                         source.is_output, sums, Divisor(tensor.channels), static_cast<C*>(parameters));
   });
 }
 
@@ -290,16 +294,16 @@ int norm_act_sums(const void* grad, const NormSource& source, const NormTensor& 
                   const NormActivation& activation, const void* parameters, double* partial, double* sums,
                   Stream stream) {
   if (tensor.map.width * tensor.map.channels > kLongestRow) return cudaErrorInvalidValue;
+  const SumGrid grid(tensor);
   const int error = with_type(tensor.type, [&](auto t) {
     using T = decltype(t);
-    const SumGrid grid(tensor);
     const auto kernel = tensor.channels_last ? norm_act_sums_kernel<T, true> : norm_act_sums_kernel<T, false>;
     return launch_blocks(kernel, grid.blocks, stream, static_cast<const T*>(grad), static_cast<const T*>(source.data),
                          source.is_output, image_of(tensor), grid, activation, parameters, partial);
   });
   if (error != cudaSuccess) return error;
   return launch_blocks(finish_gradient_sums_kernel, tensor.batch * tensor.channels, stream,
-                       static_cast<const double*>(partial), tensor, tensor.chunks(), sums);
+                       static_cast<const double*>(partial), tensor, tensor.chunks(), Divisor(tensor.channels), sums);
 }
 
 int norm_affine(const NormTensor& tensor, const NormInputs& inputs, const NormSource& source, const double* sums,

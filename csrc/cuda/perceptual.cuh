@@ -82,17 +82,48 @@ __device__ inline unsigned get_bits(const uint32_t* words, int64_t at, int plane
   return reinterpret_cast<const uint8_t*>(words)[byte_index<kPlanes>(at) + 4 * plane] >> at % 8;
 }
 
+inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+// A vector per channel that no kernel writes: the bias of a map, or the weights of LPIPS. data may be null.
+template <typename T>
+struct ChannelVector {
+  const T* data;
+  bool aligned;
+
+  explicit ChannelVector(const void* data_) : data(static_cast<const T*>(data_)), aligned(is_aligned(data_)) {}
+
+  // The elements of `channel` and those after it; channel is a multiple of V. Uses an intrinsic for the same reason as
+  // store_vector; in addition, reads through it need not wait for stores, which the compiler could not rule out to be
+  // to the same memory.
+  template <int V>
+  __device__ Pack<T, V> at(uint32_t channel) const {
+    const T* from = data + channel;
+    Pack<T, V> pack;
+    if (aligned) {
+      uint4 words[sizeof(pack) / sizeof(uint4)];
+#pragma unroll
+      for (int i = 0; i < static_cast<int>(sizeof(pack) / sizeof(uint4)); ++i) {
+        words[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
+      }
+      memcpy(&pack, words, sizeof(pack));
+    } else {
+#pragma unroll
+      for (int c = 0; c < V; ++c) pack.value[c] = from[c];
+    }
+    return pack;
+  }
+};
+
 // x + bias of one vector, rounded to the map's dtype as in PyTorch.
 template <typename T, int V>
-__device__ inline void add_bias(Pack<T, V>& pack, const T* bias) {
+__device__ inline void add_bias(Pack<T, V>& pack, const Pack<T, V>& bias) {
 #pragma unroll
-  for (int c = 0; c < V; ++c) pack.value[c] = narrow<T>(widen(pack.value[c]) + widen(bias[c]));
+  for (int c = 0; c < V; ++c) pack.value[c] = narrow<T>(widen(pack.value[c]) + widen(bias.value[c]));
 }
 
-// Adds the bias, if any, and applies ReLU to one vector in place. Returns the bits of the elements that ReLU passes.
+// Applies ReLU to one vector in place. Returns the bits of the elements that it passes.
 template <typename T, int V>
-__device__ inline unsigned relu_vector(Pack<T, V>& pack, const T* bias) {
-  if (bias != nullptr) add_bias(pack, bias);
+__device__ inline unsigned relu_vector(Pack<T, V>& pack) {
   unsigned bits = 0;
 #pragma unroll
   for (int c = 0; c < V; ++c) {
@@ -102,8 +133,6 @@ __device__ inline unsigned relu_vector(Pack<T, V>& pack, const T* bias) {
   }
   return bits;
 }
-
-inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
 // launch_kernel for any number of blocks: launches nothing for 0, and returns an error above the limit of a grid.
 template <typename... Parameters, typename... Arguments>

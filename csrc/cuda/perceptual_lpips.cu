@@ -16,12 +16,15 @@ struct LpipsArgs {
   T* __restrict__ x;
   T* __restrict__ y;
   bool target_is_activated;
-  const Compute<T>* __restrict__ linear;
+  ChannelVector<Compute<T>> linear;
+  ChannelVector<T> bias;
+  const Compute<T>* __restrict__ weight;
   Compute<T> kept_scale;
   T* __restrict__ kept;         // null when no gradient is required,
   uint32_t* __restrict__ mask;  // as is this
-  int64_t pixels;               // per image,
-  unsigned blocks;              // as are these
+  int channels;
+  int64_t pixels;     // per image,
+  Divisor by_blocks;  // as are these
   bool aligned;
 };
 
@@ -38,11 +41,10 @@ __device__ inline C group_sum(C value) {
 template <int kGroup, bool kKeep, typename T>
 struct Pixel {
   static constexpr int V = kVector<T>;
+  static constexpr int kStep = kGroup * V;  // from one vector of a lane to its next
   static constexpr int kHeld = kGroup < kWarp ? 1 : kHeldChannels / (kWarp * V);
   using C = Compute<T>;
   const LpipsArgs<T>& args;
-  const T* bias;
-  int channels;
   int64_t begin;  // the pixel's first element
   bool exists;
   int first;  // the lane's first channel
@@ -50,24 +52,32 @@ struct Pixel {
   Pack<T, V> a[kHeld];
   Pack<T, V> b[kHeld];
 
-  __device__ bool has(int c) const { return exists && c < channels; }
+  __device__ bool has(int c) const { return exists && c < args.channels; }
 
-  // Loads a vector of both feature maps, and applies bias and ReLU unless they have been applied. Zero beyond the
-  // pixel.
+  __device__ int count() const { return exists ? args.channels : 0; }
+
+  // Loads a vector of both feature maps. Zero beyond the pixel.
   __device__ void load_both(int c, Pack<T, V>& u, Pack<T, V>& v) const {
-    const int count = exists ? channels : 0;
-    u = load<false, V>(args.x + begin, c, count, args.aligned);
-    v = load<false, V>(args.y + begin, c, count, args.aligned);
+    u = load<false, V>(args.x + begin, c, count(), args.aligned);
+    v = load<false, V>(args.y + begin, c, count(), args.aligned);
   }
 
-  __device__ void activate(int c, Pack<T, V>& u, Pack<T, V>& v) const {
-    const int count = exists ? channels : 0;
-    const T* own_bias = bias == nullptr || !has(c) ? nullptr : bias + c;
-    const unsigned bits = relu_vector(u, own_bias);
-    store<false, V>(args.x + begin, c, count, args.aligned, u);
+  __device__ Pack<T, V> load_bias(int c) const {
+    Pack<T, V> bias;
+    if (args.bias.data != nullptr && has(c)) bias = args.bias.template at<V>(static_cast<uint32_t>(c));
+    return bias;
+  }
+
+  // Applies bias and ReLU, unless they have been applied.
+  __device__ void activate(int c, Pack<T, V>& u, Pack<T, V>& v, const Pack<T, V>& bias) const {
+    const bool with_bias = args.bias.data != nullptr && has(c);
+    if (with_bias) add_bias(u, bias);
+    const unsigned bits = relu_vector(u);
+    store<false, V>(args.x + begin, c, count(), args.aligned, u);
     if (!args.target_is_activated) {
-      relu_vector(v, own_bias);
-      store<false, V>(args.y + begin, c, count, args.aligned, v);
+      if (with_bias) add_bias(v, bias);
+      relu_vector(v);
+      store<false, V>(args.y + begin, c, count(), args.aligned, v);
     }
     if constexpr (kKeep) {
       const unsigned bytes = gather_bits<V>(bits);
@@ -75,27 +85,39 @@ struct Pixel {
     }
   }
 
+  // Loads and activates the lane's vectors that stay in registers: all loads precede the first store, because the
+  // compiler must assume that a store may change what follows it.
+  __device__ void load_held() {
+    Pack<T, V> bias[kHeld];
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k) {
+      if (k * kStep >= args.channels) break;
+      load_both(first + k * kStep, a[k], b[k]);
+      bias[k] = load_bias(first + k * kStep);
+    }
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k) {
+      if (k * kStep >= args.channels) break;
+      activate(first + k * kStep, a[k], b[k], bias[k]);
+    }
+  }
+
   // Calls f(channel, vector of x, vector of y) for the lane's vectors. All lanes make the same number of calls.
   template <bool kFirstPass, typename F>
   __device__ void for_each(F&& f) {
-    constexpr int kStep = kGroup * V;
+    if constexpr (kFirstPass) load_held();
 #pragma unroll
     for (int k = 0; k < kHeld; ++k) {
-      const int c = first + k * kStep;
-      if (k * kStep >= channels) break;
-      if constexpr (kFirstPass) {
-        load_both(c, a[k], b[k]);
-        activate(c, a[k], b[k]);
-      }
-      f(c, a[k], b[k]);
+      if (k * kStep >= args.channels) break;
+      f(first + k * kStep, a[k], b[k]);
     }
     if constexpr (kGroup == kWarp) {
-      for (int k = kHeld; k * kStep < channels; ++k) {
+      for (int k = kHeld; k * kStep < args.channels; ++k) {
         const int c = first + k * kStep;
         Pack<T, V> u;
         Pack<T, V> v;
         load_both(c, u, v);
-        if constexpr (kFirstPass) activate(c, u, v);
+        if constexpr (kFirstPass) activate(c, u, v, load_bias(c));
         f(c, u, v);
       }
     }
@@ -121,11 +143,12 @@ struct Pixel {
     C along = 0;  // the sum of linear * (u - v) * u over the normalised channels
     for_each<false>([&](int c, const Pack<T, V>& u, const Pack<T, V>& v) {
       if (!has(c)) return;
+      const Pack<C, V> linear = args.linear.template at<V>(static_cast<uint32_t>(c));
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         const C p = widen(u.value[i]) * scale_x;
         const C difference = p - widen(v.value[i]) * scale_y;
-        const C weighted = args.linear[c + i] * difference;
+        const C weighted = linear.value[i] * difference;
         distance += weighted * difference;
         along += weighted * p;
       }
@@ -138,39 +161,43 @@ struct Pixel {
       const C outer = scale_x * args.kept_scale;
       for_each<false>([&](int c, const Pack<T, V>& u, const Pack<T, V>& v) {
         if (!has(c)) return;
+        const Pack<C, V> linear = args.linear.template at<V>(static_cast<uint32_t>(c));
         Pack<T, V> out;
 #pragma unroll
         for (int i = 0; i < V; ++i) {
           const C p = widen(u.value[i]);
           const C difference = p * scale_x - widen(v.value[i]) * scale_y;
-          out.value[i] = narrow_finite<T>(outer * (args.linear[c + i] * difference) - radial * p);
+          out.value[i] = narrow_finite<T>(outer * (linear.value[i] * difference) - radial * p);
         }
-        store<false, V>(args.kept + begin, c, channels, args.aligned, out);
+        store<false, V>(args.kept + begin, c, args.channels, args.aligned, out);
       });
     }
     return distance;
   }
 };
 
-// The 1 stops ptxas from spilling registers to fit a third block: two blocks have enough loads in flight.
+// Resident blocks per multiprocessor, from which the compiler derives the register limit: two have enough loads in
+// flight. ptxas would spill registers to fit a third, and in float64 the second.
+template <typename T>
+constexpr int kResidentBlocks = sizeof(T) == 8 ? 1 : 2;
+
 template <typename T, int kGroup, bool kKeep>
-__global__ void __launch_bounds__(kThreads, 1)
-    relu_lpips_kernel(LpipsArgs<T> args, double* __restrict__ partial, MapView map) {
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<T>)
+    relu_lpips_kernel(LpipsArgs<T> args, double* __restrict__ partial) {
   constexpr int kAtOnce = kThreads / kGroup;
-  const int64_t image = blockIdx.x / args.blocks;
-  const int64_t first_pixel = static_cast<int64_t>(blockIdx.x % args.blocks) * kLpipsPixels;
+  const Division<uint32_t> block = args.by_blocks.divide(blockIdx.x);
+  const int64_t image = block.quotient;
+  const int64_t first_pixel = static_cast<int64_t>(block.remainder) * kLpipsPixels;
   const int lane = static_cast<int>(threadIdx.x) % kGroup;
-  const int channels = static_cast<int>(map.channels);
   double sum = 0.0;
   for (int step = 0; step < kLpipsPixels && first_pixel + step < args.pixels; step += kAtOnce) {
     const int64_t within = first_pixel + step + static_cast<int>(threadIdx.x) / kGroup;
     const bool exists = within < args.pixels;
     const int64_t pixel = image * args.pixels + (exists ? within : 0);
-    Pixel<kGroup, kKeep, T> one{
-        args, static_cast<const T*>(map.bias), channels, pixel * map.channels, exists, lane * kVector<T>, {}, {}};
+    Pixel<kGroup, kKeep, T> one{args, pixel * args.channels, exists, lane * kVector<T>, {}, {}};
     const Compute<T> distance = one.run();
     if (!exists || lane != 0) continue;
-    const double weight = map.weight != nullptr ? static_cast<const Compute<T>*>(map.weight)[pixel] : Compute<T>(1);
+    const double weight = args.weight != nullptr ? args.weight[pixel] : Compute<T>(1);
     sum += weight * static_cast<double>(distance);
   }
   const double total = block_sum(sum);
@@ -178,9 +205,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <typename T, int kGroup>
-int launch(const LpipsArgs<T>& args, double* partial, const MapView& map, Stream stream) {
+int launch(const LpipsArgs<T>& args, double* partial, int64_t batch, Stream stream) {
   const auto kernel = args.kept != nullptr ? relu_lpips_kernel<T, kGroup, true> : relu_lpips_kernel<T, kGroup, false>;
-  return launch_blocks(kernel, map.batch * lpips_blocks(args.pixels), stream, args, partial, map);
+  return launch_blocks(kernel, batch * lpips_blocks(args.pixels), stream, args, partial);
 }
 
 }  // namespace
@@ -194,17 +221,20 @@ int relu_lpips(void* input, void* target, bool target_is_activated, DType type, 
     const LpipsArgs<T> args{static_cast<T*>(input),
                             static_cast<T*>(target),
                             target_is_activated,
-                            static_cast<const C*>(linear),
+                            ChannelVector<C>(linear),
+                            ChannelVector<T>(map.bias),
+                            static_cast<const C*>(map.weight),
                             static_cast<C>(kept_scale),
                             static_cast<T*>(kept),
                             mask,
+                            static_cast<int>(map.channels),
                             pixels,
-                            static_cast<unsigned>(lpips_blocks(pixels)),
+                            Divisor(lpips_blocks(pixels)),
                             is_aligned(input) && is_aligned(target) && (kept == nullptr || is_aligned(kept))};
     const int64_t vectors = map.channels / kVector<T>;
-    if (vectors <= 8) return launch<T, 8>(args, partial, map, stream);
-    if (vectors <= 16) return launch<T, 16>(args, partial, map, stream);
-    return launch<T, kWarp>(args, partial, map, stream);
+    if (vectors <= 8) return launch<T, 8>(args, partial, map.batch, stream);
+    if (vectors <= 16) return launch<T, 16>(args, partial, map.batch, stream);
+    return launch<T, kWarp>(args, partial, map.batch, stream);
   });
 }
 

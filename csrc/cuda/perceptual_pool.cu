@@ -17,6 +17,19 @@ struct Windows {
   int64_t rows;    // rows of windows per image
   int64_t length;  // elements of one row of windows: columns * channels
   int64_t blocks_per_row;
+  Divisor by_rows;
+  Divisor by_blocks;  // per row
+  Divisor by_channels;
+
+  // row_elements per block
+  Windows(const MapShape& shape, int64_t rows_, int64_t columns, int row_elements)
+      : map(shape),
+        rows(rows_),
+        length(columns * shape.channels),
+        blocks_per_row((length + row_elements - 1) / row_elements),
+        by_rows(rows),
+        by_blocks(blocks_per_row),
+        by_channels(shape.channels) {}
 };
 
 // The vector of one thread.
@@ -26,16 +39,18 @@ struct Window {
   int64_t at;      // first element, within the row of windows
   int64_t corner;  // upper left element of the window, within the map
   int64_t column;  // column of windows * channels
+  uint32_t channel;
 
   template <typename T>
   static __device__ Window of(const Windows& windows, const T*) {
-    const int64_t row = blockIdx.x / static_cast<uint64_t>(windows.blocks_per_row);
-    const int64_t block = blockIdx.x % static_cast<uint64_t>(windows.blocks_per_row);
+    const Division<uint32_t> block = windows.by_blocks.divide(blockIdx.x);
+    const Division<uint32_t> row = windows.by_rows.divide(block.quotient);
     Window window;
-    window.batch = row / windows.rows;
-    window.row = row % windows.rows;
-    window.at = block * kRow<T> + static_cast<int64_t>(threadIdx.x) * kVector<T>;
-    window.column = window.at / windows.map.channels * windows.map.channels;
+    window.batch = row.quotient;
+    window.row = row.remainder;
+    window.at = static_cast<int64_t>(block.remainder) * kRow<T> + static_cast<int64_t>(threadIdx.x) * kVector<T>;
+    window.channel = static_cast<uint32_t>(windows.by_channels.divide(window.at).remainder);
+    window.column = window.at - window.channel;
     window.corner = (window.batch * windows.map.height + 2 * window.row) * windows.map.width * windows.map.channels +
                     window.at + window.column;
     return window;
@@ -45,14 +60,16 @@ struct Window {
 // Writes ReLU of the maximum of four vectors. Returns the bits of the planes: column from bit 0, row from bit 8, passed
 // from bit 16.
 template <bool kAligned, typename T>
-__device__ inline unsigned pool_vector(const T* upper, int64_t to_right, int64_t to_lower, const T* bias, T* out) {
+__device__ inline unsigned pool_vector(const T* upper, int64_t to_right, int64_t to_lower, const ChannelVector<T>& bias,
+                                       uint32_t channel, T* out) {
   constexpr int V = kVector<T>;
   Pack<T, V> corner[4] = {load<kAligned, V>(upper, 0, V, false), load<kAligned, V>(upper + to_right, 0, V, false),
                           load<kAligned, V>(upper + to_lower, 0, V, false),
                           load<kAligned, V>(upper + to_lower + to_right, 0, V, false)};
-  if (bias != nullptr) {
+  if (bias.data != nullptr) {
+    const Pack<T, V> own_bias = bias.template at<V>(channel);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) add_bias(corner[k], bias);
+    for (int k = 0; k < 4; ++k) add_bias(corner[k], own_bias);
   }
   Pack<T, V> best = corner[0];
   unsigned column = 0;
@@ -71,15 +88,15 @@ __device__ inline unsigned pool_vector(const T* upper, int64_t to_right, int64_t
     column |= (position & 1u) << c;
     row |= (position >> 1 & 1u) << c;
   }
-  const unsigned passed = relu_vector(best, static_cast<const T*>(nullptr));
+  const unsigned passed = relu_vector(best);
   store_vector<kAligned>(out, best);
   return column | row << 8 | passed << 16;
 }
 
 template <typename T, bool kAligned, bool kCodes>
 __global__ void __launch_bounds__(kThreads)
-    relu_pool_kernel(const T* __restrict__ x, T* __restrict__ out, uint32_t* __restrict__ codes,
-                     const T* __restrict__ bias, Windows windows) {
+    relu_pool_kernel(const T* __restrict__ x, T* __restrict__ out, uint32_t* __restrict__ codes, ChannelVector<T> bias,
+                     Windows windows) {
   const Window window = Window::of(windows, x);
   const int64_t to_right = windows.map.channels;
   const int64_t to_lower = windows.map.width * windows.map.channels;
@@ -87,8 +104,7 @@ __global__ void __launch_bounds__(kThreads)
   const bool inside = window.at < windows.length;
   unsigned bits = 0;
   if (inside) {
-    const T* own_bias = bias == nullptr ? nullptr : bias + (window.at - window.column);
-    bits = pool_vector<kAligned>(x + window.corner, to_right, to_lower, own_bias, out + to);
+    bits = pool_vector<kAligned>(x + window.corner, to_right, to_lower, bias, window.channel, out + to);
   }
   if constexpr (kCodes) {
     const unsigned bytes = gather_bits<kVector<T>>(bits);
@@ -149,12 +165,6 @@ int with_flag(bool flag, F&& f) {
   return flag ? f(std::true_type{}) : f(std::false_type{});
 }
 
-// A grid of `rows` by `columns` windows, with row_elements per block.
-Windows make_windows(const MapShape& map, int64_t rows, int64_t columns, int row_elements) {
-  const int64_t length = columns * map.channels;
-  return {map, rows, length, (length + row_elements - 1) / row_elements};
-}
-
 int64_t block_count(const Windows& windows) { return windows.map.batch * windows.rows * windows.blocks_per_row; }
 
 }  // namespace
@@ -166,9 +176,9 @@ int relu_pool(const void* x, void* out, DType type, const MapShape& shape, const
       using T = decltype(t);
       constexpr bool kAligned = decltype(aligned)::value;
       const auto kernel = codes != nullptr ? relu_pool_kernel<T, kAligned, true> : relu_pool_kernel<T, kAligned, false>;
-      const Windows windows = make_windows(shape, shape.height / 2, shape.width / 2, kRow<T>);
+      const Windows windows(shape, shape.height / 2, shape.width / 2, kRow<T>);
       return launch_blocks(kernel, block_count(windows), stream, static_cast<const T*>(x), static_cast<T*>(out), codes,
-                           static_cast<const T*>(bias), windows);
+                           ChannelVector<T>(bias), windows);
     });
   });
 }
@@ -179,7 +189,7 @@ int relu_pool_backward(const void* grad, void* out, DType type, const MapShape& 
     return with_flag(is_aligned(grad) && is_aligned(out), [&](auto aligned) {
       using T = decltype(t);
       // Includes the incomplete windows at the edge of the map, whose gradient is zero.
-      const Windows windows = make_windows(shape, (shape.height + 1) / 2, (shape.width + 1) / 2, kRow<T>);
+      const Windows windows(shape, (shape.height + 1) / 2, (shape.width + 1) / 2, kRow<T>);
       return launch_blocks(relu_pool_backward_kernel<T, decltype(aligned)::value>, block_count(windows), stream,
                            static_cast<const T*>(grad), codes, static_cast<T*>(out), windows);
     });

@@ -9,37 +9,68 @@ namespace {
 
 static_assert(kMapChunk % 32 == 0, "a word must not cross blocks");
 
+// The map of a kernel, and what the host computes for it.
+template <typename T>
+struct MapGrid {
+  int64_t elements;  // per image,
+  int64_t pixels;    // as are these
+  ChannelVector<T> bias;
+  const Compute<T>* weight;
+  Divisor by_blocks;  // per image
+  Divisor by_channels;
+
+  explicit MapGrid(const MapView& map)
+      : elements(map.elements),
+        pixels(map.channels > 0 ? map.elements / map.channels : 0),
+        bias(map.bias),
+        weight(static_cast<const Compute<T>*>(map.weight)),
+        by_blocks(map_blocks(map.elements)),
+        by_channels(map.channels) {}
+};
+
 // The work of one block: `count` elements of one image from `begin` on. count is a multiple of 32.
 struct MapChunk {
   int64_t begin;
+  int64_t pixel;  // of the first element, among those of all images
   int count;
-  int channel;  // of the first element
-  bool whole;   // kMapChunk elements and 16-byte aligned
+  uint32_t channel;  // of the first element
+  bool whole;        // kMapChunk elements and 16-byte aligned
 };
 
-__device__ inline MapChunk find_map_chunk(const MapView& map, bool aligned) {
-  const auto per_image = static_cast<uint64_t>((map.elements + kMapChunk - 1) / kMapChunk);
-  const int64_t image = blockIdx.x / per_image;
-  const int64_t within = static_cast<int64_t>(blockIdx.x % per_image) * kMapChunk;
+template <typename T>
+__device__ inline MapChunk find_map_chunk(const MapGrid<T>& map, bool aligned) {
+  const Division<uint32_t> block = map.by_blocks.divide(blockIdx.x);
+  const int64_t image = block.quotient;
+  const int64_t within = static_cast<int64_t>(block.remainder) * kMapChunk;
   const int count = static_cast<int>(map.elements - within < kMapChunk ? map.elements - within : kMapChunk);
-  return {image * map.elements + within, count, static_cast<int>(within % map.channels), aligned && count == kMapChunk};
+  const Division<int64_t> first = map.by_channels.divide(within);
+  return {image * map.elements + within, image * map.pixels + first.quotient, count,
+          static_cast<uint32_t>(first.remainder), aligned && count == kMapChunk};
 }
 
-// Pointer to the bias of the channel of this chunk's element `at`, or null.
-template <typename T>
-__device__ inline const T* bias_at(const MapView& map, const MapChunk& chunk, int at) {
-  if (map.bias == nullptr) return nullptr;
-  return static_cast<const T*>(map.bias) + (chunk.channel + at) % static_cast<unsigned>(map.channels);
-}
+// The biases of the vectors of this thread, kRow<T> elements apart, loaded at once. Unused without a bias.
+template <typename T, int kRows>
+struct Biases {
+  Pack<T, kVector<T>> row[kRows];
+
+  __device__ Biases(const MapGrid<T>& map, const MapChunk& chunk, int first) {
+    if (map.bias.data == nullptr) return;
+#pragma unroll
+    for (int u = 0; u < kRows; ++u) {
+      const auto at = static_cast<uint32_t>(first + u * kRow<T>);
+      row[u] = map.bias.template at<kVector<T>>(map.by_channels.divide(chunk.channel + at).remainder);
+    }
+  }
+};
 
 // The weight of the pixel of this chunk's element `at`.
-template <typename C>
-__device__ inline C weight_at(const MapView& map, const MapChunk& chunk, int at) {
-  return static_cast<const C*>(map.weight)[(chunk.begin + at) / map.channels];
+template <typename T>
+__device__ inline Compute<T> weight_at(const MapGrid<T>& map, const MapChunk& chunk, int at) {
+  return map.weight[chunk.pixel + map.by_channels.divide(chunk.channel + static_cast<uint32_t>(at)).quotient];
 }
 
 template <bool kWhole, bool kMask, typename T>
-__device__ inline void relu_chunk(T* x, uint32_t* mask, const MapView& map, const MapChunk& chunk, bool aligned) {
+__device__ inline void relu_chunk(T* x, uint32_t* mask, const MapGrid<T>& map, const MapChunk& chunk, bool aligned) {
   constexpr int V = kVector<T>;
   constexpr int kRows = kMapChunk / kRow<T>;
   const int first = static_cast<int>(threadIdx.x) * V;
@@ -47,10 +78,12 @@ __device__ inline void relu_chunk(T* x, uint32_t* mask, const MapView& map, cons
   Pack<T, V> pack[kRows];
 #pragma unroll
   for (int u = 0; u < kRows; ++u) pack[u] = load<kWhole, V>(x, first + u * kRow<T>, count, aligned);
+  const Biases<T, kRows> bias(map, chunk, first);
 #pragma unroll
   for (int u = 0; u < kRows; ++u) {
     const int at = first + u * kRow<T>;
-    const unsigned bits = relu_vector(pack[u], bias_at<T>(map, chunk, at));
+    if (map.bias.data != nullptr) add_bias(pack[u], bias.row[u]);
+    const unsigned bits = relu_vector(pack[u]);
     store<kWhole, V>(x, at, count, aligned, pack[u]);
     if constexpr (kMask) {
       const unsigned bytes = gather_bits<V>(bits);
@@ -60,7 +93,7 @@ __device__ inline void relu_chunk(T* x, uint32_t* mask, const MapView& map, cons
 }
 
 template <typename T, bool kMask>
-__global__ void __launch_bounds__(kThreads) relu_kernel(T* x, uint32_t* mask, MapView map, bool aligned) {
+__global__ void __launch_bounds__(kThreads) relu_kernel(T* x, uint32_t* mask, MapGrid<T> map, bool aligned) {
   const MapChunk chunk = find_map_chunk(map, aligned);
   uint32_t* words = kMask ? mask + chunk.begin / 32 : nullptr;
   if (chunk.whole) {
@@ -97,7 +130,7 @@ __device__ inline Sides<T> move_to(const Sides<T>& sides, int64_t begin) {
 
 // Applies bias and ReLU to both sides. Returns this thread's contribution to the sum of weight * distance.
 template <Distance kDistance, bool kWhole, bool kKeep, typename T>
-__device__ inline double distance_chunk(const Sides<T>& sides, const MapView& map, const MapChunk& chunk,
+__device__ inline double distance_chunk(const Sides<T>& sides, const MapGrid<T>& map, const MapChunk& chunk,
                                         bool aligned) {
   constexpr int V = kVector<T>;
   constexpr int kRows = kMapChunk / kRow<T>;
@@ -110,15 +143,17 @@ __device__ inline double distance_chunk(const Sides<T>& sides, const MapView& ma
     a[u] = load<kWhole, V>(sides.x, first + u * kRow<T>, count, aligned);
     b[u] = load<kWhole, V>(sides.y, first + u * kRow<T>, count, aligned);
   }
+  const Biases<T, kRows> bias(map, chunk, first);
   double sum = 0.0;
 #pragma unroll
   for (int u = 0; u < kRows; ++u) {
     const int at = first + u * kRow<T>;
-    const T* bias = bias_at<T>(map, chunk, at);
-    unsigned bits = relu_vector(a[u], bias);
+    if (map.bias.data != nullptr) add_bias(a[u], bias.row[u]);
+    unsigned bits = relu_vector(a[u]);
     store<kWhole, V>(sides.x, at, count, aligned, a[u]);
     if (!sides.target_is_activated) {
-      relu_vector(b[u], bias);
+      if (map.bias.data != nullptr) add_bias(b[u], bias.row[u]);
+      relu_vector(b[u]);
       store<kWhole, V>(sides.y, at, count, aligned, b[u]);
     }
     if (!kWhole && at >= count) a[u] = b[u];  // padding: contributes no distance and no signs
@@ -136,7 +171,7 @@ __device__ inline double distance_chunk(const Sides<T>& sides, const MapView& ma
       }
     }
     if (kWhole || at < count) {
-      const double weight = map.weight != nullptr ? weight_at<Compute<T>>(map, chunk, at) : Compute<T>(1);
+      const double weight = map.weight != nullptr ? weight_at(map, chunk, at) : Compute<T>(1);
       sum += weight * static_cast<double>(terms);
     }
     if constexpr (kKeep) {
@@ -157,7 +192,7 @@ __device__ inline double distance_chunk(const Sides<T>& sides, const MapView& ma
 
 template <typename T, Distance kDistance, bool kKeep>
 __global__ void __launch_bounds__(kThreads)
-    relu_distance_kernel(Sides<T> sides, double* __restrict__ partial, MapView map, bool aligned) {
+    relu_distance_kernel(Sides<T> sides, double* __restrict__ partial, MapGrid<T> map, bool aligned) {
   const MapChunk chunk = find_map_chunk(map, aligned);
   const Sides<T> here = move_to<kDistance, kKeep>(sides, chunk.begin);
   const double sum = chunk.whole ? distance_chunk<kDistance, true, kKeep>(here, map, chunk, true)
@@ -178,7 +213,7 @@ struct BackwardArgs {
 };
 
 template <Term kTerm, bool kWhole, typename T>
-__device__ inline void relu_backward_chunk(const BackwardArgs<T, kTerm>& args, const MapView& map,
+__device__ inline void relu_backward_chunk(const BackwardArgs<T, kTerm>& args, const MapGrid<T>& map,
                                            const MapChunk& chunk, bool aligned) {
   constexpr int V = kVector<T>;
   constexpr int kRows = kMapChunk / kRow<T>;
@@ -211,7 +246,7 @@ __device__ inline void relu_backward_chunk(const BackwardArgs<T, kTerm>& args, c
     const int at = first + u * kRow<T>;
     Compute<T> coefficient = args.coefficient;
     if constexpr (kTerm != Term::kNone) {
-      if (map.weight != nullptr && (kWhole || at < count)) coefficient *= weight_at<Compute<T>>(map, chunk, at);
+      if (map.weight != nullptr && (kWhole || at < count)) coefficient *= weight_at(map, chunk, at);
     }
 #pragma unroll
     for (int c = 0; c < V; ++c) {
@@ -232,7 +267,7 @@ __device__ inline void relu_backward_chunk(const BackwardArgs<T, kTerm>& args, c
 
 template <typename T, Term kTerm>
 __global__ void __launch_bounds__(kThreads)
-    relu_backward_kernel(BackwardArgs<T, kTerm> args, MapView map, bool aligned) {
+    relu_backward_kernel(BackwardArgs<T, kTerm> args, MapGrid<T> map, bool aligned) {
   const MapChunk chunk = find_map_chunk(map, aligned);
   if (chunk.whole) {
     relu_backward_chunk<kTerm, true>(args, map, chunk, true);
@@ -248,7 +283,7 @@ int launch_backward(T* grad, const MapView& map, const uint32_t* mask, const voi
                     Stream stream) {
   const BackwardArgs<T, kTerm> args{grad, mask, kept, static_cast<Compute<T>>(coefficient)};
   const bool aligned = is_aligned(grad) && (kTerm != Term::kDifferences || is_aligned(kept));
-  return launch_blocks(relu_backward_kernel<T, kTerm>, block_count(map), stream, args, map, aligned);
+  return launch_blocks(relu_backward_kernel<T, kTerm>, block_count(map), stream, args, MapGrid<T>(map), aligned);
 }
 
 }  // namespace
@@ -257,7 +292,7 @@ int relu(void* x, DType type, const MapView& map, uint32_t* mask, Stream stream)
   return with_type(type, [&](auto t) {
     using T = decltype(t);
     const auto kernel = mask != nullptr ? relu_kernel<T, true> : relu_kernel<T, false>;
-    return launch_blocks(kernel, block_count(map), stream, static_cast<T*>(x), mask, map, is_aligned(x));
+    return launch_blocks(kernel, block_count(map), stream, static_cast<T*>(x), mask, MapGrid<T>(map), is_aligned(x));
   });
 }
 
@@ -277,8 +312,8 @@ int relu_distance(void* input, void* target, bool target_is_activated, DType typ
     const auto mse = mask != nullptr ? relu_distance_kernel<T, Distance::kSquared, true>
                                      : relu_distance_kernel<T, Distance::kSquared, false>;
     const Sides<T> sides{static_cast<T*>(input), static_cast<T*>(target), target_is_activated, kept, mask};
-    return launch_blocks(distance == Distance::kAbsolute ? l1 : mse, block_count(map), stream, sides, partial, map,
-                         is_aligned(input) && is_aligned(target));
+    return launch_blocks(distance == Distance::kAbsolute ? l1 : mse, block_count(map), stream, sides, partial,
+                         MapGrid<T>(map), is_aligned(input) && is_aligned(target));
   });
 }
 

@@ -111,8 +111,8 @@ void run_pool(DType type, const cuda::MapShape& shape, int64_t offset, Values va
 }  // namespace
 
 void test_perceptual_pool() {
-  // Rows of a few elements, of more elements than a block handles, and rows that end within a warp; feature maps whose pooled
-  // map is empty.
+  // Rows of a few elements, of more elements than a block handles, and rows that end within a warp; feature maps whose
+  // pooled map is empty.
   const std::vector<cuda::MapShape> shapes = {{1, 32, 2, 2},  {2, 32, 5, 7},   {1, 64, 4, 6},  {2, 96, 3, 11},
                                               {2, 64, 2, 50}, {1, 160, 7, 17}, {3, 32, 1, 5},  {2, 64, 5, 1},
                                               {2, 32, 1, 1},  {0, 32, 4, 4},   {1, 2080, 3, 2}};

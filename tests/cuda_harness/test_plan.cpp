@@ -1,6 +1,8 @@
-// The launch plan: the assignment of blocks to chunks of tensors, and the split over launches.
+// Host side of the launches: division by a number that the host knows, and the launch plan: the assignment of blocks to
+// chunks of tensors, and the split over launches.
 #include <exception>
 
+#include "../../csrc/cuda/device.cuh"
 #include "tensors.h"
 
 namespace harness {
@@ -74,9 +76,30 @@ void run_with_and_without_signs() {
   }
 }
 
+// Numbers around multiples of the divisor, on both sides of 2^31, which separates two ways of dividing.
+void run_division() {
+  set_case("division");
+  constexpr int64_t kLimit = int64_t{1} << 31;
+  for (const int64_t d : {int64_t{1}, int64_t{2}, int64_t{3}, int64_t{7}, int64_t{96}, int64_t{641}, int64_t{1 << 20},
+                          int64_t{1000003}, kLimit - 1, kLimit, kLimit + 1, 3 * kLimit + 5}) {
+    const cuda::Divisor divisor(d);
+    Random random(static_cast<uint64_t>(d));
+    for (const int64_t about : {int64_t{0}, d, 5 * d, kLimit / d * d, kLimit, 2 * kLimit + 5 * d, kLimit * 513}) {
+      for (int64_t k = -3; k <= 3; ++k) {
+        const int64_t n = about + k + (k == 3 ? random.below(d) : 0);
+        if (n < 0) continue;
+        const cuda::Division<int64_t> got = divisor.divide(n);
+        check(got.quotient == n / d && got.remainder == n % d, "%ld / %ld is %ld, remainder %ld", static_cast<long>(n),
+              static_cast<long>(d), static_cast<long>(got.quotient), static_cast<long>(got.remainder));
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void test_plan() {
+  run_division();
   run_with_and_without_signs();
   const DType f32 = DType::kFloat32;
   run("of nothing", {}, 0);

@@ -29,6 +29,7 @@ struct alignas(16) uint4 {
 };
 
 inline void __stwb(uint4* to, uint4 value) { *to = value; }
+inline uint4 __ldg(const uint4* from) { return *from; }
 
 struct dim3 {
   unsigned x, y, z;
