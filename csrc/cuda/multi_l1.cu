@@ -130,13 +130,25 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Partial sums that a thread loads at once: a block reads those of 33 M elements in one round trip to the memory.
+constexpr int kSumsAtOnce = 16;
+
 // Block b adds the partial sums of row b. Thread t adds the elements t, t + kThreads, ...; then the block adds the sums
 // of its threads in a fixed order.
 __global__ void __launch_bounds__(kThreads)
-    finish_sum_kernel(const double* __restrict__ partial, int64_t count, double initial, DeviceScalar loss) {
+    finish_sum_kernel(const double* partial, int64_t count, double initial, DeviceScalar loss) {
   double sum = 0.0;
   const double* row = partial + blockIdx.x * count;
-  for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += row[i];
+  for (int64_t first = threadIdx.x; first < count; first += kSumsAtOnce * kThreads) {
+    double value[kSumsAtOnce];
+#pragma unroll
+    for (int k = 0; k < kSumsAtOnce; ++k) {
+      const int64_t i = first + k * kThreads;
+      value[k] = i < count ? row[i] : 0.0;
+    }
+#pragma unroll
+    for (int k = 0; k < kSumsAtOnce; ++k) sum += value[k];
+  }
   const double total = block_sum(sum) + initial;
   if (threadIdx.x == 0) {
     if (loss.is_float64) {

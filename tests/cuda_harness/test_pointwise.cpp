@@ -218,7 +218,7 @@ void test_pointwise() {
 
 void test_finish_sum() {
   for (const bool is_float64 : {false, true}) {
-    for (const int64_t count : {0, 1, 31, 32, 33, 255, 256, 257, 511, 513, 1471}) {
+    for (const int64_t count : {0, 1, 31, 32, 33, 255, 256, 257, 511, 513, 1471, 4095, 4097, 8500}) {
       run_finish_sum(count, 0.0, Values::kEighths, is_float64);
       run_finish_sum(count, -1.5, Values::kRandom, is_float64);
       run_finish_sum(count, NAN, Values::kEighths, is_float64);
