@@ -178,18 +178,82 @@ int with_type(DType type, F&& f) {
   }
 }
 
+// Programmatic dependent launch (CUDA programming guide, section 4.5), compute capability 9.0 and newer: a kernel that
+// is launched by launch_overlapping starts while the last blocks of the previous kernel in the stream still run, which
+// hides the latency of its launch. It must begin with wait_for_previous_kernel.
+
+// Lets the next kernel start once all blocks have called this or ended.
+__device__ inline void allow_overlap() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
+// Waits until the previous kernel has ended and its results are visible. Pointers to them must not be __restrict__: the
+// compiler may then read through them before the wait.
+__device__ inline void wait_for_previous_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+#endif
+}
+
+// Whether kernels of this library wait on the current device. A GPU of compute capability 9.0 may run code of an older
+// architecture, compiled from its PTX, in which wait_for_previous_kernel is empty; so the version of the code counts,
+// not the GPU. CUDA graphs contain such launches since CUDA 12.3. All kernels are compiled for the same architectures.
+inline bool kernels_wait(const void* any_kernel) {
+  constexpr int kOldestDriver = 12030;
+  constexpr int kOldestCode = 90;
+  thread_local int known_device = -1;
+  thread_local bool known = false;
+  int device = -1;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess && device == known_device) return known;
+  int driver = 0;
+  cudaFuncAttributes code{};
+  if (error == cudaSuccess) error = cudaDriverGetVersion(&driver);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&code, any_kernel);
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // the launch that follows reports the error
+    return false;
+  }
+  known_device = device;
+  known = driver >= kOldestDriver && code.ptxVersion >= kOldestCode;
+  return known;
+}
+
 // Launches a kernel with blocks of kThreads threads. Returns the error of this launch and clears it, so that later CUDA
 // calls do not report it. Uses an API call instead of <<<>>>, so that the tests can compile the sources with any C++
 // compiler and run them without a GPU.
 template <typename... Parameters, typename... Arguments>
-int launch_kernel(void (*kernel)(Parameters...), int blocks, Stream stream, Arguments&&... arguments) {
+int launch_with(cudaLaunchAttribute* attributes, int attribute_count, void (*kernel)(Parameters...), int blocks,
+                Stream stream, Arguments&&... arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(blocks);
   config.blockDim = dim3(kThreads);
   config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = attributes;
+  config.numAttrs = static_cast<unsigned>(attribute_count);
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
   if (error != cudaSuccess) cudaGetLastError();
   return static_cast<int>(error);
+}
+
+template <typename... Parameters, typename... Arguments>
+int launch_kernel(void (*kernel)(Parameters...), int blocks, Stream stream, Arguments&&... arguments) {
+  return launch_with(nullptr, 0, kernel, blocks, stream, std::forward<Arguments>(arguments)...);
+}
+
+// launch_kernel for a kernel that begins with wait_for_previous_kernel. previous: blocks of the launch before it, which
+// must be of this library; the kernels of others need not keep the rules above. If there were none, it does not
+// overlap.
+template <typename... Parameters, typename... Arguments>
+int launch_overlapping(int64_t previous, void (*kernel)(Parameters...), int blocks, Stream stream,
+                       Arguments&&... arguments) {
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  const int attributes = previous > 0 && kernels_wait(reinterpret_cast<const void*>(kernel)) ? 1 : 0;
+  return launch_with(&overlap, attributes, kernel, blocks, stream, std::forward<Arguments>(arguments)...);
 }
 
 inline int block_count(const Launch& launch) { return launch.args.block_begin[launch.args.count]; }

@@ -69,6 +69,7 @@ constexpr int kResidentBlocks = sizeof(A) == 8 || sizeof(B) == 8 ? 2 : 4;
 template <typename A, typename B, bool kSigns>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks<A, B>)
     l1_forward_kernel(const __grid_constant__ LaunchArgs args, double* __restrict__ partial) {
+  allow_overlap();
   const Chunk chunk = find_chunk(args, blockIdx.x);
   const TensorArgs& tensor = args.tensor[chunk.tensor];
   const A* x = static_cast<const A*>(tensor.data[0]) + chunk.begin;
@@ -137,6 +138,7 @@ constexpr int kSumsAtOnce = 16;
 // of its threads in a fixed order.
 __global__ void __launch_bounds__(kThreads)
     finish_sum_kernel(const double* partial, int64_t count, double initial, DeviceScalar loss) {
+  wait_for_previous_kernel();
   double sum = 0.0;
   const double* row = partial + blockIdx.x * count;
   for (int64_t first = threadIdx.x; first < count; first += kSumsAtOnce * kThreads) {
@@ -180,7 +182,7 @@ int l1_backward(const Launch& launch, DeviceScalar upstream, Stream stream) {
 }
 
 int finish_sum(const double* partial, int64_t count, double initial, DeviceScalar loss, Stream stream, int rows) {
-  return launch_kernel(finish_sum_kernel, rows, stream, partial, count, initial, loss);
+  return launch_overlapping(count, finish_sum_kernel, rows, stream, partial, count, initial, loss);
 }
 
 const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

@@ -66,6 +66,7 @@ template <typename T, Pointwise kKind>
 __global__ void __launch_bounds__(kThreads)
     pointwise_forward_kernel(const __grid_constant__ LaunchArgs args, double* __restrict__ partial) {
   using C = typename Wider<T, T>::type;
+  allow_overlap();
   const Chunk chunk = find_chunk(args, blockIdx.x);
   const TensorArgs& tensor = args.tensor[chunk.tensor];
   const T* x = static_cast<const T*>(tensor.data[0]) + chunk.begin;

@@ -11,6 +11,7 @@ template <typename T, bool kLast>
 __global__ void __launch_bounds__(kThreads)
     norm_statistics_kernel(const T* __restrict__ x, SumGrid grid, double* __restrict__ partial) {
   using C = Compute<T>;
+  allow_overlap();
   const SumChunk<kLast> chunk = SumChunk<kLast>::of(grid);
   const T* own = x + chunk.map * grid.pixels * grid.channels + chunk.channel;
   C origin = 0;
@@ -43,6 +44,7 @@ template <typename C>
 __global__ void __launch_bounds__(kThreads)
     finish_statistics_kernel(const double* partial, NormTensor tensor, int64_t images, double eps, int64_t chunks,
                              Divisor by_channels, Divisor by_chunks, StatisticsOutput<C> out) {
+  wait_for_previous_kernel();
   __shared__ double shared_mean;
   const Division<uint32_t> row = by_channels.divide(blockIdx.x);
   const int64_t channel = row.remainder;
@@ -120,9 +122,10 @@ int norm_statistics(const void* x, const NormTensor& tensor, int64_t rows, doubl
     if (error != cudaSuccess) return error;
     // The mean of no pixels is 0/0 = NaN, as in PyTorch.
     const StatisticsOutput<C> out{static_cast<C*>(mean), static_cast<C*>(rstd), static_cast<C*>(var)};
-    return launch_blocks(finish_statistics_kernel<C>, rows * tensor.channels, stream,
-                         static_cast<const double*>(partial), tensor, rows == tensor.batch ? 1 : tensor.batch, eps,
-                         tensor.chunks(), Divisor(tensor.channels), Divisor(tensor.chunks()), out);
+    return launch_overlapping_blocks(grid.blocks, finish_statistics_kernel<C>, rows * tensor.channels, stream,
+                                     static_cast<const double*>(partial), tensor,
+                                     rows == tensor.batch ? 1 : tensor.batch, eps, tensor.chunks(),
+                                     Divisor(tensor.channels), Divisor(tensor.chunks()), out);
   });
 }
 

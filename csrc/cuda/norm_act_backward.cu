@@ -91,6 +91,7 @@ __global__ void __launch_bounds__(kThreads, 2)
                          const __grid_constant__ PaddedImage image, SumGrid grid, NormActivation activation,
                          const void* __restrict__ parameters, double* __restrict__ partial) {
   using C = Compute<T>;
+  allow_overlap();
   const SumChunk<kLast> chunk = SumChunk<kLast>::of(grid);
   const C* own = parameters_of<C>(parameters, chunk.map, grid.channels);
   const T* from = source + chunk.map * grid.pixels * grid.channels + chunk.channel;
@@ -122,6 +123,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 __global__ void __launch_bounds__(kThreads)
     finish_gradient_sums_kernel(const double* partial, NormTensor tensor, int64_t chunks, Divisor by_channels,
                                 double* sums) {
+  wait_for_previous_kernel();
   const Division<uint32_t> row = by_channels.divide(blockIdx.x);
   const int64_t n = row.quotient;
   const int64_t c = row.remainder;
@@ -302,8 +304,9 @@ int norm_act_sums(const void* grad, const NormSource& source, const NormTensor& 
                          source.is_output, image_of(tensor), grid, activation, parameters, partial);
   });
   if (error != cudaSuccess) return error;
-  return launch_blocks(finish_gradient_sums_kernel, tensor.batch * tensor.channels, stream,
-                       static_cast<const double*>(partial), tensor, tensor.chunks(), Divisor(tensor.channels), sums);
+  return launch_overlapping_blocks(grid.blocks, finish_gradient_sums_kernel, tensor.batch * tensor.channels, stream,
+                                   static_cast<const double*>(partial), tensor, tensor.chunks(),
+                                   Divisor(tensor.channels), sums);
 }
 
 int norm_affine(const NormTensor& tensor, const NormInputs& inputs, const NormSource& source, const double* sums,

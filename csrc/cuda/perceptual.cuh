@@ -142,4 +142,13 @@ int launch_blocks(void (*kernel)(Parameters...), int64_t blocks, Stream stream, 
   return launch_kernel(kernel, static_cast<int>(blocks), stream, arguments...);
 }
 
+// launch_overlapping for any number of blocks.
+template <typename... Parameters, typename... Arguments>
+int launch_overlapping_blocks(int64_t previous, void (*kernel)(Parameters...), int64_t blocks, Stream stream,
+                              Arguments... arguments) {
+  if (blocks == 0) return cudaSuccess;
+  if (blocks > kMaxBlocks) return cudaErrorInvalidConfiguration;
+  return launch_overlapping(previous, kernel, static_cast<int>(blocks), stream, arguments...);
+}
+
 }  // namespace pix2pixhd::cuda

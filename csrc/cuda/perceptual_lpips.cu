@@ -184,6 +184,7 @@ constexpr int kResidentBlocks = sizeof(T) == 8 ? 1 : 2;
 template <typename T, int kGroup, bool kKeep>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks<T>)
     relu_lpips_kernel(LpipsArgs<T> args, double* __restrict__ partial) {
+  allow_overlap();
   constexpr int kAtOnce = kThreads / kGroup;
   const Division<uint32_t> block = args.by_blocks.divide(blockIdx.x);
   const int64_t image = block.quotient;

@@ -193,6 +193,7 @@ __device__ inline double distance_chunk(const Sides<T>& sides, const MapGrid<T>&
 template <typename T, Distance kDistance, bool kKeep>
 __global__ void __launch_bounds__(kThreads)
     relu_distance_kernel(Sides<T> sides, double* __restrict__ partial, MapGrid<T> map, bool aligned) {
+  allow_overlap();
   const MapChunk chunk = find_map_chunk(map, aligned);
   const Sides<T> here = move_to<kDistance, kKeep>(sides, chunk.begin);
   const double sum = chunk.whole ? distance_chunk<kDistance, true, kKeep>(here, map, chunk, true)

@@ -8,28 +8,12 @@
 #include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
-#include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
-// This file is compiled without sanitizers: they check the kernels' memory accesses, not the simulator's. The calls
-// below inform them of switches between stacks and of the order that barriers establish.
-#if defined(HARNESS_ADDRESS)
-extern "C" void __sanitizer_start_switch_fiber(void** fake_stack, const void* bottom, size_t size);
-extern "C" void __sanitizer_finish_switch_fiber(void* fake_stack, const void** bottom, size_t* size);
-#endif
-#if defined(HARNESS_THREAD)
-extern "C" void* __tsan_get_current_fiber();
-extern "C" void* __tsan_create_fiber(unsigned flags);
-extern "C" void __tsan_switch_to_fiber(void* fiber, unsigned flags);
-extern "C" void __tsan_acquire(void* address);
-extern "C" void __tsan_release(void* address);
-#else
-static void __tsan_acquire(void*) {}
-static void __tsan_release(void*) {}
-#endif
+#include "sanitizers.h"
 
-extern char __executable_start;
 extern char __start_harness_shared __attribute__((weak));
 extern char __stop_harness_shared __attribute__((weak));
 
@@ -54,7 +38,9 @@ struct Fibre {
   void* tsan;
   int thread;
   bool finished;
-  const char* waits_at;  // null while it is running
+  bool waits_for_grid;
+  bool knows_previous_grid;  // it has waited for the previous grid
+  const char* waits_at;      // null while it is running
   int line;
   uint64_t result;
 };
@@ -96,17 +82,14 @@ std::vector<Warp> warps;
 Barrier barrier;
 int threads;
 const std::function<void()>* body;
-char begin_of_block;  // ThreadSanitizer identifies synchronisation by these addresses
+const std::function<void()>* previous_grid;  // runs it; null once it has run
+char begin_of_block;                         // ThreadSanitizer identifies synchronisation by these addresses
 char end_of_block;
 char barrier_order[2];  // used alternately: a thread can be one barrier ahead of another
+char end_of_previous_grid;
 
 Order order = Order::kForward;
 int64_t first_block = 0;
-cudaError_t last_error = cudaSuccess;
-cudaError_t planned_error = cudaSuccess;
-cudaStream_t stream = nullptr;
-std::map<const void*, int64_t> launches_of;
-int64_t launches = 0;
 int64_t blocks = 0;
 
 const char* name(WarpOperation operation) {
@@ -236,20 +219,81 @@ void poison_shared_memory() {
        first->thread, first->waits_at, first->line);
 }
 
-void run_block() {
+// The state of a grid, put aside while the previous grid runs.
+class Suspended {
+ public:
+  Suspended()
+      : warps_(std::exchange(warps, {})),
+        barrier_(barrier),
+        threads_(threads),
+        body_(body),
+        block_(blockIdx),
+        block_dim_(blockDim),
+        grid_dim_(gridDim) {
+    fibres.swap(spare_);
+    for (volatile char* at = &__start_harness_shared; at != &__stop_harness_shared; ++at) shared_.push_back(char{*at});
+  }
+  ~Suspended() {
+    fibres.swap(spare_);
+    warps = warps_;
+    barrier = barrier_;
+    threads = threads_;
+    body = body_;
+    blockIdx = block_;
+    blockDim = block_dim_;
+    gridDim = grid_dim_;
+    volatile char* at = &__start_harness_shared;
+    for (const char byte : shared_) *at++ = byte;
+  }
+
+ private:
+  static std::vector<std::unique_ptr<Fibre>> spare_;  // a fibre belongs to one grid, because its stack is in use
+
+  std::vector<Warp> warps_;
+  Barrier barrier_;
+  int threads_;
+  const std::function<void()>* body_;
+  uint3 block_;
+  dim3 block_dim_;
+  dim3 grid_dim_;
+  std::vector<char> shared_;  // copied by bytes, because the sanitizers check a call of memcpy
+};
+std::vector<std::unique_ptr<Fibre>> Suspended::spare_;
+
+// Threads that waited for the previous grid continue after it.
+void finish_previous_grid() {
+  bool waiting = false;
+  for (int t = 0; t < threads; ++t) waiting = waiting || fibres[t]->waits_for_grid;
+  if (!waiting) return;
+  const std::function<void()>* run = std::exchange(previous_grid, nullptr);
+  {
+    const Suspended here;
+    (*run)();
+  }
+  __tsan_release(&end_of_previous_grid);
+  for (int t = 0; t < threads; ++t) {
+    Fibre* fibre = fibres[order == Order::kForward ? t : threads - 1 - t].get();
+    if (std::exchange(fibre->waits_for_grid, false)) ready.push(fibre);
+  }
+  run_next();
+}
+
+void run_block(bool overlaps) {
   poison_shared_memory();
   warps.assign((threads + kWarpSize - 1) / kWarpSize, Warp{});
   barrier = {};
   for (int t = 0; t < threads; ++t) {
     Fibre* fibre = fibres[order == Order::kForward ? t : threads - 1 - t].get();
-    fibre->finished = false;
+    fibre->finished = fibre->waits_for_grid = fibre->knows_previous_grid = false;
     fibre->waits_at = nullptr;
     ready.push(fibre);
   }
   __tsan_release(&begin_of_block);
   run_next();
+  finish_previous_grid();
   for (int t = 0; t < threads; ++t) {
     if (!fibres[t]->finished) report_deadlock();
+    if (overlaps && !fibres[t]->knows_previous_grid) fail("thread %d does not wait for the previous grid", t);
   }
   __tsan_acquire(&end_of_block);
   ++blocks;
@@ -323,55 +367,33 @@ void block_barrier(int line) {
   __tsan_acquire(turn);
 }
 
-cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& thread) {
-  constexpr unsigned kMostBlocks = 0x7fffffff;
-  const bool possible = config.gridDim.x > 0 && config.gridDim.x <= kMostBlocks && config.blockDim.x > 0 &&
-                        config.blockDim.x <= kMostThreads && config.gridDim.y * config.gridDim.z == 1 &&
-                        config.blockDim.y * config.blockDim.z == 1;
-  last_error = planned_error != cudaSuccess ? planned_error : possible ? cudaSuccess : cudaErrorInvalidConfiguration;
-  planned_error = cudaSuccess;
-  if (last_error != cudaSuccess) return last_error;
+void wait_for_previous_grid(int line) {
+  if (previous_grid != nullptr) {
+    current->waits_for_grid = true;
+    wait("cudaGridDependencySynchronize", line);
+  }
+  __tsan_acquire(&end_of_previous_grid);
+  current->knows_previous_grid = true;
+}
+
+void execute(const cudaLaunchConfig_t& config, const std::function<void()>& thread, bool overlaps,
+             const std::function<void()>& previous) {
   set_up_main();
   gridDim = config.gridDim;
   blockDim = config.blockDim;
-  stream = config.stream;
   body = &thread;
+  previous_grid = previous ? &previous : nullptr;
   threads = static_cast<int>(config.blockDim.x);
   while (fibres.size() < config.blockDim.x) add_fibre();
-  ++launches;
-  ++launches_of[kernel];
   const int64_t count = config.gridDim.x - first_block;
   for (int64_t i = 0; i < count; ++i) {
     blockIdx = {static_cast<unsigned>(first_block + (order == Order::kForward ? i : count - 1 - i)), 0, 0};
-    run_block();
+    run_block(overlaps);
   }
-  return cudaSuccess;
 }
 
 void set_order(Order wanted) { order = wanted; }
 void set_first_block(int64_t first) { first_block = first; }
-void fail_next_launch(cudaError_t error) { planned_error = error; }
-cudaStream_t last_stream() { return stream; }
-
-Totals totals() { return {static_cast<int64_t>(launches_of.size()), launches, blocks}; }
-
-void print_kernels() {
-  for (const auto& [kernel, count] : launches_of) {
-    std::printf("kernel %tx %" PRId64 "\n", static_cast<const char*>(kernel) - &__executable_start, count);
-  }
-}
+int64_t executed_blocks() { return blocks; }
 
 }  // namespace harness
-
-cudaError_t cudaGetLastError() { return std::exchange(harness::last_error, cudaSuccess); }
-
-const char* cudaGetErrorString(cudaError_t error) {
-  switch (error) {
-    case cudaSuccess:
-      return "no error";
-    case cudaErrorInvalidConfiguration:
-      return "invalid configuration argument";
-    default:
-      return "another error";
-  }
-}

@@ -126,8 +126,10 @@ class Norm {
     const int64_t count = rows_ * one_.channels;
     Buffer partial(DType::kFloat64, tensor_.partials());
     Buffer mean(wide_, count), rstd(wide_, count), var(wide_, count);
+    set_postponing(true);  // the kernel that adds the partial sums starts first
     const int error = cuda::norm_statistics(x.data(), tensor_, rows_, 0.25, static_cast<double*>(partial.data()),
                                             mean.data(), rstd.data(), var.data(), nullptr);
+    set_postponing(false);
     check(error == 0, "norm_statistics returns %d", error);
     const int64_t images = one_.per_image ? 1 : one_.batch;
     for (int64_t i = 0; i < count; ++i) {
@@ -209,8 +211,10 @@ class Norm {
     auto* total = static_cast<double*>(totals.data());
     int error = cuda::norm_parameters(tensor_, inputs(), source, nullptr, parameters.data(), nullptr);
     check(error == 0, "norm_parameters returns %d", error);
+    set_postponing(true);
     error = cuda::norm_act_sums(grad_.data(), source, tensor_, activation(), parameters.data(),
                                 static_cast<double*>(partial.data()), total, nullptr);
+    set_postponing(false);
     check(error == 0, "norm_act_sums returns %d", error);
     const double scale = static_cast<double>(pixels());
     for (int64_t i = 0; i < one_.batch * one_.channels; ++i) {

@@ -195,6 +195,7 @@ void run_means(DType type, const View& view) {
   Buffer b = copy_of(one.y, type, 0);
   Buffer partial(DType::kFloat64, view.blocks());
   auto* sums = static_cast<double*>(partial.data());
+  set_postponing(true);  // finish_sum starts first
   check(cuda::relu_distance(a.data(), b.data(), false, type, view.with(nullptr, nullptr), Distance::kAbsolute, nullptr,
                             nullptr, sums, nullptr) == 0,
         "relu_distance");
@@ -202,6 +203,7 @@ void run_means(DType type, const View& view) {
   check(cuda::finish_sum(sums, map_blocks(view.elements()), 0.0, {means.data(), true}, nullptr,
                          static_cast<int>(view.batch)) == 0,
         "finish_sum");
+  set_postponing(false);
   for (int64_t image = 0; image < view.batch; ++image) {
     double wanted = 0.0;
     for (int64_t i = 0; i < view.elements(); ++i) {

@@ -105,11 +105,83 @@ void race_kernel(unsigned* out) {
   out[threadIdx.x] = value[threadIdx.x ^ 32u];
 }
 
-int launch(void (*kernel)(unsigned*), unsigned blocks, unsigned threads, unsigned* out) {
+void count_kernel(unsigned* out) {
+  __shared__ unsigned count;
+  if (threadIdx.x == 0) count = 5;
+  __syncthreads();
+  out[threadIdx.x] = count + threadIdx.x;
+}
+
+// Reads what the previous kernel writes before and after waiting for it.
+void overlapping_kernel(unsigned* out) {
+  __shared__ unsigned before[64];
+  before[threadIdx.x] = out[threadIdx.x];
+  __syncthreads();
+  cudaGridDependencySynchronize();
+  out[64 + threadIdx.x] = 100 * before[63 - threadIdx.x] + out[threadIdx.x];
+}
+
+void no_wait_kernel(unsigned* out) {
+  if (threadIdx.x != 7) cudaGridDependencySynchronize();
+  out[threadIdx.x] = 1;
+}
+
+int launch(void (*kernel)(unsigned*), unsigned blocks, unsigned threads, unsigned* out, bool overlap = false) {
+  cudaLaunchAttribute attribute{cudaLaunchAttributeProgrammaticStreamSerialization, {overlap ? 1 : 0}};
   cudaLaunchConfig_t config{};
+  config.attrs = &attribute;
+  config.numAttrs = 1;
   config.gridDim = dim3(blocks);
   config.blockDim = dim3(threads);
   return cudaLaunchKernelEx(&config, kernel, out);
+}
+
+// An overlapping kernel starts before the previous one has run, and continues after it.
+void test_overlap() {
+  set_case("overlapping kernels");
+  for (const Order order : {Order::kForward, Order::kReversed}) {
+    set_order(order);
+    for (const bool overlap : {false, true}) {
+      std::vector<unsigned> out(128, 2);
+      set_postponing(true);
+      launch(count_kernel, 1, 64, out.data());
+      check(out[0] == 2, "a postponed kernel runs at once");
+      launch(overlapping_kernel, 1, 64, out.data(), overlap);
+      set_postponing(false);
+      for (unsigned i = 0; i < 64; ++i) {
+        const unsigned wanted = (overlap ? 200 : 100 * (5 + 63 - i)) + 5 + i;
+        check(out[64 + i] == wanted, "thread %u has %u, not %u", i, out[64 + i], wanted);
+      }
+    }
+  }
+  set_order(Order::kForward);
+}
+
+// Whether a sum of `count` partial sums may overlap the kernel that computes them.
+bool sum_overlaps(int64_t count) {
+  Scalar loss(0.0, true);
+  const std::vector<double> partial(1, 1.0);
+  check(pix2pixhd::cuda::finish_sum(partial.data(), count, 0.0, loss.device(), nullptr) == cudaSuccess, "finish_sum");
+  check(loss.get() == static_cast<double>(count), "the sum is %g", loss.get());
+  check(cudaGetLastError() == cudaSuccess, "an error is left for a later check");
+  return last_overlapped();
+}
+
+// A kernel may overlap the previous one only if its code waits: a GPU may run code of an older architecture.
+void test_when_kernels_overlap() {
+  set_case("launches that overlap");
+  check(sum_overlaps(1), "no overlap on a GPU of compute capability 9.0");
+  check(!sum_overlaps(0), "a sum without a kernel of ours before it overlaps");
+  set_device({1, 13000, 80});
+  check(!sum_overlaps(1), "code that does not wait overlaps");
+  set_device({2, 12020, 90});
+  check(!sum_overlaps(1), "overlap in spite of a driver whose graphs cannot contain it");
+  set_device({3, 13000, 0});
+  check(!sum_overlaps(1), "overlap without code for the device");
+  set_device({4, 12030, 120});
+  check(sum_overlaps(1), "no overlap on a newer GPU");
+  set_device({0, 13000, 90});
+  check(sum_overlaps(1), "no overlap after a change of devices");
 }
 
 }  // namespace
@@ -154,6 +226,8 @@ void test_simulator() {
   int place = 0;
   check(cuda::finish_sum(&partial, 1, 0.5, loss.device(), &place) == cudaSuccess && loss.get() == 2.5, "a sum");
   check(static_cast<void*>(last_stream()) == &place, "another stream than the one asked for");
+  test_overlap();
+  test_when_kernels_overlap();
 }
 
 bool run_misuse(const char* name) {
@@ -165,12 +239,13 @@ bool run_misuse(const char* name) {
       {"missing_lane", missing_lane_kernel}, {"two_places", two_places_kernel},
       {"foreign_mask", foreign_mask_kernel}, {"missing_thread", missing_thread_kernel},
       {"two_barriers", two_barriers_kernel}, {"race", race_kernel},
+      {"no_wait", no_wait_kernel},
   };
   unsigned out[64];
   for (const Misuse& misuse : kMisuses) {
     if (std::strcmp(name, misuse.name) != 0) continue;
     set_case(name);
-    launch(misuse.kernel, 1, 64, out);
+    launch(misuse.kernel, 1, 64, out, misuse.kernel == no_wait_kernel);
     return true;
   }
   return false;

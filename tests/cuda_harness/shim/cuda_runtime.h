@@ -1,5 +1,5 @@
 // Replaces CUDA's header of this name, so that a C++ compiler can build the kernels' sources for the CPU. It declares
-// only what they use; simulator.cpp executes the kernels.
+// only what they use; runtime.cpp and simulator.cpp execute the kernels.
 #pragma once
 
 #include <cmath>
@@ -10,6 +10,8 @@
 #include <tuple>
 #include <utility>
 
+// The simulator implements programmatic dependent launch, which this version has.
+#define __CUDA_ARCH__ 900
 #define __global__
 #define __device__
 #define __host__
@@ -41,10 +43,21 @@ extern uint3 blockIdx;
 extern dim3 blockDim;
 extern dim3 gridDim;
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorNoKernelImageForDevice = 209
+};
 using cudaStream_t = struct CUstream_st*;
 
-struct cudaLaunchAttribute;
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    int programmaticStreamSerializationAllowed;
+  } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim;
   dim3 blockDim;
@@ -54,6 +67,13 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs;
 };
 
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
+
+cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaDriverGetVersion(int* version);
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel);
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
 
@@ -65,6 +85,7 @@ enum class WarpOperation { kBallot, kShuffle, kShuffleDown };
 cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& body);
 
 void block_barrier(int line);
+void wait_for_previous_grid(int line);
 
 // Waits for all lanes of the mask. Returns the ballot, or the value of the requested lane.
 uint64_t warp_operation(WarpOperation operation, unsigned mask, uint64_t value, int argument, int line);
@@ -84,6 +105,9 @@ T shuffle(WarpOperation operation, unsigned mask, T value, int argument, int lin
 // The caller's line, a default argument, distinguishes the calls in the source.
 inline void __syncthreads(int line = __builtin_LINE()) { harness::block_barrier(line); }
 
+inline void cudaGridDependencySynchronize(int line = __builtin_LINE()) { harness::wait_for_previous_grid(line); }
+inline void cudaTriggerProgrammaticLaunchCompletion() {}  // the simulator starts the next grid as early as possible
+
 inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
   return static_cast<unsigned>(harness::warp_operation(harness::WarpOperation::kBallot, mask, predicate != 0, 0, line));
 }
@@ -101,8 +125,9 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int line = __builtin_
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
-  // Copied, as by a launch: a kernel sees neither later changes nor the caller's objects.
+  // Copied, as by a launch: a kernel sees neither later changes nor the caller's objects, and may run later.
   const std::tuple<Parameters...> copies(std::forward<Arguments>(arguments)...);
   static_assert(sizeof(copies) <= 4096, "kernel arguments are limited to 4 KiB");
-  return harness::run_grid(*config, reinterpret_cast<const void*>(kernel), [&] { std::apply(kernel, copies); });
+  return harness::run_grid(*config, reinterpret_cast<const void*>(kernel),
+                           [kernel, copies] { std::apply(kernel, copies); });
 }
