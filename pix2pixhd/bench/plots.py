@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pix2pixhd.bench.results import TITLES, CaseResult
+from pix2pixhd.bench.timing import Ratio
 from pix2pixhd.errors import InputError
 
 if TYPE_CHECKING:
@@ -83,9 +85,12 @@ def _bars(speed: Axes, memory: Axes, groups: Mapping[str, Sequence[CaseResult]])
     labels = [f"{name}\n{group[0].size}" for name, group in groups.items()]
     names = _others(cases)
     for index, name in enumerate(names):
-        chosen = [(row, case.speed_up(name)) for row, case in enumerate(cases) if name in case.timings]
+        found = [(row, case.speed_up(name)) for row, case in enumerate(cases) if name in case.timings]
+        for row in _rows([row for row, ratio in found if ratio.uncertain], index, len(names))[0]:
+            speed.text(1.02, row, "not measured", verticalalignment="center", fontsize="x-small")
+        chosen = [(row, ratio) for row, ratio in found if not ratio.uncertain]
         values = [ratio.value for _, ratio in chosen]
-        bars = [[r.value - r.low for _, r in chosen], [r.high - r.value for _, r in chosen]]
+        bars = _error_bars([ratio for _, ratio in chosen])
         rows, height = _rows([row for row, _ in chosen], index, len(names))
         widths = [value - 1 for value in values]
         label, color = f"over {TITLES[name]}", _COLORS[name]
@@ -98,9 +103,9 @@ def _bars(speed: Axes, memory: Axes, groups: Mapping[str, Sequence[CaseResult]])
     shares = [_peak_shares(case) for case in cases]
     measured = [name for name in TITLES if any(name in share for share in shares)]
     for index, name in enumerate(measured):
-        found = [(row, share[name]) for row, share in enumerate(shares) if name in share]
-        rows, height = _rows([row for row, _ in found], index, len(measured))
-        values = [share for _, share in found]
+        own = [(row, share[name]) for row, share in enumerate(shares) if name in share]
+        rows, height = _rows([row for row, _ in own], index, len(measured))
+        values = [share for _, share in own]
         drawn = memory.barh(rows, values, height, label=TITLES[name], color=_COLORS[name])
         memory.bar_label(drawn, [f"{value:.2f}" for value in values], padding=3, fontsize="small")
     for row, share in enumerate(shares):
@@ -132,6 +137,14 @@ def _ratio_ticks(axis: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
 
 
+def _error_bars(ratios: Sequence[Ratio]) -> list[list[float]]:
+    """Returns the distances to both ends of the intervals; 0 if there are too few rounds for an interval."""
+    return [
+        [ratio.value - ratio.low if ratio.has_interval else 0.0 for ratio in ratios],
+        [ratio.high - ratio.value if ratio.has_interval else 0.0 for ratio in ratios],
+    ]
+
+
 def _rows(rows: Sequence[int], index: int, count: int) -> tuple[list[float], float]:
     """Returns the positions and the height of the bars of one of several implementations."""
     height = 0.8 / count
@@ -148,9 +161,9 @@ def _lines(speed: Axes, memory: Axes, groups: Mapping[str, Sequence[CaseResult]]
         for name, style in zip(names, itertools.cycle(styles), strict=False):
             if all(name in case.timings for case in cases):
                 ratios = [case.speed_up(name) for case in cases]
-                bars = [[r.value - r.low for r in ratios], [r.high - r.value for r in ratios]]
+                bars = _error_bars(ratios)
                 title = f"{label}, over {TITLES[name]}"
-                values = [ratio.value for ratio in ratios]
+                values = [math.nan if ratio.uncertain else ratio.value for ratio in ratios]
                 speed.errorbar(pixels, values, yerr=bars, fmt=style + "o", color=color, label=title, capsize=3)
         shares = [_peak_shares(case) for case in cases]
         measured = [name for name in TITLES if all(name in share for share in shares)]

@@ -28,6 +28,8 @@ def _time(timing: Timing) -> str:
 def _times(ratio: Ratio) -> str:
     if ratio.uncertain:
         return f"not measured ({ratio.low:.2g} to {ratio.high:.2g})"
+    if not ratio.has_interval:
+        return f"{ratio.value:.2f}×"
     return f"{ratio.value:.2f}× ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
@@ -72,22 +74,30 @@ def speed_table(results: Sequence[CaseResult]) -> Table:
     """Returns the table of times, one row per case, size and dtype."""
     precisions = _precisions(results)
     over_float32 = any(result.plain_float32 for result in results)
-    takes = [f"{title} takes" for title in BASELINES.values()] + (["plain float32 takes"] if over_float32 else [])
+    measured = {name: title for name, title in BASELINES.items() if any(name in found.timings for found in results)}
+    takes = [f"{title} takes" for title in measured.values()] + (["plain float32 takes"] if over_float32 else [])
+    takes += ["of the limit"] if any("limit" in found.timings for found in results) else []
     gpu = any(result.launches for result in results)
-    right = ("pix2pixhd", *takes, "of the limit", *(_GPU_COLUMNS if gpu else []), "agrees with float64")
+    right = ("pix2pixhd", *takes, *(_GPU_COLUMNS if gpu else []), "agrees with float64")
     table = _table("forward and backward", ("case", "size", *(["dtype"] if precisions else [])), right)
     for result in results:
-        cells = [_times(result.speed_up(name)) if name in result.timings else "–" for name in BASELINES]
+        cells = [_times(result.speed_up(name)) if name in result.timings else "–" for name in measured]
         if over_float32:
             ratio = result.over_plain_float32
             cells.append("–" if ratio is None else _times(ratio))
-        limit = "–"
-        if "limit" in result.timings:
-            share = result.speed_up("limit")
-            limit = "not measured" if share.uncertain else f"{share.value:.0%}"
+        if "of the limit" in takes:
+            cells.append(_share(result))
         first = [*_first_cells(result, precisions), _time(result.timings["fused"])]
-        table.add_row(*first, *cells, limit, *(_gpu_cells(result) if gpu else []), _agrees(result.agreements["fused"]))
+        table.add_row(*first, *cells, *(_gpu_cells(result) if gpu else []), _agrees(result.agreements["fused"]))
     return table
+
+
+def _share(result: CaseResult) -> str:
+    """Formats the share of the bandwidth limit."""
+    if "limit" not in result.timings:
+        return "–"
+    share = result.speed_up("limit")
+    return "not measured" if share.uncertain else f"{share.value:.0%}"
 
 
 def _gpu_cells(result: CaseResult) -> list[str]:
@@ -116,7 +126,9 @@ def memory_table(results: Sequence[CaseResult]) -> Table:
     """Returns the table of the memory above that of the inputs, relative to plain PyTorch in the same dtype."""
     precisions = _precisions(results)
     left = ("case", "size", *(["dtype"] if precisions else []), "implementation")
-    table = _table("memory above the inputs", left, ("saved for backward", "of plain", "peak", "of plain"))
+    table = _table(
+        "memory above the inputs", left, ("saved for backward", "of plain, same dtype", "peak", "of plain, same dtype")
+    )
     for result in results:
         base = result.memory.get("plain", {})
         first = _first_cells(result, precisions)

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+_FEWEST_ROUNDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +47,13 @@ class Ratio:
         value: Ratio of the medians.
         low: Lower end of the interval.
         high: Upper end of the interval.
+        rounds: Number of rounds.
     """
 
     value: float
     low: float
     high: float
+    rounds: int
 
     @classmethod
     def of(cls, numerator: Timing, denominator: Timing, samples: int = 2000) -> Ratio:
@@ -63,7 +66,12 @@ class Ratio:
         drawn = torch.randint(len(a), (samples, len(a)), generator=torch.Generator().manual_seed(0))
         ratios = a[drawn].quantile(0.5, dim=1) / b[drawn].quantile(0.5, dim=1)
         low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        return cls(numerator.median / denominator.median, low, high)
+        return cls(numerator.median / denominator.median, low, high, len(a))
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether there are enough rounds for the bootstrap. From one round its interval would have width 0."""
+        return self.rounds >= _FEWEST_ROUNDS
 
     @property
     def uncertain(self) -> bool:

@@ -75,8 +75,14 @@ def machine(device: torch.device) -> dict[str, Any]:
 def _read_earlier(path: pathlib.Path) -> list[CaseResult]:
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--compare: {path} cannot be read ({error})") from error
+    except FileNotFoundError as error:
+        raise InputError(f"--compare: there is no file {path}; measure with --json {path} first") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"--compare: {path} is not a text file; choose one that pix2pixhd bench --json wrote"
+        ) from error
+    except OSError as error:
+        raise InputError(f"--compare: {path} cannot be read ({error.strerror})") from error
     return read_results(text, str(path))
 
 
@@ -176,6 +182,7 @@ def _run(
     begin, limit = time.monotonic(), math.inf if arguments.minutes is None else 60 * arguments.minutes
     with console.status("") as status, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*random weights")
+        warnings.filterwarnings("ignore", message=".*'pretrained' is deprecated|.*other than a weight enum")
         progress = _Progress(console, status)
         bandwidth = None
         if device.type == "cuda":
@@ -216,6 +223,8 @@ def _remarks(results: Sequence[CaseResult], arguments: argparse.Namespace, devic
     lines = [
         "2.00× means that the other implementation takes twice as long as pix2pixhd. In parentheses: 20th and 80th "
         "percentile of the times, 95 % confidence interval of the ratios.",
+        "agrees with float64: yes if the relative error of value and gradients is at most twice that of plain PyTorch "
+        "in the same dtype.",
     ]
     if any("limit" in result.timings for result in results):
         lines.append("of the limit: time to read both sides and write one gradient, relative to pix2pixhd's time.")
@@ -226,8 +235,8 @@ def _remarks(results: Sequence[CaseResult], arguments: argparse.Namespace, devic
         )
     if any(result.uncertain for result in results):
         lines.append(
-            "NOT MEASURED: the times varied too much from round to round. Probably something else runs on this machine;"
-            " stop it and measure again, or increase --rounds."
+            "NOT MEASURED: the times varied too much from round to round. Probably something else runs on this "
+            "machine; stop it and measure again, with more --rounds or a larger --size."
         )
     if any(not found.agrees for result in results for found in result.agreements.values()):
         lines.append("NO: the error against float64 is more than twice that of plain PyTorch. Please report this.")

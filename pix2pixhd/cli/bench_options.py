@@ -70,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command."""
     found = argparse.ArgumentParser(
         prog="pix2pixhd bench",
+        allow_abbrev=False,
         description="Benchmark forward and backward of the losses and of a network block: this package, plain PyTorch, "
         "torch.compile and the limit of the memory bandwidth. The implementations are timed interleaved in one "
         "process. Prints medians with the 20th and 80th percentiles, speed-ups with 95 % confidence intervals, "
@@ -88,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--size",
         nargs="+",
+        action="extend",
         type=image_size(_MINIMUM, _MAXIMUM),
         metavar="WxH",
         help=f"image sizes (default: {size}; for networks on a CPU {small})",
@@ -98,6 +100,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--dtype",
         nargs="+",
+        action="extend",
         choices=list(_PRECISIONS),
         metavar="DTYPE",
         help=f"{', '.join(_PRECISIONS)}; several are measured interleaved; tf32 is float32 with TF32 convolutions, on "
@@ -106,6 +109,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--implementations",
         nargs="+",
+        action="extend",
         metavar="NAME",
         help=f"what to measure besides fused and plain: {', '.join(_IMPLEMENTATIONS)}; fused and plain are always "
         "measured, and each case is measured in those that it has (default: compiled)",
@@ -144,12 +148,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def complete(arguments: argparse.Namespace, device: torch.device) -> None:
-    """Sets the options that were not given, which depend on ``--all`` and on the device."""
+    """Sets the options that were not given, which depend on ``--all`` and on the device.
+
+    Raises:
+        InputError: If options contradict each other.
+    """
     everything = arguments.all
-    arguments.case = arguments.case or (list(CASES) if everything else DEFAULT_CASES)
+    arguments.case = list(dict.fromkeys(arguments.case or (CASES if everything else DEFAULT_CASES)))
     arguments.dtype = arguments.dtype or (supported_precisions(device) if everything else ["float32"])
     arguments.inside_compile = arguments.inside_compile or (everything and not arguments.no_compile)
     arguments.minutes = arguments.minutes or (_MINUTES if everything else None)
+    if arguments.no_compile and "compiled" in (arguments.implementations or []):
+        raise InputError("--no-compile and --implementations compiled contradict each other; leave out one of them")
     if not arguments.implementations:
         setup = Setup(device=device)
         arguments.implementations = implementation_names(arguments.case, setup) if everything else list(BASIC)
@@ -192,4 +202,4 @@ def groups_of(arguments: argparse.Namespace, device: torch.device) -> list[tuple
 
 
 def _sizes(arguments: argparse.Namespace, name: str, gpu: bool) -> list[tuple[int, int]]:
-    return arguments.size or [SIZE if gpu or not evaluates_network(name) else _SMALL_SIZE]
+    return list(dict.fromkeys(arguments.size or [])) or [SIZE if gpu or not evaluates_network(name) else _SMALL_SIZE]

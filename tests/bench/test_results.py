@@ -174,7 +174,7 @@ def test_a_single_round_is_no_change_beyond_noise():
         return result(timings={"fused": Timing((1.0,)), "plain": Timing((seconds,))})
 
     [line] = changes([once(3.0)], [once(2.0)])
-    assert line.endswith("not measured, with fewer than 5 rounds")
+    assert line.endswith("not measured, with too few rounds")
 
 
 def test_the_number_of_rounds_fits_the_budget():
@@ -198,3 +198,35 @@ def test_plots_have_a_legend_and_all_cases(sizes, tmp_path):
     plot(results, tmp_path / "plot", "svg")
     text = (tmp_path / "plot").read_text()
     assert all(comment in text for comment in ("first", "second", "plain PyTorch"))
+
+
+def test_a_few_rounds_give_a_ratio_without_an_interval():
+    few = result(timings={"fused": Timing((1.0,) * 4), "plain": Timing((2.0,) * 4)})
+    text = text_of(speed_table([few]))
+    assert "2.00×" in text
+    assert "2.00× (" not in text
+    assert "2.00× (2.00 to 2.00)" in text_of(
+        speed_table([result(timings={n: Timing(t.rounds * 2) for n, t in few.timings.items()})])
+    )
+
+
+def test_columns_without_measurements_are_left_out():
+    text = text_of(speed_table([result(timings={"fused": timing(1.0), "plain": timing(2.0, seed=1)})]))
+    assert "torch.compile" not in text
+    assert "of the limit" not in text
+
+
+def test_variants_of_this_package_are_not_compared_with_earlier_ones():
+    timings = {name: timing(seconds, seed=seed) for seed, (name, seconds) in enumerate(OWN_VARIANTS.items())}
+    lines = changes([result(timings=timings)], [result(timings=timings)])
+    assert [line.split(", against ")[1].split(":")[0] for line in lines] == ["plain PyTorch"]
+
+
+OWN_VARIANTS = {"fused": 1.0, "plain": 2.0, "features": 0.5, "bounded": 1.5}
+
+
+def test_json_marks_ratios_that_are_not_measured():
+    ratios = [
+        found.to_json()["times as long as fused"]["plain"]["measured"] for found in (result(), result(spread=0.9))
+    ]
+    assert ratios == [True, False]

@@ -66,11 +66,23 @@ def test_a_lack_of_memory_on_the_cpu_is_reported(capsys, monkeypatch):
             ["--inside-compile needs at least one of the cases feature matching;"],
         ),
         (["--dtype", "tf32", "--device", "cpu"], ["--dtype: tf32 is for GPUs"]),
+        (["--implementations", "limit"], ["no chosen case has 'limit'"]),
+        (["--no-compile", "--implementations", "compiled"], ["contradict each other; leave out one of them"]),
+        (["--compare", "missing.json"], ["--compare: there is no file missing.json; measure with --json"]),
     ],
 )
 def test_bench_refuses_what_it_cannot_measure(capsys, monkeypatch, arguments, parts):
     monkeypatch.setattr(bench, "run_case", lambda *_: pytest.fail("measured"))
     fails(capsys, ["bench", *arguments], *parts)
+
+
+def test_repeated_options_add_up_and_what_is_repeated_is_measured_once():
+    arguments = bench_options.parser().parse_args(
+        ["--size", "64x64", "--size", "32x32", "64x64", "--case", "VGGLoss", "--case", "VGGLoss"]
+    )
+    bench_options.complete(arguments, torch.device("cpu"))
+    groups = bench_options.groups_of(arguments, torch.device("cpu"))
+    assert [(name, setups[0].width) for name, setups in groups] == [("VGGLoss", 64), ("VGGLoss", 32)]
 
 
 @pytest.mark.parametrize(
