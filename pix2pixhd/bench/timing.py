@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+_LEAST = 5  # rounds, for a confidence interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +118,14 @@ def compare(
         once = _seconds(call, 1)
         repeats[name] = max(1, round(min_seconds / max(once, 1e-7)))
         round_seconds += repeats[name] * once
+    least = _LEAST if rounds is None else rounds
     if rounds is None:
-        rounds = min(50, max(5, int(budget / round_seconds)))
+        rounds = min(50, max(_LEAST, int(budget / round_seconds)))
+    end = time.perf_counter() + budget  # on a busy machine a round can take much longer than the first calls
     seconds: dict[str, list[float]] = {name: [] for name in implementations}
     for done in range(rounds):
+        if done >= least and time.perf_counter() > end:
+            break
         progress(f"round {done + 1} of {rounds}")
         for name, call in implementations.items():
             seconds[name].append(_seconds(call, repeats[name]))
