@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
-_FEWEST_ROUNDS = 5
+_FEWEST_ROUNDS = 5  # for a confidence interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +125,14 @@ def compare(
         once = _seconds(call, 1)
         repeats[name] = max(1, round(min_seconds / max(once, 1e-7)))
         round_seconds += repeats[name] * once
+    least = _FEWEST_ROUNDS if rounds is None else rounds
     if rounds is None:
-        rounds = min(50, max(5, int(budget / round_seconds)))
+        rounds = min(50, max(_FEWEST_ROUNDS, int(budget / round_seconds)))
+    end = time.perf_counter() + budget  # on a busy machine a round can take much longer than the first calls
     seconds: dict[str, list[float]] = {name: [] for name in implementations}
     for done in range(rounds):
+        if done >= least and time.perf_counter() > end:
+            break
         progress(f"round {done + 1} of {rounds}")
         for name, call in implementations.items():
             seconds[name].append(_seconds(call, repeats[name]))

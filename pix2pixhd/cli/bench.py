@@ -36,7 +36,7 @@ from pix2pixhd.cli.bench_options import SIZE, complete, groups_of, parser, usabl
 from pix2pixhd.errors import InputError
 from pix2pixhd.files import check_replaceable, check_writable, replacing, write_text
 
-_BUDGET = 4.0  # seconds of the rounds of one case and dtype
+_BUDGET = 3.0  # seconds of the rounds of one case and dtype
 # The part of --minutes after which no case is begun, and the part after which no memory is measured.
 _CASES_UNTIL, _MEMORY_UNTIL = 0.6, 0.85
 _WIDTH = 150  # of the tables where the output is not a terminal

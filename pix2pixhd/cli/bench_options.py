@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         "torch.compile and the limit of the memory bandwidth. The implementations are timed interleaved in one "
         "process. Prints medians with the 20th and 80th percentiles, speed-ups with 95 % confidence intervals, "
         "whether value and gradients agree with float64, and the memory of each implementation. Takes some minutes on "
-        "two CPU cores, half of them for torch.compile.",
+        "two CPU cores; on a busy machine much longer. --no-compile and --no-memory shorten it.",
     )
     size = "x".join(map(str, SIZE))
     small = "x".join(map(str, _SMALL_SIZE))
@@ -117,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--rounds",
         type=_at_least_one,
-        help="timings per implementation (default: 5 to 50, as many as fit into 4 s per case)",
+        help="timings per implementation (default: 5 to 50, as many as fit into 3 s per case and dtype)",
     )
     found.add_argument(
         "--inside-compile",

@@ -1,7 +1,9 @@
 """Ratios with confidence intervals, and the comparison with an earlier run."""
 
 import dataclasses
+import itertools
 import json
+import time
 
 import pytest
 import torch
@@ -190,6 +192,17 @@ def test_the_number_of_rounds_fits_the_budget():
     assert {len(timing.rounds) for timing in found.values()} == {5}
     found = compare({name: counted(name) for name in calls}, rounds=None, min_seconds=1e-4, budget=1e9)
     assert {len(timing.rounds) for timing in found.values()} == {50}
+
+
+def test_rounds_end_with_the_budget_if_they_are_slower_than_the_first_calls():
+    calls = itertools.count()
+
+    def call():
+        time.sleep(0.01 if next(calls) > 4 else 0)
+
+    found = compare({"slow": call}, rounds=None, min_seconds=1e-9, budget=0.02)
+    assert 5 <= len(found["slow"].rounds) < 20
+    assert len(compare({"slow": call}, rounds=7, min_seconds=1e-9, budget=0.0)["slow"].rounds) == 7
 
 
 @pytest.mark.parametrize("sizes", [(64,), (64, 128)])
