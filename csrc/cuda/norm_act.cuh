@@ -109,7 +109,7 @@ struct SumChunk {
     chunk.map = within.quotient;
     chunk.first = within.remainder * kChunk;
     chunk.end = grid.pixels - chunk.first < kChunk ? grid.pixels : chunk.first + kChunk;
-    chunk.channel = kLast ? group.remainder * 32 + threadIdx.x % 32 : 0;
+    chunk.channel = kLast ? static_cast<int64_t>(group.remainder) * 32 + threadIdx.x % 32 : 0;
     return chunk;
   }
 };

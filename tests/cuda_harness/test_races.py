@@ -50,13 +50,22 @@ class DeviceScalar(ctypes.Structure):
     _fields_ = (("data", POINTER), ("is_float64", ctypes.c_bool))
 
 
-class MapView(ctypes.Structure):
+class Divisor(ctypes.Structure):
+    _fields_ = (("divisor", ctypes.c_int64), ("shift", ctypes.c_int32), ("factor", ctypes.c_int64))
+
+
+class ChannelVector(ctypes.Structure):
+    _fields_ = (("data", POINTER), ("aligned", ctypes.c_bool))
+
+
+class MapGrid(ctypes.Structure):
     _fields_ = (
-        ("batch", ctypes.c_int64),
         ("elements", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
-        ("bias", POINTER),
+        ("pixels", ctypes.c_int64),
+        ("bias", ChannelVector),
         ("weight", POINTER),
+        ("by_blocks", Divisor),
+        ("by_channels", Divisor),
     )
 
 
@@ -75,15 +84,29 @@ class BackwardArgs(ctypes.Structure):
 
 
 WINDOWS_FIELDS = ("batch", "channels", "height", "width", "rows", "length", "blocks_per_row")
+WINDOWS_DIVISORS = ("by_rows", "by_blocks", "by_channels")
 GRID_FIELDS = ("pixels", "channels", "chunks", "groups", "blocks")
+GRID_DIVISORS = ("by_groups", "by_chunks", "by_width")
 
 
 class Windows(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_int64) for name in WINDOWS_FIELDS)
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in WINDOWS_FIELDS),
+        *((name, Divisor) for name in WINDOWS_DIVISORS),
+    )
 
 
 class SumGrid(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_int64) for name in GRID_FIELDS)
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in GRID_FIELDS),
+        *((name, Divisor) for name in GRID_DIVISORS),
+    )
+
+
+def divisor(n):
+    """The fields that the host computes for a division by ``n``, see device.cuh."""
+    shift = 31 + (n - 1).bit_length()
+    return {"divisor": n, "shift": shift, "factor": ((1 << shift) + n - 1) // n}
 
 
 SCALARS = {
@@ -141,11 +164,30 @@ SCALAR = {"data": "scalar", "is_float64": False}
 TWO_TENSORS = tensors(1, l1_tensor(0), l1_tensor(1))
 SIDES = {"x": "x", "y": "y", "target_is_activated": False, "kept": "kept", "mask": "mask"}
 GRADIENT = {"grad": "grad", "mask": "mask", "kept": "kept", "coefficient": 1.0}
-MAP = (MapView, {"batch": 2, "elements": 2048, "channels": 64, "bias": "bias", "weight": "weight"})
+MAP = (
+    MapGrid,
+    {
+        "elements": 2048,
+        "pixels": 32,
+        "bias": {"data": "bias", "aligned": True},
+        "weight": "weight",
+        "by_blocks": divisor(1),
+        "by_channels": divisor(64),
+    },
+)
 ALIGNED = (ctypes.c_bool, True)
-WINDOWS = (Windows, dict(zip(WINDOWS_FIELDS, (1, 64, 8, 8, 4, 256, 1), strict=True)))
-PLANE = (SumGrid, dict(zip(GRID_FIELDS, (300, 1, 1, 1, 1), strict=True)))
-DEEP = (SumGrid, dict(zip(GRID_FIELDS, (300, 32, 2, 1, 2), strict=True)))
+BIAS = (ChannelVector, {"data": "bias", "aligned": True})
+
+
+def filled(kind, names, values, divisor_names, divisors):
+    """Fields of a structure of numbers and divisors."""
+    numbers = dict(zip(names, values, strict=True))
+    return kind, numbers | {name: divisor(n) for name, n in zip(divisor_names, divisors, strict=True)}
+
+
+WINDOWS = filled(Windows, WINDOWS_FIELDS, (1, 64, 8, 8, 4, 256, 1), WINDOWS_DIVISORS, (4, 1, 64))
+PLANE = filled(SumGrid, GRID_FIELDS, (300, 1, 1, 1, 1), GRID_DIVISORS, (1, 1, 20))
+DEEP = filled(SumGrid, GRID_FIELDS, (300, 32, 2, 1, 2), GRID_DIVISORS, (1, 2, 20))
 
 
 def pointer(name):
@@ -162,7 +204,7 @@ CASES = {
     "relu<float32, 1>": (2, [pointer("x"), pointer("mask"), MAP, ALIGNED]),
     "relu_distance<float32, 0, 1>": (1, [(Sides, SIDES), pointer("partial"), MAP, ALIGNED]),
     "relu_backward<float32, 1>": (1, [(BackwardArgs, GRADIENT), MAP, ALIGNED]),
-    "relu_pool<float32, 1, 1>": (4, [*map(pointer, ("x", "out", "codes", "bias")), WINDOWS]),
+    "relu_pool<float32, 1, 1>": (4, [*map(pointer, ("x", "out", "codes")), BIAS, WINDOWS]),
     "relu_pool_backward<float32, 1>": (4, [*map(pointer, ("grad", "codes", "out")), WINDOWS]),
     "norm_statistics<float32, 0>": (1, [pointer("x"), PLANE, pointer("partial")]),
     "norm_statistics<float32, 1>": (2, [pointer("x"), DEEP, pointer("partial")]),
