@@ -31,7 +31,7 @@ COMMANDS = {
     "vgg": "--case VGGLoss --size 1024x512 --dtype float32 bfloat16 --implementations compiled checkpoint features "
     "--rounds 3",
     "lpips": "--case LPIPS --size 1024x512 --dtype float32 bfloat16 --implementations compiled lpips --rounds 3",
-    "sizes": "--case VGGLoss --size 512x256 1024x512 2048x1024 --no-compile --rounds 3",
+    "sizes": "--case VGGLoss --size 256x128 512x256 1024x512 --no-compile --rounds 5",
     "step": "--case 'training step' --size 1024x512 --dtype float32 bfloat16 --rounds 3",
 }
 # The implementations that the tables contain, in their order.
