@@ -28,7 +28,7 @@ TITLES = {
     "fused-graph": "pix2pixhd, CUDA graph",
     "plain-graph": "plain PyTorch, CUDA graph",
 }
-# Variants of this package. A change of one of them says nothing about the speed of the fused implementation.
+# Variants of this package. A change of one of them is no change of the fused implementation's speed.
 _OWN = ("features", "bounded", "fused-graph")
 
 
