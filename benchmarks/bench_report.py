@@ -1,8 +1,8 @@
 """The tables and charts of README.md and docs/benchmarks.md, from results that ``pix2pixhd bench`` wrote.
 
     python benchmarks/bench_report.py              rewrite the tables and charts from benchmarks/results/report_*.json
-    python benchmarks/bench_report.py --measure    measure first; about half an hour on two cores, nothing else running
-    python benchmarks/bench_report.py --measure losses    measure one part: losses, vgg, lpips, sizes or step
+    python benchmarks/bench_report.py --measure    measure first, on an idle machine; a quarter of an hour on two cores
+    python benchmarks/bench_report.py --measure losses    measure one part: losses, vgg, lpips or sizes
 
 ``make bench-report`` measures everything. The documents contain each table between two comments,
 ``<!-- table: NAME -->`` and ``<!-- end of table -->``, and only that part is rewritten.
@@ -32,7 +32,6 @@ COMMANDS = {
     "--rounds 3",
     "lpips": "--case LPIPS --size 1024x512 --dtype float32 bfloat16 --implementations compiled lpips --rounds 3",
     "sizes": "--case VGGLoss --size 256x128 512x256 1024x512 --no-compile --rounds 5",
-    "step": "--case 'training step' --size 1024x512 --dtype float32 bfloat16 --rounds 3",
 }
 # The implementations that the tables contain, in their order.
 ORDER = ("lpips", "plain", "checkpoint", "compiled", "fused", "features")
@@ -107,10 +106,8 @@ def baseline_of(case):
     return "lpips" if "lpips" in case.timings else "plain"
 
 
-def title_of(case, implementation):
-    if implementation == "fused":
-        return f"**{TITLES[implementation]}**"
-    return "NVIDIA's step" if (case.name, implementation) == ("training step", "plain") else TITLES[implementation]
+def title_of(implementation):
+    return f"**{TITLES[implementation]}**" if implementation == "fused" else TITLES[implementation]
 
 
 def network_table(results, name):
@@ -126,20 +123,16 @@ def network_table(results, name):
             time, memory = case.timings[implementation], case.memory[implementation]
             share = time.median / base.timings[baseline].median
             retained, peak = (_megabytes(memory, base.memory[baseline], what) for what in ("retained", "peak"))
-            rows.append([f"{title_of(case, implementation)}, {dtype}", f"{seconds(time)}, {share:.2f}", retained, peak])
-    if all(row[2] == "–" for row in rows):
-        return table(["", "time", "peak"], [[*row[:2], row[3]] for row in rows])
+            rows.append([f"{title_of(implementation)}, {dtype}", f"{seconds(time)}, {share:.2f}", retained, peak])
     return table(["", "time", "saved for backward", "peak"], rows)
 
 
 def _megabytes(memory, base, what):
-    if what not in memory:
-        return "–"
     share = memory[what] / base[what]
     return f"{memory[what] / 1e6:.0f} MB, {share:.1%}" if share < 0.1 else f"{memory[what] / 1e6:.0f} MB, {share:.2f}"
 
 
-def summary_table(losses, vgg, lpips, step):
+def summary_table(losses, vgg, lpips):
     """The table of the README."""
     rows = []
     for name, dtype in (
@@ -150,7 +143,7 @@ def summary_table(losses, vgg, lpips, step):
         case = losses.of(name, dtype)
         times = [seconds(case.timings[x]) for x in ("fused", "plain", "compiled")]
         rows.append([f"{name}, {dtype}", f"**{times[0]}**", *times[1:]])
-    for results, name in ((vgg, "VGGLoss"), (lpips, "LPIPS"), (step, "training step")):
+    for results, name in ((vgg, "VGGLoss"), (lpips, "LPIPS")):
         for dtype in ("float32", "bfloat16"):
             case = results.of(name, dtype)
             baseline = baseline_of(case)
@@ -158,7 +151,7 @@ def summary_table(losses, vgg, lpips, step):
                 f"{seconds(case.timings[x])}, {case.memory[x]['peak'] / 1e6:.0f} MB" if x in case.timings else "–"
                 for x in ("fused", baseline, "compiled")
             ]
-            title = title_of(case, baseline)
+            title = title_of(baseline)
             against = "" if title == TITLES["plain"] else f" ({title})"
             rows.append([f"{name}, {dtype}: time, peak memory", f"**{cells[0]}**", f"{cells[1]}{against}", cells[2]])
     return table(["", "pix2pixhd", "plain PyTorch", "`torch.compile`"], rows)
@@ -167,12 +160,12 @@ def summary_table(losses, vgg, lpips, step):
 def tables(folder=RESULTS):
     """All generated parts of the documents, by name."""
     found = {name: Results(folder / f"report_{name}.json") for name in COMMANDS}
-    tables_of_networks = {"VGGLoss": "vgg", "LPIPS": "lpips", "training step": "step"}
+    tables_of_networks = {"VGGLoss": "vgg", "LPIPS": "lpips"}
     parts = {"losses": losses_table(found["losses"])}
     parts |= {name: network_table(found[file], name) for name, file in tables_of_networks.items()}
     for name, file in {"losses": "losses", **tables_of_networks}.items():
         parts[name] += f"\n\n{found[file].source}"
-    return {**parts, "summary": summary_table(*(found[name] for name in ("losses", "vgg", "lpips", "step")))}
+    return {**parts, "summary": summary_table(*(found[name] for name in ("losses", "vgg", "lpips")))}
 
 
 def render(text, parts):

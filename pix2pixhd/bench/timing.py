@@ -12,6 +12,9 @@ import torch
 
 T = TypeVar("T")
 _FEWEST_ROUNDS = 5  # for a confidence interval
+# Seconds of a round. Before a shorter one, the implementation is called once without timing: memory that it keeps
+# between calls, as in training, was freed for the other implementations.
+_SLOW = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +120,15 @@ def compare(
     Returns:
         One ``Timing`` per implementation.
     """
-    repeats, round_seconds = {}, 0.0
+    repeats, call_seconds, round_seconds = {}, {}, 0.0
     for name, call in implementations.items():
         progress(f"warming up {name}")
         for _ in range(warmup):
             call()
         once = _seconds(call, 1)
         repeats[name] = max(1, round(min_seconds / max(once, 1e-7)))
-        round_seconds += repeats[name] * once
+        call_seconds[name] = once
+        round_seconds += repeats[name] * once + (once if repeats[name] * once < _SLOW else 0.0)
     least = _FEWEST_ROUNDS if rounds is None else rounds
     if rounds is None:
         rounds = min(50, max(_FEWEST_ROUNDS, int(budget / round_seconds)))
@@ -135,6 +139,8 @@ def compare(
             break
         progress(f"round {done + 1} of {rounds}")
         for name, call in implementations.items():
+            if repeats[name] * call_seconds[name] < _SLOW:
+                call()
             seconds[name].append(_seconds(call, repeats[name]))
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 

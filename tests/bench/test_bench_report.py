@@ -40,7 +40,7 @@ def result(name, dtype, factor):
 
 @pytest.fixture
 def folder(tmp_path):
-    cases = {"losses": bench_report.LOSSES, "lpips": ["LPIPS"], "step": ["training step"]}
+    cases = {"losses": bench_report.LOSSES, "lpips": ["LPIPS"]}
     for part in bench_report.COMMANDS:
         names = cases.get(part, ["VGGLoss"])
         found = [result(name, dtype, 1e-3) for name in names for dtype in (torch.float32, torch.bfloat16)]
