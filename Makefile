@@ -20,7 +20,7 @@ help:
 	@echo "make lint       ruff, mypy, imports, clang-format, spelling, wording, documentation"
 	@echo "make format     rewrite the sources in the project's format"
 	@echo "make bench      run the benchmark suite on this machine"
-	@echo "make bench-report  measure the tables and charts of README.md and docs/benchmarks.md"
+	@echo "make bench-report  measure the tables and the chart of README.md and docs/benchmarks.md"
 	@echo "make gpu        on a machine with a GPU: build, test and measure"
 
 # torch goes in first and the package is built against it, not in a build environment with a second copy of torch.

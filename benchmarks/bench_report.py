@@ -1,8 +1,8 @@
-"""The tables and charts of README.md and docs/benchmarks.md, from results that ``pix2pixhd bench`` wrote.
+"""The tables and the chart of README.md and docs/benchmarks.md, from results that ``pix2pixhd bench`` wrote.
 
-    python benchmarks/bench_report.py              rewrite the tables and charts from benchmarks/results/report_*.json
-    python benchmarks/bench_report.py --measure    measure first, on an idle machine; a quarter of an hour on two cores
-    python benchmarks/bench_report.py --measure losses    measure one part: losses, vgg, lpips or sizes
+    python benchmarks/bench_report.py              rewrite tables and chart from benchmarks/results/report_*.json
+    python benchmarks/bench_report.py --measure    measure first, on an idle machine; ten minutes on two cores
+    python benchmarks/bench_report.py --measure losses    measure one part: losses or vgg
 
 ``make bench-report`` measures everything. The documents contain each table between two comments,
 ``<!-- table: NAME -->`` and ``<!-- end of table -->``, and only that part is rewritten.
@@ -27,14 +27,12 @@ DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 LOSSES = ("feature matching", "VGG feature maps", "LSGAN, discriminator", "LSGAN, generator")
 # The arguments of ``pix2pixhd bench`` for each file of results.
 COMMANDS = {
-    "losses": " ".join(f"--case '{name}'" for name in LOSSES) + " --dtype float32 bfloat16",
+    "losses": " ".join(f"--case '{name}'" for name in LOSSES) + " --dtype float32 bfloat16 --rounds 40",
     "vgg": "--case VGGLoss --size 1024x512 --dtype float32 bfloat16 --implementations compiled checkpoint features "
     "--rounds 3",
-    "lpips": "--case LPIPS --size 1024x512 --dtype float32 bfloat16 --implementations compiled lpips --rounds 3",
-    "sizes": "--case VGGLoss --size 256x128 512x256 1024x512 --no-compile --rounds 5",
 }
 # The implementations that the tables contain, in their order.
-ORDER = ("lpips", "plain", "checkpoint", "compiled", "fused", "features")
+ORDER = ("plain", "checkpoint", "compiled", "fused", "features")
 
 
 class Results:
@@ -90,7 +88,10 @@ def losses_table(results):
         for name in LOSSES:
             case = results.of(name, dtype)
             elements = f" ({_elements(counts[name](case.setup)):.1f} M elements)" if name in counts else ""
-            limit = f"{case.speed_up('limit').value:.0%}" if "limit" in case.timings else "–"
+            limit = "–"
+            if "limit" in case.timings:
+                share = case.speed_up("limit")
+                limit = "not measured" if share.uncertain else f"{share.value:.0%}"
             times = [ratio_of(case, baseline) for baseline in ("plain", "compiled")]
             rows.append([f"{name}{elements}, {dtype}", seconds(case.timings["fused"]), *times, limit])
     headers = ["loss", "pix2pixhd", "plain PyTorch takes", "`torch.compile` takes", "share of the bandwidth limit"]
@@ -101,11 +102,6 @@ def _elements(shapes):
     return sum(n * c * h * w for n, c, h, w in shapes) / 1e6
 
 
-def baseline_of(case):
-    """What a case is compared with: the lpips package where it was measured, or plain PyTorch."""
-    return "lpips" if "lpips" in case.timings else "plain"
-
-
 def title_of(implementation):
     return f"**{TITLES[implementation]}**" if implementation == "fused" else TITLES[implementation]
 
@@ -113,7 +109,6 @@ def title_of(implementation):
 def network_table(results, name):
     """Times, memory saved for backward and peak of one case in all its implementations and dtypes."""
     base = results.of(name)
-    baseline = baseline_of(base)
     rows = []
     for dtype in ("float32", "bfloat16"):
         case = results.of(name, dtype)
@@ -121,8 +116,8 @@ def network_table(results, name):
             if implementation not in case.timings:
                 continue
             time, memory = case.timings[implementation], case.memory[implementation]
-            share = time.median / base.timings[baseline].median
-            retained, peak = (_megabytes(memory, base.memory[baseline], what) for what in ("retained", "peak"))
+            share = time.median / base.timings["plain"].median
+            retained, peak = (_megabytes(memory, base.memory["plain"], what) for what in ("retained", "peak"))
             rows.append([f"{title_of(implementation)}, {dtype}", f"{seconds(time)}, {share:.2f}", retained, peak])
     return table(["", "time", "saved for backward", "peak"], rows)
 
@@ -132,40 +127,32 @@ def _megabytes(memory, base, what):
     return f"{memory[what] / 1e6:.0f} MB, {share:.1%}" if share < 0.1 else f"{memory[what] / 1e6:.0f} MB, {share:.2f}"
 
 
-def summary_table(losses, vgg, lpips):
+def summary_table(losses, vgg):
     """The table of the README."""
-    rows = []
-    for name, dtype in (
-        ("feature matching", "float32"),
-        ("feature matching", "bfloat16"),
-        ("VGG feature maps", "float32"),
-    ):
-        case = losses.of(name, dtype)
-        times = [seconds(case.timings[x]) for x in ("fused", "plain", "compiled")]
-        rows.append([f"{name}, {dtype}", f"**{times[0]}**", *times[1:]])
-    for results, name in ((vgg, "VGGLoss"), (lpips, "LPIPS")):
-        for dtype in ("float32", "bfloat16"):
-            case = results.of(name, dtype)
-            baseline = baseline_of(case)
-            cells = [
-                f"{seconds(case.timings[x])}, {case.memory[x]['peak'] / 1e6:.0f} MB" if x in case.timings else "–"
-                for x in ("fused", baseline, "compiled")
-            ]
-            title = title_of(baseline)
-            against = "" if title == TITLES["plain"] else f" ({title})"
-            rows.append([f"{name}, {dtype}: time, peak memory", f"**{cells[0]}**", f"{cells[1]}{against}", cells[2]])
+    case = losses.of("feature matching")
+    times = [seconds(case.timings[name]) for name in ("fused", "plain", "compiled")]
+    rows = [["feature matching, float32", f"**{times[0]}**", *times[1:]]]
+    for dtype in ("float32", "bfloat16"):
+        case = vgg.of("VGGLoss", dtype)
+        cells = [
+            f"{seconds(case.timings[name])}, {case.memory[name]['peak'] / 1e6:.0f} MB"
+            for name in ("fused", "plain", "compiled")
+        ]
+        rows.append([f"VGGLoss, {dtype}: time, peak memory", f"**{cells[0]}**", *cells[1:]])
     return table(["", "pix2pixhd", "plain PyTorch", "`torch.compile`"], rows)
 
 
 def tables(folder=RESULTS):
     """All generated parts of the documents, by name."""
     found = {name: Results(folder / f"report_{name}.json") for name in COMMANDS}
-    tables_of_networks = {"VGGLoss": "vgg", "LPIPS": "lpips"}
-    parts = {"losses": losses_table(found["losses"])}
-    parts |= {name: network_table(found[file], name) for name, file in tables_of_networks.items()}
-    for name, file in {"losses": "losses", **tables_of_networks}.items():
+    parts = {
+        "summary": summary_table(found["losses"], found["vgg"]),
+        "losses": losses_table(found["losses"]),
+        "VGGLoss": network_table(found["vgg"], "VGGLoss"),
+    }
+    for name, file in {"losses": "losses", "VGGLoss": "vgg"}.items():
         parts[name] += f"\n\n{found[file].source}"
-    return {**parts, "summary": summary_table(*(found[name] for name in ("losses", "vgg", "lpips")))}
+    return parts
 
 
 def render(text, parts):
@@ -183,11 +170,9 @@ def render(text, parts):
     return re.sub(r"<!-- table: ([^>]*) -->\n.*?<!-- end of table -->", replaced, text, flags=re.DOTALL)
 
 
-def charts(folder, vgg, sizes):
-    """Draws the chart of the README, and speed-up and memory over the image size."""
+def chart(folder, vgg):
+    """Draws the peak memory of the VGG loss."""
     from matplotlib.figure import Figure
-
-    from pix2pixhd.bench.plots import plot
 
     bars = [
         (name, dtype)
@@ -201,12 +186,11 @@ def charts(folder, vgg, sizes):
     colors = ["#2878b5" if name == "fused" else "#b8bec6" for name, _ in bars]
     drawn = axes.barh(labels, peaks, color=colors)
     axes.bar_label(drawn, [f"{peak:.0f} MB" for peak in peaks], padding=3, fontsize=9)
-    axes.set_title("Peak memory of the VGG loss, forward + backward, 1024x512", fontsize=9, loc="left", x=-0.3)
+    axes.set_title("Peak memory of the VGG loss, forward + backward, 1024x512", fontsize=8.5, loc="left", x=-0.6)
     axes.set(xlim=(0, max(peaks) * 1.18), xticks=[])
     axes.invert_yaxis()
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     figure.savefig(folder / "memory.png")
-    plot(sizes.cases, folder / "sizes.png", "png")
 
 
 def measure(name):
@@ -224,8 +208,7 @@ def main():
     parts = tables()
     for path in DOCUMENTS:
         path.write_text(render(path.read_text(), parts))
-    files = [Results(RESULTS / f"report_{name}.json") for name in ("vgg", "sizes")]
-    charts(ROOT / "docs" / "images", *files)
+    chart(ROOT / "docs" / "images", Results(RESULTS / "report_vgg.json"))
 
 
 if __name__ == "__main__":
