@@ -122,7 +122,8 @@ def run_tests(
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PIX2PIXHD_BACKEND": "fused",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    # Without pytest's capture: a sanitizer ends the process, and what was captured would be lost.
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=capture, text=True, check=False)
 
 
@@ -138,7 +139,10 @@ def check_faults(folder: pathlib.Path) -> None:
         done = run_tests(folder, ["-x", fault.tests], capture=True)
         source.write_text(correct)
         if done.returncode == 0 or fault.report not in done.stdout + done.stderr:
-            raise BuildError(f"deliberate fault {index + 1} in {fault.file} was not reported:\n{done.stdout[-2000:]}")
+            raise BuildError(
+                f"deliberate fault {index + 1} in {fault.file} was not reported:\n"
+                f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
+            )
         say(f"deliberate fault {index + 1} of {len(FAULTS)}: reported as {fault.report}")
 
 
