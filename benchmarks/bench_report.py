@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from pix2pixhd.bench.results import TITLES, read_results  # noqa: E402
 from pix2pixhd.bench.shapes import discriminator_shapes, vgg_shapes  # noqa: E402
+from pix2pixhd.bench.tables import format_ratio, format_share, unit_of  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
@@ -66,19 +67,14 @@ def table(headers, rows):
 
 def seconds(timing):
     median = timing.median
-    unit, factor = ("s", 1.0) if median >= 1 else ("ms", 1e3) if median >= 1e-3 else ("µs", 1e6)
+    unit, factor = unit_of(timing)
     digits = 0 if factor * median >= 99.5 else 1 if factor * median >= 9.95 else 2
     return f"{factor * median:.{digits}f} {unit}"
 
 
 def ratio_of(case, name):
     """The ratio with its interval, or a dash where the case has no such implementation."""
-    if name not in case.timings:
-        return "–"
-    ratio = case.speed_up(name)
-    if ratio.uncertain:
-        return f"not measured ({ratio.low:.1f} to {ratio.high:.1f})"
-    return f"{ratio.value:.2f}× ({ratio.low:.2f} to {ratio.high:.2f})"
+    return format_ratio(case.speed_up(name)) if name in case.timings else "–"
 
 
 def losses_table(results):
@@ -88,12 +84,8 @@ def losses_table(results):
         for name in LOSSES:
             case = results.of(name, dtype)
             elements = f" ({_elements(counts[name](case.setup)):.1f} M elements)" if name in counts else ""
-            limit = "–"
-            if "limit" in case.timings:
-                share = case.speed_up("limit")
-                limit = "not measured" if share.uncertain else f"{share.value:.0%}"
             times = [ratio_of(case, baseline) for baseline in ("plain", "compiled")]
-            rows.append([f"{name}{elements}, {dtype}", seconds(case.timings["fused"]), *times, limit])
+            rows.append([f"{name}{elements}, {dtype}", seconds(case.timings["fused"]), *times, format_share(case)])
     headers = ["loss", "pix2pixhd", "plain PyTorch takes", "`torch.compile` takes", "share of the bandwidth limit"]
     return table(headers, rows)
 

@@ -16,15 +16,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 
+from build_tools.checkout import copy_checkout
 from build_tools.messages import BuildError, say
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize=alignment -fno-sanitize-recover=undefined"
 TESTS = (
     "tests/ops",
@@ -71,23 +70,6 @@ FAULTS = (
         "shift exponent",
     ),
 )
-
-
-def copy_sources(folder: pathlib.Path) -> None:
-    """Copies the tracked and new files of the checkout, without what was built."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=False,
-    )
-    if listed.returncode:
-        raise BuildError("the sanitizers need a git checkout, from which the sources are copied.")
-    for name in listed.stdout.decode().split("\0"):
-        if name and (ROOT / name).is_file():
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, target)
 
 
 def preloaded() -> str:
@@ -150,7 +132,7 @@ def main(arguments: Sequence[str]) -> int:
     """Builds, runs the tests and, without arguments, the deliberate faults. Returns the exit code."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        copy_sources(folder)
+        copy_checkout(folder)
         say("building the CPU library with AddressSanitizer and UndefinedBehaviorSanitizer")
         build(folder)
         code = run_tests(folder, arguments or TESTS).returncode

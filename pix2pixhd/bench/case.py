@@ -20,6 +20,7 @@ from pix2pixhd.bench.timing import capture
 
 __all__ = [
     "BASIC",
+    "GRAPHS",
     "Agreement",
     "Case",
     "Implementation",

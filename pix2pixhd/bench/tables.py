@@ -10,7 +10,7 @@ from pix2pixhd.bench.case import Agreement
 from pix2pixhd.bench.results import BASELINES, TITLES, CaseResult
 from pix2pixhd.bench.timing import Ratio, Timing
 
-__all__ = ["describe", "further_table", "memory_table", "speed_table"]
+__all__ = ["describe", "format_ratio", "format_share", "further_table", "memory_table", "speed_table", "unit_of"]
 
 # Above it the error of plain PyTorch is printed too: an L1 loss of nearly equal features has gradients whose signs
 # depend on rounding, in every implementation.
@@ -18,14 +18,20 @@ _NOTICEABLE = 1e-4
 _GPU_COLUMNS = ["of a copy", "launches: pix2pixhd / plain / compiled"]
 
 
+def unit_of(timing: Timing) -> tuple[str, float]:
+    """Returns the unit in which a time is printed, and the factor from seconds."""
+    return ("s", 1.0) if timing.median >= 1 else ("ms", 1e3) if timing.median >= 1e-3 else ("µs", 1e6)
+
+
 def _time(timing: Timing) -> str:
     """Formats a median and its percentiles with one unit."""
-    unit, factor = ("s", 1.0) if timing.median >= 1 else ("ms", 1e3) if timing.median >= 1e-3 else ("µs", 1e6)
+    unit, factor = unit_of(timing)
     low, median, high = (f"{factor * x:.3g}" for x in (timing.low, timing.median, timing.high))
     return f"{median} {unit} ({low} to {high})"
 
 
-def _times(ratio: Ratio) -> str:
+def format_ratio(ratio: Ratio) -> str:
+    """Formats a ratio with its interval, or says that it was not measured."""
     if ratio.uncertain:
         return f"not measured ({ratio.low:.2g} to {ratio.high:.2g})"
     if not ratio.has_interval:
@@ -37,7 +43,7 @@ def describe(name: str, timings: Mapping[str, Timing]) -> str:
     """Returns one line with the ratios of a case."""
     parts = [f"pix2pixhd {_time(timings['fused'])}"]
     ratios = {what: Ratio.of(timings[what], timings["fused"]) for what in timings if what != "fused"}
-    parts += [f"{title} takes {_times(ratios[what])}" for what, title in BASELINES.items() if what in ratios]
+    parts += [f"{title} takes {format_ratio(ratios[what])}" for what, title in BASELINES.items() if what in ratios]
     if "limit" in ratios:
         parts.append(f"{ratios['limit'].value:.0%} of the bandwidth limit")
     return f"{name}: " + ", ".join(parts)
@@ -81,18 +87,18 @@ def speed_table(results: Sequence[CaseResult]) -> Table:
     right = ("pix2pixhd", *takes, *(_GPU_COLUMNS if gpu else []), "agrees with float64")
     table = _table("forward and backward", ("case", "size", *(["dtype"] if precisions else [])), right)
     for result in results:
-        cells = [_times(result.speed_up(name)) if name in result.timings else "–" for name in measured]
+        cells = [format_ratio(result.speed_up(name)) if name in result.timings else "–" for name in measured]
         if over_float32:
             ratio = result.over_plain_float32
-            cells.append("–" if ratio is None else _times(ratio))
+            cells.append("–" if ratio is None else format_ratio(ratio))
         if "of the limit" in takes:
-            cells.append(_share(result))
+            cells.append(format_share(result))
         first = [*_first_cells(result, precisions), _time(result.timings["fused"])]
         table.add_row(*first, *cells, *(_gpu_cells(result) if gpu else []), _agrees(result.agreements["fused"]))
     return table
 
 
-def _share(result: CaseResult) -> str:
+def format_share(result: CaseResult) -> str:
     """Formats the share of the bandwidth limit."""
     if "limit" not in result.timings:
         return "–"
@@ -116,7 +122,7 @@ def further_table(results: Sequence[CaseResult]) -> Table | None:
         for name in result.timings:
             if name in ("fused", "limit", *BASELINES):
                 continue
-            cells = [TITLES[name], _time(result.timings[name]), _times(result.speed_up(name))]
+            cells = [TITLES[name], _time(result.timings[name]), format_ratio(result.speed_up(name))]
             cells += [str(result.launches.get(name, "–"))] if gpu else []
             table.add_row(*_first_cells(result, precisions), *cells, _agrees(result.agreements[name]))
     return table if table.row_count else None

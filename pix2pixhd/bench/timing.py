@@ -120,15 +120,15 @@ def compare(
     Returns:
         One ``Timing`` per implementation.
     """
-    repeats, call_seconds, round_seconds = {}, {}, 0.0
+    repeats, calls_before, round_seconds = {}, {}, 0.0
     for name, call in implementations.items():
         progress(f"warming up {name}")
         for _ in range(warmup):
             call()
         once = _seconds(call, 1)
         repeats[name] = max(1, round(min_seconds / max(once, 1e-7)))
-        call_seconds[name] = once
-        round_seconds += repeats[name] * once + (once if repeats[name] * once < _SLOW else 0.0)
+        calls_before[name] = 1 if repeats[name] * once < _SLOW else 0
+        round_seconds += (repeats[name] + calls_before[name]) * once
     least = _FEWEST_ROUNDS if rounds is None else rounds
     if rounds is None:
         rounds = min(50, max(_FEWEST_ROUNDS, int(budget / round_seconds)))
@@ -139,7 +139,7 @@ def compare(
             break
         progress(f"round {done + 1} of {rounds}")
         for name, call in implementations.items():
-            if repeats[name] * call_seconds[name] < _SLOW:
+            for _ in range(calls_before[name]):
                 call()
             seconds[name].append(_seconds(call, repeats[name]))
     return {name: Timing(tuple(values)) for name, values in seconds.items()}

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from build_tools import cuda_toolkit
-from tests.install.tools import UNOPTIMIZED, Environment, Wheel, archs_here, checkout, compiler_cache, find_nvcc
+from build_tools.checkout import copy_checkout
+from tests.install.tools import UNOPTIMIZED, Environment, Wheel, archs_here, compiler_cache, find_nvcc
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +67,7 @@ def broken_nvcc(folder):
 @pytest.fixture(scope="session")
 def cpu_checkout(folder):
     """A copy of the checkout. The installs from it share its build folder, as for a user."""
-    return checkout(folder / "cpu_checkout")
+    return copy_checkout(folder / "cpu_checkout")
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +87,7 @@ def cpu_install(folder, cpu_checkout, cxx):
 @pytest.fixture(scope="session")
 def sdist(folder, builder):
     """The source distribution, built by the hook of the build backend."""
-    source = checkout(folder / "sdist_checkout")
+    source = copy_checkout(folder / "sdist_checkout")
     decoy = source / "pix2pixhd" / "_ops.so"
     decoy.write_text("as left in the source tree by an editable install")
     hook = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"

@@ -90,26 +90,6 @@ def variables(**changes: str) -> dict[str, str]:
     return {**kept, "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONWARNINGS": "default", **changes}
 
 
-def checkout(target: pathlib.Path) -> pathlib.Path:
-    """Copy the sources, committed or not, without built files."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if listed.returncode != 0:  # an unpacked source distribution
-        built = ("build", "dist", "runs", "demo_out", ".*", "*.so", "*.egg-info", "__pycache__")
-        shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*built))
-        return target
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():  # skip files that are tracked but deleted
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target / name)
-    return target
-
-
 # Searches for objects by flags and source, without the folders in them.
 _CACHE = r"""
 for target; do :; done
