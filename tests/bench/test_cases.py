@@ -122,3 +122,10 @@ def test_a_compiled_step_computes_the_gradients_of_the_network_before_the_loss()
 def test_a_setup_survives_the_way_through_text():
     setup = Setup(48, 32, 3, 4, torch.float16, torch.device("cuda", 1), 2, True)
     assert Setup.from_json(setup.to_json()) == setup
+
+
+@pytest.mark.parametrize("name", [*NETWORK_CASES, "VGGLoss" + SUFFIX])
+@pytest.mark.filterwarnings("ignore:.*random weights")
+def test_the_exact_result_of_a_network_is_that_of_every_dtype(name):
+    found = [make_case(name, Setup(32, 32, dtype=dtype)).exact() for dtype in (torch.float32, torch.bfloat16)]
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))

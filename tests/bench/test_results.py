@@ -143,7 +143,9 @@ def test_cases_without_earlier_results_are_named():
     assert "64x64, float32: not in the earlier results" in line
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"cases": [{"case": "VGGLoss"}]}', '{"seconds": {}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"cases": []}', '{"cases": [{"case": "VGGLoss"}]}', '{"seconds": {}}']
+)
 def test_other_files_are_refused(text):
     with pytest.raises(InputError, match=r"--compare: old\.json was not written by"):
         read_results(text, "old.json")
@@ -159,6 +161,8 @@ def test_other_files_are_refused(text):
         ("seconds", "plain", [1.0, 2.0]),
         ("seconds", "limit", ["a"] * 21),
         ("seconds", "plain", [0.0] * 21),
+        ("seconds", "plain", [10**400] * 21),
+        ("seconds", "plain", [1e-300] * 21),
         ("seconds", "fused", None),
     ],
 )
@@ -243,3 +247,9 @@ def test_json_marks_ratios_that_are_not_measured():
         found.to_json()["times as long as fused"]["plain"]["measured"] for found in (result(), result(spread=0.9))
     ]
     assert ratios == [True, False]
+
+
+def test_a_short_round_begins_with_an_untimed_call():
+    calls = []
+    compare({"fast": lambda: calls.append(1)}, rounds=4, warmup=2, min_seconds=1e-9)
+    assert len(calls) == 2 + 1 + 4 * (1 + 1)  # warm-up, estimate, rounds
