@@ -31,7 +31,7 @@ def _time(timing: Timing) -> str:
 
 
 def format_ratio(ratio: Ratio) -> str:
-    """Formats a ratio with its interval, or says that it was not measured."""
+    """Formats a ratio with its interval, or the text "not measured" with the interval."""
     if ratio.uncertain:
         return f"not measured ({ratio.low:.2g} to {ratio.high:.2g})"
     if not ratio.has_interval:
