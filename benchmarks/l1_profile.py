@@ -5,8 +5,8 @@
 Times, interleaved on the CPU: the whole loss with its backward, its two operators alone, the limit of `pix2pixhd bench`
 (`torch.add` of both sides into a third tensor), reading both sides (`torch.sum`) and writing one gradient
 (`Tensor.fill_`). The limit reads and writes at the same time. A loss cannot: its forward only reads, and its backward
-only writes. "read, then write" is the limit of two such passes. The traffic of plain PyTorch's best fusion, one pass
-over both sides in forward and a second one in backward that writes the gradient, is 5/3 of the limit's.
+only writes. "read, then write" is the limit of two such passes. What `torch.compile` generates reads both sides in
+forward and again in backward, where it writes the gradient: 5/3 of the limit's traffic.
 """
 
 import argparse

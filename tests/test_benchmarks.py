@@ -41,6 +41,16 @@ def test_training_step_benchmark_measures_the_memory_of_both_implementations(tmp
 
 
 @pytest.mark.slow
+def test_l1_profile_prints_every_row_and_the_shares():
+    out = run("l1_profile.py", "--size", "64x64", "--rounds", 1)
+    for dtype in ("float32", "bfloat16"):
+        rows = out.split(dtype)[1]
+        assert rows.count(" ms") >= 8
+        assert rows.count(" GB/s") >= 6
+        assert "share of the limit: loss" in rows
+
+
+@pytest.mark.slow
 def test_lean_benchmark_measures_every_implementation(tmp_path):
     small = ["--networks", "cyclegan", "--size", 64, "--width", 8, "--rounds", 1, "--implementations", "plain", "lean"]
     run("lean.py", *small, "--json", tmp_path / "lean.json")
