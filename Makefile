@@ -21,7 +21,7 @@ help:
 	@echo "make format     rewrite the sources in the project's format"
 	@echo "make sanitize   run the operators' tests with AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench      run the benchmark suite on this machine"
-	@echo "make bench-report  measure the tables and the chart of README.md and docs/benchmarks.md"
+	@echo "make bench-report  measure the tables and charts of the documentation; half an hour"
 	@echo "make gpu        on a machine with a GPU: build, test and measure"
 
 # torch goes in first and the package is built against it, not in a build environment with a second copy of torch.

@@ -1,11 +1,13 @@
-"""The tables and the chart of README.md and docs/benchmarks.md, from results that ``pix2pixhd bench`` wrote.
+"""The tables and charts of README.md, docs/benchmarks.md and docs/performance.md, from results of the benchmarks.
 
-    python benchmarks/bench_report.py              rewrite tables and chart from benchmarks/results/report_*.json
-    python benchmarks/bench_report.py --measure    measure first, on an idle machine; ten minutes on two cores
-    python benchmarks/bench_report.py --measure losses    measure one part: losses or vgg
+    python benchmarks/bench_report.py              rewrite tables and charts from the files in benchmarks/results
+    python benchmarks/bench_report.py --measure    measure first, on an idle machine; half an hour on two cores
+    python benchmarks/bench_report.py --measure losses vgg    measure some parts: losses, vgg, lpips, step or cost
+    python benchmarks/bench_report.py --measure lpips --full  also what takes long: LPIPS of 8 images of 512x512
 
-``make bench-report`` measures everything. The documents contain each table between two comments,
-``<!-- table: NAME -->`` and ``<!-- end of table -->``, and only that part is rewritten.
+``make bench-report`` measures everything but what takes long. The documents contain each table between two comments,
+``<!-- table: NAME -->`` and ``<!-- end of table -->``, and only that part is rewritten. The tables ``lean`` and
+``largest`` come from files that lean.py and largest_image.py wrote; these are not measured again.
 """
 
 import argparse
@@ -15,135 +17,86 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from pix2pixhd.bench.results import TITLES, read_results  # noqa: E402
-from pix2pixhd.bench.shapes import discriminator_shapes, vgg_shapes  # noqa: E402
-from pix2pixhd.bench.tables import format_ratio, format_share, unit_of  # noqa: E402
+import report_charts as charts  # noqa: E402
+import report_tables as report  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
+IMAGES = ROOT / "docs" / "images"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
-LOSSES = ("feature matching", "VGG feature maps", "LSGAN, discriminator", "LSGAN, generator")
-# The arguments of ``pix2pixhd bench`` for each file of results.
+_INTERLEAVED = "python benchmarks/interleaved.py"
+_SIZES = "256x128 512x256 1024x512"
+# The commands that measure each part, whose results are written to one file.
 COMMANDS = {
-    "losses": " ".join(f"--case '{name}'" for name in LOSSES) + " --dtype float32 bfloat16 --rounds 40",
-    "vgg": "--case VGGLoss --size 1024x512 --dtype float32 bfloat16 --implementations compiled checkpoint features "
-    "--rounds 3",
+    "losses": [
+        f"pix2pixhd bench {' '.join(f'--case {name!r}' for name in report.LOSSES)} --dtype float32 bfloat16 --rounds 40"
+    ],
+    "vgg": [
+        "pix2pixhd bench --case VGGLoss --size 1024x512 --dtype float32 bfloat16 "
+        "--implementations compiled checkpoint features --rounds 3"
+    ],
+    "lpips": [
+        f"{_INTERLEAVED} LPIPS 1024x512 --dtypes float32 bfloat16 --implementations lpips --rounds 2 --memory",
+        f"{_INTERLEAVED} LPIPS 256x256,batch=8 --dtypes float32 bfloat16 --implementations lpips torchmetrics "
+        "--rounds 2 --memory",
+    ],
+    "step": ["python benchmarks/training_step.py --rounds 2"],
+    "cost": [
+        f"{_INTERLEAVED} 'feature matching' {_SIZES} 2048x1024 512x256,batch=2 512x256,batch=4 "
+        "1024x512,num_d=1 1024x512,num_d=3 1024x512,threads=1 --rounds 20",
+        f"{_INTERLEAVED} 'VGG feature maps' {_SIZES} 2048x1024 512x256,batch=2 512x256,batch=4 "
+        "1024x512,threads=1 --rounds 15",
+        f"{_INTERLEAVED} VGGLoss {_SIZES} 256x128,batch=2 256x128,batch=4 256x128,threads=1 --rounds 3",
+    ],
 }
-# The implementations that the tables contain, in their order.
-ORDER = ("plain", "checkpoint", "compiled", "fused", "features")
+# Commands that --full adds.
+LONG = {
+    "lpips": [f"{_INTERLEAVED} LPIPS 512x512,batch=8 --implementations lpips compiled features --rounds 2 --memory"]
+}
+# The files of results, with the class that reads them.
+FILES = {
+    "losses": ("report_losses.json", report.Results),
+    "vgg": ("report_vgg.json", report.Results),
+    "lpips": ("report_lpips.json", report.Results),
+    "step": ("report_step.json", report.Document),
+    "cost": ("report_cost.json", report.Results),
+    "lean": ("lean_cpu.json", report.Document),
+    "largest": ("largest_image_cpu.json", report.Document),
+    "largest, local": ("largest_image_local_cpu.json", report.Document),
+}
+# The tables, each with the results that it contains, and whether their origin stands below it.
+TABLES = {
+    "summary": (report.summary_table, ("losses", "vgg", "step"), False),
+    "losses": (report.losses_table, ("losses",), True),
+    "VGGLoss": (report.vgg_table, ("vgg",), True),
+    "LPIPS": (report.lpips_table, ("lpips",), True),
+    "step": (report.step_table, ("step",), True),
+    "largest": (report.largest_table, ("largest", "largest, local"), True),
+    "lean": (report.lean_table, ("lean",), True),
+    "cost over size": (report.cost_size_table, ("cost",), False),
+    "cost": (report.cost_scaling_table, ("cost",), True),
+}
+CHARTS = {"memory.png": (charts.memory_chart, "vgg"), "cost.png": (charts.cost_chart, "cost")}
 
 
-class Results:
-    """The measurements of one file, by case, size and dtype."""
-
-    def __init__(self, path):
-        text = path.read_text()
-        self.document = json.loads(text)
-        self.cases = read_results(text, str(path))
-
-    def of(self, name, dtype="float32", size=None):
-        """The measurements of a case; the only ones if no size is given."""
-        found = [case for case in self.cases if (case.name, case.setup.precision) == (name, dtype)]
-        [case] = [case for case in found if size in (None, case.size)]
-        return case
-
-    @property
-    def source(self):
-        """One sentence: date, machine, versions and command."""
-        machine = self.document["machine"]
-        return (
-            f"Measured on {machine['date']} on {machine['threads']} cores of {machine['processor']} "
-            f"({machine['cpu']}) with torch {machine['torch']} and Python {machine['python']}: `{machine['command']}`."
-        )
+def read(folder=RESULTS):
+    """The results that exist."""
+    return {name: kind(folder / file) for name, (file, kind) in FILES.items() if (folder / file).exists()}
 
 
-def table(headers, rows):
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def seconds(timing):
-    median = timing.median
-    unit, factor = unit_of(timing)
-    digits = 0 if factor * median >= 99.5 else 1 if factor * median >= 9.95 else 2
-    return f"{factor * median:.{digits}f} {unit}"
-
-
-def ratio_of(case, name):
-    """The ratio with its interval, or a dash where the case has no such implementation."""
-    return format_ratio(case.speed_up(name)) if name in case.timings else "–"
-
-
-def losses_table(results):
-    rows = []
-    counts = {"feature matching": lambda setup: discriminator_shapes(setup)[0], "VGG feature maps": vgg_shapes}
-    for dtype in ("float32", "bfloat16"):
-        for name in LOSSES:
-            case = results.of(name, dtype)
-            elements = f" ({_elements(counts[name](case.setup)):.1f} M elements)" if name in counts else ""
-            times = [ratio_of(case, baseline) for baseline in ("plain", "compiled")]
-            rows.append([f"{name}{elements}, {dtype}", seconds(case.timings["fused"]), *times, format_share(case)])
-    headers = ["loss", "pix2pixhd", "plain PyTorch takes", "`torch.compile` takes", "share of the bandwidth limit"]
-    return table(headers, rows)
-
-
-def _elements(shapes):
-    return sum(n * c * h * w for n, c, h, w in shapes) / 1e6
-
-
-def title_of(implementation):
-    return f"**{TITLES[implementation]}**" if implementation == "fused" else TITLES[implementation]
-
-
-def network_table(results, name):
-    """Times, memory saved for backward and peak of one case in all its implementations and dtypes."""
-    base = results.of(name)
-    rows = []
-    for dtype in ("float32", "bfloat16"):
-        case = results.of(name, dtype)
-        for implementation in ORDER:
-            if implementation not in case.timings:
-                continue
-            time, memory = case.timings[implementation], case.memory[implementation]
-            share = time.median / base.timings["plain"].median
-            retained, peak = (_megabytes(memory, base.memory["plain"], what) for what in ("retained", "peak"))
-            rows.append([f"{title_of(implementation)}, {dtype}", f"{seconds(time)}, {share:.2f}", retained, peak])
-    return table(["", "time", "saved for backward", "peak"], rows)
-
-
-def _megabytes(memory, base, what):
-    share = memory[what] / base[what]
-    return f"{memory[what] / 1e6:.0f} MB, {share:.1%}" if share < 0.1 else f"{memory[what] / 1e6:.0f} MB, {share:.2f}"
-
-
-def summary_table(losses, vgg):
-    """The table of the README."""
-    case = losses.of("feature matching")
-    times = [seconds(case.timings[name]) for name in ("fused", "plain", "compiled")]
-    rows = [["feature matching, float32", f"**{times[0]}**", *times[1:]]]
-    for dtype in ("float32", "bfloat16"):
-        case = vgg.of("VGGLoss", dtype)
-        cells = [
-            f"{seconds(case.timings[name])}, {case.memory[name]['peak'] / 1e6:.0f} MB"
-            for name in ("fused", "plain", "compiled")
-        ]
-        rows.append([f"VGGLoss, {dtype}: time, peak memory", f"**{cells[0]}**", *cells[1:]])
-    return table(["", "pix2pixhd", "plain PyTorch", "`torch.compile`"], rows)
-
-
-def tables(folder=RESULTS):
-    """All generated parts of the documents, by name."""
-    found = {name: Results(folder / f"report_{name}.json") for name in COMMANDS}
-    parts = {
-        "summary": summary_table(found["losses"], found["vgg"]),
-        "losses": losses_table(found["losses"]),
-        "VGGLoss": network_table(found["vgg"], "VGGLoss"),
-    }
-    for name, file in {"losses": "losses", "VGGLoss": "vgg"}.items():
-        parts[name] += f"\n\n{found[file].source}"
+def tables(results):
+    """All generated parts of the documents whose results exist, by name."""
+    parts = {}
+    for name, (build, needed, with_source) in TABLES.items():
+        if all(part in results for part in needed):
+            own = [results[part] for part in needed]
+            parts[name] = build(*own)
+            if with_source:
+                parts[name] += "\n\n" + "\n".join(document.source for document in own)
     return parts
 
 
@@ -151,56 +104,59 @@ def render(text, parts):
     """Returns a document with its tables replaced.
 
     Raises:
-        SystemExit: If the document asks for a table that does not exist.
+        SystemExit: If the document contains a table that does not exist, or whose results do not.
     """
 
     def replaced(match):
-        if match[1] not in parts:
-            raise SystemExit(f"there is no table {match[1]!r}; the tables are {', '.join(parts)}")
-        return f"<!-- table: {match[1]} -->\n\n{parts[match[1]]}\n\n<!-- end of table -->"
+        name = match[1]
+        if name not in TABLES:
+            raise SystemExit(f"there is no table {name!r}; the tables are {', '.join(TABLES)}")
+        if name not in parts:
+            files = ", ".join(FILES[part][0] for part in TABLES[name][1])
+            raise SystemExit(f"the table {name!r} needs {files} in benchmarks/results; measure with --measure")
+        return f"<!-- table: {name} -->\n\n{parts[name]}\n\n<!-- end of table -->"
 
     return re.sub(r"<!-- table: ([^>]*) -->\n.*?<!-- end of table -->", replaced, text, flags=re.DOTALL)
 
 
-def chart(folder, vgg):
-    """Draws the peak memory of the VGG loss."""
-    from matplotlib.figure import Figure
-
-    bars = [
-        (name, dtype)
-        for dtype in ("float32", "bfloat16")
-        for name in ("plain", "compiled", *(["checkpoint"] if dtype == "float32" else []), "fused")
-    ]
-    peaks = [vgg.of("VGGLoss", dtype).memory[name]["peak"] / 1e6 for name, dtype in bars]
-    figure = Figure(figsize=(5.2, 3.0), dpi=100, layout="tight")
-    axes = figure.subplots()
-    labels = [TITLES[name] + (", bf16" if dtype == "bfloat16" else "") for name, dtype in bars]
-    colors = ["#2878b5" if name == "fused" else "#b8bec6" for name, _ in bars]
-    drawn = axes.barh(labels, peaks, color=colors)
-    axes.bar_label(drawn, [f"{peak:.0f} MB" for peak in peaks], padding=3, fontsize=9)
-    axes.set_title("Peak memory of the VGG loss, forward + backward, 1024x512", fontsize=8.5, loc="left", x=-0.6)
-    axes.set(xlim=(0, max(peaks) * 1.18), xticks=[])
-    axes.invert_yaxis()
-    axes.spines[["top", "right", "bottom"]].set_visible(False)
-    figure.savefig(folder / "memory.png")
+def command_line(command, output):
+    """The words of a command that writes its results to a file."""
+    program, *words = shlex.split(command)
+    if program == "pix2pixhd":
+        return [sys.executable, "-m", "pix2pixhd", *words, "--force", "--json", str(output)]
+    return [sys.executable, *words, "--json", str(output)]
 
 
-def measure(name):
-    output = ["--json", str(RESULTS / f"report_{name}.json"), "--force"]
-    subprocess.run([sys.executable, "-m", "pix2pixhd", "bench", *shlex.split(COMMANDS[name]), *output], check=True)
+def measure(name, full=False, folder=RESULTS):
+    """Measure a part, and replace its file of results when all of its commands have succeeded."""
+    runs = []
+    with tempfile.TemporaryDirectory() as scratch:
+        output = pathlib.Path(scratch) / "results.json"
+        for command in COMMANDS[name] + (LONG.get(name, []) if full else []):
+            print("$", command, flush=True)
+            subprocess.run(command_line(command, output), check=True, cwd=ROOT)
+            runs.append(json.loads(output.read_text()))
+    document = runs[0] if len(runs) == 1 else runs
+    (folder / FILES[name][0]).write_text(json.dumps(document, indent=1) + "\n")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", nargs="*", choices=list(COMMANDS), metavar="PART")
+    parser.add_argument("--full", action="store_true", help="also measure what takes long")
     options = parser.parse_args()
+    if options.full and options.measure is None:
+        parser.error("--full adds measurements to --measure; pass both, or neither")
     if options.measure is not None:
         for name in options.measure or COMMANDS:
-            measure(name)
-    parts = tables()
+            measure(name, options.full)
+    results = read()
+    parts = tables(results)
     for path in DOCUMENTS:
         path.write_text(render(path.read_text(), parts))
-    chart(ROOT / "docs" / "images", Results(RESULTS / "report_vgg.json"))
+    for file, (draw, needed) in CHARTS.items():
+        if needed in results:
+            draw(IMAGES / file, results[needed])
 
 
 if __name__ == "__main__":

@@ -47,12 +47,16 @@ class Search:
                 self.largest(measurable)
             return Largest(self._estimate(limit) or 0, estimated=True)
         while True:
-            verdicts = {run.height: self._verdict(run.height, limit) for run in self.runs}
-            low = max((height for height, fits in verdicts.items() if fits), default=0)
-            high = min((height for height, fits in verdicts.items() if fits is False), default=None)
+            low, high = self.bounds(limit)
             if high is not None and high - low <= self.step:
                 return Largest(low, estimated=False)
             self.runs.append(self.measure(self._next(low, high, limit), limit))
+
+    def bounds(self, limit: int) -> tuple[int, int | None]:
+        """The largest height that is known to fit a limit, 0 if none is, and the smallest that is known not to."""
+        verdicts = {run.height: self._verdict(run.height, limit) for run in self.runs}
+        low = max((height for height, fits in verdicts.items() if fits), default=0)
+        return low, min((height for height, fits in verdicts.items() if fits is False), default=None)
 
     def _next(self, low: int, high: int | None, limit: int) -> int:
         guess = self._estimate(limit) or 2 * max(low, self.step)

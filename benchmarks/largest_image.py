@@ -29,6 +29,7 @@ import warnings
 
 from arguments import device, output_file, positive
 from image_search import Run, Search
+from machine import described
 from steps import DTYPES, IMPLEMENTATIONS, Setup, prepared
 
 from pix2pixhd.bench.memory import reset_peak, resident, run_child, trim
@@ -136,9 +137,10 @@ def table(rows, limits):
     return "\n".join(lines)
 
 
-def write(path, rows, runs, limits, options):
+def write(path, rows, runs, limits, options, machine):
     """Write what was found and run so far; ``rows`` and ``runs`` are by network, dtype and implementation."""
     found = {
+        "machine": machine,
         "device": options.device,
         "scale": options.scale,
         "empty_convolutions": options.empty_convolutions,
@@ -193,13 +195,14 @@ def main():
     limits = sorted(options.limits)
     available = int(0.95 * available_memory(options.device))
     rows, runs = {}, earlier_runs(options, parser)
+    machine = described(options.device) if options.json else None
 
     def scaled(channels):
         return max(1, int(channels * options.scale))
 
     def save():
         if options.json:
-            write(options.json, rows, runs, limits, options)
+            write(options.json, rows, runs, limits, options, machine)
 
     for network in options.networks:
         full = SETUPS[network]

@@ -25,6 +25,7 @@ import time
 import warnings
 
 from arguments import device, output_file, positive
+from machine import described
 from steps import DTYPES
 
 from pix2pixhd.bench.memory import memory_of, run_child, trim
@@ -128,12 +129,13 @@ def main():
     if options.child:
         print(json.dumps(measure(options, *options.child)))
         return
-    settings = {"size": options.size, "width": options.width, "device": options.device}
     results = {
         f"{name} {dtype}": run_network(options, name, dtype) for name in options.networks for dtype in options.dtypes
     }
     if options.json:
-        options.json.write_text(json.dumps({**settings, "results": results}, indent=2) + "\n")
+        settings = {"size": options.size, "width": options.width, "device": options.device}
+        found = {"machine": described(options.device), **settings, "results": results}
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import time
 import warnings
 
 from arguments import output_file, positive
+from machine import described
 from steps import DTYPES, IMPLEMENTATIONS, Setup, prepared
 
 from pix2pixhd.bench.memory import reset_peak, resident, run_child, trim
@@ -40,7 +41,7 @@ def measure(implementation, dtype, setup, rounds):
             if step_index > 0:  # the first step creates the optimizer state
                 seconds.append(time.perf_counter() - begin)
                 peaks.append(resident("VmHWM") - before)
-    return {"seconds": statistics.median(seconds), "peak": statistics.median(peaks)}
+    return {"seconds": statistics.median(seconds), "rounds": seconds, "peak": statistics.median(peaks)}
 
 
 def measured(options, implementation, dtype):
@@ -48,7 +49,8 @@ def measured(options, implementation, dtype):
     command = [*Setup.read(options).arguments(), "--child", implementation, dtype]
     row = {"peak": run_child([__file__, *command, "--rounds", "1"], exact_memory=True)["peak"]}
     if not options.memory_only:
-        row["seconds"] = run_child([__file__, *command, "--rounds", str(options.rounds)])["seconds"]
+        found = run_child([__file__, *command, "--rounds", str(options.rounds)])
+        row.update(seconds=found["seconds"], rounds=found["rounds"])
     return row
 
 
@@ -57,14 +59,6 @@ def describe(name, row, base):
     if "seconds" in row and "seconds" in base:
         time_columns = f"{row['seconds']:>8.2f} s{base['seconds'] / row['seconds']:>10.2f}"
     return f"{name:<20}{time_columns}{row['peak'] / 1e6:>9.0f} MB{row['peak'] / base['peak']:>13.2f}"
-
-
-def write(path, size, rows):
-    """Write the rows. What the file has for the same size and this run did not measure is kept."""
-    found = json.loads(path.read_text()) if path.exists() else {}
-    old = found["results"] if found.get("size") == size else {}
-    merged = {**old, **{name: {**old.get(name, {}), **row} for name, row in rows.items()}}
-    path.write_text(json.dumps({"size": size, "results": merged}, indent=2) + "\n")
 
 
 def main():
@@ -92,7 +86,8 @@ def main():
             rows[name] = measured(options, implementation, dtype)
             print(describe(name, rows[name], next(iter(rows.values()))), flush=True)
     if options.json:
-        write(options.json, options.size, rows)
+        found = {"machine": described(), "size": options.size, "results": rows}
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

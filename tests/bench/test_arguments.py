@@ -4,6 +4,8 @@ import json
 import pathlib
 import sys
 
+import bench_report
+import interleaved
 import largest_image
 import lean
 import pytest
@@ -27,6 +29,17 @@ REFUSED = [
     (lean, ["--size", "30"], "--size: must be a positive integer and a multiple of 32, got '30'"),
     (lean, ["--width", "x"], "--width: must be a positive integer, got 'x'"),
     (largest_image, ["--limits", "4", "nan"], "--limits: must be a positive number, got 'nan'"),
+    (interleaved, ["VGGLoss", "70x32"], "argument POINT: must be width x height in multiples of 16"),
+    (interleaved, ["VGGLoss", "64x32,batch=0"], "argument POINT: must be a positive integer, got '0'"),
+    (
+        interleaved,
+        ["VGGLoss", "64x32,scale=2"],
+        "must have options of batch, num_d, threads after the size",
+    ),
+    (interleaved, ["VGGLoss", "64x32,threads=1", "--memory"], "--memory does not depend on the number of threads"),
+    (interleaved, ["VGG loss", "64x32"], "case must be one of feature matching; VGG feature maps;"),
+    (interleaved, ["VGGLoss", "64x32", "--implementations", "lpips"], "--implementations: VGGLoss has fused, plain,"),
+    (bench_report, ["--full"], "--full adds measurements to --measure; pass both, or neither"),
     (largest_image, ["--step", "10"], "--step: must be a positive integer and a multiple of 16, got '10'"),
 ]
 
