@@ -27,7 +27,7 @@ import report_tables as report  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "performance.md")
 _INTERLEAVED = "python benchmarks/interleaved.py"
 _SIZES = "256x128 512x256 1024x512"
 # The commands that measure each part, whose results are written to one file.

@@ -195,6 +195,11 @@ def test_the_documents_contain_the_tables_of_the_committed_results(path):
     assert bench_report.render(text, bench_report.tables(bench_report.read())) == text
 
 
+def test_every_table_is_in_a_document_once():
+    texts = "".join(path.read_text() for path in bench_report.DOCUMENTS)
+    assert all(texts.count(f"<!-- table: {name} -->") == 1 for name in bench_report.TABLES)
+
+
 def test_charts_are_drawn_from_the_results(folder, tmp_path):
     results = bench_report.read(folder)
     for file, (draw, needed) in bench_report.CHARTS.items():
