@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pix2pixhd.ops.perceptual_engine import transposed
+
 from .oracle import DTYPES, INSTRUCTION_SETS
 
 ops = torch.ops.pix2pixhd
@@ -211,3 +213,14 @@ def test_invalid_arguments_are_named_in_the_error():
     for call, message in cases:
         with pytest.raises(RuntimeError, match=message):
             call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(5, 3, 3, 3), (64, 96, 3, 3), (4, 7, 1, 3)])
+def test_weights_for_the_gradient_have_channels_exchanged_and_kernels_flipped(shape, dtype):
+    weight = torch.randn(shape).to(dtype)
+    expected = weight.flip(2, 3).transpose(0, 1)
+    for own in (weight, weight.contiguous(memory_format=torch.channels_last)):
+        found = transposed(own)
+        assert torch.equal(found, expected)
+        assert found.is_contiguous(memory_format=torch.channels_last)
