@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import pix2pixhd
+from pix2pixhd.bench.agreement import Agreement, Result, agreements
 from pix2pixhd.bench.timing import capture
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "Setup",
     "TensorCase",
     "Variant",
-    "agreements",
     "autocast",
     "tf32",
 ]
@@ -40,8 +39,6 @@ Implementation = Callable[[], object]
 Inputs = tuple[list[Tensor], list[Tensor]]
 # The second argument is the real side, or what a variant prepared from it.
 Loss = Callable[[list[Tensor], Any], Tensor]
-# The loss and the gradients.
-Result = tuple[Tensor, ...]
 
 BASIC = ("fused", "plain", "compiled")
 
@@ -85,24 +82,6 @@ class Setup:
         """Reads what ``to_json`` returned."""
         fields = json.loads(text)
         return cls(**{**fields, "dtype": getattr(torch, fields["dtype"]), "device": torch.device(fields["device"])})
-
-
-@dataclasses.dataclass(frozen=True)
-class Agreement:
-    """Relative errors against float64, the larger of those of the value and of all gradients together, as 2-norms.
-
-    Attributes:
-        error: That of the implementation.
-        plain: That of plain PyTorch in the same precision.
-    """
-
-    error: float
-    plain: float
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the error is at most twice plain PyTorch's, or rounding of float32."""
-        return self.error <= 2 * self.plain + 4 * torch.finfo(torch.float32).eps
 
 
 class Case(Protocol):
@@ -278,8 +257,23 @@ class TensorCase:
             return value.detach(), *torch.autograd.grad(value, leaves)
 
     def agreement(self, names: Sequence[str], exact: Result) -> dict[str, Agreement]:
-        """Compares the results of implementations, for the first set of inputs."""
-        return agreements(exact, lambda name: cast(Result, self.run_of(name)()), names)
+        """Compares the results of implementations, for the first set of inputs and where needed for others."""
+        return agreements(exact, self._result, names, self._redraw, self.setup.precision)
+
+    def _result(self, name: str) -> Result:
+        return cast(Result, self.run_of(name)())
+
+    def _redraw(self, draw: int) -> Result:
+        """Permutes the elements of the first set of inputs, which are independent, and returns the result in float64.
+
+        In place, so that compiled code and CUDA graphs remain valid.
+        """
+        generator = torch.Generator().manual_seed(draw)
+        with torch.no_grad():
+            for x in itertools.chain(*self.inputs[0]):
+                order = torch.randperm(x.numel(), generator=generator).to(x.device)
+                x.copy_(x.flatten()[order].view_as(x))
+        return self.exact()
 
     def _leaves(self, fake: list[Tensor], real: list[Tensor]) -> list[Tensor]:
         return [*(x for x in (*fake, *real) if x.requires_grad), *_trained(self.network)]
@@ -330,25 +324,3 @@ def tf32(setup: Setup) -> Iterator[None]:
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = products
-
-
-def agreements(exact: Result, result_of: Callable[[str], Result], names: Sequence[str]) -> dict[str, Agreement]:
-    """Compares the results of plain PyTorch and of implementations, one after another, with those in float64."""
-    plain = relative_error(result_of("plain"), exact)
-    errors = {name: relative_error(result_of(name), exact) for name in names if name != "plain"}
-    return {name: Agreement(error, plain) for name, error in {"plain": plain, **errors}.items()}
-
-
-def relative_error(found: Result, exact: Result) -> float:
-    """Returns the larger relative error of the value and of all gradients together; infinite if one is not finite.
-
-    Gradients that are zero, such as those of biases before a norm, would have no relative error of their own.
-    """
-
-    def distance(tensors: Result, others: Result) -> float:
-        difference = math.hypot(*(float((x.double() - y).norm()) for x, y in zip(tensors, others, strict=True)))
-        size = math.hypot(*(float(y.norm()) for y in others))
-        return difference / size if size > 0 else difference
-
-    errors = distance(found[:1], exact[:1]), distance(found[1:], exact[1:])
-    return max(error if math.isfinite(error) else math.inf for error in errors)

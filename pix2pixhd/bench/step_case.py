@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 import pix2pixhd
-from pix2pixhd.bench.case import Agreement, Implementation, Result, Setup, agreements, autocast, tf32
+from pix2pixhd.bench.agreement import Agreement, Result, agreements
+from pix2pixhd.bench.case import Implementation, Setup, autocast, tf32
 from pix2pixhd.bench.shapes import discriminator_shapes
 from pix2pixhd.bench.step_setup import StepSetup
 from pix2pixhd.bench.steps import OurStep, batch, free_gradients, make_step
@@ -34,6 +35,7 @@ class StepCase:
         width = 64 if 10 * setup.width * setup.height * setup.batch > 1024 * 512 else 32
         size = f"{setup.width}x{setup.height}"
         self.step_setup = step_setup or StepSetup(size, ngf=width, ndf=width, num_D=setup.num_D)
+        self._draw = 0  # the number of the images
 
     names = ("fused", "plain")
 
@@ -74,8 +76,16 @@ class StepCase:
         return self._gradients("plain", torch.float64)
 
     def agreement(self, names: Sequence[str], exact: Result) -> dict[str, Agreement]:
-        """Compares the loss terms and the gradients of both networks."""
-        return agreements(exact, self._gradients, names)
+        """Compares the loss terms and the gradients of both networks, for the images and where needed for others."""
+
+        def redraw(draw: int) -> Result:
+            self._draw = draw
+            return self.exact()
+
+        try:
+            return agreements(exact, self._gradients, names, redraw, self.setup.precision)
+        finally:
+            self._draw = 0
 
     @staticmethod
     def _implementation(name: str) -> str:
@@ -89,7 +99,7 @@ class StepCase:
         """Returns the sum of the losses of G and D, and the gradients of each network's own loss."""
         device, own = self.setup.device, name == "fused"
         step = make_step(self._implementation(name), self.step_setup, device, self._channels_last, dtype=weights)
-        inputs = [x.to(weights) for x in batch(self.step_setup, device, self.setup.batch)]
+        inputs = [x.to(weights) for x in batch(self.step_setup, device, self.setup.batch, self._draw)]
         precision = autocast(self.setup) if weights == torch.float32 else contextlib.nullcontext()
         parameters = [list(net.parameters()) for net in (step.netG, step.netD)]
         with pix2pixhd.backend("fused" if own else "reference"), tf32(self.setup):

@@ -29,10 +29,12 @@ def networks(setup: StepSetup, device: str | torch.device = "cpu") -> tuple[nn.M
     return netG.to(device), netD.to(device)
 
 
-def batch(setup: StepSetup, device: str | torch.device = "cpu", images: int = 1) -> tuple[Tensor, Tensor]:
-    """Returns encoded label maps of 16×16 regions, and images."""
+def batch(
+    setup: StepSetup, device: str | torch.device = "cpu", images: int = 1, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Returns encoded label maps of 16×16 regions, and images, both random."""
     width, height = setup.width_height
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     regions = (images, -(-height // 16), -(-width // 16))
     labels = torch.randint(0, setup.label_nc, regions, generator=generator)
     labels = labels.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :height, :width]
