@@ -10,15 +10,14 @@ inputs and results, into the memory format that oneDNN or cuDNN computes in, are
 convolutions. All that runs in an optimizer's step counts as optimizer.
 
 The rate of the convolutions is their number of floating-point operations divided by their time. It is compared with the
-matrix-product peak of the machine: the best rate of ``torch.mm`` in the same dtype, before and after the step.
+matrix-product peak of the machine: the best rate of ``torch.mm`` in the same dtype, before and after the step
+(pix2pixhd/bench/peak.py, as in ``pix2pixhd bench``).
 """
 
 import argparse
 import collections
 import json
-import math
 import re
-import time
 import warnings
 
 from arguments import device, output_file, positive
@@ -51,53 +50,16 @@ def category(event):
     return name
 
 
-def convolution_flops(event):
-    """Floating-point operations of a convolution or its backward, from the shapes that the profiler recorded."""
-    shapes, values = event.input_shapes, event.concrete_inputs
-    if event.name == "aten::convolution":
-        source, weight = shapes[0], shapes[1]
-        stride, padding, dilation, transposed = values[3:7]
-        if transposed:
-            positions = source[2:]
-        else:
-            extents = zip(source[2:], weight[2:], stride, padding, dilation, strict=True)
-            positions = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in extents]
-        passes = 1
-    elif event.name == "aten::convolution_backward":
-        output, source, weight = shapes[:3]
-        positions = source[2:] if values[7] else output[2:]
-        passes = sum(values[10][:2])  # of the input and of the weight
-    else:
-        return 0
-    return 2 * source[0] * math.prod(positions) * math.prod(weight) * passes
-
-
-def matrix_product_peak(dtype, device, seconds=2.0):
-    """The best rate of ``torch.mm`` within some seconds, in operations per second."""
-    import torch
-
-    best, begin = 0.0, time.perf_counter()
-    sides = [1024, 2048] if device == "cpu" else [4096, 8192]
-    while time.perf_counter() - begin < seconds:
-        for side in sides:
-            a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-            started = time.perf_counter()
-            for _ in range(3):
-                torch.mm(a, b)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            best = max(best, 3 * 2 * side**3 / (time.perf_counter() - started))
-    return best
-
-
 def profile_step(implementation, dtype, setup, device, steps):
     """Seconds per step by category and by operator, and the operations and rate of the convolutions."""
     import torch
     from torch.profiler import ProfilerActivity, profile, record_function
 
+    from pix2pixhd.bench.peak import matrix_product_peak
+
     warnings.simplefilter("ignore")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
-    peaks = [matrix_product_peak(getattr(torch, dtype), device)]
+    peaks = [matrix_product_peak(getattr(torch, dtype), torch.device(device))]
     with prepared(implementation, dtype, setup, device) as (_, run, inputs):
         run(*inputs)  # creates the optimizer state
         with profile(activities=activities, record_shapes=True) as profiler:
@@ -106,11 +68,13 @@ def profile_step(implementation, dtype, setup, device, steps):
                     run(*inputs)
             if device == "cuda":
                 torch.cuda.synchronize()
-    peaks.append(matrix_product_peak(getattr(torch, dtype), device))
+    peaks.append(matrix_product_peak(getattr(torch, dtype), torch.device(device)))
     return {**summarize(profiler.events(), device, steps), "matrix_product_peak": max(peaks)}
 
 
 def summarize(events, device, steps):
+    from pix2pixhd.bench.peak import convolution_flops
+
     own = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     categories, operators, flops = collections.Counter(), collections.Counter(), 0
     # On a GPU, the operators of the CPU count with the time of the kernels that they launch.

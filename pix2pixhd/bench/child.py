@@ -11,7 +11,9 @@ import torch
 
 from pix2pixhd.bench.case import Setup
 from pix2pixhd.bench.cases import make_case
+from pix2pixhd.bench.compiled_step import SUFFIX
 from pix2pixhd.bench.memory import memory_of, run_child, trim
+from pix2pixhd.errors import out_of_memory
 
 __all__ = ["measure_memory"]
 
@@ -42,7 +44,8 @@ def _measure(name: str, setup: Setup, implementation: str) -> dict[str, int]:
     def between() -> None:
         found["retained"] = memory.now() - before
 
-    torch.compiler.reset()  # as in run_case
+    if implementation == "compiled" or name.endswith(SUFFIX):  # elsewhere the import alone would take a second
+        torch.compiler.reset()  # as in run_case
     run = make_case(name, setup).run_of(implementation, between)
     before = 0
     for _ in range(2):  # the first call compiles, converts weights and loads libraries
@@ -55,7 +58,22 @@ def _measure(name: str, setup: Setup, implementation: str) -> dict[str, int]:
     return found
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Prints the memory of the cases on the command line as JSON.
+
+    Raises:
+        SystemExit: If memory runs out, with the reason.
+    """
     warnings.simplefilter("ignore")
     todo = [(name, Setup.from_json(setup)) for name, setup in json.loads(sys.argv[2])]
-    print(json.dumps([_measure(name, setup, sys.argv[1]) for name, setup in todo]))
+    try:
+        print(json.dumps([_measure(name, setup, sys.argv[1]) for name, setup in todo]))
+    except (MemoryError, RuntimeError) as error:
+        reason = out_of_memory(error)
+        if reason is None:
+            raise
+        sys.exit(f"the child process that measures memory: {reason}")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -26,6 +29,8 @@ __all__ = [
 
 # glibc then maps and unmaps every tensor, and the package recycles no memory: exact resident memory, but slower.
 EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "PIX2PIXHD_RECYCLE": "0"}
+
+_GRACE = 2.0  # seconds for a child process to end
 
 
 class ChildError(SystemExit):
@@ -119,9 +124,30 @@ def run_child(arguments: Sequence[str | os.PathLike[str]], exact_memory: bool = 
         ChildError: If the child fails; it has printed its error.
     """
     environment = {**os.environ, **(EXACT_MEMORY if exact_memory else {})}
-    done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, env=environment)
-    if done.returncode:
+    command = [sys.executable, *arguments]
+    # In a session of its own: Ctrl-C reaches the parent alone, which ends the child and what the child has started.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        try:
+            output = process.communicate()[0]
+        except BaseException:
+            _end(process)
+            raise
+    if process.returncode:
         names = [os.path.basename(argument) for argument in arguments if argument != "-m"]
-        how = f"was stopped by signal {-done.returncode}" if done.returncode < 0 else "failed, see the error above"
+        code = process.returncode
+        how = f"was stopped by signal {-code}" if code < 0 else "failed, see the error above"
         raise ChildError(f"the child process {how}: {' '.join(names)}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(output.splitlines()[-1])
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ends a process and all that it started: compilers first by a signal on which they remove temporary files."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE)
+        if number == signal.SIGTERM:
+            time.sleep(0.1)  # for compilers, which are not waited for

@@ -9,18 +9,21 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
-from pix2pixhd.bench.case import BASIC, GRAPHS, Case, Setup, TensorCase
-from pix2pixhd.bench.cases import evaluates_network, make_case
+from pix2pixhd.bench.case import BASIC, GRAPHS, Case, Implementation, Setup, TensorCase, tf32
+from pix2pixhd.bench.cases import NETWORK_CASES, evaluates_network, make_case
 from pix2pixhd.bench.child import measure_memory
 from pix2pixhd.bench.device import count_launches
+from pix2pixhd.bench.peak import ComputeLimit, count_convolution_flops, matrix_product, matrix_product_flops
 from pix2pixhd.bench.results import CaseResult
 from pix2pixhd.bench.timing import Timing, compare
 from pix2pixhd.errors import InputError
 
-__all__ = ["add_memory", "check_cases", "implementation_names", "run_case"]
+__all__ = ["add_memory", "check_cases", "implementation_names", "run_case", "why_not_compiled"]
 
 Report = Callable[[str], object]
+_PRODUCT = "matrix product"
 # They have the memory of another implementation, or none.
 _WITHOUT_MEMORY = ("limit", *GRAPHS)
 
@@ -79,25 +82,27 @@ def run_case(
         bandwidth: Bytes per second of a copy on the GPU, or None elsewhere.
 
     Returns:
-        The measurements, one result per setup.
+        The measurements, one result per setup. ``compiled`` is missing where torch.compile fails.
+
+    Raises:
+        TorchDynamoException: If torch.compile fails and the case is a compiled step.
     """
     # The cases share code, and torch.compile keeps few versions of the same code.
     torch.compiler.reset()
     cases = [make_case(name, setup) for setup in setups]
     always = ("fused", "plain", "limit")
     chosen = [implementation for implementation in cases[0].names if implementation in (*always, *implementations)]
-
-    def key(setup: Setup, implementation: str) -> str:
-        return f"{implementation}, {setup.precision}"
-
-    slow = evaluates_network(name) and setups[0].device.type == "cpu"
     runs = {
-        key(setup, implementation): case.run_of(implementation)
+        _key(setup, implementation): case.run_of(implementation)
         for setup, case in zip(setups, cases, strict=True)
         for implementation in chosen
     }
+    unavailable = _leave_out_compiled(runs, report)
+    chosen = [implementation for implementation in chosen if implementation not in unavailable]
+    network, slow = name in NETWORK_CASES, evaluates_network(name) and setups[0].device.type == "cpu"
+    products = {_key(setup, _PRODUCT): _product(setup) for setup in setups if network}
     timings = compare(
-        runs,
+        {**runs, **products},
         rounds,
         warmup=1 if slow else 3,
         budget=budget * len(setups),
@@ -108,18 +113,58 @@ def run_case(
     exact = None
     for setup, case in zip(setups, cases, strict=True):
         report(f"comparing with float64, {setup.precision}")
-        own = {implementation: timings[key(setup, implementation)] for implementation in chosen}
+        own = {implementation: timings[_key(setup, implementation)] for implementation in chosen}
         if exact is None or not evaluates_network(name):  # networks have the same images and weights in all dtypes
             exact = case.exact()
         agreements = case.agreement([x for x in chosen if x != "limit"], exact)
         base = None if setup.precision == "float32" else plain_float32
-        result = CaseResult(name, setup, own, agreements, {}, base)
+        result = CaseResult(name, setup, own, agreements, {}, base, unavailable=unavailable)
+        if network:
+            flops = count_convolution_flops(runs[_key(setup, "fused")])
+            product = timings[_key(setup, _PRODUCT)]
+            compute = ComputeLimit(product, matrix_product_flops(setup.device), flops)
+            result = dataclasses.replace(result, compute=compute)
         if bandwidth is not None:
             report(f"counting kernel launches, {setup.precision}")
-            launches = {x: count_launches(runs[key(setup, x)]) for x in chosen}
+            launches = {x: count_launches(runs[_key(setup, x)]) for x in chosen}
             result = dataclasses.replace(result, launches=launches, of_copy=_of_copy(case, own["fused"], bandwidth))
         results.append(result)
     return results
+
+
+def _key(setup: Setup, implementation: str) -> str:
+    return f"{implementation}, {setup.precision}"
+
+
+def _leave_out_compiled(runs: dict[str, Implementation], report: Report) -> dict[str, str]:
+    """Removes ``compiled`` in all dtypes where torch.compile fails; returns the implementation and the reason."""
+    compiled = [key for key in runs if key.startswith("compiled, ")]
+    try:
+        for key in compiled:
+            report(f"compiling {key.removeprefix('compiled, ')}")
+            runs[key]()
+    except TorchDynamoException as error:
+        for key in compiled:
+            del runs[key]
+        return {"compiled": why_not_compiled(error)}
+    return {}
+
+
+def why_not_compiled(error: TorchDynamoException) -> str:
+    """Returns the reason why torch.compile failed, in one line."""
+    inner = getattr(error, "inner_exception", None) or error
+    return str(inner).strip().splitlines()[0]
+
+
+def _product(setup: Setup) -> Implementation:
+    """Returns a matrix product in the dtype of the setup, timed with its networks."""
+    product = matrix_product(setup.dtype, setup.device)
+
+    def run() -> object:
+        with tf32(setup):
+            return product()
+
+    return run
 
 
 def _of_copy(case: Case, fused: Timing, bandwidth: float) -> float | None:

@@ -6,16 +6,42 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from pix2pixhd.bench.case import Agreement
+from pix2pixhd.bench.agreement import Agreement
 from pix2pixhd.bench.results import BASELINES, TITLES, CaseResult
 from pix2pixhd.bench.timing import Ratio, Timing
 
-__all__ = ["describe", "format_ratio", "format_share", "further_table", "memory_table", "speed_table", "unit_of"]
+__all__ = [
+    "as_lines",
+    "describe",
+    "format_ratio",
+    "format_share",
+    "further_table",
+    "memory_table",
+    "speed_table",
+    "unit_of",
+]
 
 # Above it the error of plain PyTorch is printed too: an L1 loss of nearly equal features has gradients whose signs
 # depend on rounding, in every implementation.
 _NOTICEABLE = 1e-4
 _GPU_COLUMNS = ["of a copy", "launches: pix2pixhd / plain / compiled"]
+
+
+def as_lines(table: Table) -> list[str]:
+    """Returns a table as lines of text, one per cell, for terminals on which its columns would be too narrow.
+
+    A row begins with the cells that are left-justified; the others follow with their headers. Empty cells are left out.
+    """
+    lines = [f"{table.title}"]
+    headers = [str(column.header) for column in table.columns]
+    first = sum(column.justify == "left" for column in table.columns)
+    rows = zip(*(list(column.cells) for column in table.columns), strict=True)
+    names = [""] * first
+    for cells in (list(map(str, row)) for row in rows):
+        names = [cell or name for cell, name in zip(cells, names, strict=False)]
+        pairs = zip(headers[first:], cells[first:], strict=True)
+        lines += ["", ", ".join(names), *(f"  {header}: {cell}" for header, cell in pairs if cell)]
+    return lines
 
 
 def unit_of(timing: Timing) -> tuple[str, float]:
@@ -68,7 +94,7 @@ def _first_cells(result: CaseResult, precisions: bool) -> list[str]:
 
 
 def _agrees(found: Agreement) -> str:
-    text = f"{'yes' if found.agrees else 'NO'}, {found.error:.0e}"
+    text = f"{'yes' if found.agrees else 'unclear' if found.unclear else 'NO'}, {found.error:.0e}"
     return text if found.agrees and found.error <= _NOTICEABLE else f"{text}; plain {found.plain:.0e}"
 
 
@@ -80,14 +106,18 @@ def speed_table(results: Sequence[CaseResult]) -> Table:
     """Returns the table of times, one row per case, size and dtype."""
     precisions = _precisions(results)
     over_float32 = any(result.plain_float32 for result in results)
-    measured = {name: title for name, title in BASELINES.items() if any(name in found.timings for found in results)}
+    measured = {
+        name: title
+        for name, title in BASELINES.items()
+        if any(name in (*found.timings, *found.unavailable) for found in results)
+    }
     takes = [f"{title} takes" for title in measured.values()] + (["plain float32 takes"] if over_float32 else [])
-    takes += ["of the limit"] if any("limit" in found.timings for found in results) else []
+    takes += ["of the limit"] if any(found.of_limit is not None for found in results) else []
     gpu = any(result.launches for result in results)
     right = ("pix2pixhd", *takes, *(_GPU_COLUMNS if gpu else []), "agrees with float64")
     table = _table("forward and backward", ("case", "size", *(["dtype"] if precisions else [])), right)
     for result in results:
-        cells = [format_ratio(result.speed_up(name)) if name in result.timings else "–" for name in measured]
+        cells = [_baseline_cell(result, name) for name in measured]
         if over_float32:
             ratio = result.over_plain_float32
             cells.append("–" if ratio is None else format_ratio(ratio))
@@ -98,11 +128,17 @@ def speed_table(results: Sequence[CaseResult]) -> Table:
     return table
 
 
+def _baseline_cell(result: CaseResult, name: str) -> str:
+    if name in result.timings:
+        return format_ratio(result.speed_up(name))
+    return "failed" if name in result.unavailable else "–"
+
+
 def format_share(result: CaseResult) -> str:
-    """Formats the share of the bandwidth limit."""
-    if "limit" not in result.timings:
+    """Formats the share of the bandwidth or of the matrix-product peak."""
+    share = result.of_limit
+    if share is None:
         return "–"
-    share = result.speed_up("limit")
     return "not measured" if share.uncertain else f"{share.value:.0%}"
 
 

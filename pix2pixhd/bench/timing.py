@@ -98,6 +98,15 @@ def _seconds(call: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
+def _warm_up(call: Callable[[], object], calls: int) -> float:
+    """Calls several times, but a slow function once; returns the seconds of the last call, which is one more."""
+    for _ in range(calls):
+        once = _seconds(call, 1)
+        if once > _SLOW:
+            return once
+    return _seconds(call, 1)
+
+
 def compare(
     implementations: Mapping[str, Callable[[], object]],
     rounds: int | None = 15,
@@ -111,7 +120,8 @@ def compare(
     Args:
         implementations: Callables by name. All should do the same work.
         rounds: Timed rounds per implementation. None for as many as fit into ``budget``, from 5 to 50.
-        warmup: Untimed calls before the first round (compilation, first touch of memory).
+        warmup: Untimed calls before the first round (compilation, first touch of memory), besides the one from which
+            the length of a round is estimated. Of a function that takes longer than half a second, one is enough.
         min_seconds: Minimum duration of a round. A fast implementation is called repeatedly within a round, so that
             the cache contents left by the previous implementation do not matter.
         budget: Seconds for all rounds together, if ``rounds`` is None.
@@ -123,9 +133,7 @@ def compare(
     repeats, calls_before, round_seconds = {}, {}, 0.0
     for name, call in implementations.items():
         progress(f"warming up {name}")
-        for _ in range(warmup):
-            call()
-        once = _seconds(call, 1)
+        once = _warm_up(call, warmup)
         repeats[name] = max(1, round(min_seconds / max(once, 1e-7)))
         calls_before[name] = 1 if repeats[name] * once < _SLOW else 0
         round_seconds += (repeats[name] + calls_before[name]) * once

@@ -3,43 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import gc
-import json
 import math
-import os
 import pathlib
 import platform
 import shlex
+import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.status import Status
 from torch._dynamo.exc import TorchDynamoException
 
 import pix2pixhd
 from pix2pixhd.bench.case import Setup
-from pix2pixhd.bench.cases import evaluates_network
-from pix2pixhd.bench.compiled_step import SUFFIX
+from pix2pixhd.bench.comparison import changes, differences
 from pix2pixhd.bench.device import copy_bandwidth
 from pix2pixhd.bench.memory import ChildError, is_measurable
-from pix2pixhd.bench.plots import check_plottable, plot
-from pix2pixhd.bench.results import CaseResult, changes, read_results
-from pix2pixhd.bench.run import add_memory, check_cases, run_case
-from pix2pixhd.bench.tables import further_table, memory_table, speed_table
-from pix2pixhd.cli.bench_options import SIZE, complete, groups_of, parser, usable_device
+from pix2pixhd.bench.plots import check_plottable
+from pix2pixhd.bench.results import CaseResult, read_machine, read_results
+from pix2pixhd.bench.run import add_memory, check_cases, run_case, why_not_compiled
+from pix2pixhd.cli.bench_options import STDOUT, check_outputs, complete, groups_of, parser, usable_device
+from pix2pixhd.cli.bench_output import Output, Progress, print_tables, remarks, write_files
 from pix2pixhd.errors import InputError
-from pix2pixhd.files import check_replaceable, check_writable, replacing, write_text
 
 _BUDGET = 3.0  # seconds of the rounds of one case and dtype
 # The part of --minutes after which no case is begun, and the part after which no memory is measured.
 _CASES_UNTIL, _MEMORY_UNTIL = 0.6, 0.85
-_WIDTH = 150  # of the tables where the output is not a terminal
 
 
 def _processor() -> str:
@@ -72,7 +69,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     return facts
 
 
-def _read_earlier(path: pathlib.Path) -> list[CaseResult]:
+def _read_earlier(path: pathlib.Path) -> tuple[list[CaseResult], dict[str, str]]:
+    """Returns the measurements of a file, and the facts about the machine."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -83,23 +81,13 @@ def _read_earlier(path: pathlib.Path) -> list[CaseResult]:
         ) from error
     except OSError as error:
         raise InputError(f"--compare: {path} cannot be read ({error.strerror})") from error
-    return read_results(text, str(path))
+    return read_results(text, str(path)), read_machine(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``pix2pixhd bench`` and returns the exit code."""
-    command = parser()
-    arguments = command.parse_args(argv)
-    for option in ("json", "plot"):
-        file: pathlib.Path | None = getattr(arguments, option)
-        if file is not None:
-            if not file.resolve().parent.is_dir():
-                command.error(f"--{option}: the folder {file.resolve().parent} does not exist; create it first")
-            check_replaceable([file], arguments.force, f"--{option}")
-            if not os.path.exists(file):
-                check_writable(file.resolve().parent, f"--{option}")
-    if arguments.json and arguments.plot and arguments.json.resolve() == arguments.plot.resolve():
-        command.error(f"--json and --plot must be two files, got {arguments.json} for both; rename one of them")
+    arguments = parser().parse_args(argv)
+    check_outputs(arguments)
     if arguments.plot is not None:
         check_plottable(arguments.plot)
     earlier = None if arguments.compare is None else _read_earlier(arguments.compare)
@@ -109,29 +97,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     groups = groups_of(arguments, device)
     check_cases([(name, setup) for name, setups in groups for setup in setups], arguments.implementations)
     facts = machine(device)
-    out = _Output() if sys.stdout.isatty() else _Output(width=_WIDTH)
+    out = Output(stderr=arguments.json == STDOUT)
     out.print(", ".join(f"{key} {value}" for key, value in facts.items()), highlight=False)
-    results, left_out = _run(arguments, groups, device)
-    if arguments.json is not None:
-        source = {"date": f"{datetime.date.today()}", "command": shlex.join(["pix2pixhd", "bench", *_measuring(argv)])}
-        document = {"machine": {**facts, **source}, "cases": [result.to_json() for result in results]}
-        write_text(arguments.json, json.dumps(document, indent=1) + "\n", force=arguments.force)
-    if arguments.plot is not None:
-        with replacing(arguments.plot, force=arguments.force) as part:
-            plot(results, part, arguments.plot.suffix[1:])
-    out.print(speed_table(results))
-    further = further_table(results)
-    if further is not None:
-        out.print(further)
-    if any(result.memory for result in results):
-        out.print(memory_table(results))
-    for line in (*_remarks(results, arguments, device), *left_out):
-        out.print(line, highlight=False)
+    results: list[CaseResult] = []
+    left_out: list[str] = []
+    try:
+        with _stopping_on_sigterm():
+            _run(arguments, groups, device, results, left_out)
+    except BaseException:
+        if results:
+            print_tables(out, results)
+            out.print("The measurement did not end: cases are missing, and no file is written.", highlight=False)
+        raise
+    if not results:
+        raise InputError("nothing could be measured: " + "; ".join(left_out))
+    print_tables(out, results)
+    for line in (*remarks(results, arguments, device), *left_out):
+        out.print(line, highlight=False, markup=False)
     if earlier is not None:
-        out.print(f"\nchanges since {arguments.compare}:", *changes(results, earlier), sep="\n", highlight=False)
-    for file in (arguments.json, arguments.plot):
-        if file is not None:
-            out.print(f"wrote {file}", highlight=False, soft_wrap=True)
+        before, before_facts = earlier
+        out.print(f"\nchanges since {arguments.compare}:", highlight=False, markup=False)
+        lines = [*differences(facts, results, before_facts, before), *changes(results, before)]
+        out.print(*lines, sep="\n", highlight=False, markup=False)
+    source = {"date": f"{datetime.date.today()}", "command": shlex.join(["pix2pixhd", "bench", *_measuring(argv)])}
+    written, failed = write_files(arguments, {**facts, **source}, results)
+    for line in written:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    if failed:
+        raise InputError("; ".join(failed))
     return 0
 
 
@@ -147,43 +140,45 @@ def _measuring(argv: Sequence[str] | None) -> list[str]:
     return kept
 
 
-class _Output(Console):
-    """Stdout. It may be closed early, as by ``head``: what is printed then is dropped, and the files are written."""
+@contextlib.contextmanager
+def _stopping_on_sigterm() -> Iterator[None]:
+    """Raises SystemExit on SIGTERM, so that child processes end too, which are in sessions of their own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
 
-
-class _Progress:
-    """Prints on stderr what is being done: as one changing line, or elsewhere than on a terminal a line per step."""
-
-    def __init__(self, console: Console, status: Status) -> None:
-        self.console, self.status = console, status
-
-    def step(self, text: str) -> None:
-        """Prints a step that takes seconds or longer."""
-        self.status.update(text.replace("[", "\\["))
-        if not self.console.is_terminal:
-            print(text, file=sys.stderr, flush=True)
-
-    def detail(self, text: str) -> None:
-        """Prints a part of a step, on a terminal only."""
-        self.status.update(text.replace("[", "\\["))
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(
-    arguments: argparse.Namespace, groups: Sequence[tuple[str, list[Setup]]], device: torch.device
-) -> tuple[list[CaseResult], list[str]]:
-    """Measures the cases, prints what is being measured on stderr, and returns also what was left out."""
+    arguments: argparse.Namespace,
+    groups: Sequence[tuple[str, list[Setup]]],
+    device: torch.device,
+    results: list[CaseResult],
+    left_out: list[str],
+) -> None:
+    """Measures the cases and prints on stderr what is being measured.
+
+    Args:
+        arguments: The arguments of the command.
+        groups: What is measured together.
+        device: The device.
+        results: Receives each case when it is complete.
+        left_out: Receives what is not measured, and why.
+    """
     console = Console(stderr=True)
-    results: list[CaseResult] = []
-    left_out = []
     begin, limit = time.monotonic(), math.inf if arguments.minutes is None else 60 * arguments.minutes
     with console.status("") as status, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*random weights")
         warnings.filterwarnings("ignore", message=".*'pretrained' is deprecated|.*other than a weight enum")
-        progress = _Progress(console, status)
+        progress = Progress(console, status)
         bandwidth = None
         if device.type == "cuda":
             progress.step("measuring the bandwidth of a copy")
@@ -203,62 +198,16 @@ def _run(
                     name, setups, arguments.implementations, arguments.rounds, _BUDGET, report, bandwidth
                 )
             except TorchDynamoException as error:
-                raise InputError(
-                    f"torch.compile failed ({str(error).splitlines()[0]}); install a C++ compiler, or use --no-compile"
-                ) from error
+                left_out.append(
+                    f"not measured: {title}: torch.compile failed ({why_not_compiled(error)}); install a C++ compiler"
+                )
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-        if not arguments.no_memory and is_measurable(device.type):
+        if results and not arguments.no_memory and is_measurable(device.type):
             try:
-                results = add_memory(results, progress.step, begin + _MEMORY_UNTIL * limit)
+                results[:] = add_memory(results, progress.step, begin + _MEMORY_UNTIL * limit)
             except ChildError:
                 print(
                     "the memory could not be measured, see the error above; --no-memory leaves it out", file=sys.stderr
                 )
-    return results, left_out
-
-
-def _remarks(results: Sequence[CaseResult], arguments: argparse.Namespace, device: torch.device) -> list[str]:
-    lines = [
-        "2.00× means that the other implementation takes twice as long as pix2pixhd. In parentheses: 20th and 80th "
-        "percentile of the times, 95 % confidence interval of the ratios.",
-        "agrees with float64: yes if the relative error of value and gradients is at most twice that of plain PyTorch "
-        "in the same dtype.",
-    ]
-    if any("limit" in result.timings for result in results):
-        lines.append("of the limit: time to read both sides and write one gradient, relative to pix2pixhd's time.")
-    if any(result.launches for result in results):
-        lines.append(
-            "of a copy: bytes that must be read and written, per second, relative to a copy of a large tensor on this "
-            "GPU. launches: kernels per call, forward and backward."
-        )
-    if any(result.uncertain for result in results):
-        lines.append(
-            "NOT MEASURED: the times varied too much from round to round. Probably something else runs on this "
-            "machine; stop it and measure again, with more --rounds or a larger --size."
-        )
-    if any(not found.agrees for result in results for found in result.agreements.values()):
-        lines.append("NO: the error against float64 is more than twice that of plain PyTorch. Please report this.")
-    if not arguments.no_memory and not is_measurable(device.type):
-        lines.append("The memory of a process cannot be measured on this system.")
-    if device.type == "cpu" and arguments.size is None and any(evaluates_network(result.name) for result in results):
-        lines.append(
-            f"Cases with networks are scaled down on a CPU; --size {'x'.join(map(str, SIZE))} measures them in full."
-        )
-    return lines + [_inside_compile(result) for result in results if result.name.endswith(SUFFIX)]
-
-
-def _inside_compile(result: CaseResult) -> str:
-    """Describes whether the fused loss costs fusion inside a compiled step."""
-    title, ratio = f"{result.name}, {result.size}, {result.setup.precision}: ", result.speed_up("plain")
-    if ratio.uncertain:
-        return title + "not measured."
-    if ratio.high < 1:
-        return title + (
-            f"the fused loss costs fusion. With the plain loss, which torch.compile computes together with the layer "
-            f"before it, the step takes {ratio.value:.0%} of the time; there, use pix2pixhd.backend('reference')."
-        )
-    if ratio.low > 1:
-        return title + f"faster with the fused loss; the plain loss takes {ratio.value:.2f} times as long."
-    return title + "no difference between the fused and the plain loss beyond noise."

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import os
 import pathlib
+import re
 
 import torch
 
@@ -15,8 +18,9 @@ from pix2pixhd.bench.device import supported_precisions
 from pix2pixhd.bench.run import implementation_names
 from pix2pixhd.cli.sizes import image_size
 from pix2pixhd.errors import InputError
+from pix2pixhd.files import check_replaceable, check_writable
 
-__all__ = ["SIZE", "complete", "groups_of", "parser", "usable_device"]
+__all__ = ["SIZE", "STDOUT", "check_outputs", "complete", "groups_of", "parser", "usable_device"]
 
 _PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SIZE = (1024, 512)
@@ -28,6 +32,7 @@ _IMPLEMENTATIONS = implementation_names(list(CASES), Setup())[2:]
 # The sizes at which --all also measures the cost per pixel of one case, on a GPU.
 _FURTHER_SIZES = {"VGGLoss": [(512, 256), (2048, 1024)]}
 _MINUTES = 8.0
+STDOUT = pathlib.Path("-")  # as the file of --json
 
 
 def usable_device(name: str) -> torch.device:
@@ -36,12 +41,9 @@ def usable_device(name: str) -> torch.device:
     Raises:
         InputError: If it is neither the CPU nor a GPU of this machine.
     """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device must be cpu, cuda or cuda:N, got {name}")
+    if re.fullmatch("cpu|cuda(:[0-9]{1,2})?", name) is None:
+        raise InputError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
+    device = torch.device(name)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -51,19 +53,54 @@ def usable_device(name: str) -> torch.device:
 
 
 def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= _MAXIMUM:
+    if re.fullmatch("[0-9]{1,20}", text) is None or not 1 <= int(text) <= _MAXIMUM:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 1 and at most {_MAXIMUM}, got {text!r}")
     return int(text)
 
 
 def _minutes(text: str) -> float:
     try:
-        minutes = float(text)
+        minutes = float(text) if re.fullmatch("[0-9.eE+-]+", text) else 0.0  # float also reads digits of other scripts
     except ValueError:
         minutes = 0.0
     if not 0 < minutes <= _MAXIMUM:
         raise argparse.ArgumentTypeError(f"must be a number above 0 and at most {_MAXIMUM}, got {text!r}")
     return minutes
+
+
+def _file(text: str) -> pathlib.Path:
+    if not text or text.endswith(("/", os.sep)):
+        raise argparse.ArgumentTypeError(f"must be the name of a file, got {text!r}")
+    return pathlib.Path(text)
+
+
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """Checks that the files of ``--json`` and ``--plot`` can be written.
+
+    Raises:
+        InputError: If one of them cannot be written, or both are the same file.
+    """
+    files = {"--json": arguments.json, "--plot": arguments.plot}
+    for option, file in files.items():
+        if file is not None and file != STDOUT:
+            _check_output(option, file, arguments.force)
+    if arguments.json and arguments.plot and arguments.json.resolve() == arguments.plot.resolve():
+        raise InputError(f"--json and --plot must be two files, got {arguments.json} for both; rename one of them")
+
+
+def _check_output(option: str, file: pathlib.Path, force: bool) -> None:
+    try:
+        folder = file.resolve().parent
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            file.lstat()  # the name can be too long
+    except (OSError, RuntimeError) as error:  # Python below 3.13 raises RuntimeError for a loop of symbolic links
+        raise InputError(f"{option}: {file} cannot be written ({error}); choose another name") from error
+    if not folder.is_dir():
+        what = "is not a folder; choose another one" if folder.exists() else "does not exist; create it first"
+        raise InputError(f"{option}: the folder {folder} {what}")
+    check_replaceable([file], force, option)
+    if not file.exists() or file.is_file():  # pipes and terminals are written to directly
+        check_writable(folder, option)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -138,10 +175,19 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--no-compile", action="store_true", help="skip torch.compile, which needs a C++ compiler")
     found.add_argument("--no-memory", action="store_true", help="skip the memory, measured in child processes")
-    found.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write all measurements to FILE")
-    found.add_argument("--plot", type=pathlib.Path, metavar="FILE", help="also draw speed-up and memory over the size")
     found.add_argument(
-        "--compare", type=pathlib.Path, metavar="FILE", help="say what changed since the measurements of a --json FILE"
+        "--json",
+        type=_file,
+        metavar="FILE",
+        help="also write all measurements to FILE; with - to stdout, and the tables to stderr",
+    )
+    found.add_argument("--plot", type=_file, metavar="FILE", help="also draw speed-up and memory over the size")
+    found.add_argument(
+        "--compare",
+        type=_file,
+        metavar="FILE",
+        help="print what changed since the measurements of a --json FILE: speed-ups, memory and errors, and how "
+        "machine and versions differ",
     )
     found.add_argument("--force", action="store_true", help="allow --json and --plot to replace existing files")
     return found

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import pix2pixhd
-from pix2pixhd.errors import InputError
+from pix2pixhd.errors import InputError, out_of_memory
 
 __all__ = ["main"]
 
@@ -179,13 +179,12 @@ def _message(error: Exception, command: str) -> str | None:
     """Returns the message for an error that the user can correct; None for other errors."""
     if isinstance(error, ModuleNotFoundError):
         return _missing(error)
-    torch = sys.modules.get("torch")  # not imported here: most errors occur before it is needed
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        remedy = _LESS_MEMORY.get(command, "end other programs that use the GPU, or hide it: CUDA_VISIBLE_DEVICES=")
-        return f"out of GPU memory ({str(error).partition(chr(10))[0]}); {remedy}"
-    if isinstance(error, RuntimeError) and (allocation := re.search(r"DefaultCPUAllocator: ([^\n]*)", str(error))):
-        remedy = re.sub(r",? or (use )?--device cpu$", "", _LESS_MEMORY.get(command, "end other programs"))
-        return f"out of memory ({allocation[1]}); {remedy}"
+    reason = out_of_memory(error)
+    if reason is not None and "GPU" in reason:
+        other = "end other programs that use the GPU, or hide it: CUDA_VISIBLE_DEVICES="
+        return f"{reason}; {_LESS_MEMORY.get(command, other)}"
+    if reason is not None:
+        return f"{reason}; {re.sub(r',? or (use )?--device cpu$', '', _LESS_MEMORY.get(command, 'end other programs'))}"
     return str(error) if isinstance(error, InputError) else None
 
 

@@ -9,11 +9,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from pix2pixhd.bench.case import Agreement, Setup
+from pix2pixhd.bench.agreement import Agreement
+from pix2pixhd.bench.case import Setup
+from pix2pixhd.bench.comparison import changes, differences
+from pix2pixhd.bench.peak import ComputeLimit
 from pix2pixhd.bench.plots import plot
-from pix2pixhd.bench.results import CaseResult, changes, read_results
+from pix2pixhd.bench.results import CaseResult, read_machine, read_results
 from pix2pixhd.bench.run import run_case
-from pix2pixhd.bench.tables import further_table, memory_table, speed_table
+from pix2pixhd.bench.tables import as_lines, further_table, memory_table, speed_table
 from pix2pixhd.bench.timing import Ratio, Timing, compare
 from pix2pixhd.errors import InputError
 
@@ -138,6 +141,100 @@ def test_changes_are_those_beyond_noise(plain, verdict):
     assert any("bandwidth limit" in line and line.endswith("no change beyond noise") for line in lines)
 
 
+MEMORY = "memory: no change by more than 3% and 0.5 MB"
+ERRORS = "agreement with float64: no change beyond rounding"
+
+
+def test_changes_of_memory_and_of_agreement_are_listed():
+    assert changes([result()], [result()])[-2:] == [MEMORY, ERRORS]
+    memory = {"fused": {"retained": 10**6, "peak": 4 * 10**6}, "plain": {"retained": 2 * 10**6, "peak": 61 * 10**5}}
+    lines = changes([result(memory=memory)], [result()])
+    prefix = "feature matching, 1024x512, float32, "
+    assert f"{prefix}peak memory of pix2pixhd: 3.0 MB before, 4.0 MB now: MORE" in lines
+    assert f"{prefix}memory saved for backward of plain PyTorch: 4.0 MB before, 2.0 MB now: less" in lines
+    assert len([line for line in lines if "memory" in line]) == 2
+    assert changes([result(memory={})], [result()])[-2] == "memory: not measured in both runs"
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"), [(1e-3, "NO LONGER AGREES with float64"), (1.9e-6, "LARGER"), (3e-7, None)]
+)
+def test_changes_of_the_error_are_those_beyond_rounding(error, verdict):
+    old = result(agreements={"plain": Agreement(1e-7, 1e-7), "fused": Agreement(1e-7, 1e-6)})
+    new = result(agreements={"plain": Agreement(1e-7, 1e-7), "fused": Agreement(error, 1e-6)})
+    lines = [line for line in changes([new], [old]) if "error of" in line]
+    if verdict is None:
+        assert not lines
+        return
+    assert [line.split("now: ")[1] for line in lines] == [verdict]
+    back = [line for line in changes([old], [new]) if "error of" in line]
+    assert back[0].endswith("agrees again" if error == 1e-3 else "smaller")
+
+
+def test_another_machine_is_stated_and_ratios_are_compared_all_the_same():
+    machine = {"processor": "A", "torch": "2.14", "threads": 2, "date": "2026-12-01", "command": "pix2pixhd bench"}
+    assert differences({**machine, "date": "2026-12-02"}, [result()], machine, [result()]) == [
+        "Machine, versions, threads and device are those of the earlier measurements."
+    ]
+    earlier = result(setup=Setup(device=torch.device("cuda"), sets=3))
+    [line] = differences({**machine, "processor": "B", "threads": 4}, [result()], {**machine, "gpu": "G"}, [earlier])
+    for part in (
+        "processor (A before, B now)",
+        "threads (2 before, 4 now)",
+        "gpu (G before, not stated now)",
+        "device (cuda before, cpu now)",
+    ):
+        assert part in line
+    assert "torch" not in line
+    assert any("2.00× before, 2.00× now: no change" in line for line in changes([result()], [earlier]))
+    [line] = differences(machine, [result()], {}, [result()])
+    assert "does not state its machine" in line
+
+
+@pytest.mark.parametrize(("machine", "found"), [({"torch": 2}, {"torch": "2"}), ([], {}), (None, {})])
+def test_the_machine_is_read_from_any_file(machine, found):
+    assert read_machine(json.dumps({"cases": [], "machine": machine})) == found
+
+
+def test_files_of_earlier_versions_are_read():
+    case = result().to_json()
+    del case["error of plain, its allowance for rounding, largest"]
+    [found] = read_results(json.dumps({"cases": [case]}), "old.json")
+    assert found.agreements["fused"] == Agreement(1e-7, 1e-7)
+
+
+def test_errors_and_the_limit_of_networks_are_read_again():
+    agreements = {"plain": Agreement(1e-7, 1e-7), "fused": Agreement(1e-2, 2e-2, 1e-6, 8e-3)}
+    limit = ComputeLimit(timing(1e-3), 2e9, 1e9)
+    made = result(agreements=agreements, compute=limit, unavailable={"compiled": "no compiler"})
+    document = json.loads(json.dumps(made.to_json()))
+    assert document["agrees with float64"] == {"plain": True, "fused": None}
+    [found] = read_results(json.dumps({"cases": [document]}), "old.json")
+    assert found == made
+
+
+def test_networks_have_the_share_of_the_matrix_product_peak():
+    network = {"fused": timing(4e-3), "plain": timing(8e-3, seed=1)}
+    found = result(timings=network, compute=ComputeLimit(timing(1e-3, seed=4), 2e9, 6e9))
+    assert found.of_limit.value == pytest.approx(0.75, rel=0.05)
+    assert "75%" in text_of(speed_table([found])).replace("74%", "75%").replace("76%", "75%")
+    varying = dataclasses.replace(found, compute=ComputeLimit(timing(1e-3, 0.9, seed=5), 2e9, 6e9))
+    assert varying.uncertain
+
+
+def test_an_implementation_that_failed_has_a_column():
+    assert "failed" in text_of(speed_table([result(unavailable={"compiled": "no compiler"})]))
+    assert "torch.compile" in text_of(speed_table([result(unavailable={"compiled": "no compiler"})]))
+
+
+def test_lines_for_narrow_terminals_have_every_cell():
+    lines = as_lines(memory_table([result()]))
+    assert lines[0] == "memory above the inputs"
+    assert "feature matching, 1024x512, pix2pixhd" in lines
+    assert "feature matching, 1024x512, plain PyTorch" in lines
+    assert "  peak: 6.0 MB" in lines
+
+
 def test_cases_without_earlier_results_are_named():
     [line] = changes([result(setup=Setup(64, 64))], [result()])
     assert "64x64, float32: not in the earlier results" in line
@@ -164,6 +261,8 @@ def test_other_files_are_refused(text):
         ("seconds", "plain", [10**400] * 21),
         ("seconds", "plain", [1e-300] * 21),
         ("seconds", "fused", None),
+        ("bytes", "fused", {"peak": "much"}),
+        ("relative error against float64", "fused", "small"),
     ],
 )
 def test_changed_results_are_refused_before_the_measurement(part, key, value):
@@ -179,7 +278,7 @@ def test_a_single_round_is_no_change_beyond_noise():
     def once(seconds):
         return result(timings={"fused": Timing((1.0,)), "plain": Timing((seconds,))})
 
-    [line] = changes([once(3.0)], [once(2.0)])
+    line = changes([once(3.0)], [once(2.0)])[0]
     assert line.endswith("not measured, with too few rounds")
 
 
@@ -236,7 +335,8 @@ def test_columns_without_measurements_are_left_out():
 def test_variants_of_this_package_are_not_compared_with_earlier_ones():
     timings = {name: timing(seconds, seed=seed) for seed, (name, seconds) in enumerate(OWN_VARIANTS.items())}
     lines = changes([result(timings=timings)], [result(timings=timings)])
-    assert [line.split(", against ")[1].split(":")[0] for line in lines] == ["plain PyTorch"]
+    speeds = [line for line in lines if ", against " in line]
+    assert [line.split(", against ")[1].split(":")[0] for line in speeds] == ["plain PyTorch"]
 
 
 OWN_VARIANTS = {"fused": 1.0, "plain": 2.0, "features": 0.5, "bounded": 1.5}

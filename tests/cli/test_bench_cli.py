@@ -10,14 +10,16 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 
 from pix2pixhd.bench import run as measurement
-from pix2pixhd.bench.case import Agreement, Setup
+from pix2pixhd.bench.agreement import Agreement
+from pix2pixhd.bench.case import Setup
 from pix2pixhd.bench.cases import CASES, LOSSES
 from pix2pixhd.bench.compiled_step import SUFFIX
 from pix2pixhd.bench.device import supported_precisions
 from pix2pixhd.bench.memory import ChildError
 from pix2pixhd.bench.results import CaseResult
+from pix2pixhd.bench.run import run_case
 from pix2pixhd.bench.timing import Timing
-from pix2pixhd.cli import bench, bench_options
+from pix2pixhd.cli import bench, bench_options, bench_output
 from pix2pixhd.cli.main import main
 from tests.helpers import fails
 
@@ -28,7 +30,6 @@ def test_bench_refuses_sizes_and_outputs_before_it_measures(capsys, tmp_path, mo
     for arguments, message in (
         (["--size", "99999x16"], "at most 65536x65536, got '99999x16'"),
         (["--batch", "9" * 20], "at most 65536, got"),
-        (["--json", file, "--plot", file, "--force"], "--json and --plot must be two files"),
     ):
         with pytest.raises(SystemExit) as caught:
             main(["bench", *arguments])
@@ -36,6 +37,7 @@ def test_bench_refuses_sizes_and_outputs_before_it_measures(capsys, tmp_path, mo
         error = capsys.readouterr().err
         assert message in error
         assert max(map(len, error.splitlines()[:-1])) <= 100  # the usage
+    fails(capsys, ["bench", "--json", file, "--plot", file, "--force"], "--json and --plot must be two files")
     fails(capsys, ["bench", "--json", "/proc/a.json"], "--json: cannot write to /proc")
     fails(
         capsys, ["bench", "--size", "64x64", "100x64"], "--size: the case 'training step' needs", "got 100x64; change"
@@ -93,7 +95,7 @@ def test_bench_reports_when_a_fused_loss_costs_fusion(plain, verdict):
     fused = [1.0 + 1e-3 * (k % 5) for k in range(20)]
     timings = {"fused": Timing(tuple(fused)), "plain": Timing(tuple(plain * x for x in reversed(fused)))}
     found = CaseResult("LSGAN, generator" + SUFFIX, Setup(), timings, {}, {})
-    assert verdict in bench._inside_compile(found)
+    assert verdict in bench_output.inside_compile(found)
 
 
 def test_bench_measures_everything_with_all():
@@ -146,12 +148,30 @@ def test_bench_rejects_an_unavailable_device(capsys, device):
     fails(capsys, ["bench", "--device", device], "--device", device)
 
 
-def test_bench_without_a_compiler_is_reported(capsys, monkeypatch):
-    def fail(*arguments):
-        raise TorchDynamoException("No working C++ compiler found")
+def test_compiled_steps_without_a_compiler_are_left_out(capsys, monkeypatch):
+    def run_case(name, setups, *_):
+        if name.endswith(SUFFIX):
+            raise TorchDynamoException("No working C++ compiler found")
+        times = {implementation: Timing((1.0,) * 5) for implementation in ("fused", "plain")}
+        found = {x: Agreement(0.0, 0.0) for x in times}
+        return [CaseResult(name, setups[0], times, found, {}, unavailable={"compiled": "no compiler"})]
 
-    monkeypatch.setattr(bench, "run_case", fail)
-    fails(capsys, ["bench", "--device", "cpu"], "No working C++ compiler", "--no-compile")
+    monkeypatch.setattr(bench, "run_case", run_case)
+    case = ["--case", "LSGAN, generator", "--inside-compile"]
+    assert main(["bench", *case, "--device", "cpu", "--no-memory"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "not measured: [2/2] LSGAN, generator, in a compiled step, 1024x512: torch.compile failed (No working" in out
+    assert "failed: torch.compile failed (no compiler); install a C++ compiler, or use --no-compile." in out
+
+
+def test_without_a_compiler_the_other_implementations_are_measured(monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config, "force_disable_caches", True)
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    [found] = run_case("LSGAN, generator", [Setup(16, 16)], rounds=1, report=lambda what: None)
+    assert found.timings.keys() == found.agreements.keys() == {"fused", "plain"}
+    assert "compiler" in found.unavailable["compiled"].lower()
 
 
 def test_bench_keeps_the_times_if_the_memory_cannot_be_measured(capsys, monkeypatch, tmp_path):
