@@ -12,8 +12,8 @@
 namespace pix2pixhd::cuda {
 
 // Pixels of a chunk of a map, the unit of summation. Fixed, so that sums do not depend on the GPU.
-constexpr int64_t kPlaneChunk = 8192;  // of a map of one channel
-constexpr int64_t kDeepChunk = 256;    // of a map of several channels; a block sums 32 channels of a chunk
+constexpr int64_t kPlaneChunk = 16384;  // of a map of one channel
+constexpr int64_t kDeepChunk = 256;     // of a map of several channels; a block sums 8 vectors of channels of a chunk
 
 // Elements of a padded row of a map, which the kernels count in 32 bits. Launchers refuse longer rows.
 constexpr int64_t kLongestRow = 0x7fffffff;
@@ -30,9 +30,11 @@ struct NormTensor {
   DType type;
 
   int64_t maps() const { return channels_last ? batch : batch * channels; }
-  int64_t chunks() const { return norm_chunks(map.height * map.width, channels_last); }
-  // Elements of the partial sums: [feature maps, chunks, 2, channels of a map].
-  int64_t partials() const { return 2 * batch * channels * chunks(); }
+  int64_t chunks() const { return norm_chunks(map.pixels(), channels_last); }
+  int64_t padded_chunks() const { return norm_chunks(map.padded_height() * map.padded_width(), channels_last); }
+  // Elements of the partial sums: [feature maps, chunks, 2, channels of a map]. Those of the backward are sums over the
+  // padded positions.
+  int64_t partials() const { return 2 * batch * channels * padded_chunks(); }
 };
 
 // A vector of affine parameters, or none.
@@ -50,8 +52,9 @@ struct NormInputs {
   int64_t statistics;
 };
 
-// Rows of the parameters of every map, [feature maps, kNormParameters, channels of a map] in C, as on the CPU.
-enum NormParameter : int { kOffset, kScale, kShift, kGradient, kCentred, kConstant, kNormParameters };
+// Rows of the parameters of every map, [feature maps, kNormParameters, channels of a map] in C: those of the CPU, of
+// which kScale is also the factor of the gradient.
+enum NormParameter : int { kOffset, kScale, kShift, kCentred, kConstant, kNormParameters };
 
 struct NormActivation {
   Activation kind;

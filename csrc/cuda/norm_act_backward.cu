@@ -1,270 +1,304 @@
-// Backward of norm_act, and the parameters of both directions.
+// Backward of norm_act: the gradients of x and of the residual.
 //
-// Memory traffic: two passes over grad and source, the sums and the gradient, and one write. The gradient of a pixel is
-// the sum over the padded positions that it was copied to, in a fixed order: no atomics.
+// Memory traffic: grad and source are read once, each gradient is written once. The gradient of a pixel is the sum over
+// the padded positions that it was copied to, in a fixed order: no atomics.
 #include "norm_act.cuh"
 
 namespace pix2pixhd::cuda {
 namespace {
 
-// The padded positions that a pixel is copied to along one dimension: its own, and those before and after the image.
-struct Copies {
-  int64_t begin[3];
-  int64_t end[3];
-
-  static __device__ Copies of(int64_t i, int64_t before, int64_t size, int64_t after, PaddingMode mode) {
-    const int64_t own = before + i;
-    Copies copies{{own, 0, 0}, {own + 1, 0, 0}};
-    if (mode == PaddingMode::kReflect) {
-      if (i >= 1 && i <= before) copies.set(1, before - i, 1);
-      if (i <= size - 2 && i >= size - 1 - after) copies.set(2, before + 2 * (size - 1) - i, 1);
-    } else if (mode == PaddingMode::kReplicate) {
-      if (i == 0) copies.set(1, 0, before);
-      if (i == size - 1) copies.set(2, before + size, after);
-    }
-    return copies;
-  }
-  __device__ void set(int range, int64_t first, int64_t count) {
-    begin[range] = first;
-    end[range] = first + count;
-  }
+struct Range {
+  int64_t begin;
+  int64_t end;
 };
 
-// The sum over all copies of a pixel's channel. Not inlined: few pixels need it, and unrolled loops with this inside
-// take minutes to compile.
-template <typename T>
-__device__ __attribute__((noinline)) Compute<T> gather_copies(const T* grad, const PaddedImage& image, int64_t row,
-                                                              int64_t column) {
-  const int64_t width = image.width + image.left + image.right;
-  const Copies rows = Copies::of(row, image.top, image.height, image.bottom, image.mode);
-  const Copies columns = Copies::of(column, image.left, image.width, image.right, image.mode);
-  Compute<T> sum = 0;
+// The padded positions that pixel `i` is copied to along one dimension: its own, those before the image, and those
+// after it. Computed when needed, because an array of them would be in local memory.
+__device__ inline Range copies_of(int which, int64_t i, int64_t before, int64_t size, int64_t after, PaddingMode mode) {
+  if (which == 0) return {before + i, before + i + 1};
+  if (mode == PaddingMode::kReflect) {
+    const int64_t copy = which == 1 ? before - i : before + 2 * (size - 1) - i;
+    const bool exists = which == 1 ? i >= 1 && i <= before : i <= size - 2 && i >= size - 1 - after;
+    return {copy, exists ? copy + 1 : copy};
+  }
+  if (mode == PaddingMode::kReplicate && which == 1 && i == 0) return {0, before};
+  if (mode == PaddingMode::kReplicate && which == 2 && i == size - 1) return {before + size, before + size + after};
+  return {0, 0};
+}
+
+// Calls f(padded pixel) for all copies of a pixel, in a fixed order.
+template <typename F>
+__device__ inline void for_copies(const PaddedImage& image, int64_t row, int64_t column, const F& f) {
+  const int64_t width = image.left + image.width + image.right;
 #pragma unroll 1
   for (int i = 0; i < 9; ++i) {
-    for (int64_t r = rows.begin[i / 3]; r < rows.end[i / 3]; ++r) {
-      for (int64_t k = columns.begin[i % 3]; k < columns.end[i % 3]; ++k) {
-        sum = sum + widen(grad[(r * width + k) * image.channels]);
-      }
+    const Range rows = copies_of(i / 3, row, image.top, image.height, image.bottom, image.mode);
+    const Range columns = copies_of(i % 3, column, image.left, image.width, image.right, image.mode);
+#pragma unroll 1
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+#pragma unroll 1
+      for (int64_t k = columns.begin; k < columns.end; ++k) f(r * width + k);
     }
   }
+}
+
+template <typename T>
+struct BackwardArgs {
+  const T* grad;
+  const T* source;
+  bool is_output;
+  bool through_statistics;
+  T* grad_x;         // or null
+  T* grad_residual;  // or null
+  PaddedImage image;
+  Slopes<Compute<T>> slopes;
+  const Compute<T>* parameters;
+};
+
+// Whether N neighbouring pixels of a row were copied to one padded position each. Zero padding copies nothing.
+template <int N>
+__device__ inline bool is_inner(const Place& place, const PaddedImage& image) {
+  if (image.mode == PaddingMode::kZero) return true;
+  return place.row > image.top && place.row < image.height - 1 - image.bottom && place.column > image.left &&
+         place.column + N - 1 < image.width - 1 - image.right;
+}
+
+// The index of a pixel's own copy in the padded map.
+__device__ inline int64_t padded_pixel(const Place& place, const PaddedImage& image) {
+  return (place.row + image.top) * (image.left + image.width + image.right) + place.column + image.left;
+}
+
+// The gradient of a pixel of a plane. grad: of the first padded pixel.
+template <typename T>
+__device__ inline Compute<T> gather(const T* grad, const PaddedImage& image, const Place& place) {
+  if (is_inner<1>(place, image)) return widen(grad[padded_pixel(place, image)]);
+  Compute<T> sum = 0;
+  for_copies(image, place.row, place.column, [&](int64_t pixel) { sum = sum + widen(grad[pixel]); });
   return sum;
 }
 
-// The gradient of a pixel's channel. grad: that of the first padded pixel's channel.
-template <typename T>
-__device__ inline Compute<T> gather(const T* grad, const PaddedImage& image, int64_t row, int64_t column) {
-  const bool inner = row > image.top && row < image.height - 1 - image.bottom && column > image.left &&
-                     column < image.width - 1 - image.right;
-  if (!inner && image.mode != PaddingMode::kZero) return gather_copies(grad, image, row, column);
-  const int64_t width = image.width + image.left + image.right;
-  return widen(grad[((row + image.top) * width + column + image.left) * image.channels]);
-}
+// The parameters of a vector.
+template <typename C, int N>
+struct BackwardParameters {
+  AffineParameters<C, N> affine;
+  Parameter<C, N> centred;
+  Parameter<C, N> constant;
 
-// The gradient after the activation's derivative, and z - kOffset.
-template <typename C>
-struct Masked {
-  C gradient;
-  C centred;
+  // The last two are defined if the backward differentiates through the statistics.
+  template <bool kWhole>
+  static __device__ BackwardParameters read(const C* own, int64_t channels, int count, bool through_statistics) {
+    BackwardParameters parameters;
+    parameters.affine = AffineParameters<C, N>::template read<kWhole>(own, channels, count);
+    if (through_statistics) {
+      parameters.centred = read_parameter<kWhole, N>(own, kCentred, channels, count);
+      parameters.constant = read_parameter<kWhole, N>(own, kConstant, channels, count);
+    }
+    return parameters;
+  }
 };
 
-template <typename C>
-__device__ inline Masked<C> mask(C gradient, C source, const C* own, int64_t channels, int64_t c,
-                                 const NormActivation& activation, bool is_output) {
-  const auto slope = static_cast<C>(activation.slope);
-  C z = source;
-  if (is_output && activation.kind == Activation::kLeakyRelu && !(source > 0)) z = source * (C(1) / slope);
-  const C centred = z - own[kOffset * channels + c];
-  const C sign = is_output ? source : centred * own[kScale * channels + c] + own[kShift * channels + c];
-  if (activation.kind == Activation::kRelu) {
-    gradient = passes_relu(sign) ? gradient : C(0);
-  } else if (activation.kind == Activation::kLeakyRelu) {
-    gradient = sign > 0 ? gradient : gradient * slope;
+template <typename T, int N>
+__device__ inline T backward_element(const BackwardArgs<T>& args, const BackwardParameters<Compute<T>, N>& parameters,
+                                     int i, Compute<T> gradient, T source) {
+  using C = Compute<T>;
+  const Masked<C> masked = mask<C>(gradient, widen(source), parameters.affine, i, args.slopes, args.is_output);
+  C result = parameters.affine.scale[i] * masked.gradient;
+  if (args.through_statistics) {
+    const C mean = parameters.centred[i] * masked.centred + parameters.constant[i];
+    result = result + mean;
   }
-  return {gradient, centred};
+  return narrow<T>(result);
 }
 
-// partial: the sums of g and of g * (z - kOffset) of each chunk and channel. The 2 stops ptxas from spilling registers
-// to fit a third block per multiprocessor.
+// Writes both gradients of a vector at `at`, from the sum over the copies. kWhole: of whole, aligned vectors.
+template <bool kWhole, typename T, int N>
+__device__ inline void write_gradients(const BackwardArgs<T>& args, const BackwardParameters<Compute<T>, N>& parameters,
+                                       int64_t at, int count, const Pack<Compute<T>, kWide<T>>& gradient,
+                                       const Wide<T>& source) {
+  if (args.grad_residual != nullptr) {
+    Wide<T> result;
+#pragma unroll
+    for (int i = 0; i < kWide<T>; ++i) result.value[i] = narrow<T>(gradient.value[i]);
+    put<kWhole>(args.grad_residual + at, count, result);
+  }
+  if (args.grad_x == nullptr) return;
+  Wide<T> result;
+#pragma unroll
+  for (int i = 0; i < kWide<T>; ++i) {
+    result.value[i] = backward_element(args, parameters, i, gradient.value[i], source.value[i]);
+  }
+  put<kWhole>(args.grad_x + at, count, result);
+}
+
+template <typename T>
+__device__ inline Pack<Compute<T>, kWide<T>> widen_vector(const Wide<T>& pack) {
+  Pack<Compute<T>, kWide<T>> wide;
+#pragma unroll
+  for (int i = 0; i < kWide<T>; ++i) wide.value[i] = widen(pack.value[i]);
+  return wide;
+}
+
+// A vector at `first` in a plane that is not aligned, or not whole, or whose pixels have several copies.
+template <typename T>
+__device__ __attribute__((noinline)) void backward_few(const BackwardArgs<T>& args, const NormGrid& grid, int64_t map,
+                                                       int64_t first) {
+  constexpr int V = kWide<T>;
+  const PaddedImage& image = args.image;
+  const auto parameters = BackwardParameters<Compute<T>, 1>::template read<true>(
+      parameters_of(args.parameters, map, 1, 0), 1, 1, args.through_statistics);
+  const int64_t own = map * grid.pixels;
+  const T* grad =
+      args.grad + map * (image.top + image.height + image.bottom) * (image.left + image.width + image.right);
+  const Division<int64_t> start = grid.by_width.divide(first < 0 ? 0 : first);
+  const Place place{start.quotient, start.remainder};
+  if (first >= 0 && place.column + V <= image.width && is_inner<V>(place, image)) {
+    const Wide<T> g = get<false>(grad + padded_pixel(place, image), V);
+    Wide<T> source = zeros<T>();
+    if (args.grad_x != nullptr) source = get<false>(args.source + own + first, V);
+    write_gradients<false>(args, parameters, own + first, V, widen_vector<T>(g), source);
+    return;
+  }
+#pragma unroll 1
+  for (int i = 0; i < V; ++i) {
+    if (first + i < 0 || first + i >= grid.pixels) continue;
+    const Division<int64_t> one = grid.by_width.divide(first + i);
+    const Compute<T> g = gather(grad, image, Place{one.quotient, one.remainder});
+    const int64_t at = own + first + i;
+    if (args.grad_residual != nullptr) args.grad_residual[at] = narrow<T>(g);
+    if (args.grad_x != nullptr) args.grad_x[at] = backward_element(args, parameters, 0, g, args.source[at]);
+  }
+}
+
+template <typename T>
+__device__ inline bool are_aligned(const BackwardArgs<T>& args, int64_t at) {
+  return (args.grad_x == nullptr || (is_aligned(args.grad_x + at) && is_aligned(args.source + at))) &&
+         (args.grad_residual == nullptr || is_aligned(args.grad_residual + at));
+}
+
+template <typename T>
+__device__ inline void backward_plane(const BackwardArgs<T>& args, const NormGrid& grid, const NormChunk& chunk) {
+  constexpr int V = kWide<T>;
+  const PaddedImage& image = args.image;
+  const int64_t own = chunk.map * grid.pixels;
+  const T* grad =
+      args.grad + chunk.map * (image.top + image.height + image.bottom) * (image.left + image.width + image.right);
+  const T* written = args.grad_x != nullptr ? args.grad_x : args.grad_residual;
+  const int64_t begin = chunk.first - elements_past_boundary(written + own);
+  const ChunkStart start(grid, begin < 0 ? 0 : begin);
+  const auto before = static_cast<int>(begin < 0 ? begin : 0);  // of the plane
+  Wide<T> g[kLoads];
+  Wide<T> source[kLoads];
+  bool whole[kLoads];
+#pragma unroll
+  for (int u = 0; u < kLoads; ++u) {
+    const int offset = before + static_cast<int>(threadIdx.x + u * kThreads) * V;
+    const int64_t at = begin - before + offset;
+    const Place place = start.after(grid, static_cast<uint32_t>(offset < 0 ? 0 : offset));
+    const T* from = grad + padded_pixel(place, image);
+    whole[u] = offset >= 0 && at + V <= grid.pixels && place.column + V <= image.width && is_inner<V>(place, image) &&
+               is_aligned(from) && are_aligned(args, own + at);
+    if (!whole[u]) continue;
+    g[u] = get<true>(from, V);
+    if (args.grad_x != nullptr) source[u] = get<true>(args.source + own + at, V);
+  }
+  const auto parameters = BackwardParameters<Compute<T>, 1>::template read<true>(
+      parameters_of(args.parameters, chunk.map, 1, 0), 1, 1, args.through_statistics);
+  unsigned others = 0;
+#pragma unroll
+  for (int u = 0; u < kLoads; ++u) {
+    const int64_t at = begin + static_cast<int>(threadIdx.x + u * kThreads) * V;
+    if (whole[u]) {
+      write_gradients<true>(args, parameters, own + at, V, widen_vector<T>(g[u]), source[u]);
+    } else if (at < grid.pixels) {
+      others |= 1u << u;
+    }
+  }
+  if (others == 0) return;
+#pragma unroll 1
+  for (int u = 0; u < kLoads; ++u) {
+    const int64_t at = begin + static_cast<int>(threadIdx.x + u * kThreads) * V;
+    if (others >> u & 1u) backward_few(args, grid, chunk.map, at);
+  }
+}
+
+// The channels of a pixel that has several copies. grad: of the first padded pixel.
+template <bool kWhole, typename T>
+__device__ __attribute__((noinline)) void backward_copies(const BackwardArgs<T>& args, const NormChunk& chunk,
+                                                          const T* grad, int64_t row, int64_t column, int64_t at,
+                                                          int count) {
+  const PaddedImage& image = args.image;
+  Pack<Compute<T>, kWide<T>> sum{};
+  for_copies(image, row, column, [&](int64_t pixel) {
+    const Wide<T> one = get<kWhole>(grad + pixel * image.channels, count);
+#pragma unroll
+    for (int i = 0; i < kWide<T>; ++i) sum.value[i] = sum.value[i] + widen(one.value[i]);
+  });
+  const auto parameters = BackwardParameters<Compute<T>, kWide<T>>::template read<kWhole>(
+      parameters_of(args.parameters, chunk.map, image.channels, chunk.channel), image.channels, count,
+      args.through_statistics);
+  Wide<T> source = zeros<T>();
+  if (args.grad_x != nullptr) source = get<kWhole>(args.source + at, count);
+  write_gradients<kWhole>(args, parameters, at, count, sum, source);
+}
+
+template <bool kWhole, typename T>
+__device__ inline void backward_channels(const BackwardArgs<T>& args, const NormGrid& grid, const NormChunk& chunk) {
+  constexpr int V = kWide<T>;
+  const PaddedImage& image = args.image;
+  const int count = channel_count<T>(grid.channels, chunk.channel);
+  if (count == 0) return;
+  const int64_t own = (chunk.map * grid.pixels + chunk.first) * grid.channels + chunk.channel;
+  const int64_t padded = (image.top + image.height + image.bottom) * (image.left + image.width + image.right);
+  const T* grad = args.grad + chunk.map * padded * grid.channels + chunk.channel;
+  const ChunkStart start(grid, chunk.first);
+  const uint32_t lane = threadIdx.x >> grid.shift;
+  Wide<T> g[kLoads];
+  Wide<T> source[kLoads];
+  unsigned inner = 0;
+#pragma unroll
+  for (int u = 0; u < kLoads; ++u) {
+    const uint32_t pixel = lane + u * (kThreads >> grid.shift);
+    const Place place = start.after(grid, pixel);
+    if (chunk.first + pixel >= grid.pixels || !is_inner<1>(place, image)) continue;
+    inner |= 1u << u;
+    g[u] = get<kWhole>(grad + padded_pixel(place, image) * grid.channels, count);
+    if (args.grad_x != nullptr) source[u] = get<kWhole>(args.source + own + pixel * grid.channels, count);
+  }
+  if (inner != 0) {
+    const auto parameters = BackwardParameters<Compute<T>, V>::template read<kWhole>(
+        parameters_of(args.parameters, chunk.map, grid.channels, chunk.channel), grid.channels, count,
+        args.through_statistics);
+#pragma unroll
+    for (int u = 0; u < kLoads; ++u) {
+      const uint32_t pixel = lane + u * (kThreads >> grid.shift);
+      if (inner >> u & 1u) {
+        write_gradients<kWhole>(args, parameters, own + pixel * grid.channels, count, widen_vector<T>(g[u]), source[u]);
+      }
+    }
+  }
+  if (inner == (1u << kLoads) - 1) return;
+#pragma unroll 1
+  for (int u = 0; u < kLoads; ++u) {
+    const uint32_t pixel = lane + u * (kThreads >> grid.shift);
+    if (inner >> u & 1u || chunk.first + pixel >= grid.pixels) continue;
+    const Place place = start.after(grid, pixel);
+    backward_copies<kWhole>(args, chunk, grad, place.row, place.column, own + pixel * grid.channels, count);
+  }
+}
+
+// whole: see has_whole_vectors.
 template <typename T, bool kLast>
 __global__ void __launch_bounds__(kThreads, 2)
-    norm_act_sums_kernel(const T* __restrict__ grad, const T* __restrict__ source, bool is_output,
-                         const __grid_constant__ PaddedImage image, SumGrid grid, NormActivation activation,
-                         const void* __restrict__ parameters, double* __restrict__ partial) {
-  using C = Compute<T>;
-  allow_overlap();
-  const SumChunk<kLast> chunk = SumChunk<kLast>::of(grid);
-  const C* own = parameters_of<C>(parameters, chunk.map, grid.channels);
-  const T* from = source + chunk.map * grid.pixels * grid.channels + chunk.channel;
-  const int64_t padded = (image.height + image.top + image.bottom) * (image.width + image.left + image.right);
-  const T* map_grad = grad + chunk.map * padded * grid.channels + chunk.channel;
-  // The column advances with the pixel.
-  int64_t last_pixel = chunk.first;
-  const Division<int64_t> first = grid.by_width.divide(chunk.first);
-  int64_t row = first.quotient;
-  int64_t column = first.remainder;
-  TwoSums sums = sum_pixels<C, kLast>(grid, chunk, [&](int64_t pixel, C* sum, C* product) {
-    column += pixel - last_pixel;
-    last_pixel = pixel;
-    if (column >= image.width) {
-      const Division<uint32_t> rows = grid.by_width.divide(static_cast<uint32_t>(column));
-      row += rows.quotient;
-      column = rows.remainder;
-    }
-    const C g = gather(map_grad, image, row, column);
-    const C value = widen(from[pixel * grid.channels]);
-    const Masked<C> masked = mask(g, value, own, grid.channels, chunk.channel, activation, is_output);
-    *sum += masked.gradient;
-    *product += masked.gradient * masked.centred;
-  });
-  if (block_sums<kLast>(sums)) put_sums(partial, grid, chunk.index, chunk.channel, sums);
-}
-
-// sums: [2, batch, channels]. One block per image and channel.
-__global__ void __launch_bounds__(kThreads)
-    finish_gradient_sums_kernel(const double* partial, NormTensor tensor, int64_t chunks, Divisor by_channels,
-                                double* sums) {
-  wait_for_previous_kernel();
-  const Division<uint32_t> row = by_channels.divide(blockIdx.x);
-  const int64_t n = row.quotient;
-  const int64_t c = row.remainder;
-  TwoSums own{0.0, 0.0};
-  for (int64_t i = threadIdx.x; i < chunks; i += kThreads) {
-    const int64_t at = partial_at(tensor, chunks, n, c, i);
-    own.first += partial[at];
-    own.second += partial[at + tensor.map.channels];
+    norm_act_backward_kernel(const __grid_constant__ BackwardArgs<T> args, const __grid_constant__ NormGrid grid,
+                             bool whole) {
+  const NormChunk chunk = NormChunk::of<T, kLast>(grid);
+  if constexpr (!kLast) {
+    backward_plane(args, grid, chunk);
+  } else if (whole) {
+    backward_channels<true>(args, grid, chunk);
+  } else {
+    backward_channels<false>(args, grid, chunk);
   }
-  if (!block_sums<false>(own)) return;
-  sums[blockIdx.x] = own.first;
-  sums[tensor.batch * tensor.channels + blockIdx.x] = own.second;
-}
-
-__device__ inline double read(const NormParameterVector& vector, int64_t i, double otherwise) {
-  if (vector.data == nullptr) return otherwise;
-  switch (vector.type) {
-    case DType::kFloat64:
-      return static_cast<const double*>(vector.data)[i];
-    case DType::kFloat16:
-      return widen(static_cast<const __half*>(vector.data)[i]);
-    case DType::kBFloat16:
-      return widen(static_cast<const __nv_bfloat16*>(vector.data)[i]);
-    default:
-      return static_cast<const float*>(vector.data)[i];
-  }
-}
-
-__device__ inline void write(const NormParameterVector& vector, int64_t i, double value) {
-  void* data = const_cast<void*>(vector.data);
-  switch (vector.type) {
-    case DType::kFloat64:
-      static_cast<double*>(data)[i] = value;
-      break;
-    case DType::kFloat16:
-      static_cast<__half*>(data)[i] = narrow<__half>(value);
-      break;
-    case DType::kBFloat16:
-      static_cast<__nv_bfloat16*>(data)[i] = narrow<__nv_bfloat16>(value);
-      break;
-    default:
-      static_cast<float*>(data)[i] = static_cast<float>(value);
-  }
-}
-
-// The factor between z - kOffset and the normalised x. i: index into the statistics.
-template <typename C>
-__device__ inline double to_normalised(const NormInputs& inputs, bool is_output, int64_t i, int64_t c) {
-  if (is_output) return 1.0 / read(inputs.weight, c, 1.0);
-  return inputs.rstd == nullptr ? 1.0 : static_cast<const C*>(inputs.rstd)[i];
-}
-
-// One thread per image and channel.
-template <typename C>
-__global__ void __launch_bounds__(kThreads)
-    norm_parameters_kernel(NormTensor tensor, NormInputs inputs, bool is_output, const double* __restrict__ sums,
-                           Divisor by_channels, C* __restrict__ parameters) {
-  const int64_t channels = tensor.channels;
-  const int64_t total = tensor.batch * channels;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= total) return;
-  const Division<int64_t> image = by_channels.divide(i);
-  const int64_t n = image.quotient;
-  const int64_t c = image.remainder;
-  const bool per_image = inputs.statistics == tensor.batch;
-  const int64_t at = (per_image ? n : 0) * channels + c;
-  const double mean = inputs.mean == nullptr ? 0.0 : static_cast<const C*>(inputs.mean)[at];
-  const double rstd = inputs.rstd == nullptr ? 1.0 : static_cast<const C*>(inputs.rstd)[at];
-  const double scale = rstd * read(inputs.weight, c, 1.0);
-  const double shift = read(inputs.bias, c, 0.0);
-  const int64_t depth = tensor.map.channels;
-  C* own = parameters + (tensor.channels_last ? n * kNormParameters * depth + c : i * kNormParameters);
-  own[kOffset * depth] = static_cast<C>(is_output ? shift : mean);
-  own[kScale * depth] = static_cast<C>(scale);
-  own[kShift * depth] = static_cast<C>(shift);
-  own[kGradient * depth] = static_cast<C>(scale);
-  if (sums == nullptr) return;
-  double gradient = 0.0;
-  double product = 0.0;
-  for (int64_t k = per_image ? n : 0; k < (per_image ? n + 1 : tensor.batch); ++k) {
-    gradient += sums[k * channels + c];
-    product += sums[total + k * channels + c];
-  }
-  const auto count = static_cast<double>(tensor.map.height * tensor.map.width * (per_image ? 1 : tensor.batch));
-  const double normalise = to_normalised<C>(inputs, is_output, at, c);
-  own[kCentred * depth] = static_cast<C>(-scale * normalise * normalise * product / count);
-  own[kConstant * depth] = static_cast<C>(-scale * gradient / count);
-}
-
-// One thread per channel.
-template <typename C>
-__global__ void __launch_bounds__(kThreads)
-    norm_affine_kernel(NormTensor tensor, NormInputs inputs, bool is_output, const double* __restrict__ sums,
-                       NormParameterVector grad_weight, NormParameterVector grad_bias) {
-  const int64_t channels = tensor.channels;
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (c >= channels) return;
-  // The statistics of empty images are NaN, but their gradient is zero.
-  const int64_t images = tensor.map.height * tensor.map.width > 0 ? tensor.batch : 0;
-  double gradient = 0.0;
-  double product = 0.0;
-  for (int64_t n = 0; n < images; ++n) {
-    const int64_t at = (inputs.statistics == tensor.batch ? n : 0) * channels + c;
-    gradient += sums[n * channels + c];
-    product += sums[(tensor.batch + n) * channels + c] * to_normalised<C>(inputs, is_output, at, c);
-  }
-  if (grad_weight.data != nullptr) write(grad_weight, c, product);
-  if (grad_bias.data != nullptr) write(grad_bias, c, gradient);
-}
-
-template <typename T>
-struct GradientOutput {
-  T* __restrict__ x;         // or null
-  T* __restrict__ residual;  // or null
-};
-
-template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    norm_act_backward_kernel(const T* __restrict__ grad, const T* __restrict__ source, bool is_output,
-                             bool through_statistics, GradientOutput<T> out, const __grid_constant__ PaddedImage image,
-                             RowGrid grid, NormActivation activation, const void* __restrict__ parameters) {
-  using C = Compute<T>;
-  const int64_t map = map_of(grid);
-  const C* own = parameters_of<C>(parameters, map, image.channels);
-  const int64_t padded = (image.height + image.top + image.bottom) * (image.width + image.left + image.right);
-  const T* map_grad = grad + map * padded * image.channels;
-  const int64_t first = map * grid.rows * grid.length;
-  for_each_element(grid, [&](int64_t row, int64_t column, int64_t c) {
-    const int64_t at = first + row * grid.length + column * image.channels + c;
-    const C g = gather(map_grad + c, image, row, column);
-    if (out.residual != nullptr) out.residual[at] = narrow<T>(g);
-    if (out.x == nullptr) return;
-    const C value = widen(source[at]);
-    const Masked<C> masked = mask(g, value, own, image.channels, c, activation, is_output);
-    C result = own[kGradient * image.channels + c] * masked.gradient;
-    if (through_statistics) {
-      const C mean = own[kCentred * image.channels + c] * masked.centred + own[kConstant * image.channels + c];
-      result = result + mean;
-    }
-    out.x[at] = narrow<T>(result);
-  });
 }
 
 // Without padding all pixels are read in place, as with zero padding.
@@ -274,48 +308,7 @@ PaddedImage image_of(const NormTensor& tensor) {
   return image;
 }
 
-int64_t blocks_of(int64_t threads) { return (threads + kThreads - 1) / kThreads; }
-
-template <typename F>
-int with_arithmetic(DType type, F&& f) {
-  return type == DType::kFloat64 ? f(double{}) : f(float{});
-}
-
 }  // namespace
-
-int norm_parameters(const NormTensor& tensor, const NormInputs& inputs, const NormSource& source, const double* sums,
-                    void* parameters, Stream stream) {
-  return with_arithmetic(tensor.type, [&](auto t) {
-    using C = decltype(t);
-    return launch_blocks(norm_parameters_kernel<C>, blocks_of(tensor.batch * tensor.channels), stream, tensor, inputs,
-                         source.is_output, sums, Divisor(tensor.channels), static_cast<C*>(parameters));
-  });
-}
-
-int norm_act_sums(const void* grad, const NormSource& source, const NormTensor& tensor,
-                  const NormActivation& activation, const void* parameters, double* partial, double* sums,
-                  Stream stream) {
-  if (tensor.map.width * tensor.map.channels > kLongestRow) return cudaErrorInvalidValue;
-  const SumGrid grid(tensor);
-  const int error = with_type(tensor.type, [&](auto t) {
-    using T = decltype(t);
-    const auto kernel = tensor.channels_last ? norm_act_sums_kernel<T, true> : norm_act_sums_kernel<T, false>;
-    return launch_blocks(kernel, grid.blocks, stream, static_cast<const T*>(grad), static_cast<const T*>(source.data),
-                         source.is_output, image_of(tensor), grid, activation, parameters, partial);
-  });
-  if (error != cudaSuccess) return error;
-  return launch_overlapping_blocks(grid.blocks, finish_gradient_sums_kernel, tensor.batch * tensor.channels, stream,
-                                   static_cast<const double*>(partial), tensor, tensor.chunks(),
-                                   Divisor(tensor.channels), sums);
-}
-
-int norm_affine(const NormTensor& tensor, const NormInputs& inputs, const NormSource& source, const double* sums,
-                const NormParameterVector& grad_weight, const NormParameterVector& grad_bias, Stream stream) {
-  return with_arithmetic(tensor.type, [&](auto t) {
-    return launch_blocks(norm_affine_kernel<decltype(t)>, blocks_of(tensor.channels), stream, tensor, inputs,
-                         source.is_output, sums, grad_weight, grad_bias);
-  });
-}
 
 int norm_act_backward(const void* grad, const NormSource& source, void* grad_x, void* grad_residual,
                       const NormTensor& tensor, const NormActivation& activation, const void* parameters,
@@ -325,11 +318,20 @@ int norm_act_backward(const void* grad, const NormSource& source, void* grad_x, 
   if (map.width * map.channels > kLongestRow) return cudaErrorInvalidValue;
   return with_type(tensor.type, [&](auto t) {
     using T = decltype(t);
-    const RowGrid grid(map.height, map.width, map.channels);
-    const GradientOutput<T> out{static_cast<T*>(grad_x), static_cast<T*>(grad_residual)};
-    return launch_blocks(norm_act_backward_kernel<T>, tensor.maps() * grid.blocks_per_map, stream,
-                         static_cast<const T*>(grad), static_cast<const T*>(source.data), source.is_output,
-                         source.through_statistics, out, image_of(tensor), grid, activation, parameters);
+    using C = Compute<T>;
+    const NormGrid grid = NormGrid::of_elements(tensor, false);
+    const BackwardArgs<T> args{static_cast<const T*>(grad),
+                               static_cast<const T*>(source.data),
+                               source.is_output,
+                               source.through_statistics,
+                               static_cast<T*>(grad_x),
+                               static_cast<T*>(grad_residual),
+                               image_of(tensor),
+                               Slopes<C>(activation, source.is_output),
+                               static_cast<const C*>(parameters)};
+    const auto kernel = tensor.channels_last ? norm_act_backward_kernel<T, true> : norm_act_backward_kernel<T, false>;
+    return launch_blocks(kernel, grid.blocks, stream, args, grid,
+                         has_whole_vectors<T>(tensor, {grad, source.data, grad_x, grad_residual, parameters}));
   });
 }
 

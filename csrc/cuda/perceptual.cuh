@@ -82,7 +82,7 @@ __device__ inline unsigned get_bits(const uint32_t* words, int64_t at, int plane
   return reinterpret_cast<const uint8_t*>(words)[byte_index<kPlanes>(at) + 4 * plane] >> at % 8;
 }
 
-inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+__host__ __device__ inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
 // A vector per channel that no kernel writes: the bias of a map, or the weights of LPIPS. data may be null.
 template <typename T>

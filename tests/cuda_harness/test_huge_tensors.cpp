@@ -199,33 +199,61 @@ void test_huge_view(const Reserved& input, const Reserved& target, const Reserve
   check_gradient(gradient, "relu_backward", [](int64_t i) { return value(i, 1) <= 0 ? 0.0 : value(i, 2); }, kMapNumel);
 }
 
-// One channel of slightly more than 2^32 pixels, of which the last row is compared.
-void test_huge_image() {
-  constexpr int64_t kWidth = int64_t{1} << 16;
-  constexpr int64_t kHeight = kWidth + 1;
-  constexpr int64_t kLastRow = (kHeight - 1) * kWidth;
-  const cuda::NormTensor tensor{1, 1, {kHeight, kWidth, 1, 0, 0, 0, 0, PaddingMode::kZero}, false, kType};
-  const auto bytes = static_cast<size_t>(kHeight * kWidth) * 2;
+// One image of slightly more than 2^32 elements, of which the last row is compared: a plane, and 8 channels.
+void test_huge_image(int64_t channels) {
+  constexpr int64_t kRow = int64_t{1} << 16;
+  constexpr int64_t kLastRow = kRow * kRow;
+  const bool last = channels > 1;
+  const cuda::NormTensor tensor{
+      1, channels, {kRow + 1, kRow / channels, channels, 0, 0, 0, 0, PaddingMode::kZero}, last, kType};
+  const auto bytes = static_cast<size_t>(kLastRow + kRow) * 2;
   Reserved x(bytes), y(bytes), grad(bytes), spread(bytes);
   check(x.valid() && y.valid() && grad.valid() && spread.valid(), "cannot reserve 36 GB of address space");
   if (failures() > 0) return;
-  for (int64_t i = kLastRow; i < kHeight * kWidth; ++i) {
+  for (int64_t i = kLastRow; i < kLastRow + kRow; ++i) {
     static_cast<uint16_t*>(x.data())[i] = static_cast<uint16_t>(encode(kType, value(i, 0)));
     static_cast<uint16_t*>(grad.data())[i] = static_cast<uint16_t>(encode(kType, value(i, 1)));
   }
-  float parameters[cuda::kNormParameters] = {};
-  parameters[cuda::kScale] = parameters[cuda::kGradient] = 1.0f;
+  Buffer parameters(DType::kFloat32, cuda::kNormParameters * channels);
+  for (int64_t i = 0; i < parameters.numel(); ++i) {
+    parameters.set(DType::kFloat32, i, i / channels == cuda::kScale ? 1.0 : 0.0);
+  }
   const cuda::NormActivation relu{Activation::kRelu, 0.0};
-  set_first_block((kHeight - 1) * (kWidth / 4096));
-  check(cuda::norm_act(x.data(), nullptr, y.data(), tensor, relu, parameters, nullptr) == 0, "norm_act");
-  check(cuda::norm_act_backward(grad.data(), {x.data(), false, false}, spread.data(), nullptr, tensor, relu, parameters,
+  const cuda::NormSource source{x.data(), false, false};
+  set_first_block(kLastRow / (cuda::kThreads * 4 * 8));  // 4 vectors of 8 elements per thread
+  check(cuda::norm_act(x.data(), nullptr, y.data(), tensor, relu, parameters.data(), nullptr) == 0, "norm_act");
+  check(cuda::norm_act_backward(grad.data(), source, spread.data(), nullptr, tensor, relu, parameters.data(),
                                 nullptr) == 0,
         "norm_act_backward");
-  for (int64_t i = kLastRow; i < kHeight * kWidth; ++i) {
+  for (int64_t i = kLastRow; i < kLastRow + kRow; ++i) {
     check(read(y, i) == std::max(0.0, value(i, 0)), "norm_act: [%ld]", static_cast<long>(i));
     const double wanted = value(i, 0) <= 0 ? 0.0 : value(i, 1);
     check(read(spread, i) == wanted, "norm_act_backward: [%ld]", static_cast<long>(i));
   }
+
+  const int64_t chunk = last ? cuda::kDeepChunk : cuda::kPlaneChunk;
+  const int64_t chunks = tensor.chunks();
+  Buffer partial(DType::kFloat64, tensor.partials());
+  set_first_block(kLastRow / channels / chunk);
+  const auto check_chunk = [&](const char* kernel, double (*term)(int64_t)) {
+    for (int64_t c = 0; c < channels; ++c) {
+      double wanted = 0.0;
+      for (int64_t i = (chunks - 1) * chunk * channels + c; i < kLastRow + kRow; i += channels) wanted += term(i);
+      const double got = partial.get(DType::kFloat64, 2 * (chunks - 1) * channels + c);
+      check(close(got, wanted, 1e-6 * static_cast<double>(chunk)), "%s: the last sum is %g, not %g", kernel, got,
+            wanted);
+    }
+  };
+  Buffer sums(DType::kFloat64, 2 * channels), statistics(DType::kFloat32, 3 * channels);
+  auto* to = static_cast<double*>(partial.data());
+  auto* mean = static_cast<float*>(statistics.data());
+  check(cuda::norm_act_sums(grad.data(), source, tensor, relu, parameters.data(), to, static_cast<double*>(sums.data()),
+                            nullptr) == 0,
+        "norm_act_sums");
+  check_chunk("norm_act_sums", [](int64_t i) { return value(i, 0) <= 0 ? 0.0 : value(i, 1); });
+  check(cuda::norm_statistics(x.data(), tensor, 1, 1.0, to, mean, mean + channels, mean + 2 * channels, nullptr) == 0,
+        "norm_statistics");
+  check_chunk("norm_statistics", [](int64_t i) { return value(i, 0); });
   set_first_block(0);
 }
 
@@ -262,7 +290,8 @@ void test_huge_tensors() {
   test_huge_view(input, target, gradient, slope, signs);
   set_first_block(0);
   test_huge_map();
-  test_huge_image();
+  test_huge_image(1);
+  test_huge_image(8);
 }
 
 #endif

@@ -8,6 +8,16 @@
 namespace harness {
 namespace {
 
+// Elements between a 64-byte boundary and the start of each buffer.
+struct Offsets {
+  int64_t x;
+  int64_t residual;
+  int64_t grad;
+  int64_t out;  // the results, and the parameters
+};
+constexpr Offsets kAligned{0, 0, 0, 0};
+constexpr Offsets kUnaligned{1, 1, 1, 1};
+
 struct NormCase {
   int64_t batch;
   int64_t channels;
@@ -18,21 +28,22 @@ struct NormCase {
   bool is_output;
   bool through_statistics;
   bool affine;
+  Offsets offset = kUnaligned;
 };
 
 // All buffers of one case, and the expected results.
 class Norm {
  public:
-  Norm(DType type, const NormCase& one, int64_t offset)
+  Norm(DType type, const NormCase& one)
       : type_(type),
         wide_(arithmetic(type)),
         one_(one),
         image_(one.image),
         tensor_{one.batch, one.channels, one.image, one.channels_last, type},
         rows_(one.per_image ? one.batch : 1),
-        x_(filled(type, numel(), offset, Values::kEighths, 1)),
-        residual_(filled(type, numel(), offset, Values::kEighths, 2)),
-        grad_(filled(type, padded_numel(), offset, Values::kEighths, 3)),
+        x_(filled(type, numel(), one.offset.x, Values::kEighths, 1)),
+        residual_(filled(type, numel(), one.offset.residual, Values::kEighths, 2)),
+        grad_(filled(type, padded_numel(), one.offset.grad, Values::kEighths, 3)),
         mean_(wide_, rows_ * one.channels),
         rstd_(wide_, rows_ * one.channels),
         weight_(type, one.channels),
@@ -50,7 +61,7 @@ class Norm {
 
   void run() {
     test_statistics();
-    Buffer parameters(wide_, one_.batch * one_.channels * cuda::kNormParameters);
+    Buffer parameters(wide_, one_.batch * one_.channels * cuda::kNormParameters, one_.offset.out);
     test_forward(parameters);
     test_backward(parameters);
     for (const Buffer* buffer : {&x_, &residual_, &grad_, &mean_, &rstd_, &weight_, &bias_}) {
@@ -121,7 +132,7 @@ class Norm {
   // x plus a large mean, whose squares would cancel.
   void test_statistics() {
     const double large = type_ == DType::kFloat32 || type_ == DType::kFloat64 ? 4096.0 : 0.0;
-    Buffer x = copy_of(x_, type_, 0);
+    Buffer x = copy_of(x_, type_, one_.offset.x);
     for (int64_t i = 0; i < x.numel(); ++i) x.set(type_, i, x_.get(type_, i) + large);
     const int64_t count = rows_ * one_.channels;
     Buffer partial(DType::kFloat64, tensor_.partials());
@@ -154,7 +165,7 @@ class Norm {
     int error = cuda::norm_parameters(tensor_, inputs(), {nullptr, false, false}, nullptr, parameters.data(), nullptr);
     check(error == 0, "norm_parameters returns %d", error);
     for (const bool add : {false, true}) {
-      Buffer y(type_, padded_numel());
+      Buffer y(type_, padded_numel(), one_.offset.out);
       error = cuda::norm_act(x_.data(), add ? residual_.data() : nullptr, y.data(), tensor_, activation(),
                              parameters.data(), nullptr);
       check(error == 0, "norm_act returns %d", error);
@@ -173,7 +184,7 @@ class Norm {
   void test_backward(Buffer& parameters) {
     // The source: x, or the activated output, exact in double only.
     const DType type = type_;
-    Buffer output(type, numel());
+    Buffer output(type, numel(), one_.offset.x);
     std::vector<double> gathered(static_cast<size_t>(numel())), masked(gathered), centred(gathered);
     std::vector<double> sums(static_cast<size_t>(one_.batch * one_.channels)), products(sums);
     std::vector<double> shared(sums), shared_products(sums);
@@ -243,7 +254,7 @@ class Norm {
       error = cuda::norm_parameters(tensor_, inputs(), source, total, parameters.data(), nullptr);
       check(error == 0, "norm_parameters returns %d", error);
     }
-    Buffer grad_x(type, numel(), 1), grad_residual(type, numel());
+    Buffer grad_x(type, numel(), one_.offset.out), grad_residual(type, numel(), one_.offset.residual);
     error = cuda::norm_act_backward(grad_.data(), source, grad_x.data(), grad_residual.data(), tensor_, activation(),
                                     parameters.data(), nullptr);
     check(error == 0, "norm_act_backward returns %d", error);
@@ -287,6 +298,41 @@ void test_rows_that_are_too_long() {
   }
 }
 
+// Rounded sums show the order of addition. The last case has vectors across the border.
+void test_the_order_of_addition_does_not_depend_on_alignment() {
+  const NormCase cases[] = {{1, 2, {70, 80, 0, 0, 0, 0, 0, PaddingMode::kZero}, Activation::kNone, false},
+                            {1, 24, {20, 30, 0, 0, 0, 0, 0, PaddingMode::kZero}, Activation::kNone, true},
+                            {1, 2, {20, 40, 0, 3, 5, 1, 1, PaddingMode::kReflect}, Activation::kRelu, false}};
+  for (const DType type : kTypes) {
+    for (const NormCase& one : cases) {
+      set_case(describe("norm_act, order", type, std::to_string(one.channels), 0, Values::kRandom));
+      cuda::NormTensor tensor{1, one.channels, one.image, one.channels_last, type};
+      tensor.map.channels = one.channels_last ? one.channels : 1;
+      const int64_t pixels = one.image.padded_height() * one.image.padded_width();
+      const DType wide = arithmetic(type);
+      Buffer parameters = filled(wide, cuda::kNormParameters * one.channels, 0, Values::kRandom, 4);
+      std::vector<unsigned char> sums[2];
+      for (const int64_t offset : {0, 1}) {
+        Buffer x = filled(type, one.image.pixels() * one.channels, offset, Values::kRandom, 1);
+        Buffer grad = filled(type, pixels * one.channels, offset, Values::kRandom, 2);
+        Buffer partial(DType::kFloat64, tensor.partials()), total(DType::kFloat64, 2 * one.channels);
+        Buffer statistics(wide, 3 * one.channels);
+        auto* to = static_cast<double*>(partial.data());
+        auto* mean = static_cast<char*>(statistics.data());
+        const auto row = static_cast<int64_t>(size_of(wide)) * one.channels;
+        check(cuda::norm_statistics(x.data(), tensor, 1, 0.0, to, mean, mean + row, mean + 2 * row, nullptr) == 0,
+              "norm_statistics");
+        check(cuda::norm_act_sums(grad.data(), {x.data(), false, true}, tensor, {one.activation, 0.0},
+                                  parameters.data(), to, static_cast<double*>(total.data()), nullptr) == 0,
+              "norm_act_sums");
+        sums[offset] = statistics.bytes();
+        for (const unsigned char byte : total.bytes()) sums[offset].push_back(byte);
+      }
+      check(sums[0] == sums[1], "sums depend on the alignment");
+    }
+  }
+}
+
 }  // namespace
 
 void test_norm_act() {
@@ -297,8 +343,8 @@ void test_norm_act() {
   constexpr auto kNone = Activation::kNone;
   constexpr auto kRelu = Activation::kRelu;
   constexpr auto kLeaky = Activation::kLeakyRelu;
-  // Both layouts; several chunks of a map; rows longer than a block, and several rows of a block; more than 32
-  // channels; images smaller than their padding; empty ones.
+  // Both layouts, not aligned; rows longer than a block, and several rows of a block; more than 32 channels; images
+  // smaller than their padding; empty ones.
   const std::vector<NormCase> cases = {
       {2, 3, {5, 7, 0, 1, 2, 2, 1, kReflect}, kRelu, false, true, false, true, true},
       {2, 3, {5, 7, 0, 6, 2, 4, 4, kReflect}, kLeaky, true, true, false, true, false},
@@ -309,18 +355,38 @@ void test_norm_act() {
       {2, 35, {3, 40, 0, 0, 0, 0, 0, kReflect}, kRelu, true, false, true, false, false},
       {0, 3, {4, 4, 0, 1, 1, 1, 1, kReflect}, kRelu, true, true, false, true, true},
       {2, 3, {0, 4, 0, 1, 1, 1, 1, kZero}, kRelu, false, true, false, true, true},
+      // Planes in whole vectors: two chunks of a plane; padding that keeps the alignment, and that does not; planes of
+      // an odd number of pixels, of which every second one is not aligned; one buffer that is not aligned.
+      {1, 2, {130, 136, 0, 0, 0, 0, 0, kReflect}, kRelu, false, true, false, true, true, kAligned},
+      {2, 2, {12, 48, 0, 8, 16, 3, 2, kReflect}, kLeaky, false, true, true, true, true, kAligned},
+      {1, 3, {9, 63, 0, 1, 0, 2, 1, kReplicate}, kNone, false, true, false, true, false, kAligned},
+      {1, 3, {7, 51, 0, 0, 0, 0, 0, kZero}, kRelu, false, false, false, false, true, kAligned},
+      {1, 2, {3, 64, 0, 8, 8, 1, 0, kZero}, kRelu, false, true, false, true, true, {0, 1, 0, 0}},
+      {1, 2, {3, 64, 0, 0, 0, 0, 0, kZero}, kLeaky, false, true, false, true, true, {0, 0, 0, 1}},
+      // Channels in whole vectors: more than one group and a chunk of pixels, fewer than a group, of some dtypes only,
+      // and one buffer that is not aligned.
+      {1, 136, {15, 20, 0, 1, 1, 1, 1, kReflect}, kRelu, true, true, false, true, true, kAligned},
+      {2, 24, {9, 40, 0, 2, 1, 0, 3, kReplicate}, kLeaky, true, false, true, true, true, kAligned},
+      {1, 8, {40, 33, 0, 0, 0, 0, 0, kZero}, kNone, true, true, false, true, false, kAligned},
+      {2, 12, {6, 7, 0, 3, 2, 2, 1, kZero}, kRelu, true, true, false, false, true, kAligned},
+      {1, 16, {6, 7, 0, 1, 1, 1, 1, kReflect}, kRelu, true, true, false, true, true, {0, 1, 0, 0}},
+      {1, 16, {6, 7, 0, 1, 1, 1, 1, kReflect}, kRelu, true, true, false, true, true, {0, 0, 1, 0}},
+      {1, 16, {6, 7, 0, 1, 1, 1, 1, kReflect}, kRelu, true, true, false, true, true, {0, 0, 0, 1}},
   };
   for (const DType type : kTypes) {
     for (size_t k = 0; k < cases.size(); ++k) {
       const NormCase& one = cases[k];
+      if (uses_fewer_sizes() && k % 5 != 0) continue;  // leaves both layouts, aligned and not
       const std::string shape = std::to_string(one.batch) + "x" + std::to_string(one.channels) + "x" +
                                 std::to_string(one.image.height) + "x" + std::to_string(one.image.width);
-      set_case(describe("norm_act", type, shape, 1, Values::kEighths));
+      set_case(describe("norm_act", type, shape, one.offset.x, Values::kEighths));
       set_order(k % 2 == 0 ? Order::kForward : Order::kReversed);
-      Norm(type, one, 1).run();
+      Norm(type, one).run();
     }
   }
   set_order(Order::kForward);
+  // Last, because faults are built for float32 only, which the cases above begin with.
+  test_the_order_of_addition_does_not_depend_on_alignment();
 }
 
 }  // namespace harness
