@@ -101,8 +101,16 @@ def readable_name(symbol: str) -> str:
     return name.removesuffix("_kernel") + (f"<{', '.join(arguments)}>" if arguments else "")
 
 
+def _is_branch(instruction: Instruction) -> bool:
+    target = instruction.target or ""
+    return instruction.name == "BRA" or (instruction.name == "CALL" and target.startswith(".L_x_"))
+
+
 def parse_blocks(text: str) -> list[Block]:
-    """Split the instructions at labels and after branches. A call continues behind it; its target is not followed."""
+    """Split the instructions at labels and after branches. A call continues behind it; its target is not followed.
+
+    A call of a label within the kernel is a branch: ptxas ends some loops by one, from which nothing returns.
+    """
     starts: dict[str, int] = {}
     blocks = [Block([], [])]
     for match in _LABEL_OR_INSTRUCTION.finditer(text):
@@ -115,7 +123,7 @@ def parse_blocks(text: str) -> list[Block]:
         guarded = match["guard"] is not None or (target is not None and target.start() > 0)  # BRA P1, `(label)
         instruction = Instruction(match["opcode"], guarded, target[1] if target else None)
         blocks[-1].instructions.append(instruction)
-        if instruction.name in _LEAVES:
+        if instruction.name in _LEAVES or _is_branch(instruction):
             blocks.append(Block([], []))
     for index, block in enumerate(blocks):
         if not block.instructions:
@@ -123,9 +131,10 @@ def parse_blocks(text: str) -> list[Block]:
         last = block.instructions[-1]
         # BRA.DIV and BRA.CONV leave the path only in a warp whose threads have diverged, which these kernels avoid.
         diverged = last.opcode in ("BRA.DIV", "BRA.CONV")
-        if last.name == "BRA" and last.target in starts and not diverged:
+        leaves = last.name in _LEAVES or _is_branch(last)
+        if _is_branch(last) and last.target in starts and not diverged:
             block.successors.append(starts[last.target])
-        if (last.name not in _LEAVES or last.guarded or diverged) and index + 1 < len(blocks):
+        if (not leaves or last.guarded or diverged) and index + 1 < len(blocks):
             block.successors.append(index + 1)
     return blocks
 

@@ -53,7 +53,6 @@ class Work:
         moved: Bytes per element that the kernel must read and write.
         per_thread: Elements per thread.
         element: Bytes of an element; of two dtypes, of the smaller one.
-        vector: Whether whole chunks are accessed in vectors.
     """
 
     anchor: str
@@ -61,7 +60,6 @@ class Work:
     moved: float
     per_thread: float
     element: int
-    vector: bool = True
 
 
 def _vector(dtype: str) -> int:
@@ -119,23 +117,24 @@ def _relu_lpips(t: str, group: str, keep: str) -> Work:
 
 
 def _norm_statistics(t: str, last: str) -> Work:
-    return Work("LDG", SIZE[t], SIZE[t], _norm_chunk(last), SIZE[t], vector=False)
+    return Work("LDG", SIZE[t], SIZE[t], _norm_chunk(t, last), SIZE[t])
 
 
 def _norm_act_sums(t: str, last: str) -> Work:
-    return Work("LDG", 2 * SIZE[t], 2 * SIZE[t], _norm_chunk(last), SIZE[t], vector=False)
+    return Work("LDG", 2 * SIZE[t], 2 * SIZE[t], _norm_chunk(t, last), SIZE[t])
 
 
-def _norm_chunk(last: str) -> float:
-    return constant("kDeepChunk") * 32 / THREADS if last == "1" else constant("kPlaneChunk") / THREADS
+def _norm_chunk(t: str, last: str) -> float:
+    deep = constant("kDeepChunk") * constant("kChannelVectors") * (16 // SIZE[t])
+    return (deep if last == "1" else constant("kPlaneChunk")) / THREADS
 
 
-def _norm_act(t: str) -> Work:
-    return Work("STG", SIZE[t], 2 * SIZE[t], constant("kRowElements") / THREADS, SIZE[t], vector=False)
+def _norm_act(t: str, last: str) -> Work:
+    return Work("STG", SIZE[t], 2 * SIZE[t], constant("kLoads") * (16 // SIZE[t]), SIZE[t])
 
 
-def _norm_act_backward(t: str) -> Work:
-    return Work("STG", 2 * SIZE[t], 3 * SIZE[t], constant("kRowElements") / THREADS, SIZE[t], vector=False)
+def _norm_act_backward(t: str, last: str) -> Work:
+    return Work("STG", 2 * SIZE[t], 3 * SIZE[t], constant("kLoads") * (16 // SIZE[t]), SIZE[t])
 
 
 WORK: dict[str, Callable[..., Work]] = {
@@ -241,11 +240,7 @@ def main_path(kernel: Kernel, work: Work) -> Path:
     reachable = _closure([0], forward)
 
     def anchors(block: int) -> list[Instruction]:
-        return [
-            i
-            for i in kernel.blocks[block].instructions
-            if i.name == work.anchor and (work.vector or i.bytes == work.element)
-        ]
+        return [i for i in kernel.blocks[block].instructions if i.name == work.anchor]
 
     widths = [i.bytes for block in reachable for i in anchors(block)]
     if not widths:

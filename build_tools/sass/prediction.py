@@ -105,10 +105,23 @@ CASES = (
         LARGE,
         "finish_sum",
     ),
-    Case("norm_act, statistics", _all("norm_statistics<{t}, 0>"), LARGE, "finish_statistics"),
-    Case("norm_act, forward", _all("norm_act<{t}>"), LARGE),
-    Case("norm_act, sums of the backward", _all("norm_act_sums<{t}, 0>"), LARGE, "finish_gradient_sums"),
-    Case("norm_act, backward", _all("norm_act_backward<{t}>"), LARGE),
+    *(
+        case
+        for last, layout in enumerate(("contiguous", "channels-last"))
+        for case in (
+            Case(
+                f"norm_act, statistics, {layout}", _all(f"norm_statistics<{{t}}, {last}>"), LARGE, "finish_statistics"
+            ),
+            Case(f"norm_act, forward, {layout}", _all(f"norm_act<{{t}}, {last}>"), LARGE),
+            Case(
+                f"norm_act, sums of the backward, {layout}",
+                _all(f"norm_act_sums<{{t}}, {last}>"),
+                LARGE,
+                "finish_gradient_sums",
+            ),
+            Case(f"norm_act, backward, {layout}", _all(f"norm_act_backward<{{t}}, {last}>"), LARGE),
+        )
+    ),
 )
 
 

@@ -80,6 +80,18 @@ def test_the_main_path_is_the_loop_of_whole_chunks():
     assert (path.load, path.store, path.in_flight, path.loaded, path.local) == (16, 0, 32, 4, 0)
 
 
+def test_a_call_of_a_label_is_a_branch_and_other_calls_are_not_followed():
+    back_edge = "@!P0 BRA `(.L_x_1) ;\n.L_x_6"
+    assert back_edge in CODE
+    left_by = {
+        name: CODE.replace(back_edge, f"@P0 {name} `(.L_x_3) ;\n        /*0158*/  BRA `(.L_x_1) ;\n.L_x_6")
+        for name in ("BRA", "CALL.REL.NOINC")
+    }
+    assert main_path(kernel(left_by["CALL.REL.NOINC"]), WORK_OF_CODE) == main_path(kernel(left_by["BRA"]), WORK_OF_CODE)
+    function = CODE.replace("FADD R0, R4, R8", "CALL.REL.NOINC `($function)")
+    assert main_path(kernel(function), WORK_OF_CODE) == main_path(kernel(), WORK_OF_CODE)
+
+
 def test_spilled_registers_in_the_main_path_are_counted():
     assert main_path(kernel(CODE.replace("FADD R0, R4, R8", "STL [R1], R4")), WORK_OF_CODE).local == 1
     assert main_path(kernel(CODE.replace("MOV R1, R0", "STL [R1], R4")), WORK_OF_CODE).local == 0
