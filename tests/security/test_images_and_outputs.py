@@ -41,25 +41,23 @@ def test_every_supported_format_is_read_whatever_its_extension(tmp_path, suffix)
     assert read_image(tmp_path / "b.png").size == (4, 3)
 
 
-def test_a_small_file_is_not_scaled_to_a_huge_image(capsys, data_root, make_checkpoint, tmp_path):
-    """One column of 60000 pixels would be scaled to 1024x61440000."""
-    for kind in ("label", "inst"):
-        dtype = np.uint8 if kind == "label" else np.uint16
-        Image.fromarray(np.zeros((60_000, 1), dtype)).save(data_root / f"test_{kind}" / "x.png")
-    checkpoint = make_checkpoint(resize_or_crop="scale_width", loadSize=1024)
+def test_a_small_file_is_not_scaled_to_a_huge_image(capsys, data_root, make_checkpoint, tmp_path, monkeypatch):
+    """With a lower limit than Pillow's 89 million, to which 1x60000 pixels would be scaled by a width of 1024."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500_000)
+    for kind, dtype in (("label", np.uint8), ("inst", np.uint16)):
+        Image.fromarray(np.zeros((3000, 1), dtype)).save(data_root / f"test_{kind}" / "x.png")
+    size = {"resize_or_crop": "scale_width", "loadSize": 32}
     inputs = ["--input", data_root / "test_label", "--output", tmp_path / "out"]
-    fails(
-        capsys,
-        ["generate", "--checkpoint", checkpoint, *inputs],
-        "x.png is 1x60000",
-        "would be scaled to 1024x61440000",
-        "data.loadSize",
+    message = (
+        "x.png is 1x3000 (width x height) and would be scaled to 32x96000, which is more than the limit of 1000000"
     )
+    fails(capsys, ["generate", "--checkpoint", make_checkpoint(**size), *inputs], message, "data.loadSize")
     # Without the check before, too.
-    options = DataOptions(label_nc=4, resize_or_crop="scale_width", loadSize=1024)
+    options = DataOptions(label_nc=4, **size)
     dataset = PairedDataset(find_inputs(data_root / "test_label", options), options, 8, augment=False)
-    with pytest.raises(DataError, match="would be scaled to 1024x61440000"):
+    with pytest.raises(DataError, match="would be scaled to 32x96000"):
         dataset[0]
+    assert dataset[1]["input"].shape == (24, 32)
 
 
 @pytest.mark.parametrize("link", ["out/x.png", "out/images", "out/index.html"])
