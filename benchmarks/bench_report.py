@@ -6,8 +6,9 @@
     python benchmarks/bench_report.py --measure lpips --full  also what takes long: LPIPS of 8 images of 512x512
 
 ``make bench-report`` measures everything but what takes long. The documents contain each table between two comments,
-``<!-- table: NAME -->`` and ``<!-- end of table -->``, and only that part is rewritten. The tables ``lean`` and
-``largest`` come from files that lean.py and largest_image.py wrote; these are not measured again.
+``<!-- table: NAME -->`` and ``<!-- end of table -->``, and only that part is rewritten. The tables ``lean``,
+``largest`` and ``convergence`` come from files that lean.py, largest_image.py and convergence.py wrote; these are not
+measured again.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+import paired_differences  # noqa: E402
 import report_charts as charts  # noqa: E402
 import report_tables as report  # noqa: E402
 
@@ -65,6 +67,7 @@ FILES = {
     "step": ("report_step.json", report.Document),
     "cost": ("report_cost.json", report.Results),
     "lean": ("lean_cpu.json", report.Document),
+    "convergence": ("convergence.json", report.Document),
     "largest": ("largest_image_cpu.json", report.Document),
     "largest, local": ("largest_image_local_cpu.json", report.Document),
 }
@@ -77,6 +80,7 @@ TABLES = {
     "step": (report.step_table, ("step",), True),
     "largest": (report.largest_table, ("largest", "largest, local"), True),
     "lean": (report.lean_table, ("lean",), True),
+    "convergence": (paired_differences.report, ("convergence",), True),
     "cost over size": (report.cost_size_table, ("cost",), False),
     "cost": (report.cost_scaling_table, ("cost",), True),
 }
