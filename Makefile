@@ -6,10 +6,11 @@ DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 # Suites for every change, and texts whose spelling is checked.
 FAST := tests/budgets tests/ops/test_multi_l1.py tests/ops/test_pointwise.py tests/losses/test_gan.py \
 	tests/losses/test_feature_matching.py tests/losses/test_objective.py tests/models tests/test_files.py
-PROSE := README.md CONTRIBUTING.md CHANGELOG.md docs examples pix2pixhd csrc tests benchmarks build_tools setup.py Makefile .github
+PROSE := README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md docs examples pix2pixhd csrc tests benchmarks build_tools setup.py Makefile .github
+PYTHONS := pix2pixhd build_tools benchmarks examples setup.py
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help demo test test-fast build docs gpu lint format sanitize bench bench-report clean
+.PHONY: help demo test test-fast build docs gpu lint audit format sanitize bench bench-report clean
 
 help:
 	@echo "make demo       set everything up, build, train on photographs, write results to demo_out/"
@@ -17,7 +18,8 @@ help:
 	@echo "make test-fast  the tests of operators, losses and models, in under 90 seconds"
 	@echo "make build      rebuild the extension after a change in csrc/"
 	@echo "make docs       build the documentation in site/"
-	@echo "make lint       ruff, mypy, imports, clang-format, spelling, wording, documentation"
+	@echo "make lint       ruff, mypy, bandit, imports, clang-format, spelling, wording, documentation"
+	@echo "make audit      look for known vulnerabilities in the dependencies; needs PyPI"
 	@echo "make format     rewrite the sources in the project's format"
 	@echo "make sanitize   run the operators' tests with AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench      run the benchmark suite on this machine"
@@ -74,11 +76,15 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(PYTHONS)
 	$(BIN)/lint-imports --config pyproject.toml
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 	$(BIN)/codespell $(PROSE)
 	$(BIN)/python -m build_tools.check_prose
 	$(DOCS)
+
+audit: $(VENV)/.dev
+	$(BIN)/python -m build_tools.audit
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -6,8 +6,9 @@
     python benchmarks/bench_report.py --measure lpips --full  also what takes long: LPIPS of 8 images of 512x512
 
 ``make bench-report`` measures everything but what takes long. The documents contain each table between two comments,
-``<!-- table: NAME -->`` and ``<!-- end of table -->``, and only that part is rewritten. The tables ``lean`` and
-``largest`` come from files that lean.py and largest_image.py wrote; these are not measured again.
+``<!-- table: NAME -->`` and ``<!-- end of table -->``, and only that part is rewritten. The tables ``lean``,
+``largest`` and ``convergence`` come from files that lean.py, largest_image.py and convergence.py wrote; these are not
+measured again.
 """
 
 import argparse
@@ -15,13 +16,14 @@ import json
 import pathlib
 import re
 import shlex
-import subprocess
+import subprocess  # nosec B404 # runs the benchmarks
 import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+import paired_differences  # noqa: E402
 import report_charts as charts  # noqa: E402
 import report_tables as report  # noqa: E402
 
@@ -65,6 +67,7 @@ FILES = {
     "step": ("report_step.json", report.Document),
     "cost": ("report_cost.json", report.Results),
     "lean": ("lean_cpu.json", report.Document),
+    "convergence": ("convergence.json", report.Document),
     "largest": ("largest_image_cpu.json", report.Document),
     "largest, local": ("largest_image_local_cpu.json", report.Document),
 }
@@ -77,6 +80,7 @@ TABLES = {
     "step": (report.step_table, ("step",), True),
     "largest": (report.largest_table, ("largest", "largest, local"), True),
     "lean": (report.lean_table, ("lean",), True),
+    "convergence": (paired_differences.report, ("convergence",), True),
     "cost over size": (report.cost_size_table, ("cost",), False),
     "cost": (report.cost_scaling_table, ("cost",), True),
 }
@@ -134,7 +138,8 @@ def measure(name, full=False, folder=RESULTS):
         output = pathlib.Path(scratch) / "results.json"
         for command in COMMANDS[name] + (LONG.get(name, []) if full else []):
             print("$", command, flush=True)
-            subprocess.run(command_line(command, output), check=True, cwd=ROOT)
+            words = command_line(command, output)
+            subprocess.run(words, check=True, cwd=ROOT)  # nosec B603 # constants of this file
             runs.append(json.loads(output.read_text()))
     document = runs[0] if len(runs) == 1 else runs
     (folder / FILES[name][0]).write_text(json.dumps(document, indent=1) + "\n")

@@ -21,6 +21,7 @@ __all__ = [
     "MARK",
     "Record",
     "check_apart",
+    "check_inside",
     "check_replaceable",
     "check_writable",
     "is_own",
@@ -156,6 +157,30 @@ def check_apart(
                     f"{option}: {output} {where} {path}, which is read ({name}); choose a folder outside the input"
                 )
         apart.update(resolved.parents)
+
+
+def check_inside(paths: Iterable[pathlib.Path], folder: pathlib.Path, option: str = "--output") -> None:
+    """Checks that files whose names come from other files are written to a folder, not outside of it.
+
+    A symbolic link in the folder could redirect them; the folder itself may be one.
+
+    Args:
+        paths: The files that will be written.
+        folder: The folder.
+        option: The option that specifies the folder, for the message.
+
+    Raises:
+        InputError: If one of the files would be outside.
+    """
+    # Not `Path.resolve`, which raises different errors for circular links in different versions of Python.
+    root = os.path.realpath(folder)
+    for path in paths:
+        found = os.path.realpath(path)
+        if os.path.commonpath([root, found]) != root:
+            raise InputError(
+                f"{option}: {path} would be written to {found}, outside of {folder}; remove the symbolic link, or "
+                "choose another folder"
+            )
 
 
 def _check_one(path: pathlib.Path, force: bool) -> None:

@@ -36,6 +36,9 @@ _MATTERS: dict[str, Callable[[str], bool]] = {
 }
 
 
+_MAX_BYTES = 2**20  # NVIDIA's code writes 2 kB
+
+
 def read_options(path: pathlib.Path) -> dict[str, str]:
     """Reads the options of an ``opt.txt`` as strings.
 
@@ -53,10 +56,13 @@ def read_options(path: pathlib.Path) -> dict[str, str]:
         '64'
     """
     try:
-        lines = path.read_text().splitlines()
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_BYTES + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give the opt.txt of a run of NVIDIA's code") from None
-    pairs = (line.partition(": ") for line in lines if not line.startswith("--"))
+    if len(text) > _MAX_BYTES:
+        raise InputError(f"{path}: not an opt.txt of NVIDIA's code, which has 2 kB, not more than {_MAX_BYTES} bytes")
+    pairs = (line.partition(": ") for line in text.splitlines() if not line.startswith("--"))
     options = {name.strip(): value.strip() for name, colon, value in pairs if colon}
     if not {"netG", "label_nc", "ngf"} <= set(options):
         raise InputError(f"{path}: not an opt.txt of NVIDIA's code, which has lines such as 'ngf: 64'")
@@ -97,6 +103,14 @@ class _Options:
         except ValueError:
             self._refuse("gpu_ids", "a list of GPU ids, such as [0, 1]", text)
         return [index for index in ids if index >= 0]
+
+    def run_name(self) -> str:
+        """Returns the name of the run, which is a folder inside of ``checkpoints_dir``."""
+        text = self.given.get("name", "pix2pixhd")
+        parts = pathlib.PurePath(text).parts
+        if not parts or pathlib.PurePath(text).is_absolute() or ".." in parts:
+            self._refuse("name", "the name of a folder inside of checkpoints_dir", text)
+        return text
 
     def like(self, name: str, default: object) -> Any:
         """Returns an option as a value of the default's type."""
@@ -163,9 +177,7 @@ def _same_names(options: _Options) -> dict[str, Any]:
 def _other_names(options: _Options) -> dict[str, Any]:
     weight = options.number("lambda_feat", 10.0)
     values: dict[str, Any] = {
-        RENAMED["name"]: str(
-            pathlib.Path(options.given.get("checkpoints_dir", "runs")) / options.given.get("name", "pix2pixhd")
-        ),
+        RENAMED["name"]: str(pathlib.Path(options.given.get("checkpoints_dir", "runs")) / options.run_name()),
         "loss.preset": "nvidia",
         # NVIDIA's code weights both terms by lambda_feat.
         "loss.lambda_feat": weight,
@@ -213,4 +225,5 @@ def as_text(path: pathlib.Path) -> str:
     """
     config, notes = to_config(path)
     comments = [f"# {name}: {note}" for name, note in notes.items()]
-    return "\n".join([f"# from {path}", *comments, config_text(config)])
+    source = " ".join(str(path).splitlines())  # a line break in the name would end the comment
+    return "\n".join([f"# from {source}", *comments, config_text(config)])

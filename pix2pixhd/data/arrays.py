@@ -13,7 +13,17 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-__all__ = ["ArrayError", "ChannelStack", "load_array"]
+__all__ = ["ArrayError", "ChannelStack", "load_array", "pixel_limit"]
+
+
+def pixel_limit() -> float:
+    """Maximum number of pixels of an image: Pillow's limit, twice ``Image.MAX_IMAGE_PIXELS``.
+
+    Example:
+        >>> pixel_limit() > 16384 * 8192
+        True
+    """
+    return math.inf if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
 
 
 class ArrayError(ValueError):
@@ -131,9 +141,8 @@ def load_array(path: pathlib.Path, channels: int) -> ChannelStack:
                 f"must contain an array [height, width, {channels}] of uint8, got {list(full)} of {dtype}; save it "
                 "again, or set data.input_nc and data.output_nc to its number of channels"
             )
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and full[0] * full[1] > 2 * limit:
-            raise ArrayError(f"has {full[1]}x{full[0]} pixels, more than the limit of {2 * limit}; scale it down")
+        if full[0] * full[1] > pixel_limit():
+            raise ArrayError(f"has {full[1]}x{full[0]} pixels, more than the limit of {pixel_limit()}; scale it down")
         file.seek(0)
         array = np.lib.format.read_array(file, allow_pickle=False).reshape(full)
     return ChannelStack(tuple(Image.fromarray(np.ascontiguousarray(array[..., k])) for k in range(channels)))

@@ -13,7 +13,7 @@ from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.data.facts import FactsCache, FileFacts, Role
 from pix2pixhd.data.folders import Pair
 from pix2pixhd.data.problems import DataError, Problem, display, raise_problems
-from pix2pixhd.data.rules import batch_problem, geometry_problem, label_problem, size_problem
+from pix2pixhd.data.rules import area_problem, batch_problem, geometry_problem, label_problem, size_problem
 from pix2pixhd.data.transforms import Size, output_size
 
 __all__ = ["Survey", "check_pairs", "survey"]
@@ -105,6 +105,7 @@ def _input_problems(
 ) -> list[Problem]:
     found = [
         label_problem(pair.input, facts.low, facts.high, options.label_nc, trained) if options.label_nc else None,
+        area_problem(pair.input, facts.size, options, multiple),
         geometry_problem(pair.input, facts.size, options, multiple) if crops else None,
     ]
     return [problem for problem in found if problem is not None]

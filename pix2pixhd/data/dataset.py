@@ -16,7 +16,7 @@ from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.data.folders import Pair
 from pix2pixhd.data.images import LoadedImage, image_to_tensor, read_image, read_index_map
 from pix2pixhd.data.problems import DataError, Problem
-from pix2pixhd.data.rules import geometry_problem, label_problem, size_problem
+from pix2pixhd.data.rules import area_problem, geometry_problem, label_problem, size_problem
 from pix2pixhd.data.transforms import Geometry, Size, draw_geometry, scaled_size
 
 __all__ = ["EpochSampler", "PairedDataset", "Sample"]
@@ -82,11 +82,12 @@ class PairedDataset(Dataset[Sample]):
         return PairedDataset(self.pairs, self.options, self.multiple, augment=False)
 
     def _geometry(self, pair: Pair, size: Size, key: int) -> Geometry:
+        _raise(area_problem(pair.input, size, self.options, self.multiple))
         if self.augment:
             _raise(geometry_problem(pair.input, size, self.options, self.multiple))
             # A string seed is hashed as a whole. With the sum of two integers, (seed, key + 1) and (seed + 1, key)
             # would have the same augmentation.
-            return draw_geometry(size, self.options, self.multiple, random.Random(f"{self.seed}:{key}"))
+            return draw_geometry(size, self.options, self.multiple, random.Random(f"{self.seed}:{key}"))  # nosec B311 # crops and flips
         return Geometry(scaled_size(size, self.options, self.multiple))
 
     def __getitem__(self, key: int) -> Sample:
@@ -161,7 +162,7 @@ class EpochSampler(Sampler[int]):
         """Yields the indices of this epoch."""
         order = list(range(self.length))
         if self.shuffle:
-            random.Random(f"{self.seed}:{self.epoch}").shuffle(order)
+            random.Random(f"{self.seed}:{self.epoch}").shuffle(order)  # nosec B311 # the order of images
         share = [order[k % self.length] for k in range(self.rank, len(self) * self.processes, self.processes)]
         skip, self.skip = self.skip, 0
         return iter([self.epoch * self.length + i for i in share[skip:]])

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from pix2pixhd.data.arrays import ArrayError, ChannelStack, load_array
+from pix2pixhd.data.arrays import ArrayError, ChannelStack, load_array, pixel_limit
 from pix2pixhd.data.problems import DataError, Problem, display
 from pix2pixhd.files import MARK, replacing
 
@@ -28,6 +28,10 @@ __all__ = [
     "save_png",
     "tensor_to_image",
 ]
+
+# Pillow's formats of the supported extensions. Pillow selects the format by a file's contents, whatever its name, and
+# would start Ghostscript for the program in an EPS file named .png.
+_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")
 
 # Pillow's modes of label and instance maps, and of images with more than 8 bits per channel.
 _INDEX_MODES = {"1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N"}
@@ -82,21 +86,24 @@ def _open(path: pathlib.Path) -> Image.Image:
     try:
         # Given a file name, Pillow memory-maps uncompressed images. For TIFFs with an EXIF orientation it then uses the
         # width after rotation as the row length, which scrambles the pixels. An open file avoids this.
-        with path.open("rb") as file, Image.open(file) as image:
+        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
             image.load()
             _apply_orientation(image)
             loaded: Image.Image = image
     except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise _refused(
-            path, f"has more than {limit} pixels according to its header, the limit; replace it or scale it down"
+            path,
+            f"has more than {pixel_limit()} pixels according to its header, the limit; replace it or scale it down",
         ) from None
     # Pillow raises many kinds of errors for damaged files: SyntaxError for a bad PNG chunk, struct.error, zlib.error, …
     except Exception as error:
         access = _access_problem(path, error) if isinstance(error, OSError) else None
         if access is None and isinstance(error, OSError) and path.is_file() and path.stat().st_size == 0:
             access = "is empty (0 bytes); replace it"
-        reason = f"cannot be read ({error or type(error).__name__}); the file is damaged or not an image, replace it"
+        what = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            what = "not a PNG, JPEG, BMP, PPM, TIFF or WebP image"
+        reason = f"cannot be read ({what}); the file is damaged or not an image, replace it"
         raise _refused(path, access or reason) from None
     if 0 in loaded.size:
         raise _refused(path, f"has no pixels ({loaded.width}x{loaded.height}); replace it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 
 from pix2pixhd.errors import InputError
@@ -58,13 +59,16 @@ class DataError(InputError):
 
 
 def display(path: os.PathLike[str] | str) -> str:
-    """Converts a path to text that can be printed anywhere. Bytes that are not valid UTF-8 become ``\\xNN``.
+    """Converts a path to text that can be printed anywhere.
+
+    Bytes that are not valid UTF-8 and control characters, which terminals execute, become ``\\xNN``.
 
     Example:
         >>> display(os.fsdecode(b"caf\\xe9.png"))
         'caf\\\\xe9.png'
     """
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def grouped(problems: Sequence[Problem], everything: str = "") -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pathlib
 
 from pix2pixhd.config.schema import DataOptions
+from pix2pixhd.data.arrays import pixel_limit
 from pix2pixhd.data.problems import Problem, display
-from pix2pixhd.data.transforms import Size, output_size
+from pix2pixhd.data.transforms import Size, output_size, scaled_size
 from pix2pixhd.errors import InputError
 
-__all__ = ["batch_problem", "geometry_problem", "label_problem", "size_problem"]
+__all__ = ["area_problem", "batch_problem", "geometry_problem", "label_problem", "size_problem"]
 
 _DIFFERENT_SIZES = "files that differ in size within a sample"
 _UNUSABLE_SIZES = "sizes that cannot be trained on"
@@ -56,6 +57,23 @@ def size_problem(path: pathlib.Path, size: Size, input_path: pathlib.Path, input
         _DIFFERENT_SIZES,
         f"{display(path)} is {size[0]}x{size[1]} (width x height), but {display(input_path)} is "
         f"{input_size[0]}x{input_size[1]}; the files of a sample must have equal sizes: resize or replace one of them",
+        display(path),
+    )
+
+
+def area_problem(path: pathlib.Path, size: Size, options: DataOptions, multiple: int) -> Problem | None:
+    """Checks that an image is not scaled to more pixels than an image file may have.
+
+    A file of a few bytes can have one column of a hundred thousand pixels, which ``scale_width`` would make a thousand
+    times as wide and as high.
+    """
+    width, height = scaled_size(size, options, multiple)
+    if width * height <= max(pixel_limit(), size[0] * size[1]):
+        return None
+    return Problem(
+        _UNUSABLE_SIZES,
+        f"{display(path)} is {size[0]}x{size[1]} (width x height) and would be scaled to {width}x{height}, which is "
+        f"more than the limit of {pixel_limit()} pixels; replace it, or change data.loadSize or data.resize_or_crop",
         display(path),
     )
 

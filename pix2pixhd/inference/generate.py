@@ -26,7 +26,7 @@ from pix2pixhd.data import (
 from pix2pixhd.data.images import image_path
 from pix2pixhd.data.problems import Problem, display, raise_problems
 from pix2pixhd.errors import InputError
-from pix2pixhd.files import check_apart, check_replaceable, check_writable
+from pix2pixhd.files import check_apart, check_inside, check_replaceable, check_writable
 from pix2pixhd.inference.instance_features import FeatureClusters, encode_image
 from pix2pixhd.inference.padding import generate_padded
 from pix2pixhd.reporting.metrics import image_metrics
@@ -146,8 +146,11 @@ def _outputs(target: pathlib.Path, pairs: list[Pair], channels: int, page: bool)
     return images + (page_files(target, names, columns) if page else [])
 
 
-def _check_outputs(outputs: list[pathlib.Path], inputs: Mapping[str, list[pathlib.Path | None]], force: bool) -> None:
-    """Checks that no input and no file of another program would be replaced, and that no file is written twice."""
+def _check_outputs(
+    outputs: list[pathlib.Path], target: pathlib.Path, inputs: Mapping[str, list[pathlib.Path | None]], force: bool
+) -> None:
+    """Checks that all files are in the folder, that no input and no other program's file would be replaced."""
+    check_inside(outputs, target)
     check_apart(outputs, inputs)
     twice = [path for path, count in collections.Counter(outputs).items() if count > 1]
     if twice:
@@ -220,7 +223,7 @@ def generate_folder(
         pairs = _with_images(pairs, real, "--real")
     read["input"] = [path for pair in pairs for path in (pair.input, pair.instance, pair.image)]
     read["checkpoint and features"] = list(files_read)
-    _check_outputs(_outputs(target, pairs, data.output_nc, page), read, force)
+    _check_outputs(_outputs(target, pairs, data.output_nc, page), target, read, force)
     check_writable(target, "--output")
     with progress_bar("checking", len(pairs), progress) as advance:
         check_pairs(pairs, data, generator.model.multiple, training=False, on_checked=advance, trained=True)

@@ -10,6 +10,7 @@ import dataclasses
 import pathlib
 import random
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,6 +32,9 @@ _Array = NDArray[np.float32]
 
 # Smaller instances are not representative of a class's appearance. The threshold, a fraction of the image, is NVIDIA's.
 _MIN_AREA = 1 / 64
+
+# Maximum size of all styles of a file; 35 classes with 10 styles of 3 features have 4 kB.
+_MAX_BYTES = 2**28
 
 
 NO_ENCODER = (
@@ -141,6 +145,10 @@ class FeatureClusters:
             InputError: If the file is missing or has other contents.
         """
         try:
+            with zipfile.ZipFile(path) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+            if size > _MAX_BYTES:
+                raise ValueError(f"its arrays have {size} bytes, more than the limit of {_MAX_BYTES}")
             with np.load(path, allow_pickle=False) as arrays:
                 centers = {_label(name): arrays[name] for name in arrays.files}
             widths = {_feature_count(name, center) for name, center in centers.items()}
@@ -191,7 +199,7 @@ class FeatureClusters:
         Returns:
             Features ``[F, H, W]``.
         """
-        rng = random.Random(f"looks:{seed}")  # changing the prefix would change the styles that a seed selects
+        rng = random.Random(f"looks:{seed}")  # changing the prefix would change the styles that a seed selects  # nosec B311 # a choice of styles
         instances = _instances(sample, generator)
         mean = np.concatenate(list(self.centers.values())).mean(axis=0)
         known = (self.centers.get(label) for label in instances.labels.tolist())

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 import pathlib
-import pickle
+import pickle  # nosec B403 # only for its exception
 import re
 import warnings
+import zipfile
 
 import torch
 
-__all__ = ["check_file", "imagenet_weights", "read_weights", "warn_of_random_weights", "weights_of_file"]
+__all__ = [
+    "check_file",
+    "download_weights",
+    "imagenet_weights",
+    "read_weights",
+    "warn_of_random_weights",
+    "weights_of_file",
+]
 
 _OFFLINE = """the ImageNet weights of {network} could not be downloaded: {error}
 Put the file {name} ({size} MB, from {url}) at
@@ -29,11 +37,30 @@ def read_weights(path: pathlib.Path, mapped: bool = False) -> object:
     Raises:
         ValueError: If the file is damaged or contains anything else; the message is only the reason.
     """
+    _check_archive(path)
     try:
         content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damaged files fail in many ways: zip, pickle, struct, EOF
         raise ValueError(_failure(error)) from error
     return content
+
+
+def _check_archive(path: pathlib.Path) -> None:
+    """Check that reading an archive needs no more memory than its size.
+
+    Raises:
+        ValueError: If its entries are compressed, or share their bytes.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, NotImplementedError):
+        return  # torch reports the reason
+    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+    if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError("its entries are compressed or overlap, which torch.save never writes; save the weights again")
 
 
 def _failure(error: Exception) -> str:
@@ -86,6 +113,35 @@ def imagenet_weights(network: str, caller: str, argument: str) -> object:
             )
         ) from error
     return state
+
+
+def download_weights(url: str) -> pathlib.Path:
+    """Download weights into torch.hub's folder, unless they are there, and return the file.
+
+    Its name ends with the first digits of its SHA-256, which a download must have. The file contains no code.
+
+    Raises:
+        OSError: If it cannot be downloaded.
+        RuntimeError: If the download has another hash.
+        ValueError: If the file contains anything but weights.
+
+    Example:
+        >>> download_weights("https://example.org/vgg19-dcbb9e9d.pth")  # doctest: +SKIP
+        PosixPath('/home/me/.cache/torch/hub/checkpoints/vgg19-dcbb9e9d.pth')
+    """
+    name = pathlib.PurePosixPath(url).name
+    digits = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
+    if digits is None:
+        raise ValueError(f"{url} cannot be verified, because the name of the file does not contain its hash")
+    path = pathlib.Path(torch.hub.get_dir(), "checkpoints", name)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=digits[1])
+    try:
+        read_weights(path)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return path
 
 
 def check_file(

@@ -15,6 +15,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from pix2pixhd.errors import InputError
 from pix2pixhd.losses import LPIPS
 from pix2pixhd.losses.perceptual_inputs import ImageSizeError
+from pix2pixhd.models.weights import download_weights
 
 __all__ = ["IMAGE_METRICS", "build_metrics", "image_metrics", "update_metrics"]
 
@@ -29,7 +30,19 @@ class _FID(FrechetInceptionDistance):
     """FID that returns NaN with a warning for fewer than two images; torchmetrics raises an error.
 
     A single validation image, or ``trainer.limit_val_batches: 1``, should not stop a run after its first epoch.
+
+    Args:
+        feature: Number of Inception's features, or a network.
+        **options: See torchmetrics.
     """
+
+    def __init__(self, feature: int | torch.nn.Module = 2048, **options: Any) -> None:
+        if isinstance(feature, int):
+            # torch-fidelity would download the weights without checking their hash, and execute code in the file.
+            from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+            download_weights(URL_INCEPTION_V3)
+        super().__init__(feature=feature, **options)
 
     def compute(self) -> Tensor:
         """Computes the FID of all images of all processes."""

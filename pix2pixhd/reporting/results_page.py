@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.data import Sample, save_image
-from pix2pixhd.files import MARK, check_replaceable, write_text
+from pix2pixhd.files import MARK, check_inside, check_replaceable, write_text
 from pix2pixhd.reporting.image_grid import colorize
 from pix2pixhd.reporting.metrics import IMAGE_METRICS
 
@@ -68,7 +68,8 @@ def write_page(
         The path of the page.
 
     Raises:
-        InputError: If a file cannot be written, or if it exists and may not be replaced.
+        InputError: If a file cannot be written, if it exists and may not be replaced, or if a name leads out of the
+            folder.
 
     Example:
         >>> write_page(pathlib.Path("results"), "test", [])  # doctest: +SKIP
@@ -79,6 +80,7 @@ def write_page(
         paths = {}
         for column, image in images.items():
             path = _image_file(name, column)
+            check_inside([folder / path], folder, str(folder))
             save_image(viewable(image), folder / path, force=force)
             paths[column] = path.as_posix()
         columns = list(images)

@@ -34,7 +34,7 @@ class ImagePool:
         if size < 0:
             raise ValueError(f"size must be at least 0, got {size}")
         self.size = size
-        self._random = random.Random(f"pool:{seed}")
+        self._random = random.Random(f"pool:{seed}")  # nosec B311 # a choice of images
         self._stored: list[Tensor] = []
 
     def query(self, inputs: Tensor) -> Tensor:

@@ -78,6 +78,14 @@ def folder(tmp_path):
                 }
             },
         },
+        "convergence": {
+            "machine": MACHINE,
+            "runs": [
+                {"case": "paper", "seed": seed, "implementation": name, "steps": 160, "L1": 0.25 + x, "SSIM": 0.5 - x}
+                for seed in range(3)
+                for name, x in (("fused", 0.01 * seed), ("plain", 0.02), ("rounded", 0.01))
+            ],
+        },
         "largest": {
             "machine": MACHINE,
             "limits_gb": [8.0, 24.0],
@@ -162,6 +170,13 @@ def test_the_tables_of_earlier_measurements_show_shares_and_what_is_not_certain(
     assert tables["lean"].endswith("Measured on 2026-01-02: `lean.py`.")
     assert cells(tables["largest"], "global generator") == ["–", "1024×512", "≈ 2048×1024"]
     assert cells(tables["largest"], "local enhancer") == ["512×256", "≥ 1024×512", "–"]
+
+
+def test_the_table_of_the_trainings_has_paired_differences(tables):
+    # Differences of -0.02, -0.01 and 0; t = 4.303 with two degrees of freedom, times 0.01 / sqrt(3).
+    assert cells(tables["convergence"], "paper")[:3] == ["3", "0.270 (± 0.000)", "-0.010 ± 0.025"]
+    assert "Over all 3 pairs of trainings" in tables["convergence"]
+    assert "9 trainings of 160 steps." in tables["convergence"]
 
 
 def test_a_ratio_that_varies_is_not_printed_as_a_measurement():
