@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import re
 import warnings
+import zipfile
 
 import torch
 
@@ -23,17 +24,33 @@ def read_weights(path: pathlib.Path, mapped: bool = False) -> object:
     """Read a file written by ``torch.save``: tensors, numbers, strings and containers of them, never code.
 
     Args:
-        path: The file.
-        mapped: Whether tensors are memory-mapped and read on access. Files in torch's legacy format do not support it.
+        path: The file, which is read once to verify its checksums. Files in torch's legacy format have none.
+        mapped: Whether tensors are memory-mapped, so that only those that are used take up memory. Files in torch's
+            legacy format do not support it.
 
     Raises:
         ValueError: If the file is damaged or contains anything else; the message is only the reason.
     """
     try:
+        _verify_checksums(path)
         content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damaged files fail in many ways: zip, pickle, struct, EOF
         raise ValueError(_failure(error)) from error
     return content
+
+
+def _verify_checksums(path: pathlib.Path) -> None:
+    """Verify the checksums that ``torch.save`` writes, which ``torch.load`` ignores.
+
+    Raises:
+        RuntimeError: If a part of the file does not match its checksum.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        # torch.serialization.set_crc32_options(False) writes zeros.
+        if any(entry.CRC for entry in archive.infolist()) and (damaged := archive.testzip()) is not None:
+            raise RuntimeError(f"it is damaged: {damaged} does not match its checksum")
 
 
 def _failure(error: Exception) -> str:
