@@ -23,6 +23,7 @@ from pix2pixhd.config.schema import (
     TrainConfig,
 )
 from pix2pixhd.config.schema.trainer import TrainerOptions
+from pix2pixhd.config.yaml_file import check_file
 from pix2pixhd.errors import InputError
 
 __all__ = ["SECTIONS", "absolute_paths", "build_parser", "config_text", "parse_train"]
@@ -75,33 +76,6 @@ def _shipped(name: str) -> str:
     raise InputError(f"--config: {name} {what}; give the path of a YAML file, or the name of a shipped one: {known}")
 
 
-def _check_file(name: str) -> None:
-    """Checks that a YAML file holds sections of options. Errors of YAML itself are left to the parser.
-
-    Raises:
-        InputError: If it is not text, is empty, or has something else in place of a section.
-    """
-    try:
-        content = yaml.safe_load(pathlib.Path(name).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--config: {name} cannot be read ({error}); give a YAML file in UTF-8") from None
-    except yaml.YAMLError:
-        return
-    sections = ", ".join((*SECTIONS, "trainer"))
-    if not isinstance(content, dict):
-        found = "is empty" if content is None else f"holds {content!r:.60}"
-        raise InputError(f"--config: {name} {found}; expected a YAML file with some of the sections {sections}")
-    for section in (*SECTIONS, "trainer"):
-        value = content.get(section, {})
-        # Text is the name of a file with the section.
-        if not isinstance(value, (dict, str)):
-            found = "nothing" if value is None else f"{value!r:.60}"
-            raise InputError(
-                f"--config: {name}: section {section} must hold options, got {found}; remove it, or write its options "
-                "indented below it"
-            )
-
-
 def _with_config(argv: Sequence[str]) -> tuple[list[str], str]:
     """Moves ``--config`` to the front so that all other options override it; also returns the file's name.
 
@@ -120,7 +94,7 @@ def _with_config(argv: Sequence[str]) -> tuple[list[str], str]:
         saved = pathlib.Path(parser.parse_known_args(others)[0].output) / "config.yaml"
         files = [str(saved)] if saved.is_file() else []
     for file in files:
-        _check_file(file)
+        check_file(file, (*SECTIONS, "trainer"))
     return [*(f"--config={file}" for file in files), *others], files[-1] if files else "the configuration"
 
 
