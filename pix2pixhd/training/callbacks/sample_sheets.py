@@ -12,9 +12,10 @@ from pix2pixhd.data.images import tensor_to_image
 from pix2pixhd.errors import InputError
 from pix2pixhd.reporting.image_grid import image_grid
 from pix2pixhd.reporting.results_page import sample_images, viewable
-from pix2pixhd.training.loggers import log_samples, logger_errors
+from pix2pixhd.training.loggers import log_samples
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.progress_counters import finished_steps, trial_batches
+from pix2pixhd.training.tolerant_loggers import logger_errors
 
 __all__ = ["SampleSheets"]
 
