@@ -9,7 +9,7 @@ FAST := tests/budgets tests/ops/test_multi_l1.py tests/ops/test_pointwise.py tes
 PROSE := README.md CONTRIBUTING.md CHANGELOG.md docs examples pix2pixhd csrc tests benchmarks build_tools setup.py Makefile .github
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help demo test test-fast build docs gpu lint format sanitize bench bench-report clean
+.PHONY: help demo test test-fast build docs gpu lint format sanitize soak bench bench-report clean
 
 help:
 	@echo "make demo       set everything up, build, train on photographs, write results to demo_out/"
@@ -20,6 +20,7 @@ help:
 	@echo "make lint       ruff, mypy, imports, clang-format, spelling, wording, documentation"
 	@echo "make format     rewrite the sources in the project's format"
 	@echo "make sanitize   run the operators' tests with AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make soak       inject hundreds of faults into training runs; SEED=n repeats them, N=n is their number"
 	@echo "make bench      run the benchmark suite on this machine"
 	@echo "make bench-report  measure the tables and the chart of README.md and docs/benchmarks.md"
 	@echo "make gpu        on a machine with a GPU: build, test and measure"
@@ -87,6 +88,10 @@ format: $(VENV)/.dev
 
 sanitize: $(VENV)/.dev
 	$(BIN)/python -m build_tools.sanitize
+
+N ?= 200
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.soak --injections $(N) $(if $(SEED),--seed $(SEED))
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks
