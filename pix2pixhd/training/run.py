@@ -27,7 +27,7 @@ from pix2pixhd.training.callbacks.progress_bar import LossProgressBar
 from pix2pixhd.training.callbacks.results_page import ResultsPage
 from pix2pixhd.training.callbacks.sample_sheets import SampleSheets
 from pix2pixhd.training.callbacks.stop_on_non_finite import StopOnNonFinite
-from pix2pixhd.training.callbacks.summary import RunSummary, resume_command, stop_signal
+from pix2pixhd.training.callbacks.summary import RunSummary, already_trained, resume_command, stop_signal
 from pix2pixhd.training.datamodule import PairedData, reporting_dead_workers
 from pix2pixhd.training.first_process import on_first_process
 from pix2pixhd.training.loggers import make_loggers
@@ -253,6 +253,7 @@ def _train(config: TrainConfig, resume: bool, callbacks: Sequence[pl.Callback], 
             trainer = _trainer(config, trainer_options, [*own_callbacks, *callbacks], resume)
             with ending_together(trainer), reporting_dead_workers():
                 trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+                _write_missing(trainer, module)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {error}") from error
     except TorchDynamoException as error:
@@ -271,6 +272,14 @@ def _train(config: TrainConfig, resume: bool, callbacks: Sequence[pl.Callback], 
             print(f"stopped; {'nothing was saved' if trial_batches(trainer) else kept}", file=sys.stderr, flush=True)
         raise
     return module
+
+
+def _write_missing(trainer: pl.Trainer, module: Pix2PixHD) -> None:
+    """Writes what a run lacks that was killed after its last checkpoint, if there was nothing left to train."""
+    if already_trained(trainer):
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, (SampleSheets, ResultsPage)):
+                callback.write_missing(trainer, module)
 
 
 def _check_pretrained(config: TrainConfig) -> None:

@@ -14,8 +14,9 @@ _DISK = 8 << 20
 class Case:
     """One injection: a run in a folder of its own."""
 
-    def __init__(self, lab, rng, setting, folder):
+    def __init__(self, lab, rng, setting, folder, operations):
         self.lab, self.rng, self.setting, self.folder = lab, rng, setting, folder
+        self.operations = operations
         self.output = folder / "mount" / "run"
         self.foreign = {}
         self.problems = []
@@ -44,7 +45,7 @@ class Case:
         """Choose a point of the run."""
         kind = self.rng.choice(["start", "step", "step", "file", "file"])
         if kind == "file":
-            return {"file": self.rng.randint(1, 110)}
+            return {"file": self.rng.randint(1, self.operations)}
         step = 0 if kind == "start" else self.rng.randint(1, STEPS)
         return {"step": step, "calls": int(math.exp(self.rng.uniform(0, math.log(3e5 if step == 0 else 3e4))))}
 

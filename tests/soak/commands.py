@@ -56,7 +56,8 @@ class Commands:
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.soak.server"],
             cwd=ROOT,
-            env=os.environ | self._environment,
+            # With the user's cache folder, so that no library has to fill a new one.
+            env=os.environ | self._environment | {"XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", "")},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

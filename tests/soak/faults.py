@@ -5,9 +5,11 @@ A fault is a dictionary: the name of an action, the action's arguments, and a po
 * ``{"step": s, "calls": c}``: the ``c``-th Python function call after the start of step ``s``. Step 0
   is the start of the command.
 * ``{"file": n}``: before the ``n``-th time that the process creates, renames or removes a file in the run's folder.
+* ``{"none": path}``: never; the number of these operations is written to a file.
 * ``{"every": n}``: at the start of every ``n``-th step; for measurements.
 """
 
+import atexit
 import contextlib
 import json
 import multiprocessing
@@ -131,6 +133,9 @@ def install(fault):
 
     if "file" in point:
         _at_file(point["file"], fault["folder"], act)
+    elif "none" in point:
+        count = _at_file(0, fault["folder"], act)
+        atexit.register(lambda: pathlib.Path(point["none"]).write_text(str(count())))
     elif "every" in point:
         _at_step(lambda step: step % point["every"] == 0, act)
     elif point["step"] == 0:
@@ -155,6 +160,7 @@ def _at_file(number, folder, act):
                 act()
 
     sys.addaudithook(hook)
+    return lambda: count
 
 
 def _at_step(due, act):

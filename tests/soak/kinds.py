@@ -82,7 +82,7 @@ def _truncated_image(case):
 
 
 def _damaged_checkpoint(case):
-    point = {"file": case.rng.randint(40, 110)}
+    point = {"file": case.rng.randint(case.operations // 3, case.operations)}
     case.expect(*case.start("send", point, number=signal.SIGKILL), killed_9="")
     if not case.last.exists():
         return

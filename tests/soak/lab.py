@@ -57,10 +57,12 @@ class Lab:
         """Return the result of a run without faults."""
         if setting not in self._references:
             output = self.folder / f"reference_{setting}" / "run"
-            ended = self.commands.run(arguments(setting, self.data, output))
+            counted = output.with_name("operations")
+            fault = {"point": {"none": str(counted)}, "folder": str(output)}
+            ended = self.commands.run(arguments(setting, self.data, output), fault)
             assert ended.code == 0, ended.text
             assert not damage(output)
-            self._references[setting] = Reference(output)
+            self._references[setting] = Reference(output, int(counted.read_text()))
         return self._references[setting]
 
     def inject(self, fault, seed):
@@ -77,7 +79,7 @@ class Lab:
         reference = self.reference(setting)
         folder = self.folder / f"case_{seed}"
         folder.mkdir()
-        case = Case(self, rng, setting, folder)
+        case = Case(self, rng, setting, folder, reference.operations)
         try:
             with case.disk() if fault == "full disk" else contextlib.nullcontext():
                 case.foreign = add_foreign_files(case.output)

@@ -6,6 +6,7 @@ handling of uncaught errors, and the interpreter's shutdown.
 The server reads one job per line from stdin, as JSON, and answers with the process id and then with the exit code.
 """
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -74,7 +75,8 @@ def serve():
             become(json.loads(line))
         os.write(replies, f"{pid}\n".encode())
         _, status = os.waitpid(pid, 0)
-        os.write(replies, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        with contextlib.suppress(BrokenPipeError):  # the program that sent the job has ended
+            os.write(replies, f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """After kill -9, a full disk or a non-finite loss the last good checkpoint remains, and the run resumes from it."""
 
+import csv
 import os
 import pathlib
 import signal
@@ -168,3 +169,46 @@ def test_resuming_within_an_epoch_restores_the_random_state(make_config, tmp_pat
         for name in ("run", "uninterrupted")
     )
     assert torch.equal(first, second)
+
+
+def test_a_run_killed_after_its_last_checkpoint_gets_its_last_sheet_and_results_page(make_config, tmp_path):
+    config = make_config(epochs=1)
+    train(config)
+    run = tmp_path / "run"
+    last, page = run / "samples" / "step_000003.png", run / "results" / "index.html"
+    before = last.read_bytes(), page.read_bytes()
+    train(config, resume=True)
+    assert (last.read_bytes(), page.read_bytes()) == before
+    last.unlink()
+    page.unlink()
+    train(config, resume=True)
+    assert (last.read_bytes(), page.read_bytes()) == before
+
+
+def test_a_run_killed_during_validation_logs_later_steps_under_their_numbers(make_config, tmp_path):
+    class Interruption(Exception):
+        pass
+
+    class Crash(pl.Callback):
+        def on_validation_start(self, trainer, module):
+            if trainer.current_epoch == 1:
+                raise Interruption
+
+    def steps(name):
+        rows = []
+        for path in (tmp_path / name / "logs").glob("run_*/metrics.csv"):
+            with path.open(newline="") as file:
+                rows += [(row["step"], row["lr-G"]) for row in csv.DictReader(file) if row.get("lr-G")]
+        return sorted(set(rows))
+
+    def config(name):
+        made = make_config(name, epochs=4, val_phase="test")
+        made.run.loggers, made.trainer["num_sanity_val_steps"] = ["csv"], 0
+        return made
+
+    with pytest.raises(Interruption):
+        train(config("killed"), callbacks=[Crash()])
+    train(config("killed"), resume=True)
+    train(config("uninterrupted"))
+    assert steps("killed") == steps("uninterrupted")
+    assert len(steps("killed")) == 4
