@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import secrets
 import stat
 import tempfile
@@ -25,6 +26,7 @@ __all__ = [
     "check_replaceable",
     "check_writable",
     "is_own",
+    "is_temporary",
     "replacing",
     "replacing_all",
     "write_text",
@@ -195,6 +197,16 @@ def _check_one(path: pathlib.Path, force: bool) -> None:
 def _temporary(target: pathlib.Path) -> pathlib.Path:
     """Returns a hidden name beside ``target``, with the same suffix, from which some writers infer the format."""
     return target.with_name(f".pix2pixhd-{secrets.token_hex(6)}{target.suffix}")
+
+
+def is_temporary(path: pathlib.Path) -> bool:
+    """Returns whether a file has a name under which ``replacing_all`` writes; a killed process leaves such files.
+
+    Example:
+        >>> is_temporary(pathlib.Path("checkpoints/.pix2pixhd-0123456789ab.ckpt"))
+        True
+    """
+    return re.fullmatch(r"\.pix2pixhd-[0-9a-f]{12}(\.\w+)?", path.name) is not None
 
 
 def _sync(path: pathlib.Path, access: int = os.O_RDWR) -> None:

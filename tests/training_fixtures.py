@@ -17,16 +17,21 @@ def _save(path, array):
     Image.fromarray(array).save(path)
 
 
-@pytest.fixture
-def data_root(tmp_path):
-    """Three training and two validation images of 24x32."""
-    root = tmp_path / "data"
+def write_images(root):
+    """Write three training and two validation images of 24x32."""
     rng = np.random.default_rng(0)
     for phase, names in (("train", "abc"), ("test", "xy")):
         for name in names:
             _save(root / f"{phase}_label" / f"{name}.png", rng.integers(0, 4, (24, 32), dtype=np.uint8))
             _save(root / f"{phase}_inst" / f"{name}.png", rng.integers(40000, 40009, (24, 32)).astype(np.uint16))
             _save(root / f"{phase}_img" / f"{name}.png", rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def data_root(tmp_path):
+    """Three training and two validation images of 24x32."""
+    root = tmp_path / "data"
+    write_images(root)
     return root
 
 

@@ -100,10 +100,12 @@ def _read(path: pathlib.Path, remedy: str = "choose another file", mapped: bool 
     if path.is_dir():
         raise InputError(f"{path}: is a folder without checkpoints/last.ckpt; name a checkpoint file or a run's folder")
     if not path.is_file():
-        raise InputError(f"{path}: there is no such checkpoint")
+        raise InputError(f"{path}: there is no such checkpoint; name a checkpoint file, or a run's folder")
     try:
         return read_weights(path, mapped)
     except ValueError as error:
+        if isinstance(error.__cause__, PermissionError):
+            remedy = "make it and its folders readable (chmod u+r)"
         raise InputError(f"{path}: the checkpoint cannot be read: {error}; {remedy}") from None
 
 
@@ -172,7 +174,7 @@ def read_checkpoint(path: str | pathlib.Path, remedy: str = "choose another file
     Args:
         path: A ``.ckpt`` file.
         remedy: What the error message suggests if the file is damaged.
-        mapped: Whether to map the tensors into memory, so that only those that are used are read.
+        mapped: Whether to map the tensors into memory, so that only those that are used take up memory.
 
     Raises:
         InputError: If the file is missing, damaged, or not one of this package's.

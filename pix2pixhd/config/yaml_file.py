@@ -57,11 +57,40 @@ def _count(node: yaml.Node, counts: dict[int, int]) -> int:
     return counts[id(node)]
 
 
+def _refuse_repetitions(name: str, node: yaml.Node) -> None:
+    """Refuses an option that is given twice. YAML itself would ignore the first."""
+    repeated = _repeated(node, "", set())
+    if repeated is not None:
+        key, first, second = repeated
+        raise InputError(
+            f"--config: {name}: {key} is given twice, in lines {first} and {second}; remove one of them, since YAML "
+            "would ignore the first"
+        )
+
+
+def _repeated(node: yaml.Node | None, above: str, seen: set[int]) -> tuple[str, int, int] | None:
+    """Returns the name and both lines of the first key that a mapping contains twice."""
+    if id(node) in seen:  # an alias
+        return None
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        return next((found for item in node.value if (found := _repeated(item, above, seen))), None)
+    lines: dict[str, int] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        name, line = f"{above}{key.value}", key.start_mark.line + 1
+        if name in lines:
+            return name, lines[name], line
+        lines[name] = line
+        if found := _repeated(value, f"{name}.", seen):
+            return found
+    return None
+
+
 def _load(name: str) -> object:
     """Reads a YAML file of bounded size.
 
     Raises:
-        InputError: If it cannot be read or is too large.
+        InputError: If it cannot be read, is too large or has an option twice.
         yaml.YAMLError: If it is not YAML.
     """
     try:
@@ -77,6 +106,7 @@ def _load(name: str) -> object:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
             _count(node, {})
+            _refuse_repetitions(name, node)
         return yaml.safe_load(text)
     except ValueError as error:  # too many values, or a number or date that Python cannot represent
         raise InputError(
@@ -85,15 +115,15 @@ def _load(name: str) -> object:
 
 
 def check_config_file(name: str, sections: Sequence[str]) -> None:
-    """Checks that a YAML file holds sections of options. Errors of YAML itself are left to the parser.
+    """Checks that a YAML file holds sections of options, each option once. Errors of YAML itself are left to the parser.
 
     Args:
         name: The file.
         sections: Names of the sections.
 
     Raises:
-        InputError: If it is not text, is empty or too large, has something else in place of a section, or names a
-            class to import.
+        InputError: If it is not text, is empty or too large, has an option twice or something else in place of a
+            section, or names a class to import.
 
     Example:
         >>> check_config_file("missing.yaml", ["data"])

@@ -31,14 +31,16 @@ def read_weights(path: pathlib.Path, mapped: bool = False) -> object:
     """Read a file written by ``torch.save``: tensors, numbers, strings and containers of them, never code.
 
     Args:
-        path: The file.
-        mapped: Whether tensors are memory-mapped and read on access. Files in torch's legacy format do not support it.
+        path: The file, which is read once to verify its checksums. Files in torch's legacy format have none.
+        mapped: Whether tensors are memory-mapped, so that only those that are used take up memory. Files in torch's
+            legacy format do not support it.
 
     Raises:
         ValueError: If the file is damaged or contains anything else; the message is only the reason.
     """
     _check_archive(path)
     try:
+        _verify_checksums(path)
         content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damaged files fail in many ways: zip, pickle, struct, EOF
         raise ValueError(_failure(error)) from error
@@ -61,6 +63,20 @@ def _check_archive(path: pathlib.Path) -> None:
     stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
     if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise ValueError("its entries are compressed or overlap, which torch.save never writes; save the weights again")
+
+
+def _verify_checksums(path: pathlib.Path) -> None:
+    """Verify the checksums that ``torch.save`` writes, which ``torch.load`` ignores.
+
+    Raises:
+        RuntimeError: If a part of the file does not match its checksum.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        # torch.serialization.set_crc32_options(False) writes zeros.
+        if any(entry.CRC for entry in archive.infolist()) and (damaged := archive.testzip()) is not None:
+            raise RuntimeError(f"it is damaged: {damaged} does not match its checksum")
 
 
 def _failure(error: Exception) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pix2pixhd.config.schema import DataOptions
@@ -221,6 +222,9 @@ class PairedData(pl.LightningDataModule):
             drop_last=training and len(sampler) >= batch,
             persistent_workers=workers > 0,
             collate_fn=_collate,
+            # For the seeds of the processes that load images, which the global generator would provide otherwise. It
+            # would then have another state after resuming within an epoch, which creates one more iterator.
+            generator=torch.Generator(),
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
         if self.trainer is not None:

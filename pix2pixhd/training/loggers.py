@@ -5,34 +5,37 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
 from pix2pixhd.errors import InputError
 from pix2pixhd.files import MARK, write_text
+from pix2pixhd.training.tolerant_loggers import (
+    TolerantCSV,
+    TolerantMLFlow,
+    TolerantTensorBoard,
+    TolerantWandb,
+    is_first_process,
+)
 
-__all__ = ["SAMPLES", "log_samples", "logger_errors", "make_loggers"]
+__all__ = ["SAMPLES", "log_samples", "make_loggers"]
 
+# Loggers that write into the run's folder.
+_LOCAL = ("csv", "tensorboard")
 SAMPLES = "label | generated | real"
 
 
-def _is_first_process() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
-class _ContinuedMLFlow(MLFlowLogger):
+class _ContinuedMLFlow(TolerantMLFlow):
     """Resumes an MLflow run, whose parameters cannot be changed after they are set."""
 
     def log_hyperparams(self, params: Any) -> None:
         """Keeps the parameters that were logged when the run started, and marks the run as active again."""
-        if _is_first_process():
-            self.experiment.update_run(self.run_id, "RUNNING")
+        if is_first_process():
+            self._attempt(lambda: self.experiment.update_run(self.run_id, "RUNNING"))
 
 
 def make_loggers(names: Sequence[str], output: pathlib.Path, resume: bool) -> list[Any]:
@@ -62,19 +65,19 @@ def make_loggers(names: Sequence[str], output: pathlib.Path, resume: bool) -> li
     keys = {"wandb": "wandb", "mlflow": f"mlflow {uri}"}
     ids = _read_ids(output) if resume else {}
 
-    def wandb() -> WandbLogger:
+    def wandb() -> TolerantWandb:
         run_id = ids.get(keys["wandb"])
-        return WandbLogger(None if run_id else version, str(output), project=output.name, id=run_id)
+        return TolerantWandb(None if run_id else version, str(output), project=output.name, id=run_id)
 
-    def mlflow() -> MLFlowLogger:
+    def mlflow() -> TolerantMLFlow:
         run_id = ids.get(keys["mlflow"])
-        kind = _ContinuedMLFlow if run_id else MLFlowLogger
+        kind = _ContinuedMLFlow if run_id else TolerantMLFlow
         name = None if run_id else version
         return kind(output.name, name, tracking_uri=uri, run_id=run_id, artifact_location=images)
 
     make: dict[str, Callable[[], Any]] = {
-        "csv": lambda: CSVLogger(str(output), "logs", version),
-        "tensorboard": lambda: TensorBoardLogger(str(output), "logs", version),
+        "csv": lambda: TolerantCSV(str(output), "logs", version),
+        "tensorboard": lambda: TolerantTensorBoard(str(output), "logs", version),
         "mlflow": mlflow,
         "wandb": wandb,
     }
@@ -82,9 +85,9 @@ def make_loggers(names: Sequence[str], output: pathlib.Path, resume: bool) -> li
     # In this order, because CSVLogger warns if the folder already exists.
     for name in sorted(set(names), key=list(make).index):
         loggers.append(_connected(name, make[name]))
-        if name in keys and _is_first_process():
+        if name in keys and is_first_process():
             ids[keys[name]] = loggers[-1].version
-    if ids and _is_first_process():
+    if ids and is_first_process():
         # A resumed run has read the ids in the existing file, so overwriting it loses nothing.
         text = json.dumps({"comment": MARK, **ids}, indent=1) + "\n"
         write_text(output / "loggers.json", text, force=resume)
@@ -92,18 +95,27 @@ def make_loggers(names: Sequence[str], output: pathlib.Path, resume: bool) -> li
 
 
 def _connected(name: str, make: Callable[[], Any]) -> Any:
-    """Creates a logger and connects to its server, so that a failure is reported before training."""
+    """Creates a logger and its files, or connects to its server, so that a failure is reported before training."""
     try:
         logger = make()
-        if name in ("mlflow", "wandb"):
-            _ = logger.experiment
+        _ = logger.experiment
     except ModuleNotFoundError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"run.loggers: {name} is not installed ({reason}); pip install {name}") from None
+    except OSError as error:
+        if name not in _LOCAL:
+            raise _unusable(name, error) from error
+        raise InputError(
+            f"run.output: {name} cannot write its logs ({error}); free some space or choose another folder"
+        ) from error
     except Exception as error:  # every library raises its own exceptions, for example for an unreachable server
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"run.loggers: {name} cannot be used ({reason}); set it up, or leave it out") from error
+        raise _unusable(name, error) from error
     return logger
+
+
+def _unusable(name: str, error: Exception) -> InputError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InputError(f"run.loggers: {name} cannot be used ({reason}); set it up, or leave it out")
 
 
 def _read_ids(output: pathlib.Path) -> dict[str, str]:
@@ -117,14 +129,6 @@ def _read_ids(output: pathlib.Path) -> dict[str, str]:
         raise InputError(
             f"{path}: the ids of the W&B and MLflow runs cannot be read ({error}); delete the file to start new ones"
         ) from None
-
-
-def logger_errors() -> tuple[type[Exception], ...]:
-    """Returns the exceptions that loggers raise when a server or the disk fails, including those of MLflow and W&B."""
-    # MLflow uses requests, whose connection errors are OSErrors.
-    named = (("mlflow.exceptions", "MlflowException"), ("wandb.errors", "Error"))
-    found = [getattr(sys.modules.get(module), name, None) for module, name in named]
-    return (OSError, *(error for error in found if error is not None))
 
 
 def log_samples(logger: Any, image: Image.Image, step: int) -> None:

@@ -280,7 +280,8 @@ class Pix2PixHD(pl.LightningModule):
             # Not in the hook for the epoch's end, so that a checkpoint before validation has the next epoch's rate.
             for scheduler in cast(list[Any], self.lr_schedulers()):
                 scheduler.step()
-        self.log_dict(terms, prog_bar=True, batch_size=len(batch["image"]))
+        # The callback LossLog sends them to the loggers.
+        self.log_dict(terms, prog_bar=True, logger=False, batch_size=len(batch["image"]))
 
     def compute_gradients(
         self, condition: Tensor, real: Tensor, features: Tensor | None = None, batches: int = 1, last: bool = True

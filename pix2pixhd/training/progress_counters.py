@@ -47,6 +47,8 @@ def finished_epoch(trainer: pl.Trainer) -> Iterator[None]:
             progress.completed += by
         for progress in (epoch.total, epoch.current):
             progress.processed += by
+        # The step that loggers record for learning rates and validation metrics.
+        loop.epoch_loop._batches_that_stepped += by
 
     advance(1)
     try:

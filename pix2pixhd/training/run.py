@@ -22,11 +22,12 @@ from pix2pixhd.config.schema import TrainConfig
 from pix2pixhd.config.schema.trainer import TrainerOptions
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.callbacks.checkpoints import CheckpointSchedule
+from pix2pixhd.training.callbacks.loss_log import LossLog
 from pix2pixhd.training.callbacks.progress_bar import LossProgressBar
 from pix2pixhd.training.callbacks.results_page import ResultsPage
 from pix2pixhd.training.callbacks.sample_sheets import SampleSheets
 from pix2pixhd.training.callbacks.stop_on_non_finite import StopOnNonFinite
-from pix2pixhd.training.callbacks.summary import RunSummary, resume_command, stop_signal
+from pix2pixhd.training.callbacks.summary import RunSummary, already_trained, resume_command, stop_signal
 from pix2pixhd.training.datamodule import PairedData, reporting_dead_workers
 from pix2pixhd.training.first_process import on_first_process
 from pix2pixhd.training.loggers import make_loggers
@@ -37,8 +38,9 @@ from pix2pixhd.training.precision import SharedScalePrecision
 from pix2pixhd.training.processes import distribution_options, ending_together, process_count
 from pix2pixhd.training.progress_counters import finished_steps, trial_batches
 from pix2pixhd.training.resume import ConfigRecord, check_resumable, earlier_checkpoint_remedy
-from pix2pixhd.training.run_folder import check_run_folder, check_run_folder_writable, remove_leftovers
+from pix2pixhd.training.run_folder import check_run_folder, check_run_folder_writable, remove_leftovers, removing_empty
 from pix2pixhd.training.shutdown import GracefulShutdown, RunStopped
+from pix2pixhd.training.tolerant_loggers import quiet_writer_threads
 
 __all__ = ["TrainConfig", "train"]
 
@@ -58,7 +60,7 @@ def _check_run(config: TrainConfig, trainer: TrainerOptions, resume: bool) -> No
     check_run_folder(output, config.data, resume)
     check_run_folder_writable(output)
     if not trainer.fast_dev_run:
-        remove_leftovers(output / "checkpoints")
+        remove_leftovers(output)
 
 
 def _check_checkpoint(config: TrainConfig, resume: bool) -> None:
@@ -70,10 +72,12 @@ def _check_checkpoint(config: TrainConfig, resume: bool) -> None:
             "another folder"
         )
     if resume and not last.exists():
-        raise InputError(f"--resume: there is no {last} to continue from; start without --resume")
+        # A run that is killed after its first epoch may have written that epoch's checkpoint only.
+        kept = any(last.parent.glob("epoch_*.ckpt"))
+        remedy = earlier_checkpoint_remedy(last) if kept else "start without --resume"
+        raise InputError(f"--resume: there is no {last} to continue from; {remedy}")
     if resume:
-        remedy = earlier_checkpoint_remedy(last)
-        check_resumable(config, read_checkpoint(last, remedy, mapped=True))
+        check_resumable(config, read_checkpoint(last, earlier_checkpoint_remedy(last), mapped=True))
 
 
 def _deadline(max_time: Any, began: float) -> float | None:
@@ -104,6 +108,7 @@ def _callbacks(
         ConfigRecord(config),
         RunSummary(config, data, start),
         stop_at_nan,
+        LossLog(),
         SampleSheets(shown, output / "samples", run.display_freq, run.sample_count),
         ResultsPage(shown, output / "results", run.results_count),
         checkpoints,
@@ -224,7 +229,11 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
     Example:
         >>> module = train(TrainConfig(DataOptions(dataroot="datasets/cityscapes")))  # doctest: +SKIP
     """
-    began = time.monotonic()
+    with removing_empty(pathlib.Path(config.run.output)):
+        return _train(config, resume, callbacks, time.monotonic())
+
+
+def _train(config: TrainConfig, resume: bool, callbacks: Sequence[pl.Callback], began: float) -> Pix2PixHD:
     _quiet()
     trainer_options = config.check()
     output = pathlib.Path(config.run.output)
@@ -240,9 +249,11 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
         start = module.load_pretrained(pathlib.Path(config.run.load_pretrain))
     try:
         own_callbacks = _callbacks(config, trainer_options, data, start, began)
-        trainer = _trainer(config, trainer_options, [*own_callbacks, *callbacks], resume)
-        with ending_together(trainer), reporting_dead_workers():
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        with quiet_writer_threads():
+            trainer = _trainer(config, trainer_options, [*own_callbacks, *callbacks], resume)
+            with ending_together(trainer), reporting_dead_workers():
+                trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+                _write_missing(trainer, module)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {error}") from error
     except TorchDynamoException as error:
@@ -261,6 +272,14 @@ def train(config: TrainConfig, resume: bool = False, callbacks: Sequence[pl.Call
             print(f"stopped; {'nothing was saved' if trial_batches(trainer) else kept}", file=sys.stderr, flush=True)
         raise
     return module
+
+
+def _write_missing(trainer: pl.Trainer, module: Pix2PixHD) -> None:
+    """Writes what a run lacks that was killed after its last checkpoint, if there was nothing left to train."""
+    if already_trained(trainer):
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, (SampleSheets, ResultsPage)):
+                callback.write_missing(trainer, module)
 
 
 def _check_pretrained(config: TrainConfig) -> None:

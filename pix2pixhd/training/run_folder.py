@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.errors import InputError
-from pix2pixhd.files import check_apart, check_replaceable, check_writable
+from pix2pixhd.files import check_apart, check_replaceable, check_writable, is_temporary
 
-__all__ = ["check_run_folder", "check_run_folder_writable", "remove_leftovers"]
+__all__ = ["check_run_folder", "check_run_folder_writable", "remove_leftovers", "removing_empty"]
 
 _OPTION = "run.output"
+_FOLDERS = ("checkpoints", "logs", "samples", "results")
 _REMEDY = "pix2pixhd did not write it; choose another folder, or move it away"
 
 
@@ -41,6 +44,8 @@ def check_run_folder(output: pathlib.Path, data: DataOptions, resume: bool) -> N
     check_replaceable([output / "config.yaml", output / "loggers.json"], force=True, option=_OPTION)
     results = output / "results"
     images = [*(output / "samples").glob("step_*.png"), *(results / "images").rglob("*.png")]
+    # Temporary files of a killed run are removed later, when it is certain that this run uses the folder.
+    images = [path for path in images if not is_temporary(path)]
     ids = [] if resume else [output / "loggers.json"]
     check_replaceable([*ids, results / "index.html", *sorted(images)], option=_OPTION, remedy=_REMEDY)
 
@@ -55,17 +60,39 @@ def check_run_folder_writable(output: pathlib.Path) -> None:
         InputError: If it is not, for example because a file has the name of a subfolder.
     """
     check_writable(output, _OPTION)
-    for name in ("checkpoints", "logs", "samples", "results"):
+    for name in _FOLDERS:
         if os.path.lexists(output / name):
             check_writable(output / name, _OPTION)
 
 
-def remove_leftovers(checkpoints: pathlib.Path) -> None:
-    """Removes the temporary files of checkpoints whose writing was interrupted.
+def remove_leftovers(output: pathlib.Path) -> None:
+    """Removes the temporary files of a run whose writing was interrupted.
 
     Args:
-        checkpoints: The folder of checkpoints.
+        output: ``run.output``.
     """
-    for path in checkpoints.glob(".pix2pixhd-*.ckpt"):
-        if path.is_file() and not path.is_symlink():
-            path.unlink(missing_ok=True)
+    found = [
+        *output.glob(".pix2pixhd-*"),
+        *(path for name in _FOLDERS for path in (output / name).rglob(".pix2pixhd-*")),
+    ]
+    for path in found:
+        if is_temporary(path) and path.is_file():
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+@contextlib.contextmanager
+def removing_empty(output: pathlib.Path) -> Iterator[None]:
+    """Removes a run's folder that the block created, if it fails before anything was written to it.
+
+    Args:
+        output: ``run.output``.
+    """
+    created = [folder for folder in (output, *output.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in created:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
+        raise

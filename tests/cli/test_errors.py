@@ -28,9 +28,10 @@ from tests.helpers import fails
         ("--optimizer.niter=many", ["optimizer.niter", "many"]),
         ("--data.resize_or_crop=stretch", ["resize_or_crop", "stretch", "scale_width"]),
         ("--trainer.max_epoch=3", ["there is no option trainer.max_epoch", "did you mean trainer.max_epochs?"]),
-        ("--loss.lambda_feat=-1", ["loss.lambda_feat must be at least 0, got -1"]),
+        ("--loss.lambda_feat=-1", ["loss.lambda_feat must be at least 0, got -1", "; set null (the default), or a"]),
+        ("--loss.vgg_memory_limit=0", ["vgg_memory_limit must be at least 1, got 0; set null (the default), or a"]),
         ("--optimizer.beta1=1.5", ["beta1"]),
-        ("--model.num_D=0", ["model.num_D must be at least 1 and at most 10, got 0"]),
+        ("--model.num_D=0", ["model.num_D must be at least 1 and at most 10, got 0; set 2 (the default), or a value"]),
         ("--config=nowhere.yaml", ["nowhere.yaml does not exist", "cityscapes_1024p, cityscapes_512p, pairs"]),
         ("--config=cityscape", ["cityscape does not exist", "cityscapes_1024p, cityscapes_512p, pairs"]),
         ("--optimizer.lr=.nan", ["optimizer.lr must be finite and above 0, got nan"]),
@@ -164,7 +165,7 @@ def test_a_missing_dataroot_is_reported(capsys):
 def test_generate_rejects_unusable_checkpoints(capsys, tmp_path, data_root):
     out, good = tmp_path / "out", data_root / "test_label"
     missing = ["generate", "--checkpoint", tmp_path / "no.ckpt", "--input", good, "--output", out]
-    fails(capsys, missing, "no such checkpoint")
+    fails(capsys, missing, "no such checkpoint; name a checkpoint file")
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(b"PK\x03\x04 nothing")
     arguments = ["generate", "--checkpoint", broken, "--input", good, "--output", out]

@@ -7,6 +7,7 @@ import yaml
 
 from pix2pixhd import config
 from pix2pixhd.config.parser import config_text, parse_train
+from pix2pixhd.errors import InputError
 
 SHIPPED = pathlib.Path(config.__file__).parent / "shipped"
 
@@ -41,3 +42,35 @@ def test_shipped_configs_go_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pairs.yaml").write_text("data:\n  label_nc: 7\n")
     assert parse_train(["--config", "pairs.yaml"])[0].data.label_nc == 7  # a file of that name wins
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "data:\n  label_nc: 3\n  fineSize: 64\n  label_nc: 4\n",
+            r"data\.label_nc is given twice, in lines 2 and 4; remove",
+        ),
+        ("run:\n  output: a\ndata: {}\nrun:\n  output: b\n", "run is given twice, in lines 1 and 4; remove one"),
+        ("loss: {lambda_gan: 1, lambda_gan: 2}", r"loss\.lambda_gan is given twice, in lines 1 and 1"),
+    ],
+)
+def test_an_option_that_is_given_twice_is_rejected(tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        parse_train(["--config", str(path)])
+
+
+def test_an_option_that_is_given_twice_in_the_file_of_a_section_is_rejected(tmp_path):
+    (tmp_path / "data.yaml").write_text("label_nc: 3\nlabel_nc: 4\n")
+    (tmp_path / "config.yaml").write_text("data: data.yaml\n")
+    with pytest.raises(InputError, match=r"data\.yaml: label_nc is given twice, in lines 1 and 2"):
+        parse_train(["--config", str(tmp_path / "config.yaml")])
+
+
+def test_aliases_do_not_give_an_option_twice(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("data: {dataroot: &place somewhere}\nrun: {output: *place, loggers: &l [csv]}\n")
+    parsed, _ = parse_train(["--config", str(path)])
+    assert parsed.run.output == parsed.data.dataroot == "somewhere"

@@ -1,5 +1,6 @@
 """After kill -9, a full disk or a non-finite loss the last good checkpoint remains, and the run resumes from it."""
 
+import csv
 import os
 import pathlib
 import signal
@@ -16,8 +17,9 @@ from pix2pixhd.checkpoints.atomic import AtomicCheckpointIO
 from pix2pixhd.checkpoints.format import read_checkpoint
 from pix2pixhd.errors import InputError
 from pix2pixhd.training.run import train
+from pix2pixhd.training.shutdown import RunStopped
 
-from .helpers import assert_identical, weights
+from .helpers import SendSignal, assert_identical, weights
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -121,3 +123,92 @@ def test_a_damaged_checkpoint_is_reported(make_config, tmp_path):
         last.write_bytes(damaged)
         with pytest.raises(InputError, match=r"last\.ckpt: (the checkpoint cannot be read|not a checkpoint)"):
             train(config, resume=True)
+
+
+@pytest.mark.parametrize("problem", ["data", "weights"])
+def test_a_run_that_fails_before_training_leaves_no_empty_folder(make_config, tmp_path, problem):
+    config = make_config("new/run", **({"label_nc": 2} if problem == "data" else {}))
+    if problem == "weights":
+        config.run.load_pretrain = str(tmp_path / "missing.ckpt")
+    with pytest.raises(InputError):
+        train(config)
+    assert not (tmp_path / "new").exists()
+    for folder in ("new", "new/run"):  # folders of the user are kept, also if they are empty
+        (tmp_path / folder).mkdir()
+        with pytest.raises(InputError):
+            train(config)
+        assert (tmp_path / folder).is_dir()
+
+
+def test_a_run_killed_before_its_first_last_checkpoint_resumes_from_the_epochs_checkpoint(make_config, tmp_path):
+    """The checkpoint of an epoch is written before last.ckpt."""
+    config = make_config(epochs=2)
+    config.trainer["max_epochs"] = 1
+    train(config)
+    config.trainer["max_epochs"] = 2
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    kept = last.with_name("epoch_0000.ckpt")
+    last.replace(kept)
+    with pytest.raises(InputError, match="continue its run with --resume"):
+        train(config)
+    with pytest.raises(InputError, match=rf"there is no {last} to continue from; copy {kept}, .*, over last\.ckpt"):
+        train(config, resume=True)
+    last.write_bytes(kept.read_bytes())
+    assert_identical(weights(train(make_config("uninterrupted", epochs=2))), weights(train(config, resume=True)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resuming_within_an_epoch_restores_the_random_state(make_config, tmp_path, workers):
+    config = make_config(epochs=2, nThreads=workers)
+    with pytest.raises(RunStopped):
+        train(config, callbacks=[SendSignal(4)])
+    train(config, resume=True)
+    train(make_config("uninterrupted", epochs=2, nThreads=workers))
+    first, second = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt")["processes"][0]["rng"]
+        for name in ("run", "uninterrupted")
+    )
+    assert torch.equal(first, second)
+
+
+def test_a_run_killed_after_its_last_checkpoint_gets_its_last_sheet_and_results_page(make_config, tmp_path):
+    config = make_config(epochs=1)
+    train(config)
+    run = tmp_path / "run"
+    last, page = run / "samples" / "step_000003.png", run / "results" / "index.html"
+    before = last.read_bytes(), page.read_bytes()
+    train(config, resume=True)
+    assert (last.read_bytes(), page.read_bytes()) == before
+    last.unlink()
+    page.unlink()
+    train(config, resume=True)
+    assert (last.read_bytes(), page.read_bytes()) == before
+
+
+def test_a_run_killed_during_validation_logs_later_steps_under_their_numbers(make_config, tmp_path):
+    class Interruption(Exception):
+        pass
+
+    class Crash(pl.Callback):
+        def on_validation_start(self, trainer, module):
+            if trainer.current_epoch == 1:
+                raise Interruption
+
+    def steps(name):
+        rows = []
+        for path in (tmp_path / name / "logs").glob("run_*/metrics.csv"):
+            with path.open(newline="") as file:
+                rows += [(row["step"], row["lr-G"]) for row in csv.DictReader(file) if row.get("lr-G")]
+        return sorted(set(rows))
+
+    def config(name):
+        made = make_config(name, epochs=4, val_phase="test")
+        made.run.loggers, made.trainer["num_sanity_val_steps"] = ["csv"], 0
+        return made
+
+    with pytest.raises(Interruption):
+        train(config("killed"), callbacks=[Crash()])
+    train(config("killed"), resume=True)
+    train(config("uninterrupted"))
+    assert steps("killed") == steps("uninterrupted")
+    assert len(steps("killed")) == 4

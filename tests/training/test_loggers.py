@@ -256,7 +256,7 @@ def test_only_the_configured_loggers_are_used_and_missing_ones_are_reported(make
         tmp_path / "run" / "logs" / "run_0"
     )
     assert not list((tmp_path / "run" / "logs").glob("**/events.*"))
-    for name, kind in (("mlflow", "MLFlowLogger"), ("wandb", "WandbLogger")):
+    for name, kind in (("mlflow", "TolerantMLFlow"), ("wandb", "TolerantWandb")):
 
         def missing(*args, name=name, **kwargs):
             raise ModuleNotFoundError(f"No module named {name!r}")
@@ -277,7 +277,7 @@ def test_an_unreachable_logger_is_reported_before_training(make_config, monkeypa
         def experiment(self):
             raise RuntimeError("the server does not answer\nat all")
 
-    for name, kind in (("mlflow", "MLFlowLogger"), ("wandb", "WandbLogger")):
+    for name, kind in (("mlflow", "TolerantMLFlow"), ("wandb", "TolerantWandb")):
         monkeypatch.setattr(loggers, kind, Unreachable)
         config = make_config(name)
         config.run.loggers = [name]

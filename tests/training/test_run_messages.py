@@ -55,17 +55,29 @@ def test_batch_norm_with_activation_checkpointing_is_rejected_with_the_configura
         config.check()
 
 
+TEMPORARY = {
+    "": ".yaml",
+    "checkpoints/": ".ckpt",
+    "samples/": ".png",
+    "results/images/real/": ".png",
+    "logs/run_0/": "",
+}
+
+
 @pytest.mark.parametrize("resume", [False, True])
-def test_temporary_checkpoints_of_a_killed_run_are_removed(make_config, tmp_path, resume):
+def test_temporary_files_of_a_killed_run_are_removed(make_config, tmp_path, resume):
     run = tmp_path / "run"
     if resume:
         train(make_config())
-    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-    for name in ("checkpoints/.pix2pixhd-0123456789ab.ckpt", ".pix2pixhd-0123456789ab.ckpt", "checkpoints/.other.ckpt"):
+    temporary = [f"{name}.pix2pixhd-0123456789ab{end}" for name, end in TEMPORARY.items()]
+    foreign = ["checkpoints/.other.ckpt", "checkpoints/.pix2pixhd-mine.ckpt", ".pix2pixhd-files.json"]
+    for name in (*temporary, *foreign):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_bytes(b"half")
     train(make_config(epochs=2), resume=resume)
-    assert files(run / "checkpoints") == [".other.ckpt", "last.ckpt"]
-    assert (run / ".pix2pixhd-0123456789ab.ckpt").exists()
+    assert not [name for name in temporary if (run / name).exists()]
+    assert all((run / name).read_bytes() == b"half" for name in foreign)
+    assert files(run / "checkpoints") == [".other.ckpt", ".pix2pixhd-mine.ckpt", "last.ckpt"]
 
 
 @pytest.mark.parametrize("kept", [True, False])

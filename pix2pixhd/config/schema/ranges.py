@@ -54,6 +54,13 @@ def at_least(low: float, high: float = math.inf) -> Range:
     return Range(low, high)
 
 
+def _remedy(default: object, other: str) -> str:
+    """Recommends the default of an option, as it is written in YAML, or another value."""
+    if default is None or isinstance(default, bool):
+        default = "null" if default is None else str(default).lower()
+    return f"set {other}" if default is dataclasses.MISSING else f"set {default} (the default), or {other}"
+
+
 def check_ranges(section: str, options: Any, **ranges: Range) -> None:
     """Checks numeric fields of a dataclass and converts NumPy numbers to Python numbers.
 
@@ -70,16 +77,20 @@ def check_ranges(section: str, options: Any, **ranges: Range) -> None:
     Example:
         >>> check_ranges("run", RunOptions(), seed=at_least(0))  # doctest: +SKIP
     """
-    declared = {field.name: str(field.type) for field in dataclasses.fields(options)}
+    fields = {field.name: field for field in dataclasses.fields(options)}
     for name, allowed in ranges.items():
-        value = getattr(options, name)
-        if value is None and "None" in declared[name]:
+        value, declared = getattr(options, name), str(fields[name].type)
+        if value is None and "None" in declared:
             continue
-        whole = "float" not in declared[name]
+        whole = "float" not in declared
         kind: Any = numbers.Integral if whole else numbers.Real
         if isinstance(value, bool) or not isinstance(value, kind):
-            raise InputError(f"{section}.{name} must be {'an integer' if whole else 'a number'}, got {value!r}")
+            expected = "an integer" if whole else "a number"
+            raise InputError(
+                f"{section}.{name} must be {expected}, got {value!r}; {_remedy(fields[name].default, expected)}"
+            )
         if value not in allowed:
             finite = "" if math.isfinite(value) else "finite and "
-            raise InputError(f"{section}.{name} must be {finite}{allowed}, got {value}")
+            remedy = _remedy(fields[name].default, "a value in this range")
+            raise InputError(f"{section}.{name} must be {finite}{allowed}, got {value}; {remedy}")
         setattr(options, name, int(value) if whole else float(value))

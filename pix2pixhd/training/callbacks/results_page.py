@@ -35,6 +35,11 @@ class ResultsPage(pl.Callback):
         self.folder = folder
         self.count = count
 
+    def write_missing(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Writes the page of a finished run that was killed before it had one."""
+        if not (self.folder / "index.html").exists():
+            self.on_train_end(trainer, module)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the page in the first process."""
         if self.count and trainer.is_global_zero and not trial_batches(trainer):

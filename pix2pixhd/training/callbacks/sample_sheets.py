@@ -12,9 +12,10 @@ from pix2pixhd.data.images import tensor_to_image
 from pix2pixhd.errors import InputError
 from pix2pixhd.reporting.image_grid import image_grid
 from pix2pixhd.reporting.results_page import sample_images, viewable
-from pix2pixhd.training.loggers import log_samples, logger_errors
+from pix2pixhd.training.loggers import log_samples
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.progress_counters import finished_steps, trial_batches
+from pix2pixhd.training.tolerant_loggers import logger_errors
 
 __all__ = ["SampleSheets"]
 
@@ -50,11 +51,19 @@ class SampleSheets(pl.Callback):
         if self.every and step % self.every == 0 and not pl_module.mid_accumulation and trainer.is_global_zero:
             self._write(trainer, pl_module, step)
 
+    def write_missing(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Writes the last sheet of a finished run that was killed before it had one."""
+        if not self._path(finished_steps(trainer)).exists():
+            self.on_train_end(trainer, module)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the last sheet."""
         step = finished_steps(trainer)
         if self.every and step % self.every and trainer.is_global_zero:
             self._write(trainer, pl_module, step)
+
+    def _path(self, step: int) -> pathlib.Path:
+        return self.folder / f"step_{step:06d}.png"
 
     def _write(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
         assert isinstance(module, Pix2PixHD)
@@ -62,7 +71,7 @@ class SampleSheets(pl.Callback):
             return
         grid = image_grid([[viewable(x) for x in sample_images(module, sample)] for sample in self.samples])
         try:
-            save_image(grid, self.folder / f"step_{step:06d}.png")
+            save_image(grid, self._path(step))
         except InputError as error:
             # A full disk must not stop the training.
             pl.utilities.rank_zero_warn(f"the sample images were not written: {error}")

@@ -15,7 +15,7 @@ from pix2pixhd.training.datamodule import PairedData
 from pix2pixhd.training.module import Pix2PixHD
 from pix2pixhd.training.progress_counters import finished_batches, finished_steps, trial_batches
 
-__all__ = ["RunSummary", "closing_message", "limit_reached", "resume_command", "stop_signal"]
+__all__ = ["RunSummary", "already_trained", "closing_message", "limit_reached", "resume_command", "stop_signal"]
 
 
 def _device(trainer: pl.Trainer) -> str:
@@ -99,6 +99,11 @@ def _checkpoints(trainer: pl.Trainer) -> CheckpointSchedule:
     return next(callback for callback in callbacks if isinstance(callback, CheckpointSchedule))
 
 
+def already_trained(trainer: pl.Trainer) -> bool:
+    """Returns whether there was nothing to train, because the resumed run had trained all its epochs."""
+    return not _checkpoints(trainer).started
+
+
 def limit_reached(trainer: pl.Trainer) -> str | None:
     """Returns what ended a run before its last epoch, see ``CheckpointSchedule.stopped_by``."""
     return _checkpoints(trainer).stopped_by
@@ -121,7 +126,7 @@ def closing_message(trainer: pl.Trainer, output: pathlib.Path) -> str:
     saved = f"checkpoints, samples and logs are in {output}"
     checkpoints = _checkpoints(trainer)
     limit = checkpoints.stopped_by
-    if limit is None and not checkpoints.started:
+    if limit is None and already_trained(trainer):
         return (
             f"done: all {trainer.max_epochs} epochs had already been trained; to train longer, raise "
             f"optimizer.niter or optimizer.niter_decay, and trainer.max_epochs where it is set; {saved}"
