@@ -9,7 +9,7 @@ FAST := tests/budgets tests/ops/test_multi_l1.py tests/ops/test_pointwise.py tes
 PROSE := README.md CONTRIBUTING.md CHANGELOG.md docs examples pix2pixhd csrc tests benchmarks build_tools setup.py Makefile .github
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help demo test test-fast build docs gpu lint format sanitize bench bench-report clean
+.PHONY: help demo test test-fast build docs gpu lint format sanitize fuzz-operators bench bench-report clean
 
 help:
 	@echo "make demo       set everything up, build, train on photographs, write results to demo_out/"
@@ -19,7 +19,8 @@ help:
 	@echo "make docs       build the documentation in site/"
 	@echo "make lint       ruff, mypy, imports, clang-format, spelling, wording, documentation"
 	@echo "make format     rewrite the sources in the project's format"
-	@echo "make sanitize   run the operators' tests with AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make sanitize   run the operators with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
+	@echo "make fuzz-operators MINUTES=20  call every operator with random arguments"
 	@echo "make bench      run the benchmark suite on this machine"
 	@echo "make bench-report  measure the tables and charts of the documentation; half an hour"
 	@echo "make gpu        on a machine with a GPU: build, test and measure"
@@ -87,6 +88,10 @@ format: $(VENV)/.dev
 
 sanitize: $(VENV)/.dev
 	$(BIN)/python -m build_tools.sanitize
+
+MINUTES ?= 10
+fuzz-operators: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz_operators --minutes $(MINUTES)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks
