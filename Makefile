@@ -10,7 +10,7 @@ PROSE := README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md docs examples pix2pi
 PYTHONS := pix2pixhd build_tools benchmarks examples setup.py
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help demo test test-fast build docs gpu lint audit format sanitize soak bench bench-report clean
+.PHONY: help demo test test-fast build docs gpu lint audit format sanitize soak fuzz-operators bench bench-report clean
 
 help:
 	@echo "make demo       set everything up, build, train on photographs, write results to demo_out/"
@@ -21,8 +21,9 @@ help:
 	@echo "make lint       ruff, mypy, bandit, imports, clang-format, spelling, wording, documentation"
 	@echo "make audit      look for known vulnerabilities in the dependencies; needs PyPI"
 	@echo "make format     rewrite the sources in the project's format"
-	@echo "make sanitize   run the operators' tests with AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make sanitize   run the operators with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
 	@echo "make soak       inject hundreds of faults into training runs; SEED=n repeats them, N=n is their number"
+	@echo "make fuzz-operators MINUTES=20  call every operator with random arguments"
 	@echo "make bench      run the benchmark suite on this machine"
 	@echo "make bench-report  measure the tables and charts of the documentation; half an hour"
 	@echo "make gpu        on a machine with a GPU: build, test and measure"
@@ -98,6 +99,9 @@ sanitize: $(VENV)/.dev
 N ?= 200
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.soak --injections $(N) $(if $(SEED),--seed $(SEED))
+MINUTES ?= 10
+fuzz-operators: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz_operators --minutes $(MINUTES)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks

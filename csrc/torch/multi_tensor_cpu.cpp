@@ -9,6 +9,7 @@
 
 #include "../cpu/kernels.h"
 #include "stable_tensor.h"
+#include "tensor_memory.h"
 
 namespace pix2pixhd {
 namespace {
@@ -73,6 +74,7 @@ Tensor scalar_loss(double value, bool use_float64, Device device) {
 }
 
 double upstream(const Tensor& grad) {
+  check_defined(grad, "grad");
   STD_TORCH_CHECK(grad.numel() == 1, "pix2pixhd: grad must have one element, got ", grad.numel());
   return dtype_of(grad, "grad") == DType::kFloat64 ? *static_cast<const double*>(grad.const_data_ptr())
                                                    : static_cast<double>(*static_cast<const float*>(
@@ -97,7 +99,10 @@ std::tuple<Tensor, Tensor> l1_forward(const std::vector<Tensor>& input, const st
     use_float64 = use_float64 || pair.input_type == DType::kFloat64 || pair.target_type == DType::kFloat64;
   }
   const SignOffsets offsets = sign_offsets(numels, wanted);
-  if (signs_out != nullptr) check_signs(*signs_out, offsets.words, device);
+  if (signs_out != nullptr) {
+    check_signs(*signs_out, offsets.words, device);
+    check_signs_apart(*signs_out, pairs);
+  }
   Tensor signs =
       signs_out != nullptr ? *signs_out : empty_1d(offsets.words, static_cast<int32_t>(ScalarType::Int), device);
   auto* words = static_cast<uint32_t*>(signs.mutable_data_ptr());

@@ -10,6 +10,7 @@
 #include "../cuda/kernels.h"
 #include "stable_cuda.h"
 #include "stable_tensor.h"
+#include "tensor_memory.h"
 
 namespace pix2pixhd {
 namespace {
@@ -22,6 +23,7 @@ cuda::DeviceScalar device_scalar(const Tensor& tensor) {
 
 // The upstream gradient on the device, as float32 or float64. The kernels read it there: no copy to the host.
 Tensor upstream(const Tensor& grad, Device device) {
+  check_defined(grad, "grad");
   STD_TORCH_CHECK(grad.numel() == 1, "pix2pixhd: grad must have one element, got ", grad.numel());
   const Device own(grad);
   STD_TORCH_CHECK(own.type == device.type && own.index == device.index,
@@ -64,7 +66,10 @@ std::tuple<Tensor, Tensor> l1_forward(const std::vector<Tensor>& input, const st
     use_float64 = use_float64 || pair.input_type == DType::kFloat64 || pair.target_type == DType::kFloat64;
   }
   const SignOffsets offsets = sign_offsets(numels, wanted);
-  if (signs_out != nullptr) check_signs(*signs_out, offsets.words, device);
+  if (signs_out != nullptr) {
+    check_signs(*signs_out, offsets.words, device);
+    check_signs_apart(*signs_out, pairs);
+  }
   Tensor signs =
       signs_out != nullptr ? *signs_out : empty_1d(offsets.words, static_cast<int32_t>(ScalarType::Int), device);
   auto* packed = static_cast<uint32_t*>(signs.mutable_data_ptr());

@@ -89,6 +89,9 @@ struct NormImages {
                     "negative padding");
     STD_TORCH_CHECK(mode >= 0 && mode <= 2,
                     "pix2pixhd: padding_mode must be 0 (zero), 1 (reflect) or 2 (replicate), got ", mode);
+    STD_TORCH_CHECK(*std::max_element(padding.begin(), padding.end()) <= kMostElements,
+                    "pix2pixhd: padding is too large, got [", padding[0], ", ", padding[1], ", ", padding[2], ", ",
+                    padding[3], "]; pad by less");
     const int64_t height = padded.height;
     const int64_t width = padded.width;
     const bool reflected =
@@ -104,6 +107,7 @@ struct NormImages {
     padded.top = padding[2];
     padded.bottom = padding[3];
     padded.mode = static_cast<PaddingMode>(mode);
+    Shape(sizes(true).data(), nullptr, 4).check_sizes("the padded result");
   }
 };
 

@@ -115,6 +115,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_statistics(Tensor x, bool per_image, dou
   for (int64_t i = 0; i < rows * images.channels; ++i) {
     // Calls f(sum, squared deviations, pixels) for the chunks of this row and channel.
     const auto for_chunks = [&](const auto& f) {
+      if (pixels == 0) return;  // maybe of many images
       const int64_t c = i % images.channels;
       for (int64_t n = i / images.channels * per_row; n < (i / images.channels + 1) * per_row; ++n) {
         const int64_t map = images.channels_last ? n : n * images.channels + c;
@@ -299,6 +300,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_act_backward(
   const Tensor g = images.dense(grad, "grad", true);
   const Tensor dense = images.dense(source, "source", false);
   const NormOutputs out(arguments, wanted);
+  if (images.numel() == 0) {  // maybe of many channels, so that even their parameters would not fit into memory
+    if (wanted.affine) write_affine(arguments, wanted, {}, out.weight, out.bias);
+    return out.tuple();
+  }
 
   Parameters parameters(arguments);
   set_forward(parameters, arguments);
@@ -310,7 +315,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_act_backward(
   const PaddedImage image = images.map();
   const int64_t elements = image.pixels() * image.channels;
   const int64_t padded = image.padded_height() * image.padded_width() * image.channels;
-  const RowChunks chunks(images.maps(), images.numel() > 0 ? image.height : 0, image.width, image.channels);
+  const RowChunks chunks(images.maps(), image.height, image.width, image.channels);
   const auto rows_at = [&](int64_t map, int64_t first, int64_t last) {
     cpu::NormRows rows = rows_of(arguments, parameters, map, first, last);
     rows.source_is_output = wanted.source_is_output;

@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "stable_tensor.h"
+#include "tensor_memory.h"
 
 namespace pix2pixhd {
 
@@ -32,9 +34,10 @@ inline void check_same_device(const Tensor& tensor, const char* name, const Tens
 }
 
 inline void check_words(const Tensor& words, int64_t expected, const char* name, const Tensor& grad) {
-  STD_TORCH_CHECK(words.scalar_type() == ScalarType::Int && words.is_contiguous() && words.numel() == expected,
-                  "pix2pixhd: ", name, " must be the contiguous int32 tensor of ", expected,
-                  " words that the forward returned");
+  check_defined(words, name);
+  STD_TORCH_CHECK(is_int32(words) && words.is_contiguous() && words.numel() == expected, "pix2pixhd: ", name,
+                  " must be the contiguous int32 tensor of ", expected, " words that the forward returned");
+  check_memory(words, name);
   check_same_device(words, name, grad, "grad");
 }
 
@@ -75,7 +78,7 @@ struct FeatureMap {
   FeatureMap pooled() const { return {batch, channels, height / 2, width / 2}; }
   // The map whose pooling gives this one. Height and width are arguments because pooling drops an odd row or column.
   FeatureMap unpooled(int64_t full_height, int64_t full_width) const {
-    STD_TORCH_CHECK(full_height / 2 == height && full_width / 2 == width,
+    STD_TORCH_CHECK(full_height >= 0 && full_width >= 0 && full_height / 2 == height && full_width / 2 == width,
                     "pix2pixhd: height and width must be those before pooling to ", height, "x", width, ", got ",
                     full_height, "x", full_width);
     return {batch, channels, full_height, full_width};
@@ -103,14 +106,15 @@ struct PerceptualArguments {
   Distance distance = Distance::kAbsolute;
 
   static PerceptualArguments relu(const Tensor& x, const OptionalTensor& bias) {
-    PerceptualArguments arguments(x, "x");
-    arguments.set_bias(bias, x);
+    PerceptualArguments arguments = relu_pool(x, bias);
+    if (bias.has_value()) check_apart(x, "x", *bias, "bias");
     return arguments;
   }
 
   static PerceptualArguments relu_backward(const Tensor& grad, const Tensor& mask) {
     PerceptualArguments arguments(grad, "grad");
     check_words(mask, arguments.map.mask_words(), "mask", grad);
+    check_apart(grad, "grad", mask, "mask");
     return arguments;
   }
 
@@ -125,6 +129,11 @@ struct PerceptualArguments {
     PerceptualArguments arguments(input, "input");
     arguments.set_bias(bias, input);
     arguments.set_distance(squared, weight, input);
+    check_apart(input, "input", target, "target");
+    for (const auto& [written, name] : {std::pair(&input, "input"), std::pair(&target, "target")}) {
+      if (bias.has_value()) check_apart(*written, name, *bias, "bias");
+      if (weight.has_value()) check_apart(*written, name, *weight, "weight");
+    }
     return arguments;
   }
 
@@ -133,6 +142,8 @@ struct PerceptualArguments {
     PerceptualArguments arguments = relu_distance(input, target, bias, weight, true);
     STD_TORCH_CHECK(arguments.map.channels > 0, "pix2pixhd: input must have channels, got ", Shape(input).str());
     check_contiguous(linear, "linear", arguments.map.channels, compute_type(arguments.type), input);
+    check_apart(input, "input", linear, "linear");
+    check_apart(target, "target", linear, "linear");
     return arguments;
   }
 
@@ -141,10 +152,16 @@ struct PerceptualArguments {
     PerceptualArguments arguments = relu_backward(grad, mask);
     arguments.set_distance(squared, weight, grad);
     arguments.check_kept(kept, grad);
+    check_apart(grad, "grad", kept, "kept");
+    if (weight.has_value()) check_apart(grad, "grad", *weight, "weight");
     return arguments;
   }
 
-  static PerceptualArguments relu_pool(const Tensor& x, const OptionalTensor& bias) { return relu(x, bias); }
+  static PerceptualArguments relu_pool(const Tensor& x, const OptionalTensor& bias) {
+    PerceptualArguments arguments(x, "x");
+    arguments.set_bias(bias, x);
+    return arguments;
+  }
 
   static PerceptualArguments relu_pool_backward(const Tensor& grad, const Tensor& codes) {
     PerceptualArguments arguments(grad, "grad");
@@ -182,6 +199,7 @@ struct PerceptualArguments {
 
   void check_kept(const Tensor& kept, const Tensor& grad) const {
     if (distance == Distance::kAbsolute) return check_words(kept, 2 * map.mask_words(), "kept", grad);
+    check_defined(kept, "kept");
     STD_TORCH_CHECK(kept.is_contiguous() && kept.numel() == map.numel() && dtype_of(kept, "kept") == type,
                     "pix2pixhd: kept must be the differences that the forward returned");
     check_same_device(kept, "kept", grad, "grad");

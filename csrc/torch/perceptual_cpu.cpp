@@ -158,6 +158,7 @@ std::tuple<Tensor, Tensor> relu_pool(Tensor x, OptionalTensor bias, bool pack) {
   const DType type = arguments.type;
   Tensor out = to.empty(type, arguments.device);
   Tensor codes = arguments.empty_codes(pack);
+  if (to.numel() == 0) return {out, codes};  // maybe of many rows
   uint32_t* words = words_of(codes);
   for_each_row(to, [&](int64_t n, int64_t row) {
     const int64_t upper = (n * from.height + 2 * row) * from.width * from.channels;
@@ -175,6 +176,7 @@ Tensor relu_pool_backward(Tensor grad, Tensor codes, int64_t height, int64_t wid
   const FeatureMap to = from.unpooled(height, width);
   const DType type = arguments.type;
   Tensor out = to.empty(type, arguments.device);
+  if (to.numel() == 0) return out;  // maybe of many rows
   const uint32_t* words = words_of(codes);
   const int64_t row_bytes = to.width * to.channels * element_size(type);
   for_each_row(from, [&](int64_t n, int64_t row) {

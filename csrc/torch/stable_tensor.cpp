@@ -4,6 +4,8 @@
 #include <array>
 #include <numeric>
 
+#include "tensor_memory.h"
+
 namespace pix2pixhd {
 namespace {
 
@@ -17,7 +19,15 @@ std::vector<int64_t> contiguous_strides(const int64_t* sizes, int64_t ndim) {
   return strides;
 }
 
-bool is_supported(ScalarType type) {
+// The dtype's code, also if the stable ABI has no name for it.
+int32_t dtype_code(const Tensor& tensor) {
+  int32_t code = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  return code;
+}
+
+bool is_supported(int32_t code) {
+  const auto type = static_cast<ScalarType>(code);
   return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
          type == ScalarType::BFloat16;
 }
@@ -38,12 +48,12 @@ Tensor output(const std::vector<Tensor>* out, size_t index, const std::vector<in
               const std::vector<int64_t>& strides, int32_t scalar_type, Device device) {
   if (out == nullptr) return empty_strided(sizes, strides, scalar_type, device);
   const Tensor& tensor = (*out)[index];
+  dtype_of(tensor, "out", index);
   const Shape expected(sizes.data(), strides.data(), static_cast<int64_t>(sizes.size()));
   const Shape got(tensor);
   const Device own(tensor);
   STD_TORCH_CHECK(got.same_sizes(expected) && (expected.numel() == 0 || got.same_layout(expected)) &&
-                      static_cast<int32_t>(tensor.scalar_type()) == scalar_type && own.type == device.type &&
-                      own.index == device.index,
+                      dtype_code(tensor) == scalar_type && own.type == device.type && own.index == device.index,
                   "pix2pixhd: out[", index, "] must have the gradient's shape ", expected.str(),
                   ", strides, dtype and device, got shape ", got.str());
   return tensor;
@@ -51,8 +61,27 @@ Tensor output(const std::vector<Tensor>* out, size_t index, const std::vector<in
 
 }  // namespace
 
-Shape::Shape(const Tensor& tensor)
-    : sizes(tensor.sizes().data()), strides(tensor.strides().data()), ndim(tensor.dim()) {}
+void check_defined(const Tensor& tensor, const char* argument) {
+  STD_TORCH_CHECK(tensor.defined(), "pix2pixhd: ", argument, " must be a tensor, got None");
+}
+
+Shape::Shape(const Tensor& tensor) {
+  check_defined(tensor, "an argument");
+  sizes = tensor.sizes().data();
+  strides = tensor.strides().data();
+  ndim = tensor.dim();
+  check_sizes("a tensor");
+}
+
+void Shape::check_sizes(const char* what) const {
+  int64_t product = 1;
+  for (int64_t d = 0; d < ndim; ++d) {
+    STD_TORCH_CHECK(sizes[d] >= 0, "pix2pixhd: ", what, " must have sizes of at least 0, got ", str());
+    STD_TORCH_CHECK(
+        !__builtin_mul_overflow(product, std::max<int64_t>(sizes[d], 1), &product) && product <= kMostElements,
+        "pix2pixhd: ", what, " is too large, got shape ", str(), "; pass a smaller one");
+  }
+}
 
 int64_t Shape::numel() const {
   return std::accumulate(sizes, sizes + ndim, int64_t{1}, [](int64_t a, int64_t b) { return a * b; });
@@ -91,34 +120,31 @@ std::string Shape::str() const {
 }
 
 DType dtype_from_scalar_type(int64_t scalar_type) {
-  switch (static_cast<ScalarType>(scalar_type)) {
-    case ScalarType::Float:
-      return DType::kFloat32;
-    case ScalarType::Double:
-      return DType::kFloat64;
-    case ScalarType::Half:
-      return DType::kFloat16;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    default:
-      STD_TORCH_CHECK(false, "pix2pixhd: expected float32, float64, float16 or bfloat16, got scalar type ",
-                      scalar_type);
+  for (const DType type : {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16}) {
+    if (scalar_type == scalar_type_of(type)) return type;
   }
+  STD_TORCH_CHECK(false, "pix2pixhd: expected float32, float64, float16 or bfloat16, got scalar type ", scalar_type);
   return DType::kFloat32;
 }
 
 DType dtype_of(const Tensor& tensor, const char* argument) {
-  const ScalarType type = tensor.scalar_type();
-  STD_TORCH_CHECK(is_supported(type), "pix2pixhd: ", argument, " must be float32, float64, float16 or bfloat16, got ",
-                  torch::headeronly::toString(type), "; convert it, for example with .float()");
-  return dtype_from_scalar_type(static_cast<int64_t>(type));
+  check_defined(tensor, argument);
+  const int32_t code = dtype_code(tensor);
+  STD_TORCH_CHECK(is_supported(code), "pix2pixhd: ", argument, " must be float32, float64, float16 or bfloat16, got ",
+                  torch::headeronly::toString(static_cast<ScalarType>(code)),
+                  "; convert it, for example with .float()");
+  check_memory(tensor, argument);
+  return dtype_from_scalar_type(code);
 }
 
 DType dtype_of(const Tensor& tensor, const char* argument, size_t index) {
-  const ScalarType type = tensor.scalar_type();
-  if (is_supported(type)) return dtype_from_scalar_type(static_cast<int64_t>(type));
+  if (tensor.defined() && is_supported(dtype_code(tensor)) && has_memory(tensor)) {
+    return dtype_from_scalar_type(dtype_code(tensor));
+  }
   return dtype_of(tensor, (std::string(argument) + "[" + std::to_string(index) + "]").c_str());  // raises the error
 }
+
+bool is_int32(const Tensor& tensor) { return dtype_code(tensor) == static_cast<int32_t>(ScalarType::Int); }
 
 int32_t scalar_type_of(DType dtype) {
   constexpr std::array<ScalarType, 4> types = {ScalarType::Float, ScalarType::Double, ScalarType::Half,
@@ -137,15 +163,20 @@ const char* name_of(DType dtype) {
 }
 
 Device::Device(const Tensor& tensor) {
+  check_defined(tensor, "an argument");
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &index));
 }
 
 Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, int32_t scalar_type,
                      Device device) {
+  const Shape shape(sizes.data(), strides.data(), static_cast<int64_t>(sizes.size()));
+  shape.check_sizes("a result");
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                                                  scalar_type, device.type, device.index, &handle));
+  STD_TORCH_CHECK(aoti_torch_empty_strided(shape.ndim, sizes.data(), strides.data(), scalar_type, device.type,
+                                           device.index, &handle) == TORCH_SUCCESS,
+                  "pix2pixhd: there is not enough memory for a tensor of shape ", shape.str(),
+                  "; use smaller tensors, or free memory");
   return Tensor(handle);
 }
 
@@ -214,6 +245,7 @@ std::vector<Tensor> outputs_like(const std::vector<Tensor>& dense, const std::ve
                              {shape.strides, shape.strides + shape.ndim}, static_cast<int32_t>(dense[k].scalar_type()),
                              Device(dense[k])));
   }
+  if (out != nullptr) check_outputs_apart(outputs, dense);
   return outputs;
 }
 
@@ -247,9 +279,10 @@ SignOffsets sign_offsets(const std::vector<int64_t>& numels, const std::vector<i
 }
 
 void check_signs(const Tensor& signs, int64_t words, Device device) {
+  check_memory(signs, "signs");
   const Device own(signs);
-  STD_TORCH_CHECK(signs.scalar_type() == ScalarType::Int && signs.is_contiguous() && signs.numel() == words &&
-                      own.type == device.type && own.index == device.index,
+  STD_TORCH_CHECK(is_int32(signs) && signs.is_contiguous() && signs.numel() == words && own.type == device.type &&
+                      own.index == device.index,
                   "pix2pixhd: signs must be the contiguous int32 tensor of ", words,
                   " words that the forward of these pairs fills, on their device");
 }
@@ -258,7 +291,14 @@ std::vector<L1Gradient> l1_gradients(const Tensor& signs, const std::vector<doub
                                      const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
                                      const std::vector<int64_t>& ndims, const std::vector<int64_t>& dtypes,
                                      const std::vector<int64_t>& wanted, const std::vector<Tensor>* out) {
-  const int64_t total = std::accumulate(ndims.begin(), ndims.end(), int64_t{0});
+  int64_t total = 0;
+  for (const int64_t ndim : ndims) {
+    const int64_t left = static_cast<int64_t>(sizes.size()) - total;
+    STD_TORCH_CHECK(ndim >= 0 && ndim <= left,
+                    "pix2pixhd: ndims must hold numbers of at least 0, whose sum is the length of sizes, ",
+                    sizes.size(), ", got ", ndim);
+    total += ndim;
+  }
   STD_TORCH_CHECK(
       ndims.size() == dtypes.size() && ndims.size() == weight.size() && static_cast<int64_t>(sizes.size()) == total &&
           (strides.empty() || sizes.size() == strides.size()),
@@ -274,6 +314,7 @@ std::vector<L1Gradient> l1_gradients(const Tensor& signs, const std::vector<doub
   for (size_t k = 0; k < ndims.size(); ++k) {
     const bool contiguous = strides.empty();
     const Shape shape(sizes.data() + begin, contiguous ? nullptr : strides.data() + begin, ndims[k]);
+    shape.check_sizes("a tensor of sizes");
     const int64_t numel = shape.numel();
     if (gradients.size() < wanted.size() && wanted[gradients.size()] == static_cast<int64_t>(k)) {
       const std::vector<int64_t> size(shape.sizes, shape.sizes + shape.ndim);
@@ -285,9 +326,11 @@ std::vector<L1Gradient> l1_gradients(const Tensor& signs, const std::vector<doub
                            type, words, weight[k] / static_cast<double>(numel)});
     }
     words += sign_words(numel);
+    STD_TORCH_CHECK(words <= kMostElements, "pix2pixhd: the tensors of sizes are too large; pass smaller ones");
     begin += ndims[k];
   }
   check_signs(signs, words, device);
+  if (out != nullptr) check_outputs_apart(tensors_of(gradients), {signs});
   return gradients;
 }
 

@@ -19,14 +19,21 @@ namespace pix2pixhd {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// More elements than any memory holds, and few enough that their number of bytes fits into 64 bits. A tensor without
+// elements, or with strides of 0, can have sizes beyond it.
+constexpr int64_t kMostElements = int64_t{1} << 59;
+
 struct Shape {
   const int64_t* sizes;
   const int64_t* strides;
   int64_t ndim;
 
+  // Checks that the product of the sizes is small enough for the arithmetic on sizes and offsets.
   explicit Shape(const Tensor& tensor);
   Shape(const int64_t* sizes_, const int64_t* strides_, int64_t ndim_)
       : sizes(sizes_), strides(strides_), ndim(ndim_) {}
+  // Raises an error if a size is negative, or if the product of the sizes other than 0 is above kMostElements.
+  void check_sizes(const char* what) const;
   int64_t numel() const;
   // Whether the elements fill one block of memory without gaps or overlaps, in any order of dimensions.
   bool is_dense() const;
@@ -36,11 +43,16 @@ struct Shape {
   std::string str() const;
 };
 
-// The dtype of an argument, or of an entry of a list of tensors. The error for other dtypes names the argument.
+// Raises an error for None in the place of a tensor.
+void check_defined(const Tensor& tensor, const char* argument);
+
+// The dtype of an argument, or of an entry of a list of tensors. The error for other dtypes names the argument. Also
+// checks that the tensor's memory exists.
 DType dtype_of(const Tensor& tensor, const char* argument);
 DType dtype_of(const Tensor& tensor, const char* argument, size_t index);
 DType dtype_from_scalar_type(int64_t scalar_type);
 int32_t scalar_type_of(DType dtype);
+bool is_int32(const Tensor& tensor);
 int64_t element_size(DType dtype);
 const char* name_of(DType dtype);
 
@@ -78,6 +90,7 @@ std::vector<Tensor> dense_list(const std::vector<Tensor>& input, const std::vect
                                const std::vector<double>& weight);
 
 // One output per tensor, with its sizes, strides and dtype: the checked tensors of `out`, or new tensors without `out`.
+// Outputs share memory neither with each other nor with `dense`.
 std::vector<Tensor> outputs_like(const std::vector<Tensor>& dense, const std::vector<Tensor>* out);
 
 Pointwise pointwise_kind(int64_t kind);
@@ -93,7 +106,6 @@ constexpr int64_t kNotPacked = -1;
 SignOffsets sign_offsets(const std::vector<int64_t>& numels, const std::vector<int64_t>& wanted);
 
 void check_signs(const Tensor& signs, int64_t words, Device device);
-
 // A gradient that multi_l1_backward writes, and the inputs of its computation.
 struct L1Gradient {
   Tensor tensor;

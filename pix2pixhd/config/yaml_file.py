@@ -115,7 +115,7 @@ def _load(name: str) -> object:
 
 
 def check_config_file(name: str, sections: Sequence[str]) -> None:
-    """Checks that a YAML file holds sections of options, each option once. Errors of YAML itself are left to the parser.
+    """Checks that a YAML file holds sections of options, each option once. YAML's own errors are left to the parser.
 
     Args:
         name: The file.

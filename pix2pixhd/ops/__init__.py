@@ -11,13 +11,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pix2pixhd.ops import backend, extension, multi_l1, norm_act, pointwise, recycling, reference, scalars
+from pix2pixhd.ops import backend, extension, lazy_views, multi_l1, norm_act, pointwise, recycling, reference, scalars
 from pix2pixhd.ops.checks import HALF, check_all_dense, check_devices, check_labels, check_list, check_shapes
 from pix2pixhd.ops.scalars import Numbers
 
 __all__ = ["hinge_loss", "logistic_loss", "lsgan_loss", "mean_loss", "multi_l1_loss"]
 
 if extension.cpu().loaded:
+    lazy_views.register()
     multi_l1.register()
     norm_act.register()
     pointwise.register()

@@ -97,6 +97,30 @@ def differentiable() -> Iterator[None]:
         yield
 
 
+def _check_arguments(fake: Tensor, real: Tensor | None, weight_map: Tensor | None) -> None:
+    """Check what everyone who calls the operator through ``torch.ops`` can get wrong.
+
+    Raises:
+        TypeError: If ``fake`` is no tensor, or not floating-point.
+        ValueError: If shapes do not match.
+    """
+    if fake is None or not fake.is_floating_point():
+        got = None if fake is None else fake.dtype
+        raise TypeError(f"pix2pixhd.frozen_feature_loss: fake must be a floating-point tensor, got {got}")
+    shape = [*fake.shape]
+    if not shape:
+        raise ValueError("pix2pixhd.frozen_feature_loss: fake must be [N, ...], got a tensor of no dimensions")
+    if real is not None and [*real.shape] != shape:
+        raise ValueError(
+            f"pix2pixhd.frozen_feature_loss: real must have the shape of fake, {shape}, got {[*real.shape]}"
+        )
+    if weight_map is not None and [*weight_map.shape] != [*shape[:1], 1, *shape[2:]]:
+        raise ValueError(
+            f"pix2pixhd.frozen_feature_loss: weight_map must be [N, 1, H, W] for fake of shape {shape}, got "
+            f"{[*weight_map.shape]}"
+        )
+
+
 @torch.library.custom_op("pix2pixhd::frozen_feature_loss", mutates_args=())
 def _frozen_feature_loss(
     fake: Tensor,
@@ -112,6 +136,7 @@ def _frozen_feature_loss(
     owner = _owners.get(handle)
     if owner is None:
         raise RuntimeError("pix2pixhd: the loss of a compiled function has been deleted; keep a reference to the loss")
+    _check_arguments(fake, real, weight_map)
     with _enabled(_VERSION_KEYS), torch.no_grad():
         losses, gradient = owner.evaluate(fake, real, targets, weight_map, autocast, with_gradient)
     return losses, fake.new_empty(0) if gradient is None else gradient
@@ -129,6 +154,7 @@ def _(
     autocast: torch.dtype | None,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
+    _check_arguments(fake, real, weight_map)
     dtype = wider(fake.dtype)
     losses = fake.new_empty(fake.shape[0], dtype=dtype)
     return losses, torch.empty_like(fake, dtype=dtype) if with_gradient else fake.new_empty(0)

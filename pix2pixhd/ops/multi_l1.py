@@ -23,6 +23,7 @@ from pix2pixhd.ops.autograd import (
     transformed,
     wider,
 )
+from pix2pixhd.ops.fake_arguments import check_counts, check_indices
 from pix2pixhd.ops.scalars import Number, all_constant
 
 SIGN_TILE = 256  # csrc/types.h: kSignTile
@@ -83,6 +84,8 @@ class Layouts(NamedTuple):
 def _fake_forward(
     input: list[Tensor], target: list[Tensor], weight: list[float], wanted: list[int]
 ) -> tuple[Tensor, Tensor]:
+    check_counts("multi_l1", input=input, target=target, weight=weight)
+    check_indices("multi_l1", wanted, len(input))
     loss = input[0].new_empty((), dtype=wider(*[tensor.dtype for tensor in (*input, *target)]))
     words = sum(sign_words(input[k].numel()) for k in wanted)
     return loss, input[0].new_empty(words, dtype=torch.int32)
@@ -98,6 +101,13 @@ def _fake_backward(
     dtypes: list[int],
     wanted: list[int],
 ) -> list[Tensor]:
+    check_counts("multi_l1_backward", weight=weight, ndims=ndims, dtypes=dtypes)
+    check_indices("multi_l1_backward", wanted, len(weight))
+    if len(sizes) != sum(ndims) or len(strides) not in (0, len(sizes)) or not set(dtypes) <= set(_DTYPES):
+        raise RuntimeError(
+            f"pix2pixhd::multi_l1_backward: sizes and strides must have {sum(ndims)} elements, the sum of ndims, "
+            f"got {len(sizes)} and {len(strides)}, and dtypes must be of {_DTYPES}, got {dtypes}"
+        )
     layouts = Layouts(sizes, strides, ndims, dtypes).gradients(wanted)
     return [torch.empty_strided(size, stride, dtype=dtype, device=signs.device) for size, stride, dtype in layouts]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pix2pixhd.ops import backend, norm_act_reference
 from pix2pixhd.ops.autograd import wider
+from pix2pixhd.ops.fake_arguments import check_images, check_padding
 from pix2pixhd.ops.norm_act_reference import LEAKY_RELU, NONE, REFLECT, RELU, REPLICATE, ZERO, memory_format_of
 
 __all__ = ["LEAKY_RELU", "NONE", "REFLECT", "RELU", "REPLICATE", "ZERO"]
@@ -131,6 +132,7 @@ def norm_act_backward(
 
 
 def _fake_statistics(x: Tensor, per_image: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    check_images("norm_statistics", "x", x)
     shape = (x.shape[0] if per_image else 1, x.shape[1])
     mean, rstd, var = (x.new_empty(shape, dtype=wider(x.dtype)) for _ in range(3))
     return mean, rstd, var
@@ -148,6 +150,8 @@ def _fake_forward(
     padding: Sequence[int],
     padding_mode: int,
 ) -> Tensor:
+    check_images("norm_act", "x", x)
+    check_padding("norm_act", padding)
     left, right, top, bottom = padding
     shape = (x.shape[0], x.shape[1], x.shape[2] + top + bottom, x.shape[3] + left + right)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
@@ -170,6 +174,9 @@ def _fake_backward(
     need_affine: bool,
     need_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_images("norm_act_backward", "source", source)
+    check_padding("norm_act_backward", padding)
+
     def like_source(needed: bool) -> Tensor:
         if not needed:
             return source.new_empty(0)

@@ -16,6 +16,7 @@ from torch import Tensor
 from pix2pixhd.ops import backend, recycling
 from pix2pixhd.ops.autograd import wider
 from pix2pixhd.ops.conv_stack import ConvStack
+from pix2pixhd.ops.perceptual_arguments import check_arguments
 from pix2pixhd.ops.perceptual_distance import Comparison
 from pix2pixhd.ops.perceptual_engine import TilePass, run_tile
 from pix2pixhd.ops.perceptual_tiling import plan_tiles
@@ -46,6 +47,7 @@ def _perceptual_loss(
     stack = ConvStack(weights, biases, layer_kinds)
     sides = 1 if real is None else 2
     comparison = Comparison(layer_weights, distance, linear)
+    check_arguments(fake, real, features, weight_map, stack, comparison, dtype, memory_limit)
     kept = comparison.saves_features
     tiles = plan_tiles(layer_kinds, stack.channels, fake.shape, dtype.itemsize, kept, sides, memory_limit)
     losses = torch.zeros(len(fake), dtype=torch.float64, device=fake.device)
@@ -83,6 +85,8 @@ def _(
     memory_limit: int | None,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
+    stack, comparison = ConvStack(weights, biases, layer_kinds), Comparison(layer_weights, distance, linear)
+    check_arguments(fake, real, features, weight_map, stack, comparison, dtype, memory_limit)
     values = fake.new_empty(fake.shape[0], dtype=wider(dtype))
     if not with_gradient:
         return values, fake.new_empty(0)
