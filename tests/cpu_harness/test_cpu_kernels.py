@@ -43,3 +43,13 @@ def test_every_extension_that_the_compiler_may_use_is_checked_at_run_time():
     checked = set(re.findall(r'__builtin_cpu_supports\("(\w+)"\)', source))
     used = {flag.removeprefix("-m") for flag in kernel_flags.AVX512_FLAGS if "=" not in flag}
     assert used == checked
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "AMD64", "aarch64", "arm64", "riscv64"])
+def test_every_instruction_set_has_its_kernels(machine):
+    names = list(kernel_flags.instruction_sets(machine))
+    assert names[0] == "baseline"
+    assert ("neon" in names, "avx2" in names) == (machine in ("aarch64", "arm64"), machine in ("x86_64", "AMD64"))
+    for name in names:
+        source = (cpu_harness.ROOT / "csrc" / "cpu" / f"kernels_{name}.cpp").read_text()
+        assert f'kernel_table("{name}")' in source
