@@ -9,7 +9,7 @@ FAST := tests/budgets tests/ops/test_multi_l1.py tests/ops/test_pointwise.py tes
 PROSE := README.md CONTRIBUTING.md CHANGELOG.md docs examples pix2pixhd csrc tests benchmarks build_tools setup.py Makefile .github
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help demo test test-fast build docs gpu lint format sanitize bench bench-report clean
+.PHONY: help demo test test-fast build docs gpu lint format sanitize dist matrix arm bench bench-report clean
 
 help:
 	@echo "make demo       set everything up, build, train on photographs, write results to demo_out/"
@@ -20,6 +20,9 @@ help:
 	@echo "make lint       ruff, mypy, imports, clang-format, spelling, wording, documentation"
 	@echo "make format     rewrite the sources in the project's format"
 	@echo "make sanitize   run the operators' tests with AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make dist       build the source distribution and wheels in dist/, and check them"
+	@echo "make matrix     install the package in many environments; hours, and many gigabytes"
+	@echo "make arm        run the CPU kernels for 64-bit Arm under an emulator"
 	@echo "make bench      run the benchmark suite on this machine"
 	@echo "make bench-report  measure the tables and charts of the documentation; half an hour"
 	@echo "make gpu        on a machine with a GPU: build, test and measure"
@@ -87,6 +90,21 @@ format: $(VENV)/.dev
 
 sanitize: $(VENV)/.dev
 	$(BIN)/python -m build_tools.sanitize
+
+$(VENV)/.dist: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dist]"
+	@touch $@
+
+# PYTHONS: further Pythons to build wheels for, each with torch, pybind11, ninja and setuptools.
+dist: $(VENV)/.dist
+	$(BIN)/python -m build_tools.dist $(foreach python,$(PYTHONS),--python $(python))
+
+arm: $(VENV)/.torch
+	$(BIN)/python -m build_tools.cpu_harness --arm
+	$(BIN)/python -m build_tools.cpu_harness --no-bmi
+
+matrix: $(VENV)/.dist arm
+	$(BIN)/python -m build_tools.matrix
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks
