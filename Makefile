@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-# Suites for every change, and texts whose spelling is checked.
+# Suites for every change, texts whose spelling is checked, and sources that bandit scans.
 FAST := tests/budgets tests/ops/test_multi_l1.py tests/ops/test_pointwise.py tests/losses/test_gan.py \
 	tests/losses/test_feature_matching.py tests/losses/test_objective.py tests/models tests/test_files.py
 PROSE := README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md docs examples pix2pixhd csrc tests benchmarks build_tools setup.py Makefile .github
-PYTHONS := pix2pixhd build_tools benchmarks examples setup.py
+SCANNED := pix2pixhd build_tools benchmarks examples setup.py
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help demo test test-fast build docs gpu lint audit format sanitize soak fuzz-operators bench bench-report clean
+.PHONY: help demo test test-fast build docs gpu lint audit format sanitize soak fuzz-operators dist matrix arm bench bench-report clean
 
 help:
 	@echo "make demo       set everything up, build, train on photographs, write results to demo_out/"
@@ -24,6 +24,9 @@ help:
 	@echo "make sanitize   run the operators with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
 	@echo "make soak       inject hundreds of faults into training runs; SEED=n repeats them, N=n is their number"
 	@echo "make fuzz-operators MINUTES=20  call every operator with random arguments"
+	@echo "make dist       build the source distribution and wheels in dist/, and check them"
+	@echo "make matrix     install the package in many environments; hours, and many gigabytes"
+	@echo "make arm        run the CPU kernels for 64-bit Arm under an emulator"
 	@echo "make bench      run the benchmark suite on this machine"
 	@echo "make bench-report  measure the tables and charts of the documentation; half an hour"
 	@echo "make gpu        on a machine with a GPU: build, test and measure"
@@ -78,7 +81,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(PYTHONS)
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(SCANNED)
 	$(BIN)/lint-imports --config pyproject.toml
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 	$(BIN)/codespell $(PROSE)
@@ -99,9 +102,25 @@ sanitize: $(VENV)/.dev
 N ?= 200
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.soak --injections $(N) $(if $(SEED),--seed $(SEED))
+
 MINUTES ?= 10
 fuzz-operators: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz_operators --minutes $(MINUTES)
+
+$(VENV)/.dist: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dist]"
+	@touch $@
+
+# PYTHONS: further Pythons to build wheels for, each with torch, pybind11, ninja and setuptools.
+dist: $(VENV)/.dist
+	$(BIN)/python -m build_tools.dist $(foreach python,$(PYTHONS),--python $(python))
+
+arm: $(VENV)/.torch
+	$(BIN)/python -m build_tools.cpu_harness --arm
+	$(BIN)/python -m build_tools.cpu_harness --no-bmi
+
+matrix: $(VENV)/.dist arm
+	$(BIN)/python -m build_tools.matrix
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks

@@ -26,22 +26,16 @@ import sys
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # for setup.py without the backend of pyproject.toml
 
 from build_tools.cuda_toolkit import NVCC_FLAGS, Cuda, find_cuda  # noqa: E402
+from build_tools.kernel_flags import CXX_FLAGS, KERNEL_FLAGS, instruction_sets  # noqa: E402
 from build_tools.messages import BuildError, say  # noqa: E402
 
 TARGET_VERSION = "0x020a000000000000"  # torch 2.10, the oldest supported version
-
-CXX_FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-DNDEBUG"]
-# -ffp-contract=off: the same rounding with every instruction set. -fno-trapping-math changes no value; it lets GCC
-# vectorise conditions as selects. -Wno-maybe-uninitialized: GCC 12 warns about its own AVX-512 header.
-KERNEL_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-KERNEL_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
-AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"]
-AVX512_FLAGS = [*AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
 
 
 def import_torch():
@@ -135,6 +129,14 @@ def compiler_version(cxx: list[str]) -> str:
     return text.splitlines()[0]
 
 
+class BuildModules(build_py):
+    def run(self) -> None:
+        # setuptools installs everything in this folder, also modules that existed at an earlier build. The libraries
+        # are linked again from their objects.
+        shutil.rmtree(pathlib.Path(self.build_lib, "pix2pixhd"), ignore_errors=True)
+        super().run()
+
+
 class BuildExtension(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
         # The operators do not depend on Python, so their names have no ABI tag. setuptools calls this with and without
@@ -163,8 +165,7 @@ class BuildExtension(build_ext):
             shared += [f"-I{path}", f"-fmacro-prefix-map={path}/="]
         torch_lib = str(pathlib.Path(self.torch.__file__).parent / "lib")
 
-        x86 = platform.machine().lower() in ("x86_64", "amd64")
-        sets = {"baseline": [], **({"avx2": AVX2_FLAGS, "avx512": AVX512_FLAGS} if x86 else {})}
+        sets = instruction_sets(platform.machine())
         kernels = [
             graph.compile(f"csrc/cpu/kernels_{name}.cpp", [*CXX_FLAGS, *KERNEL_FLAGS, *flags])
             for name, flags in sets.items()
@@ -228,5 +229,5 @@ setup(
     ext_modules=[]
     if sys.platform == "win32"
     else [Extension(f"pix2pixhd.{name}", sources=[]) for name in ("_C", "_ops", "_ops_cuda")],
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={"build_ext": BuildExtension, "build_py": BuildModules},
 )

@@ -6,10 +6,30 @@ known. With ``--no-build-isolation`` nothing is installed: ``python -m build_too
 
 from __future__ import annotations
 
+import setuptools
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403 (all other hooks)
 
 from build_tools import cuda_toolkit
+from build_tools.messages import BuildError
+
+OLDEST_SETUPTOOLS = 77  # as in pyproject.toml; older ones do not know its license field
+
+
+def check_setuptools(version: str) -> None:
+    """Check the version, which pip does not do with ``--no-build-isolation``.
+
+    Raises:
+        BuildError: If setuptools is too old, for example that of a new virtual environment of Python 3.11.
+    """
+    if int(version.split(".")[0]) < OLDEST_SETUPTOOLS:
+        raise BuildError(
+            f"setuptools >= {OLDEST_SETUPTOOLS} is needed to build, found {version}. "
+            "Run: pip install -U setuptools pybind11 ninja, or omit --no-build-isolation."
+        )
+
+
+check_setuptools(setuptools.__version__)
 
 
 def _nvcc() -> list[str]:

@@ -2,7 +2,8 @@
 // so it can be imported even when the operators cannot be loaded.
 #include <pybind11/pybind11.h>
 
-PYBIND11_MODULE(_C, m) {
+// It has only constants, so it does not need the global interpreter lock of a free-threaded Python.
+PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   m.doc() = "Build information of pix2pixhd.";
   m.attr("version") = PIX2PIXHD_VERSION;
   m.attr("torch_version") = PIX2PIXHD_TORCH;  // at build time; the operators run with torch 2.10 and newer

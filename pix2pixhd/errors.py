@@ -1,11 +1,16 @@
-"""The exception for invalid input that the user can correct, and the message for a lack of memory."""
+"""The exception for invalid input that the user can correct, and messages that several commands share."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
+import pathlib
 import re
+import shlex
 import sys
+import urllib.parse
 
-__all__ = ["InputError", "out_of_memory"]
+__all__ = ["InputError", "install_command", "out_of_memory"]
 
 
 class InputError(ValueError):
@@ -35,3 +40,34 @@ def out_of_memory(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and (allocation := re.search(r"DefaultCPUAllocator: ([^\n]*)", str(error))):
         return f"out of memory ({allocation[1]})"
     return None
+
+
+def install_command(extra: str = "", options: str = "") -> str:
+    """Return the command that installs this package from its checkout: the package is not in the package index.
+
+    pip records the checkout that it installed from. If that is unknown or gone, the command is for the checkout as the
+    current folder.
+
+    Args:
+        extra: The extras to install too, for example ``"train,demo"``.
+        options: Options of pip, for example ``"--force-reinstall"``.
+
+    Example:
+        >>> "[train]" in install_command("train")
+        True
+    """
+    checkout = _checkout()
+    source = shlex.quote(f"{checkout or '.'}[{extra}]" if extra else f"{checkout or '.'}")
+    command = " ".join(filter(None, ("pip install", options, source)))
+    return command if checkout else f"{command} in the checkout of pix2pixhd"
+
+
+def _checkout() -> pathlib.Path | None:
+    """The folder that pip installed this package from, if it is still a checkout."""
+    try:
+        record = importlib.metadata.distribution("pix2pixhd-fused").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    url = urllib.parse.urlsplit(json.loads(record)["url"] if record else "")
+    folder = pathlib.Path(urllib.parse.unquote(url.path))
+    return folder if url.scheme == "file" and (folder / "pyproject.toml").is_file() else None

@@ -17,14 +17,18 @@ Candidates candidates() {
   Candidates found{{&kBaseline, nullptr, nullptr}, 1};
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  // These checks include the operating system's support for the wider registers.
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+  // Everything that setup.py lets the compiler use. These checks include the operating system's support for the wider
+  // registers.
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")) {
     found.table[found.count++] = &kAvx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")) {
       found.table[found.count++] = &kAvx512;
     }
   }
+#elif defined(__aarch64__)
+  found.table[found.count++] = &kNeon;  // every 64-bit Arm processor has it
 #endif
   return found;
 }
@@ -51,7 +55,11 @@ std::atomic<const Kernels*>& current() {
 const Kernels& kernels() { return *current().load(std::memory_order_relaxed); }
 
 const char* supported_instruction_sets() {
+#if defined(__aarch64__)
+  static const char* const names[] = {"baseline", "baseline,neon"};
+#else
   static const char* const names[] = {"baseline", "baseline,avx2", "baseline,avx2,avx512"};
+#endif
   return names[candidates().count - 1];
 }
 

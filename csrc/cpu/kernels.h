@@ -132,10 +132,12 @@ extern const Kernels kBaseline;
 #if defined(__x86_64__)
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
+#elif defined(__aarch64__)
+extern const Kernels kNeon;
 #endif
 
-// The table of the best instruction set that this processor supports, or of PIX2PIXHD_CPU_ISA (baseline, avx2, avx512)
-// if it supports that one. Selected once, at the first call.
+// The table of the best instruction set that this processor supports, or of PIX2PIXHD_CPU_ISA (baseline, avx2, avx512,
+// neon) if it supports that one. Selected once, at the first call.
 const Kernels& kernels();
 
 // Comma-separated names of the supported instruction sets, the best one last.

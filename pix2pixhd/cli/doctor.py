@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import pix2pixhd
+from pix2pixhd.errors import install_command
 from pix2pixhd.ops import backend, extension, gpu_support, logistic_loss, lsgan_loss, multi_l1_loss, perceptual
 from pix2pixhd.ops.conv_stack import POOL, RELU, TAP, TAP_POOL, ConvStack
 
@@ -29,7 +30,7 @@ def _versions() -> None:
     extras = {"train": ("lightning", "jsonargparse", "tensorboard", "torchmetrics"), "demo": ("skimage",)}
     for extra, modules in extras.items():
         missing = [name for name in modules if importlib.util.find_spec(name) is None]
-        remedy = f"missing {', '.join(missing)}: pip install 'pix2pixhd-fused[{extra}]'"
+        remedy = f"missing {', '.join(missing)}: {install_command(extra)}"
         _line(f"extra [{extra}]", remedy if missing else "installed")
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import pix2pixhd
-from pix2pixhd.errors import InputError, out_of_memory
+from pix2pixhd.errors import InputError, install_command, out_of_memory
 
 __all__ = ["main"]
 
@@ -192,9 +192,9 @@ def _missing(error: ModuleNotFoundError) -> str | None:
     """Returns the extra to install, if the missing module belongs to one."""
     package = (error.name or "").split(".")[0]
     if package == "skimage":
-        return "this command needs scikit-image: pip install 'pix2pixhd-fused[train,demo]'"
+        return f"this command needs scikit-image: {install_command('train,demo')}"
     if package in _TRAIN_EXTRAS:
-        return f"this command needs {package}: pip install 'pix2pixhd-fused[train]'"
+        return f"this command needs {package}: {install_command('train')}"
     return None
 
 

@@ -15,7 +15,7 @@ from pix2pixhd.checkpoints.format import read_checkpoint
 from pix2pixhd.checkpoints.generators import LoadedGenerator, generator_of
 from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.data import encode_input
-from pix2pixhd.errors import InputError
+from pix2pixhd.errors import InputError, install_command
 from pix2pixhd.files import check_replaceable, replacing, replacing_all
 
 __all__ = ["ExportedGenerator", "export_nvidia", "export_onnx", "export_program"]
@@ -165,7 +165,7 @@ def export_onnx(generator: LoadedGenerator, path: pathlib.Path, size: tuple[int,
         import onnxruntime  # type: ignore[import-untyped]
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
-        raise InputError(f"ONNX needs {error.name}: pip install 'pix2pixhd-fused[export]'") from None
+        raise InputError(f"ONNX needs {error.name}: {install_command('export')}") from None
     module, inputs = ExportedGenerator(generator).eval(), _example(generator, size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's warnings about its own implementation

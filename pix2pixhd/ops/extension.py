@@ -10,6 +10,8 @@ from types import ModuleType
 
 import torch
 
+from pix2pixhd.errors import install_command
+
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -28,10 +30,12 @@ class ExtensionStatus:
     reason: str = ""
 
 
-_REBUILD = (
-    "reinstall this package with `pip install --force-reinstall --no-deps --no-cache-dir`; "
-    "run `pix2pixhd doctor` for details"
-)
+REINSTALL = "--force-reinstall --no-deps --no-cache-dir"
+
+
+def rebuild() -> str:
+    """Return the remedy: how to reinstall this package."""
+    return f"reinstall this package: {install_command(options=REINSTALL)}; run `pix2pixhd doctor` for details"
 
 
 def path(stem: str) -> pathlib.Path:
@@ -52,15 +56,15 @@ def _lacks(key: str) -> list[str]:
 def _load(name: str, stem: str) -> ExtensionStatus:
     file = path(stem)
     if not file.exists():
-        return ExtensionStatus(name, False, f"{file.name} was not built; {_REBUILD}")
+        return ExtensionStatus(name, False, f"{file.name} was not built; {rebuild()}")
     try:
         torch.ops.load_library(str(file))  # type: ignore[no-untyped-call]
     except OSError as error:
         why = error.__cause__ or error  # the cause is the dynamic loader's own message
-        reason = f"{file.name} does not load with torch {torch.__version__}: {why}; {_REBUILD}"
+        reason = f"{file.name} does not load with torch {torch.__version__}: {why}; {rebuild()}"
         return ExtensionStatus(name, False, reason)
     if missing := _lacks(name.upper()):
-        reason = f"{file.name} was built from older sources, it lacks {', '.join(missing)}; {_REBUILD}"
+        reason = f"{file.name} was built from older sources, it lacks {', '.join(missing)}; {rebuild()}"
         return ExtensionStatus(name, False, reason)
     return ExtensionStatus(name, True)
 
@@ -89,7 +93,7 @@ def cuda() -> ExtensionStatus:
             "the package was built without CUDA kernels (PIX2PIXHD_CUDA=0, no nvcc, or no GPU of compute capability "
             "7.0 or newer)"
         )
-        return ExtensionStatus("cuda", False, f"{why}; {nvcc_remedy(torch.version.cuda)} and {_REBUILD}")
+        return ExtensionStatus("cuda", False, f"{why}; {nvcc_remedy(torch.version.cuda)} and {rebuild()}")
     return _load("cuda", "_ops_cuda")
 
 

@@ -7,6 +7,7 @@ import re
 
 import torch
 
+from pix2pixhd.errors import install_command
 from pix2pixhd.ops import extension
 
 # Binary compatibility within a major version holds among discrete GPUs, but not with or among Tegra boards.
@@ -54,8 +55,8 @@ def _find_missing(index: int | None) -> str:
     wanted = f"{facts.cuda_archs};{major}.{minor}"
     return (
         f"the CUDA kernels were built for {facts.cuda_archs}, and {name} has compute "
-        f"capability {major}.{minor}; reinstall this package with `TORCH_CUDA_ARCH_LIST='{wanted}' pip install "
-        "--force-reinstall --no-deps --no-cache-dir`; run `pix2pixhd doctor` for details"
+        f"capability {major}.{minor}; reinstall this package with TORCH_CUDA_ARCH_LIST='{wanted}' "
+        f"{install_command(options=extension.REINSTALL)}; run `pix2pixhd doctor` for details"
     )
 
 

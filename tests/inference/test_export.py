@@ -130,4 +130,4 @@ def test_missing_onnx_packages_are_named(last, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert run("export", "--checkpoint", last, "--output", tmp_path / "a.onnx", "--size", "16x16") == 2
-    assert "pip install 'pix2pixhd-fused[export]'" in capsys.readouterr().err
+    assert "ONNX needs onnxruntime: pip install '" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The contents of the source distribution and of the wheel built from it, and the dependencies of its libraries."""
 
 import email
+import fnmatch
 import pathlib
 import re
 import shutil
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import pix2pixhd
+from build_tools.dist_contents import WHEEL
 from tests.install.tools import ROOT, archs_here
 
 pytestmark = pytest.mark.install
@@ -46,6 +48,8 @@ def test_wheel_has_each_library_once_and_all_data_files(wheel):
     assert data_files() | {"pix2pixhd/py.typed"} <= set(wheel.names)
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "pix2pixhd").rglob("*.py")}
     assert {name for name in wheel.names if name.endswith(".py")} == modules
+    unknown = [name for name in wheel.names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in WHEEL)]
+    assert unknown == []  # what `make dist` allows
     tops = {name.partition("/")[0] for name in wheel.names}
     assert tops == {"pix2pixhd", f"pix2pixhd_fused-{pix2pixhd.__version__}.dist-info"}
 

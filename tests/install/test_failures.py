@@ -49,3 +49,14 @@ def test_a_missing_build_tool_is_reported(cpu_checkout, tmp_path, package):
     bare = Environment(tmp_path / "bare", leave_out=(package,))
     text = message(bare.fails(cpu_checkout, PIX2PIXHD_CUDA="0"))
     assert text == f"the package `{package}` is needed to build. Run: pip install {package}"
+
+
+def test_an_old_setuptools_is_reported(cpu_checkout, tmp_path):
+    """That of a new virtual environment of Python 3.11, where pip does not check it without build isolation."""
+    old = Environment(tmp_path / "old", leave_out=("setuptools", "pkg_resources", "_distutils_hack", "distutils"))
+    package = old.site / "setuptools"
+    package.mkdir()
+    (package / "__init__.py").write_text("__version__ = '65.5.0'\n")
+    (package / "build_meta.py").write_text("")
+    text = message(old.fails(cpu_checkout))
+    assert text.startswith("setuptools >= 77 is needed to build, found 65.5.0. Run: pip install -U setuptools")

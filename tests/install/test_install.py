@@ -68,6 +68,16 @@ def test_editable_install_removes_stale_libraries_and_follows_edits(
         source.write_text(text)
 
 
+def test_a_module_that_existed_at_an_earlier_build_is_not_installed(builder, cpu_checkout, tmp_path):
+    """As after ``git pull`` and a second ``pip install .``, which uses the same build folder."""
+    removed = tmp_path / "lib" / "pix2pixhd" / "removed_module.py"
+    removed.parent.mkdir(parents=True)
+    removed.write_text("")
+    builder.run("setup.py", "-q", "build_py", "--build-lib", tmp_path / "lib", cwd=cpu_checkout)
+    assert (removed.parent / "__init__.py").exists()
+    assert not removed.exists()
+
+
 # Computes three losses twice. Prints them, the warnings, and the error of requesting the fused backend.
 LOSSES = """
 import json, warnings
@@ -94,7 +104,7 @@ print(json.dumps({
 """
 # By hand: mean|x| = 2, mean (x-1)^2 = 8, mean relu(1-x) = 2.
 LOSS, GRADIENT = 12.0, [0.5 + 0.0 + 0.0, -0.5 - 4.0 - 0.5]
-REMEDY = "reinstall this package with `pip install --force-reinstall"
+REMEDY = "reinstall this package: pip install --force-reinstall"
 
 
 def missing(path):

@@ -191,39 +191,4 @@ class Wheel:
     log: str
 
 
-# Compares values and gradients of fused operators with plain PyTorch, and prints what was loaded. Needs only torch and
-# numpy.
-CHECK = """
-import json, warnings
-warnings.simplefilter("error", RuntimeWarning)
-import torch
-import pix2pixhd
-from pix2pixhd import _C
-from pix2pixhd.functional import hinge_loss, multi_l1_loss
-from pix2pixhd.ops import extension
-
-generator = torch.Generator().manual_seed(0)
-shapes, weights = [(2, 3, 17, 19), (1, 5, 64, 65), (1, 1, 1, 1)], [1.0, 0.5, 0.25]
-inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
-targets = [torch.randn(shape, generator=generator) for shape in shapes]
-losses = {
-    "l1": (lambda: multi_l1_loss(inputs, targets, weights),
-           lambda: sum(w * (x - y).abs().mean() for x, y, w in zip(inputs, targets, weights))),
-    "hinge": (lambda: hinge_loss(inputs, False, weights),
-              lambda: sum(w * torch.relu(1 + x).mean() for x, w in zip(inputs, weights))),
-}
-for name, (fused, plain) in losses.items():
-    with pix2pixhd.backend("fused"):
-        value = fused()
-        gradients = torch.autograd.grad(value, inputs)
-    assert type(value.grad_fn).__name__ not in ("AddBackward0", "MulBackward0"), value.grad_fn
-    expected = plain()
-    for ours, theirs in zip([value, *gradients], [expected, *torch.autograd.grad(expected, inputs)]):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
-facts = {key: getattr(_C, key) for key in dir(_C) if not key.startswith("_")}
-print(json.dumps({
-    **facts, "torch": torch.__version__, "torch_cuda": torch.version.cuda, "file": pix2pixhd.__file__,
-    "package": pix2pixhd.__version__, "cpu": extension.cpu().loaded, "cuda": extension.cuda().loaded,
-    "cuda_reason": extension.cuda().reason,
-}))
-"""
+CHECK = (ROOT / "build_tools" / "matrix" / "check.py").read_text()

@@ -79,7 +79,7 @@ def clear_cached_queries():
 
 REASON = (
     "the CUDA kernels were built for 8.0;9.0a, and Card 12 has compute capability 12.0; reinstall this package with "
-    "`TORCH_CUDA_ARCH_LIST='8.0;9.0a;12.0' pip install "
+    "TORCH_CUDA_ARCH_LIST='8.0;9.0a;12.0' pip install "
 )
 
 

@@ -1,0 +1,1 @@
+"""The install matrix: the package in many environments, see ``__main__.py``."""
