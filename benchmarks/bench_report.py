@@ -16,7 +16,7 @@ import json
 import pathlib
 import re
 import shlex
-import subprocess  # nosec B404 # runs the benchmarks
+import subprocess
 import sys
 import tempfile
 
@@ -139,7 +139,7 @@ def measure(name, full=False, folder=RESULTS):
         for command in COMMANDS[name] + (LONG.get(name, []) if full else []):
             print("$", command, flush=True)
             words = command_line(command, output)
-            subprocess.run(words, check=True, cwd=ROOT)  # nosec B603 # constants of this file
+            subprocess.run(words, check=True, cwd=ROOT)
             runs.append(json.loads(output.read_text()))
     document = runs[0] if len(runs) == 1 else runs
     (folder / FILES[name][0]).write_text(json.dumps(document, indent=1) + "\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess  # nosec B404 # runs nvcc
+import subprocess
 
 from build_tools.messages import BuildError, say
 
@@ -39,7 +39,7 @@ def wanted(torch) -> list[str]:
 
 def known(nvcc: str) -> list[tuple[int, int]]:
     """The compute capabilities that nvcc supports, without the variants a and f. Empty if nvcc does not list them."""
-    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, errors="replace", check=False)  # nosec B603 # the compiler that builds the extension
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, errors="replace", check=False)
     return [(int(n) // 10, int(n) % 10) for n in re.findall(r"^compute_(\d+)\s*$", listed.stdout, re.MULTILINE)]
 
 

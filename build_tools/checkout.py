@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pathlib
 import shutil
-import subprocess  # nosec B404 # runs git
+import subprocess
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def copy_checkout(target: pathlib.Path) -> pathlib.Path:
     """Copy the sources, committed or not, without built files."""
-    listed = subprocess.run(  # nosec B603, B607 # git, as found on PATH
+    listed = subprocess.run(  # nosec B607 # git, as found on PATH
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=ROOT,
         capture_output=True,

@@ -128,7 +128,8 @@ def main(arguments: Sequence[str]) -> int:
         sdist = build_sdist(folder, results)
         check([sdist], glibc=False)
         with tarfile.open(sdist) as archive:
-            archive.extractall(folder / "unpacked", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+            options_of_tar = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            archive.extractall(folder / "unpacked", **options_of_tar)  # nosec B202 # built above
         (source,) = (folder / "unpacked").iterdir()
         for cuda in ("0", "1"):
             able = [python for python in pythons if cuda == "0" or (not options.no_cuda and can_build_cuda(python))]

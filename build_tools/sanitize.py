@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import subprocess  # nosec B404 # runs compilers and tests
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -114,7 +114,7 @@ def preloaded() -> str:
     """The libraries to preload: those of the sanitizers, and the C++ library that they intercept."""
     libraries = []
     for name in ("libasan.so", "libubsan.so", "libstdc++.so"):
-        found = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True)  # nosec B603, B607 # the compiler, as found on PATH
+        found = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True)  # nosec B607 # the compiler, as found on PATH
         if not os.path.isabs(found.stdout.strip()):
             raise BuildError(f"g++ has no {name}. On Debian and Ubuntu: apt install libasan8 libubsan1")
         libraries.append(found.stdout.strip())
@@ -125,7 +125,7 @@ def build(folder: pathlib.Path) -> None:
     """Builds the CPU library in a copy of the sources."""
     environment = {**os.environ, "CXX": f"g++ {SANITIZE} -fno-omit-frame-pointer -g1", "PIX2PIXHD_CUDA": "0"}
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)  # nosec B603 # the build of the extension
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BuildError(f"the library with sanitizers did not compile:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     # Without the library, the tests would check plain PyTorch.
@@ -145,7 +145,7 @@ def run(folder: pathlib.Path, command: tuple[str, ...], capture: bool = False) -
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1" + limit,
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
-    return subprocess.run(  # nosec B603 # Python, with arguments of this file
+    return subprocess.run(
         [sys.executable, *command], cwd=folder, env=environment, capture_output=capture, text=True, check=False
     )
 

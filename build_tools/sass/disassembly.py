@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import pathlib
 import re
-import subprocess  # nosec B404 # runs tools of the CUDA toolkit
+import subprocess
 
 _SECTION = re.compile(r"^//-+ \.text\.(\S+)", re.MULTILINE)
 _LABEL_OR_INSTRUCTION = re.compile(
@@ -141,11 +141,11 @@ def parse_blocks(text: str) -> list[Block]:
 
 def read_kernels(cubin: pathlib.Path, cuobjdump: str, nvdisasm: str) -> list[Kernel]:
     """The kernels of a cubin."""
-    usage = subprocess.run([cuobjdump, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout  # nosec B603 # a tool of the CUDA toolkit
+    usage = subprocess.run([cuobjdump, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
     resources = {match[1]: [int(n) for n in match.groups()[1:]] for match in _RESOURCES.finditer(usage)}
     if not resources:
         return []
-    text = subprocess.run([nvdisasm, "-c", cubin], capture_output=True, text=True, check=True).stdout  # nosec B603 # a tool of the CUDA toolkit
+    text = subprocess.run([nvdisasm, "-c", cubin], capture_output=True, text=True, check=True).stdout
     parts = _SECTION.split(text)[1:]
     code = dict(zip(parts[::2], parts[1::2], strict=True))
     return [

@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import signal
-import subprocess  # nosec B404 # runs this package in another process
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -126,7 +126,7 @@ def run_child(arguments: Sequence[str | os.PathLike[str]], exact_memory: bool = 
     environment = {**os.environ, **(EXACT_MEMORY if exact_memory else {})}
     command = [sys.executable, *arguments]
     # In a session of its own: Ctrl-C reaches the parent alone, which ends the child and what the child has started.
-    with subprocess.Popen(  # nosec B603 # this package, without a shell
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
     ) as process:
         try:

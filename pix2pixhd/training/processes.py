@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import subprocess  # nosec B404 # only for its exception
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
