@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+# Of `make fuzz` and `make fuzz-operators`.
+MINUTES ?= 5
 # Suites for every change, texts whose spelling is checked, and sources that bandit scans.
 FAST := tests/budgets tests/ops/test_multi_l1.py tests/ops/test_pointwise.py tests/losses/test_gan.py \
 	tests/losses/test_feature_matching.py tests/losses/test_objective.py tests/models tests/test_files.py
@@ -10,12 +12,13 @@ PROSE := README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md docs examples pix2pi
 SCANNED := pix2pixhd build_tools benchmarks examples setup.py
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help demo test test-fast build docs gpu lint audit format sanitize soak fuzz-operators dist matrix arm bench bench-report clean
+.PHONY: help demo test test-fast build docs gpu lint audit format sanitize soak fuzz fuzz-operators dist matrix arm bench bench-report clean
 
 help:
 	@echo "make demo       set everything up, build, train on photographs, write results to demo_out/"
 	@echo "make test       set everything up, build, run all tests"
 	@echo "make test-fast  the tests of operators, losses and models, in under 90 seconds"
+	@echo "make fuzz       compare random cases of all operators with PyTorch, for MINUTES=5"
 	@echo "make build      rebuild the extension after a change in csrc/"
 	@echo "make docs       build the documentation in site/"
 	@echo "make lint       ruff, mypy, bandit, imports, clang-format, spelling, wording, documentation"
@@ -65,6 +68,9 @@ test: $(VENV)/.dev
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -q -m 'not slow' $(FAST)
 
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.numerics.fuzz --minutes $(MINUTES)
+
 build: $(VENV)/.dev
 	$(BIN)/python setup.py build_ext --inplace
 
@@ -103,7 +109,6 @@ N ?= 200
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.soak --injections $(N) $(if $(SEED),--seed $(SEED))
 
-MINUTES ?= 10
 fuzz-operators: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz_operators --minutes $(MINUTES)
 

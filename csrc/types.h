@@ -70,6 +70,13 @@ struct Wider<double, double> {
   using type = double;
 };
 
+// A gradient is a coefficient, upstream * weight / numel in double, times the slope of each element. Outside these
+// limits the coefficient would overflow or lose digits in float, although the product may be an ordinary number. It is
+// then applied as two factors, of which the second is a power of two.
+constexpr double kSmallestCoefficient = 0x1p-126;
+constexpr double kLargestCoefficient = 0x1p126;
+constexpr double kCoefficientScale = 0x1p100;
+
 // Signs are packed as two bit planes, positive and negative: 2 bits per element. Neither bit is set for a difference of
 // zero or NaN. Each tensor's signs are padded to whole tiles, so that the size does not depend on the order that a
 // kernel uses inside a tile.

@@ -49,9 +49,9 @@ enum NormParameter : int {
   kOffset,    // mean; if the source is the output: bias
   kScale,     // rstd * weight
   kShift,     // bias
-  kGradient,  // the gradient of x is kGradient * g + (kCentred * (z - kOffset) + kConstant), where g is the
-  kCentred,   // gradient after the activation's derivative, and z is x, or the output before the activation
-  kConstant,
+  kGradient,  // the gradient of x is kGradient * (g + (kCentred * (z - kOffset) + kConstant)), where g is the
+  kCentred,  // gradient after the activation's derivative, and z is x, or the output before the activation. The product
+  kConstant,  // of kGradient and kCentred, which has the size of rstd^2, may underflow
   kNormParameters
 };
 

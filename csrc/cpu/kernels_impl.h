@@ -111,16 +111,18 @@ template <Pointwise kKind, typename T>
 void pointwise_backward_typed(T* grad, const T* input, int64_t n, double constant, double coefficient) {
   using C = typename Wider<T, T>::type;
   const C c = widen(narrow<T>(constant));  // the label rounded to the tensor's dtype, as torch.full_like does
-  const C factor = static_cast<C>(coefficient);
+  const Coefficient<C> two_factors(kKind == Pointwise::kSquaredError ? 2.0 * coefficient : coefficient);
+  const C factor = two_factors.factor;
+  const C scale = two_factors.scale;
   for (int64_t i = 0; i < n; ++i) {
     const C x = widen(input[i]);
     if constexpr (kKind == Pointwise::kSquaredError) {
-      grad[i] = narrow<T>(C(2) * factor * (x - c));
+      grad[i] = narrow<T>(factor * (x - c) * scale);
     } else if constexpr (kKind == Pointwise::kHinge) {
-      grad[i] = narrow<T>(C(1) - c * x <= 0 ? C(0) : -c * factor);  // NaN passes the gradient, as F.relu does
+      grad[i] = narrow<T>(C(1) - c * x <= 0 ? C(0) : -c * factor * scale);  // NaN passes the gradient, as F.relu does
     } else {
       static_assert(kKind == Pointwise::kLinear);
-      grad[i] = narrow<T>(c * factor);
+      grad[i] = narrow<T>(c * factor * scale);
     }
   }
 }

@@ -111,7 +111,9 @@ void logistic_backward_typed(T* grad, const T* input, int64_t n, double constant
   using C = typename Wider<T, T>::type;
   const C label = widen(narrow<T>(constant));
   const C rest = static_cast<C>(1.0 - double(label));
-  const C factor = static_cast<C>(coefficient);
+  const Coefficient<C> two_factors(coefficient);
+  const C factor = two_factors.factor;
+  const C scale = two_factors.scale;
   C block[kLogisticBlock];
   for (int64_t begin = 0; begin < n; begin += kLogisticBlock) {
     const int count = n - begin < kLogisticBlock ? static_cast<int>(n - begin) : kLogisticBlock;
@@ -121,7 +123,7 @@ void logistic_backward_typed(T* grad, const T* input, int64_t n, double constant
       const C e = exp_of_negative(x < 0 ? -x : x);
       const C tail = e / (C(1) + e);  // sigmoid(-|x|)
       // For x >= 0, sigmoid(x) - 1 is computed as -sigmoid(-x), which avoids cancellation at the labels 0 and 1.
-      block[i] = (x < 0 ? tail - label : rest - tail) * factor;
+      block[i] = (x < 0 ? tail - label : rest - tail) * factor * scale;
     }
     narrow_block(grad + begin, block, count);
   }

@@ -140,12 +140,12 @@ void write_gradient(const Segment<T, G>& segment_, const SegmentWork<T>& work_) 
       const int64_t c = segment.lane + lane;
       const auto pair = masked_gradient<kRelu, kOutput>(v, grad + lane, source + lane, work.parameters, c, work.slope,
                                                         work.inverse_slope);
-      auto result = V::multiply(V::load(factor + c), pair.gradient);
+      auto result = pair.gradient;
       if constexpr (kStatistics) {
         const auto mean = V::add(V::multiply(V::load(centred + c), pair.centred), V::load(constant + c));
         result = V::add(result, mean);
       }
-      V::store(out + lane, result);
+      V::store(out + lane, V::multiply(V::load(factor + c), result));
     });
   }
 }

@@ -93,6 +93,25 @@ void add_deviations(const T* x, int64_t groups, int64_t stride, int64_t lanes, c
   }
 }
 
+// Most that the squared distance of a channel's mean from its first pixel may exceed the variance. The first pixel may
+// be an outlier: the variance would then be the small difference of two large sums, in the precision of float.
+constexpr double kMostCancellation = 16.0;
+
+// Sum and squared deviations of one channel in double: where the sums in C cancel or overflow.
+template <typename T>
+void exact_deviations(const T* x, int64_t pixels, int64_t stride, double* sum, double* deviation) {
+  double total = 0.0;
+  for (int64_t i = 0; i < pixels; ++i) total += double(widen(x[i * stride]));
+  const double mean = total / double(pixels);
+  double squares = 0.0;
+  for (int64_t i = 0; i < pixels; ++i) {
+    const double d = double(widen(x[i * stride])) - mean;
+    squares += d * d;
+  }
+  *sum = total;
+  *deviation = squares;
+}
+
 template <typename T>
 void norm_statistics_typed(const T* x, int64_t pixels, int64_t channels, double* sums) {
   using C = NormCompute<T>;
@@ -124,9 +143,16 @@ void norm_statistics_typed(const T* x, int64_t pixels, int64_t channels, double*
         total += sum[lane];
         squares += square[lane];
       }
-      sums[first + c] = total + double(origin[c]) * double(pixels);
-      const double deviation = squares - total * total / double(pixels);
-      sums[channels + first + c] = deviation < 0.0 ? 0.0 : deviation;
+      double* sum_of_channel = sums + first + c;
+      double* deviation_of_channel = sums + channels + first + c;
+      const double shift = total * total / double(pixels);
+      const double deviation = squares - shift;
+      *sum_of_channel = total + double(origin[c]) * double(pixels);
+      *deviation_of_channel = deviation < 0.0 ? 0.0 : deviation;
+      const bool is_finite = deviation - deviation == 0.0;
+      if (!is_finite || shift > kMostCancellation * deviation) {
+        exact_deviations(x + first + c, pixels, channels, sum_of_channel, deviation_of_channel);
+      }
     }
   }
 }

@@ -129,7 +129,7 @@ void relu_l1_backward_typed(T* grad, const MapChunk& chunk, const uint32_t* mask
   using C = Compute<T>;
   using V = Vec<C>;
   for_each_weighted_word(chunk, static_cast<C>(coefficient), [&](int64_t i, C factor) {
-    const SignExpander<C, false> expand(factor, -factor, C(0));
+    const SignExpander<C, false> expand(factor, -factor, C(0) * factor);  // 0 * NaN and 0 * Inf are NaN, as in PyTorch
     T* g = grad + i;
     alignas(64) C term[32];
     expand(term, signs[i / 16], signs[i / 16 + 1]);

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../types.h"
+
 namespace pix2pixhd::cpu {
 namespace {
 
@@ -62,6 +64,22 @@ inline Half narrow<Half>(double x) {
   const uint32_t rounded = magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u);
   return {static_cast<uint16_t>(sign | (rounded >> 13))};
 }
+
+// A coefficient as two factors, see kSmallestCoefficient.
+template <typename C>
+struct Coefficient {
+  C factor;
+  C scale = C(1);
+
+  explicit Coefficient(double value) : factor(static_cast<C>(value)) {
+    if constexpr (sizeof(C) == sizeof(float)) {
+      const double size = value < 0 ? -value : value;
+      if (size < kSmallestCoefficient) scale = static_cast<C>(1.0 / kCoefficientScale);
+      if (size > kLargestCoefficient) scale = static_cast<C>(kCoefficientScale);
+      factor = static_cast<C>(value / double(scale));
+    }
+  }
+};
 
 }  // namespace
 }  // namespace pix2pixhd::cpu

@@ -78,9 +78,30 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) partial[args.first_partial + blockIdx.x] = total * tensor.factor;
 }
 
-// gradient[i] = factor * f'(x[i]; constant) for i in [0, count).
+// A coefficient as two factors, see kSmallestCoefficient.
+template <typename C>
+struct Coefficient {
+  C factor;
+  C scale = C(1);
+
+  __device__ explicit Coefficient(double value) : factor(static_cast<C>(value)) {
+    if constexpr (sizeof(C) == sizeof(float)) {
+      const double size = value < 0 ? -value : value;
+      if (size < kSmallestCoefficient) scale = static_cast<C>(1.0 / kCoefficientScale);
+      if (size > kLargestCoefficient) scale = static_cast<C>(kCoefficientScale);
+      factor = static_cast<C>(value / static_cast<double>(scale));
+    }
+  }
+  __device__ C times(C slope) const {
+    if constexpr (sizeof(C) == sizeof(float)) return slope * factor * scale;
+    return slope * factor;
+  }
+};
+
+// gradient[i] = coefficient * f'(x[i]; constant), for the squared error half of f', for i in [0, count).
 template <bool kWhole, Pointwise kKind, typename T, typename C>
-__device__ inline void slope_chunk(const T* x, T* gradient, C constant, C factor, int count, bool aligned) {
+__device__ inline void slope_chunk(const T* x, T* gradient, C constant, Coefficient<C> coefficient, int count,
+                                   bool aligned) {
   constexpr int V = kVector<T>;
   for (int at = static_cast<int>(threadIdx.x) * V; kWhole ? at < kBlockChunk : at < count; at += kThreads * V) {
     const Pack<T, V> pack = load<kWhole, V>(x, at, count, aligned);
@@ -89,14 +110,14 @@ __device__ inline void slope_chunk(const T* x, T* gradient, C constant, C factor
     for (int c = 0; c < V; ++c) {
       const C value = widen(pack.value[c]);
       if constexpr (kKind == Pointwise::kSquaredError) {
-        result.value[c] = narrow<T>(C(2) * factor * (value - constant));
+        result.value[c] = narrow<T>(coefficient.times(value - constant));
       } else if constexpr (kKind == Pointwise::kHinge) {
         // NaN passes the gradient, as F.relu does.
-        result.value[c] = narrow<T>(C(1) - constant * value <= 0 ? C(0) : -constant * factor);
+        result.value[c] = narrow<T>(C(1) - constant * value <= 0 ? C(0) : coefficient.times(-constant));
       } else if constexpr (kKind == Pointwise::kLogistic) {
-        result.value[c] = narrow<T>(factor * logistic_slope(value, constant));
+        result.value[c] = narrow<T>(coefficient.times(logistic_slope(value, constant)));
       } else {
-        result.value[c] = narrow<T>(constant * factor);
+        result.value[c] = narrow<T>(coefficient.times(constant));
       }
     }
     store<kWhole, V>(gradient, at, count, aligned, result);
@@ -113,11 +134,12 @@ __global__ void __launch_bounds__(kThreads)
   T* gradient = static_cast<T*>(tensor.data[1]) + chunk.begin;
   const C constant =
       widen(narrow<T>(tensor.constant));  // the label rounded to the tensor's dtype, as torch.full_like does
-  const C factor = static_cast<C>(read(upstream) * tensor.factor);
+  constexpr double kSlope = kKind == Pointwise::kSquaredError ? 2.0 : 1.0;
+  const Coefficient<C> coefficient(kSlope * read(upstream) * tensor.factor);
   if (chunk.whole) {
-    slope_chunk<true, kKind>(x, gradient, constant, factor, chunk.count, true);
+    slope_chunk<true, kKind>(x, gradient, constant, coefficient, chunk.count, true);
   } else {
-    slope_chunk<false, kKind>(x, gradient, constant, factor, chunk.count, chunk.aligned);
+    slope_chunk<false, kKind>(x, gradient, constant, coefficient, chunk.count, chunk.aligned);
   }
 }
 

@@ -255,7 +255,7 @@ __device__ inline void relu_backward_chunk(const BackwardArgs<T, kTerm>& args, c
       if constexpr (kTerm == Term::kSigns) {
         const Compute<T> term = positive[u] >> c & 1u   ? coefficient
                                 : negative[u] >> c & 1u ? -coefficient
-                                                        : Compute<T>(0);
+                                                        : Compute<T>(0) * coefficient;  // NaN as in PyTorch
         value = narrow<T>(widen(value) + term);
       } else if constexpr (kTerm == Term::kDifferences) {
         value = narrow<T>(widen(value) + coefficient * widen(difference[u].value[c]));

@@ -267,8 +267,8 @@ void set_backward(Parameters& parameters, const NormArguments& arguments, const 
     parameters.set(map, cpu::kGradient, at, factor);
     if (!wanted.through_statistics) return;
     const double normalise = to_normalised(arguments, wanted, row, c);
-    parameters.set(map, cpu::kCentred, at, -factor * normalise * normalise * shared.product[i] / count);
-    parameters.set(map, cpu::kConstant, at, -factor * shared.gradient[i] / count);
+    parameters.set(map, cpu::kCentred, at, -normalise * normalise * shared.product[i] / count);
+    parameters.set(map, cpu::kConstant, at, -shared.gradient[i] / count);
   });
 }
 

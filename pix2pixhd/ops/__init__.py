@@ -105,7 +105,7 @@ def _multi_l1(xs: list[Tensor], ys: list[Tensor], weights: Numbers) -> Tensor:
         check_all_dense("inputs", xs)  # PyTorch takes some of these tensors, the operators none
         check_all_dense("targets", ys)
         return reference.multi_l1_loss(xs, ys, parsed)
-    loss = multi_l1.fused_multi_l1_loss(xs, ys, scalars.read(parsed))
+    loss = multi_l1.fused_multi_l1_loss(xs, ys, scalars.read_weights(parsed, xs + ys))
     return _as_pytorch(loss, xs + ys, parsed, autocast_widens=True)
 
 
@@ -127,7 +127,7 @@ def _pointwise(
         if not backend.use_fused(preds[0]):
             check_all_dense("preds", preds)  # PyTorch takes some of these tensors, the operators none
             return plain(preds, constants, parsed)
-        loss = pointwise.fused_pointwise_loss(preds, constants, scalars.read(parsed), kind)
+        loss = pointwise.fused_pointwise_loss(preds, constants, scalars.read_weights(parsed, preds), kind)
     except RuntimeError:
         check_all_dense("preds", preds)
         raise

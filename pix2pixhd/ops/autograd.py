@@ -44,6 +44,11 @@ def wider(*dtypes: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
+def dtypes_of(values: Sequence[object]) -> list[torch.dtype]:
+    """Return the dtypes of the tensors among the values."""
+    return [value.dtype for value in values if isinstance(value, Tensor)]
+
+
 def dense_or_contiguous(size: list[int], stride: list[int]) -> list[int]:
     """Return the strides of a gradient: those of the input if it is dense, else contiguous ones.
 

@@ -19,6 +19,7 @@ from pix2pixhd.ops.autograd import (
     below_autograd,
     contiguous_strides,
     dense_or_contiguous,
+    dtypes_of,
     requested,
     transformed,
     wider,
@@ -301,6 +302,6 @@ def fused_multi_l1_loss(inputs: list[Tensor], targets: list[Tensor], weights: li
     if all_constant(weights):
         return _call(inputs, targets, weights)
     # PyTorch applies weights that are tensors or symbolic numbers, with one call per pair.
-    dtype = wider(*[tensor.dtype for tensor in (*inputs, *targets)])
+    dtype = wider(*dtypes_of(inputs), *dtypes_of(targets), *dtypes_of(weights))
     terms = [w * _call([x], [y], [1.0]) for x, y, w in zip(inputs, targets, weights, strict=True)]
     return torch.stack([term.to(dtype) for term in terms]).sum()

@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pix2pixhd.ops import recycling
-from pix2pixhd.ops.autograd import LARGE, below_autograd, dense_or_contiguous, requested, transformed, wider, zero_of
+from pix2pixhd.ops.autograd import (
+    LARGE,
+    below_autograd,
+    dense_or_contiguous,
+    dtypes_of,
+    requested,
+    transformed,
+    wider,
+    zero_of,
+)
 from pix2pixhd.ops.reference import label_like
 from pix2pixhd.ops.scalars import Number, all_constant
 
@@ -158,7 +167,7 @@ def register() -> None:
 
 def _composed(inputs: list[Tensor], constants: list[Number], weights: list[Number], kind: Kind) -> Tensor:
     """Compute the loss with PyTorch's operations, which accept tensors and symbolic numbers."""
-    dtype = wider(*[tensor.dtype for tensor in inputs])
+    dtype = wider(*dtypes_of(inputs), *dtypes_of(weights))
     terms = [_values(x, c, kind).mean() * w for x, c, w in zip(inputs, constants, weights, strict=True)]
     return torch.stack([term.to(dtype) for term in terms]).sum()
 

@@ -88,6 +88,19 @@ def read(values: list[Number]) -> list[Number]:
     return [float(v) if isinstance(v, Tensor) and not _must_stay_tensor(v) else v for v in values]
 
 
+def read_weights(values: list[Number], tensors: Sequence[Tensor]) -> list[Number]:
+    """As ``read``, for the weights of losses of these tensors.
+
+    Weights in float64 stay tensors, unless the loss is in float64 anyway: they promote it, in range and precision.
+    """
+    if set(map(type, values)) == _FLOAT:
+        return values
+    if torch.float64 in [tensor.dtype for tensor in tensors]:
+        return read(values)
+    promoting = [isinstance(value, Tensor) and value.dtype == torch.float64 for value in values]
+    return [v if promotes else number for v, promotes, number in zip(values, promoting, read(values), strict=True)]
+
+
 def is_constant(value: Number) -> TypeGuard[float]:
     """Whether the operators can take this number, as a Python number that is constant in a compiled graph.
 

@@ -111,6 +111,42 @@ def test_statistics_of_a_large_mean_do_not_cancel(layout, per_image):
         torch.testing.assert_close(rstd, var.rsqrt(), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("channels", [3, 70])
+def test_statistics_of_a_channel_whose_first_pixel_is_an_outlier_do_not_cancel(layout, channels):
+    x = images((1, channels, 60, 70), torch.float32, layout) * 1e-3 + 0.1
+    x[:, :, 0, 0] = 1.0
+    mean, _, var = fused.norm_statistics(x, True, 0.0)
+    wide = x.double()
+    torch.testing.assert_close(mean.double(), wide.mean((2, 3)), rtol=1e-7, atol=0)
+    torch.testing.assert_close(var.double(), wide.var((2, 3), correction=0), rtol=2e-7, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("size", [1e20, 1e25, 1e30])
+def test_images_whose_squares_overflow_float32_are_normalised_with_their_gradients(dtype, layout, size):
+    x = (images((2, 5, 6, 7), torch.float64) * size).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else x
+    mean, rstd, _ = fused.norm_statistics(x, True, 1e-5)
+    grad = images(x.shape, dtype, seed=1)
+    leaf = x.double().requires_grad_()
+    expected = F.relu(F.instance_norm(leaf))
+    (expected_gradient,) = torch.autograd.grad(expected, leaf, grad.double())
+    assert_near(fused.norm_act(x, mean, rstd, activation=1), expected.detach(), dtype, 4)
+    gradient = fused.norm_act_backward(grad, x, False, mean, rstd, activation=1)[0]
+    assert_near(gradient.double() * size, expected_gradient * size, dtype, 4)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_variance_beyond_float64_is_infinite_as_in_pytorch(layout):
+    x = images((1, 3, 6, 7), torch.float64, layout) * 1e200
+    mean, rstd, var = fused.norm_statistics(x, True, 1e-5)
+    assert var.isinf().all()
+    assert torch.equal(fused.norm_act(x, mean, rstd), torch.zeros_like(x))
+    assert torch.equal(F.instance_norm(x), torch.zeros_like(x))
+
+
 @pytest.mark.parametrize("activation", range(3))
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_nan_inf_and_zero_behave_as_in_pytorch(activation, layout):

@@ -114,6 +114,23 @@ def test_a_learned_number_modified_before_backward_raises_an_error(name):
         torch.autograd.grad(loss, x)
 
 
+@pytest.mark.parametrize("name", ["l1, weights", "hinge, weights", "mean, weights"])
+def test_weights_that_are_float64_tensors_keep_their_precision_and_range(name):
+    xs = [torch.full((4,), 0.25, requires_grad=True), torch.full((3,), 0.5, requires_grad=True)]
+    for numbers in ([1.0 + 1e-12, 1 / 3], [1e200, -1e150]):
+        plain = torch.tensor(numbers, dtype=torch.float64)
+        learned = plain.clone().requires_grad_()
+        expected = WITH_NUMBERS[name]([x.double() for x in xs], plain)
+        for weights in (learned, plain, list(plain), [learned[0], plain[1]]):
+            loss = WITH_NUMBERS[name](xs, weights)
+            assert loss.dtype == torch.float64
+            torch.testing.assert_close(loss.detach(), expected.detach(), rtol=1e-15, atol=0)
+        loss = WITH_NUMBERS[name](xs, learned)
+        slopes = torch.autograd.grad(loss, learned)[0]
+        unit = WITH_NUMBERS[name]([x.double() for x in xs], [1.0, 1e-300]), WITH_NUMBERS[name]([xs[1].double()], [1.0])
+        torch.testing.assert_close(slopes, torch.stack(unit).detach(), rtol=1e-15, atol=0)
+
+
 def test_tensors_as_weights_and_labels_receive_gradients():
     xs, ys = [torch.randn(5), torch.randn(3)], [torch.randn(5), torch.randn(3)]
     weights = torch.tensor([0.5, 2.0], requires_grad=True)

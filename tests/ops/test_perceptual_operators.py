@@ -130,6 +130,20 @@ def test_nan_and_inf_affect_only_the_loss_of_their_own_image():
     same(grad[0, 0, 0, 0], expected)  # |NaN| has gradient 0 in PyTorch
 
 
+@pytest.mark.parametrize("coefficient", [float("nan"), float("inf")])
+def test_ties_have_a_gradient_of_nan_under_a_non_finite_coefficient_as_in_pytorch(coefficient):
+    x = make_map(1, 32, 2, 3, special=False).abs() + 1.0
+    y = x.clone()
+    y[:, ::2] += 1.0
+    leaf = x.clone().requires_grad_()
+    distance = F.l1_loss(leaf, y, reduction="sum")
+    (expected,) = torch.autograd.grad(distance, leaf, torch.tensor(coefficient))
+    _, mask, signs = ops.relu_distance_(x.clone(), y.clone(), None, None, False, False, True)
+    grad = torch.zeros_like(x)
+    ops.relu_distance_backward_(grad, mask, signs, None, False, coefficient)
+    same(grad, expected)
+
+
 def test_an_empty_batch_has_no_losses_and_an_empty_feature_map_has_a_mean_of_nan():
     assert ops.relu_distance_(make_map(0, 32, 4, 4), make_map(0, 32, 4, 4), None, None, False, False, True)[
         0

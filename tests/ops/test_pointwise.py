@@ -117,3 +117,19 @@ def test_dtypes_match_pytorch_inside_and_outside_autocast():
         assert loss.dtype == torch.float32
     (g,) = torch.autograd.grad(65536.0 * loss, x)
     torch.testing.assert_close(g.double(), (65536 * 2 / 8 * (x.detach().double() - 1)), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["lsgan", "logistic"])
+@pytest.mark.parametrize("weight", [1e-42, 1e-44, 1e40, 1e44])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_is_accurate_where_its_coefficient_is_beyond_float32(kind, weight, dtype):
+    if weight < 1.0:  # small coefficients and large slopes, or the reverse
+        x, label = torch.tensor([3e20, -1e15, -7e18, 2e12, 3.0], dtype=dtype), 1e30
+    else:
+        x, label = torch.full((5,), 0.0 if kind == "lsgan" else -50.0, dtype=dtype), 1e-20
+    leaf, exact = x.requires_grad_(), x.detach().double().requires_grad_()
+    (found,) = torch.autograd.grad(CALLS[kind]([leaf], [label], [weight]), leaf)
+    expected = weight * FORMULAS[kind](exact, torch.tensor(label, dtype=dtype).item()).mean()
+    (expected,) = torch.autograd.grad(expected, exact)
+    assert found.any()
+    torch.testing.assert_close(found, expected.to(dtype), rtol=4 * torch.finfo(dtype).eps, atol=1e-44)
