@@ -112,19 +112,28 @@ def _message(error: BaseException) -> str | None:
     return None
 
 
-def _written(before: Tensor, tensor: Tensor, may_write: bool) -> str | None:
-    """What is wrong with the memory of an argument after the call, whose bytes were ``before``."""
-    after = _bytes(tensor)
-    if torch.equal(before, after):
-        return None
-    if not may_write:
-        return "modified an argument that the schema does not mark as written"
-    allowed = before.clone()
-    copy = torch.empty(0, dtype=tensor.dtype).set_(
-        allowed.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
-    )
-    copy.copy_(tensor.detach())
-    return None if torch.equal(allowed, after) else "wrote memory outside of an argument"
+def _written_wrongly(built: Built, before: list[Tensor | None], flags: list[bool]) -> str | None:
+    """What is wrong with the memory of the arguments after the call, whose storages contained ``before``."""
+    storages: dict[int, tuple[Tensor, Tensor, list[Tensor]]] = {}  # bytes before and after, and written tensors
+    for (_, tensor), own, flag in zip(built.tensors, before, flags, strict=True):
+        if own is not None:
+            address = tensor.untyped_storage().data_ptr()
+            written = storages.setdefault(address, (own, _bytes(tensor), []))[2]
+            written += [tensor] if flag else []
+    for own, after, written in storages.values():
+        if torch.equal(own, after):
+            continue
+        if not written:
+            return "modified an argument that the schema does not mark as written"
+        allowed = own.clone()
+        for tensor in written:
+            elements = torch.empty(0, dtype=tensor.dtype).set_(
+                allowed.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
+            )
+            elements.copy_(tensor.detach())
+        if not torch.equal(allowed, after):
+            return "wrote memory outside of an argument"
+    return None
 
 
 def _ordinary(call: Call) -> Call:
@@ -221,17 +230,6 @@ def _values(built: Built) -> list[Tensor | None] | None:
         same = spec.kind in ("plain", "leaf", "parameter", "subclass") and spec.shares is None
         values.append(None if same else tensor.detach().resolve_neg().clone())
     return values
-
-
-def _written_wrongly(built: Built, before: list[Tensor | None], flags: list[bool]) -> str | None:
-    arguments = [(t, b, flag) for (_, t), b, flag in zip(built.tensors, before, flags, strict=True) if b is not None]
-    written = {t.untyped_storage().data_ptr() for t, _, flag in arguments if flag}
-    for tensor, own, flag in arguments:
-        if flag or tensor.untyped_storage().data_ptr() not in written:
-            problem = _written(own, tensor, flag)
-            if problem is not None:
-                return problem
-    return None
 
 
 def examine(call: Call, namespace: str = "pix2pixhd") -> Outcome | None:
