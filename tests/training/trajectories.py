@@ -88,9 +88,9 @@ def make_module(row: Row) -> Pix2PixHD:
 def make_batch(step: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(step)
     return {
-        "input": torch.randint(0, 4, (2, 16, 24), generator=generator, dtype=torch.int32),
-        "instance": torch.randint(0, 5, (2, 16, 24), generator=generator, dtype=torch.int32),
-        "image": torch.rand(2, 3, 16, 24, generator=generator) * 2 - 1,
+        "input": torch.randint(0, 4, (1, 16, 24), generator=generator, dtype=torch.int32),
+        "instance": torch.randint(0, 5, (1, 16, 24), generator=generator, dtype=torch.int32),
+        "image": torch.rand(1, 3, 16, 24, generator=generator) * 2 - 1,
     }
 
 
