@@ -57,7 +57,7 @@ def execute(row: Row, shop: Workshop) -> dict[str, str]:
         found |= {"result": "refused" if row.is_refusal else "passed", "remark": row.run(shop)}
     except NotRun as reason:
         found |= {"result": "not run", "remark": str(reason)}
-    except Failure as failure:
+    except (Failure, OSError) as failure:  # OSError: a command is missing
         found |= {"result": "failed", "remark": str(failure).strip()[-400:]}
         say(f"{row.name}, {row.base} failed:\n{failure}")
     return found

@@ -162,14 +162,15 @@ def _wheel_without_compiler(shop: Workshop) -> str:
 def _no_nvcc(shop: Workshop) -> str:
     with shop.cell(NEWEST) as cell:
         path = _bare_path(cell)
-        for name in ("g++", "ccache", "as", "ld", "cc1plus"):
+        for name in ("g++", "ccache", "as", "ld", "ninja"):
             if shutil.which(name):
                 pathlib.Path(path, name).symlink_to(str(shutil.which(name)))
         usual = pathlib.Path("/usr/local/cuda").resolve()
         if usual.exists():  # it is found without the PATH
             if not is_linux_root():
                 raise NotRun("only root can hide /usr/local/cuda from a command")
-            cell.prefix = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {usual} && exec "$@"', "sh"]
+            hide = f'{shutil.which("mount")} -t tmpfs none {usual} && exec "$@"'
+            cell.prefix = [str(shutil.which("unshare")), "--mount", "/bin/sh", "-c", hide, "sh"]
         log = cell.install(shop.sdist(), PATH=path)
         cell.check(PATH=path)
         found = re.search(r"building without CUDA kernels: no nvcc was found", log)
