@@ -40,7 +40,7 @@ def test_rows_that_a_full_disk_refused_are_written_later(csv_logger, full_disk):
         warnings.simplefilter("always")
         for step in range(20):
             logger.log_metrics({"G_GAN": 1 / 3}, step)
-            with full_disk(100):  # after a few rows, in the middle of one
+            with full_disk(105):  # after a few rows, in the middle of one
                 logger.save()
     assert [str(x.message).partition(" (")[0] for x in caught] == ["CSV cannot log"]
     assert 1 < len(rows(path)) < 6
