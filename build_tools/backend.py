@@ -13,7 +13,7 @@ from setuptools.build_meta import *  # noqa: F403 (all other hooks)
 from build_tools import cuda_toolkit
 from build_tools.messages import BuildError
 
-OLDEST_SETUPTOOLS = 77  # as in pyproject.toml; older ones do not know its license field
+OLDEST_SETUPTOOLS = 77  # as in pyproject.toml and in the message below; older ones do not know its license field
 
 
 def check_setuptools(version: str) -> None:
@@ -24,7 +24,7 @@ def check_setuptools(version: str) -> None:
     """
     if int(version.split(".")[0]) < OLDEST_SETUPTOOLS:
         raise BuildError(
-            f"setuptools >= {OLDEST_SETUPTOOLS} is needed to build, found {version}. "
+            f"setuptools >= 77 is needed to build, found {version}. "
             "Run: pip install -U setuptools pybind11 ninja, or omit --no-build-isolation."
         )
 

@@ -114,7 +114,8 @@ def _check_arguments(fake: Tensor, real: Tensor | None, weight_map: Tensor | Non
         raise ValueError(
             f"pix2pixhd.frozen_feature_loss: real must have the shape of fake, {shape}, got {[*real.shape]}"
         )
-    if weight_map is not None and [*weight_map.shape] != [*shape[:1], 1, *shape[2:]]:
+    # At lower scales the map still has the size of the original images.
+    if weight_map is not None and (weight_map.dim() != 4 or [*weight_map.shape[:2]] != [shape[0], 1]):
         raise ValueError(
             f"pix2pixhd.frozen_feature_loss: weight_map must be [N, 1, H, W] for fake of shape {shape}, got "
             f"{[*weight_map.shape]}"

@@ -107,4 +107,6 @@ def check_arguments(
     if real is not None:
         _check("real", real, fake.shape, fake)
     if weight_map is not None:
-        _check("weight_map", weight_map, (images, 1, height, width), fake)
+        # At lower scales the map still has the size of the original images.
+        size = weight_map.shape[2:] if weight_map.dim() == 4 else (height, width)
+        _check("weight_map", weight_map, (images, 1, *size), fake)

@@ -164,12 +164,12 @@ def test_compiled_steps_without_a_compiler_are_left_out(capsys, monkeypatch):
     assert "failed: torch.compile failed (no compiler); install a C++ compiler, or use --no-compile." in out
 
 
-def test_without_a_compiler_the_other_implementations_are_measured(monkeypatch):
+def test_without_a_compiler_the_other_implementations_are_measured():
     from torch._inductor import config
 
-    monkeypatch.setattr(config, "force_disable_caches", True)
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    [found] = run_case("LSGAN, generator", [Setup(16, 16)], rounds=1, report=lambda what: None)
+    # Not monkeypatch: its undo deletes the options.
+    with config.patch({"force_disable_caches": True, "cpp.cxx": ("no-such-compiler",)}):
+        [found] = run_case("LSGAN, generator", [Setup(16, 16)], rounds=1, report=lambda what: None)
     assert found.timings.keys() == found.agreements.keys() == {"fused", "plain"}
     assert "compiler" in found.unavailable["compiled"].lower()
 

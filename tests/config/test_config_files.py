@@ -62,13 +62,6 @@ def test_an_option_that_is_given_twice_is_rejected(tmp_path, text, message):
         parse_train(["--config", str(path)])
 
 
-def test_an_option_that_is_given_twice_in_the_file_of_a_section_is_rejected(tmp_path):
-    (tmp_path / "data.yaml").write_text("label_nc: 3\nlabel_nc: 4\n")
-    (tmp_path / "config.yaml").write_text("data: data.yaml\n")
-    with pytest.raises(InputError, match=r"data\.yaml: label_nc is given twice, in lines 1 and 2"):
-        parse_train(["--config", str(tmp_path / "config.yaml")])
-
-
 def test_aliases_do_not_give_an_option_twice(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("data: {dataroot: &place somewhere}\nrun: {output: *place, loggers: &l [csv]}\n")

@@ -167,12 +167,14 @@ class Norm {
       if (activation_ == Activation::kLeakyRelu && !(sign > 0)) g = upstream * kSlope;
       wanted[static_cast<size_t>(i % image_.channels)] += g;
       wanted[static_cast<size_t>(image_.channels + i % image_.channels)] += g * centred;
-      double result = parameter(cpu::kGradient, i) * g;
-      double scale = std::fabs(result);
+      double result = g;
+      double scale = std::fabs(g);
       if (through_statistics) {
         result += parameter(cpu::kCentred, i) * centred + parameter(cpu::kConstant, i);
         scale += std::fabs(parameter(cpu::kCentred, i) * centred) + std::fabs(parameter(cpu::kConstant, i));
       }
+      result *= parameter(cpu::kGradient, i);
+      scale *= std::fabs(parameter(cpu::kGradient, i));
       check_near(grad_x, type_, i, result, scale, "grad_x");
       check_near(grad_residual, type_, i, upstream, 0.0, "grad_residual");
     }
