@@ -241,7 +241,7 @@ FAULTS = [
     Fault("outliers cancel", NORM_STATISTICS, "shift <= kMostCancellation * squares", "true", PLAIN,
           "norm_act_extremes", "outlier .*variance"),
     Fault("overflow of squares not detected", NORM_STATISTICS, "squares - squares == 0.0 && ", "", PLAIN,
-          "norm_act_extremes", "rstd"),
+          "norm_act_extremes", "huge outlier .*mean"),
     Fault("exact squares of a plane from zero", NORM_STATISTICS, "pixels, mean).second", "pixels, 0.0).second", PLAIN,
           "norm_act_extremes", "contiguous: variance"),
     Fault("exact squares of a channel from zero", NORM_STATISTICS, "pixels, sum / pixels).second",
