@@ -102,12 +102,12 @@ __device__ inline T backward_element(const BackwardArgs<T>& args, const Backward
                                      int i, Compute<T> gradient, T source) {
   using C = Compute<T>;
   const Masked<C> masked = mask<C>(gradient, widen(source), parameters.affine, i, args.slopes, args.is_output);
-  C result = parameters.affine.scale[i] * masked.gradient;
+  C result = masked.gradient;
   if (args.through_statistics) {
     const C mean = parameters.centred[i] * masked.centred + parameters.constant[i];
     result = result + mean;
   }
-  return narrow<T>(result);
+  return narrow<T>(parameters.affine.scale[i] * result);
 }
 
 // Writes both gradients of a vector at `at`, from the sum over the copies. kWhole: of whole, aligned vectors.

@@ -74,8 +74,8 @@ __global__ void __launch_bounds__(kThreads)
   }
   const auto count = static_cast<double>(tensor.map.height * tensor.map.width * (per_image ? 1 : tensor.batch));
   const double normalise = to_normalised<C>(inputs, is_output, at, c);
-  own[kCentred * depth] = static_cast<C>(-scale * normalise * normalise * product / count);
-  own[kConstant * depth] = static_cast<C>(-scale * gradient / count);
+  own[kCentred * depth] = static_cast<C>(-normalise * normalise * product / count);
+  own[kConstant * depth] = static_cast<C>(-gradient / count);
 }
 
 // One thread per channel.

@@ -84,6 +84,7 @@ void test_perceptual();
 void test_perceptual_pool();
 void test_lpips();
 void test_norm_act();
+void test_norm_act_extremes();
 void test_huge_tensors();
 
 // Runs a kernel that breaks a rule, which the simulator must report. Returns false if there is none of this name.

@@ -27,6 +27,7 @@ constexpr Test kTests[] = {
     {"pool", harness::test_perceptual_pool},
     {"lpips", harness::test_lpips},
     {"norm_act", harness::test_norm_act},
+    {"norm_act_extremes", harness::test_norm_act_extremes},
     {"huge_tensors", harness::test_huge_tensors},
 };
 

@@ -49,7 +49,8 @@ def executable_of(executables: dict[Variant, pathlib.Path], variant: Variant) ->
 @pytest.fixture(scope="session")
 def full_runs(executables: dict[Variant, pathlib.Path]) -> dict[Variant, Run]:
     # The shim and plan tests run no kernels, so they cannot have races.
-    tests = {THREAD: ["quick", "simulator", "l1", "pointwise", "finish_sum", "perceptual", "pool", "lpips", "norm_act"]}
+    names = "simulator l1 pointwise finish_sum perceptual pool lpips norm_act norm_act_extremes"
+    tests = {THREAD: ["quick", *names.split()]}
     slowest_first = sorted(executables, key=build.VARIANTS.index, reverse=True)
     with ThreadPoolExecutor(2) as pool:
         runs = pool.map(lambda variant: build.run(executables[variant], *tests.get(variant, ["all"])), slowest_first)

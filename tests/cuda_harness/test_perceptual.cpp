@@ -147,7 +147,7 @@ struct DistanceCase {
       double factor = rounded(compute, squared() ? 2.0 * coefficient : coefficient);
       if (options.weight) factor = rounded(compute, factor * weight_at(i));
       const double sign = sign_of(difference(i));
-      double term = sign == 0.0 ? 0.0 : sign * factor;
+      double term = sign * factor;  // of a tie 0, or NaN if the factor is not finite, as in PyTorch
       if (squared()) term = rounded(compute, factor * rounded(type, difference(i)));
       const double g = rounded(type, rounded(compute, grad.get(type, i) + term));
       wanted.set(type, i, passes_relu(before.get(type, i)) ? g : 0.0);
