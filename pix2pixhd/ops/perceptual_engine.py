@@ -65,8 +65,9 @@ def transposed(weight: Tensor) -> Tensor:
         return channels_last(weight.flip(2, 3).transpose(0, 1))
     outputs, inputs, height, width = weight.shape
     matrix = weight.permute(0, 2, 3, 1).reshape(outputs, height * width * inputs).t().contiguous()
-    rows = matrix.view(height * width, inputs, outputs).flip(0).transpose(0, 1).contiguous()
-    return rows.view(inputs, height, width, outputs).permute(0, 3, 1, 2)
+    taps = matrix.view(height * width, inputs, outputs).unbind()
+    # `flip` would create a third copy.
+    return torch.stack(taps[::-1], 1).view(inputs, height, width, outputs).permute(0, 3, 1, 2)
 
 
 def pixel_weight(weight_map: Tensor | None, x: Tensor, rows: RowSpan, width: int) -> Tensor | None:
