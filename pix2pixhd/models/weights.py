@@ -38,9 +38,8 @@ def read_weights(path: pathlib.Path, mapped: bool = False) -> object:
     Raises:
         ValueError: If the file is damaged or contains anything else; the message is only the reason.
     """
-    _check_archive(path)
     try:
-        _verify_checksums(path)
+        _check_archive(path)
         content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damaged files fail in many ways: zip, pickle, struct, EOF
         raise ValueError(_failure(error)) from error
@@ -48,34 +47,25 @@ def read_weights(path: pathlib.Path, mapped: bool = False) -> object:
 
 
 def _check_archive(path: pathlib.Path) -> None:
-    """Check that reading an archive needs no more memory than its size.
+    """Check that reading an archive needs no more memory than its size, and verify the checksums of its entries.
+
+    ``torch.save`` writes the checksums, but ``torch.load`` ignores them.
 
     Raises:
-        ValueError: If its entries are compressed, or share their bytes.
-    """
-    try:
-        if not zipfile.is_zipfile(path):
-            return
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError):
-        return  # torch reports the reason
-    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-    if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise ValueError("its entries are compressed or overlap, which torch.save never writes; save the weights again")
-
-
-def _verify_checksums(path: pathlib.Path) -> None:
-    """Verify the checksums that ``torch.save`` writes, which ``torch.load`` ignores.
-
-    Raises:
-        RuntimeError: If a part of the file does not match its checksum.
+        RuntimeError: If entries are compressed, share their bytes or do not match their checksums.
     """
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise RuntimeError(
+                "its entries are compressed, as in TorchScript archives; save the network's state_dict() instead"
+            )
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise RuntimeError("its entries overlap, which torch.save never writes; save the weights again")
         # torch.serialization.set_crc32_options(False) writes zeros.
-        if any(entry.CRC for entry in archive.infolist()) and (damaged := archive.testzip()) is not None:
+        if any(entry.CRC for entry in entries) and (damaged := archive.testzip()) is not None:
             raise RuntimeError(f"it is damaged: {damaged} does not match its checksum")
 
 
