@@ -103,14 +103,15 @@ class _CompleteRows(_ExperimentWriter):
     """Writes complete rows only, and keeps those that could not be written for the next attempt."""
 
     def save(self) -> None:
-        """Appends the new rows; replaces the file if they have new columns."""
+        """Appends the new rows; writes the whole file if they have new columns or if it is missing."""
         if not self.metrics:
             return
         path = pathlib.Path(self.metrics_file_path)
         columns = sorted({*self.metrics_keys, *(name for row in self.metrics for name in row)})
-        if columns != self.metrics_keys:
+        exists = path.exists()  # somebody may have moved it away
+        if columns != self.metrics_keys or not exists:
             rows = []
-            if path.exists():
+            if exists:
                 with path.open(newline="") as file:
                     rows = list(csv.DictReader(file))
             with replacing(path, force=True) as part, part.open("w", newline="") as file:

@@ -48,6 +48,15 @@ def test_rows_that_a_full_disk_refused_are_written_later(csv_logger, full_disk):
     assert [(int(row["step"]), float(row["G_GAN"])) for row in rows(path)] == [(step, 1 / 3) for step in range(20)]
 
 
+def test_a_file_that_was_moved_away_is_started_again(csv_logger):
+    logger, path = csv_logger
+    for step in range(2):
+        logger.log_metrics({"G_GAN": 0.5}, step)
+        logger.save()
+        path.rename(path.with_name(f"moved_{step}.csv"))
+    assert rows(path.with_name("moved_1.csv")) == [{"step": "1", "G_GAN": "0.5"}]
+
+
 def test_new_columns_never_leave_a_shorter_file(csv_logger, monkeypatch):
     logger, path = csv_logger
     for step in range(3):
