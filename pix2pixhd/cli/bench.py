@@ -80,7 +80,7 @@ def _read_earlier(path: pathlib.Path) -> tuple[list[CaseResult], dict[str, str]]
             f"--compare: {path} is not a text file; choose one that pix2pixhd bench --json wrote"
         ) from error
     except OSError as error:
-        raise InputError(f"--compare: {path} cannot be read ({error.strerror})") from error
+        raise InputError(f"--compare: {path} cannot be read ({error.strerror}); choose a readable file") from error
     return read_results(text, str(path)), read_machine(text)
 
 

@@ -61,11 +61,15 @@ def read_options(path: pathlib.Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give the opt.txt of a run of NVIDIA's code") from None
     if len(text) > _MAX_BYTES:
-        raise InputError(f"{path}: not an opt.txt of NVIDIA's code, which has 2 kB, not more than {_MAX_BYTES} bytes")
+        raise InputError(
+            f"{path}: not an opt.txt of NVIDIA's code, because it has more than 1 MiB; give the opt.txt of a run"
+        )
     pairs = (line.partition(": ") for line in text.splitlines() if not line.startswith("--"))
     options = {name.strip(): value.strip() for name, colon, value in pairs if colon}
     if not {"netG", "label_nc", "ngf"} <= set(options):
-        raise InputError(f"{path}: not an opt.txt of NVIDIA's code, which has lines such as 'ngf: 64'")
+        raise InputError(
+            f"{path}: not an opt.txt of NVIDIA's code, which has lines such as 'ngf: 64'; give that of a run"
+        )
     return options
 
 
@@ -119,7 +123,7 @@ class _Options:
         return self.number(name, default) if isinstance(default, (int, float)) else self.given[name]
 
     def _refuse(self, name: str, expected: str, text: str) -> NoReturn:
-        raise InputError(f"{self.path}: {name} should be {expected}, got {text!r}")
+        raise InputError(f"{self.path}: {name} should be {expected}, got {text!r}; correct this line")
 
 
 def to_config(path: pathlib.Path) -> tuple[TrainConfig, dict[str, str]]:
