@@ -4,6 +4,7 @@ import itertools
 import math
 
 import numpy as np
+import report_tables
 
 METRICS = ("L1", "SSIM")
 _EXACT = 12  # with more pairs, signs are drawn at random instead of enumerated
@@ -73,7 +74,7 @@ def table(runs):
     headers = ["losses", "seeds"]
     for metric in METRICS:
         headers += [f"{metric}, plain", "pix2pixhd − plain", "plain, one rounding − plain"]
-    lines = [headers, ["---"] * len(headers)]
+    rows = []
     by_metric = {metric: pairs_of(runs, metric) for metric in METRICS}
     for case, triples in by_metric[METRICS[0]].items():
         cells = [case, str(len(triples))]
@@ -81,8 +82,8 @@ def table(runs):
             fused, plain, rounded = np.array(by_metric[metric][case]).T
             spread = f" (± {np.std(plain, ddof=1):.3f})" if len(plain) > 1 else ""
             cells += [f"{np.mean(plain):.3f}{spread}", _difference(fused - plain), _difference(rounded - plain)]
-        lines.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        rows.append(cells)
+    return report_tables.table(headers, rows)
 
 
 def tests(runs):
