@@ -43,7 +43,7 @@ def out_of_memory(error: BaseException) -> str | None:
 
 
 def install_command(extra: str = "", options: str = "") -> str:
-    """Return the command that installs this package from its checkout: the package is not in the package index.
+    """Returns the command that installs this package from its checkout: the package is not in the package index.
 
     pip records the checkout that it installed from. If that is unknown or gone, the command is for the checkout as the
     current folder.
@@ -63,7 +63,7 @@ def install_command(extra: str = "", options: str = "") -> str:
 
 
 def _checkout() -> pathlib.Path | None:
-    """The folder that pip installed this package from, if it is still a checkout."""
+    """Returns the folder that pip installed this package from, if it is still a checkout."""
     try:
         record = importlib.metadata.distribution("pix2pixhd-fused").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
