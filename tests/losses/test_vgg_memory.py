@@ -2,10 +2,10 @@
 
 import copy
 import itertools
-import weakref
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from pix2pixhd.losses import VGGLoss
@@ -47,31 +47,32 @@ def wide(vgg):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of live tensors that were allocated in this mode."""
+    """Counts the bytes of live tensors that were allocated in this mode.
+
+    The Python object of a storage may be freed and created again while the storage lives, so storages are identified by
+    PyTorch's own weak references.
+    """
 
     def __init__(self, *given):
         super().__init__()
-        self.now = self.peak = 0
-        self.known = weakref.WeakSet(tensor.untyped_storage() for tensor in given)
+        self.peak = 0
+        self.given = {tensor.untyped_storage()._cdata for tensor in given}
+        self.found = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(tensor, torch.Tensor):
-                self.count(tensor.untyped_storage())
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.given:
+                    self.found.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        self.peak = max(self.peak, self.now)
         return out
 
-    def count(self, storage):
-        if storage in self.known:
-            return
-        self.known.add(storage)
-        size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self.release, size)
-
-    def release(self, size):
-        self.now -= size
+    @property
+    def now(self):
+        self.found = {key: value for key, value in self.found.items() if not value[0].expired()}
+        return sum(size for _, size in self.found.values())
 
 
 def uncounted_transposed(weight):
