@@ -10,7 +10,7 @@ import shlex
 import sys
 import urllib.parse
 
-__all__ = ["InputError", "install_command", "out_of_memory"]
+__all__ = ["InputError", "dead_worker", "install_command", "out_of_memory"]
 
 
 class InputError(ValueError):
@@ -40,6 +40,21 @@ def out_of_memory(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and (allocation := re.search(r"DefaultCPUAllocator: ([^\n]*)", str(error))):
         return f"out of memory ({allocation[1]})"
     return None
+
+
+def dead_worker(error: BaseException) -> str | None:
+    """Returns PyTorch's message about a worker process of a data loader that died; None for other errors.
+
+    PyTorch raises this error in the main thread from a signal handler, so at any point of the program.
+
+    Example:
+        >>> dead_worker(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))
+        'DataLoader worker (pid 7) is killed by signal: Killed. '
+    """
+    text = str(error)
+    return (
+        text.splitlines()[0] if isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid") else None
+    )
 
 
 def install_command(extra: str = "", options: str = "") -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from pix2pixhd.errors import dead_worker
 from pix2pixhd.files import replacing
 
 __all__ = ["AtomicCheckpointIO", "save_torch"]
@@ -21,6 +22,7 @@ def save_torch(content: object, part: pathlib.Path) -> None:
     Raises:
         OSError: If the file cannot be written. torch's zip writer reports a failed write, for example to a full disk,
             as a ``RuntimeError`` about file positions, which is converted.
+        RuntimeError: If a process that loads images died in the meantime.
     """
     try:
         with part.open("wb") as file:
@@ -28,6 +30,8 @@ def save_torch(content: object, part: pathlib.Path) -> None:
     except RuntimeError as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
+            if dead_worker(cause) is not None:
+                raise cause from None
             cause = cause.__context__
         raise cause or OSError(f"the disk may be full: {str(error).splitlines()[0]}") from error
 

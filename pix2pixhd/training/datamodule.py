@@ -18,7 +18,7 @@ from pix2pixhd.config.schema import DataOptions
 from pix2pixhd.data import DataError, EpochSampler, Pair, PairedDataset, Problem, Sample, check_pairs, find_pairs
 from pix2pixhd.data.folders import check_command
 from pix2pixhd.data.rules import batch_problem
-from pix2pixhd.errors import InputError
+from pix2pixhd.errors import InputError, dead_worker
 from pix2pixhd.reporting.progress import check_progress
 from pix2pixhd.training.first_process import on_first_process
 from pix2pixhd.training.processes import raise_together
@@ -82,10 +82,11 @@ def reporting_dead_workers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
+        reason = dead_worker(error)
+        if reason is None:
             raise
         raise InputError(
-            f"the system terminated a process that loads images ({str(error).splitlines()[0]}); the usual reason is "
+            f"the system terminated a process that loads images ({reason}); the usual reason is "
             "too little memory or shared memory (/dev/shm): lower data.nThreads or data.batchSize"
         ) from error
 

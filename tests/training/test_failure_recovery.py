@@ -16,6 +16,7 @@ from pix2pixhd.checkpoints import atomic as checkpoint_io
 from pix2pixhd.checkpoints.atomic import AtomicCheckpointIO
 from pix2pixhd.checkpoints.format import read_checkpoint
 from pix2pixhd.errors import InputError
+from pix2pixhd.training.datamodule import reporting_dead_workers
 from pix2pixhd.training.run import train
 from pix2pixhd.training.shutdown import RunStopped
 
@@ -45,6 +46,23 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, full_disk):
     path.write_bytes(b"old")
     with full_disk(2000), pytest.raises(InputError, match=r"cannot be written \(File too large\).* --resume"):
         AtomicCheckpointIO().save_checkpoint({"value": torch.zeros(10000)}, path)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+def test_a_worker_that_dies_while_a_checkpoint_is_written_is_not_reported_as_a_full_disk(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"old")
+
+    def interrupted(checkpoint, file):
+        try:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")  # by PyTorch's signal handler
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")  # by the destructor of the zip writer
+
+    monkeypatch.setattr(checkpoint_io.torch, "save", interrupted)
+    with pytest.raises(InputError, match="terminated a process that loads images"), reporting_dead_workers():
+        AtomicCheckpointIO().save_checkpoint({"value": 2}, path)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["last.ckpt"]
 
