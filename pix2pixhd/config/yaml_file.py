@@ -108,6 +108,8 @@ def _load(name: str) -> object:
             _count(node, {})
             _refuse_repetitions(name, node)
         return yaml.safe_load(text)
+    except InputError:
+        raise
     except ValueError as error:  # too many values, or a number or date that Python cannot represent
         raise InputError(
             f"--config: {name} cannot be read: {error}; give a YAML file with sections of options"

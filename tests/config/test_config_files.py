@@ -58,8 +58,10 @@ def test_shipped_configs_go_by_name(tmp_path, monkeypatch):
 def test_an_option_that_is_given_twice_is_rejected(tmp_path, text, message):
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         parse_train(["--config", str(path)])
+    assert str(caught.value).count("--config") == 1
+    assert "cannot be read" not in str(caught.value)
 
 
 def test_aliases_do_not_give_an_option_twice(tmp_path):
