@@ -72,6 +72,19 @@ def plain_pool(tensors, options, dtypes):
     return [F.max_pool2d(F.relu(biased(tensors, "xs", dtypes)), 2)]
 
 
+def gradient_of_distance(ctx, grad_loss, grad, squared, count):
+    """Returns the gradient of x: from the distance, a mean over ``count`` elements, or from the feature map."""
+    mask, kept, weight = ctx.saved_tensors
+    if grad_loss is None:
+        result = grad.clone(memory_format=LAST)
+        torch.ops.pix2pixhd.relu_backward_(result, mask)
+        return result
+    result = torch.zeros(ctx.shape, dtype=grad_loss.dtype).contiguous(memory_format=LAST)
+    coefficient = grad_loss.item() / max(count, 1)
+    torch.ops.pix2pixhd.relu_distance_backward_(result, mask, kept, weight, squared, coefficient)
+    return result
+
+
 class OurDistance(torch.autograd.Function):
     """The sum over the images of the mean distance, and the activated feature map."""
 
@@ -87,15 +100,7 @@ class OurDistance(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, grad):
-        mask, kept, weight = ctx.saved_tensors
-        if grad_loss is None:
-            result = grad.clone(memory_format=LAST)
-            torch.ops.pix2pixhd.relu_backward_(result, mask)
-            return result, None, None, None, None
-        result = torch.zeros(ctx.shape, dtype=grad_loss.dtype).contiguous(memory_format=LAST)
-        coefficient = grad_loss.item() / max(result.shape[1:].numel(), 1)
-        torch.ops.pix2pixhd.relu_distance_backward_(result, mask, kept, weight, ctx.squared, coefficient)
-        return result, None, None, None, None
+        return gradient_of_distance(ctx, grad_loss, grad, ctx.squared, ctx.shape[1:].numel()), None, None, None, None
 
 
 def our_distance(tensors, options):
@@ -140,15 +145,7 @@ class OurLPIPS(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, grad):
-        mask, kept, weight = ctx.saved_tensors
-        if grad_loss is None:
-            result = grad.clone(memory_format=LAST)
-            torch.ops.pix2pixhd.relu_backward_(result, mask)
-            return result, None, None, None, None
-        result = torch.zeros(ctx.shape, dtype=grad_loss.dtype).contiguous(memory_format=LAST)
-        pixels = max(result.shape[2] * result.shape[3], 1)
-        torch.ops.pix2pixhd.relu_distance_backward_(result, mask, kept, weight, True, grad_loss.item() / pixels)
-        return result, None, None, None, None
+        return gradient_of_distance(ctx, grad_loss, grad, True, ctx.shape[2:].numel()), None, None, None, None
 
 
 def our_lpips(tensors, options):
