@@ -16,13 +16,8 @@ def described(device="cpu"):
 
 
 def command(argv):
-    """The command line without ``--json`` and its file."""
+    """The command line without the files that it writes."""
+    from pix2pixhd.cli.bench import measuring
+
     script, *arguments = argv
-    words = iter(arguments)
-    kept = []
-    for word in words:
-        if word == "--json":
-            next(words, None)
-        elif not word.startswith("--json="):
-            kept.append(word)
-    return shlex.join(["python", f"benchmarks/{pathlib.Path(script).name}", *kept])
+    return shlex.join(["python", f"benchmarks/{pathlib.Path(script).name}", *measuring(arguments)])

@@ -119,7 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.print(f"\nchanges since {arguments.compare}:", highlight=False, markup=False)
         lines = [*differences(facts, results, before_facts, before), *changes(results, before)]
         out.print(*lines, sep="\n", highlight=False, markup=False)
-    source = {"date": f"{datetime.date.today()}", "command": shlex.join(["pix2pixhd", "bench", *_measuring(argv)])}
+    source = {
+        "date": f"{datetime.date.today()}",
+        "command": shlex.join(["pix2pixhd", "bench", *measuring(sys.argv[2:] if argv is None else argv)]),
+    }
     written, failed = write_files(arguments, {**facts, **source}, results)
     for line in written:
         out.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -128,10 +131,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measuring(argv: Sequence[str] | None) -> list[str]:
+def measuring(argv: Sequence[str]) -> list[str]:
     """Returns the arguments without those that name files."""
     kept = []
-    arguments = iter(sys.argv[2:] if argv is None else argv)
+    arguments = iter(argv)
     for argument in arguments:
         if argument in ("--json", "--plot", "--compare"):
             next(arguments, None)
