@@ -95,25 +95,25 @@ def _load(name: str) -> object:
     """
     try:
         with pathlib.Path(name).open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-        text = content.decode("utf-8")
+            data = file.read(_MAX_BYTES + 1)
+        text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--config: {name} cannot be read ({error}); give a YAML file in UTF-8") from None
     try:
-        if len(content) > _MAX_BYTES:
+        if len(data) > _MAX_BYTES:
             raise ValueError(f"it has more than {_MAX_BYTES} bytes")
         _check_text(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
             _count(node, {})
-            _refuse_repetitions(name, node)
-        return yaml.safe_load(text)
-    except InputError:
-        raise
+        content: object = yaml.safe_load(text)
     except ValueError as error:  # too many values, or a number or date that Python cannot represent
         raise InputError(
             f"--config: {name} cannot be read: {error}; give a YAML file with sections of options"
         ) from None
+    if node is not None:
+        _refuse_repetitions(name, node)
+    return content
 
 
 def check_config_file(name: str, sections: Sequence[str]) -> None:
